@@ -1,0 +1,55 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each does its own set-up.
+#
+#   make demo LOCK=requirements-cuda13.lock    the current torch: newer GPUs, Python 3.14
+#   make demo PYTHON=python3.12                another interpreter
+
+PYTHON ?= python3
+VENV ?= .venv
+LOCK ?= requirements.lock
+NEWEST_PYTHON = $(if $(findstring cuda13,$(LOCK)),14,13)
+
+INSTALLED = $(VENV)/.$(notdir $(LOCK))
+RUN = PATH="$(abspath $(VENV))/bin:$$PATH"
+
+.PHONY: demo test ui lint locks
+
+demo: $(VENV)/.device
+	@$(RUN) snakemake --profile demo results/demo/table1.csv
+	@$(RUN) python -m workflow.paper.show results/demo/table1.csv
+
+test: $(INSTALLED)
+	@$(RUN) python -m pytest
+
+ui: $(INSTALLED)
+	@$(RUN) python -m workflow.login.tracking --once
+	@$(RUN) mlflow ui --host 127.0.0.1
+
+lint: $(INSTALLED)
+	@$(RUN) ruff check
+	@$(RUN) ruff format --check
+	@$(RUN) snakefmt --check Snakefile workflow/rules
+	@$(RUN) snakemake --lint
+
+# The locks name no host, so that any mirror serves. 2.7.1 is the last torch whose common wheel
+# carries kernels for the paper's V100.
+locks: $(INSTALLED)
+	echo 'torch==2.7.1' | $(RUN) uv pip compile --universal --python-version 3.11 --extra dev \
+	    --no-header --no-annotate --upgrade --constraint - pyproject.toml -o requirements.lock
+	$(RUN) uv pip compile --universal --python-version 3.11 --extra dev \
+	    --no-header --no-annotate --upgrade pyproject.toml -o requirements-cuda13.lock
+
+# A changed lock makes the environment anew: nothing of the old one stays behind.
+$(INSTALLED): $(LOCK)
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, $(NEWEST_PYTHON)) \
+	    else "$(LOCK) needs Python 3.11 to 3.$(NEWEST_PYTHON), and $(PYTHON) is %d.%d; name another: make PYTHON=python3.12" % v)'
+	@echo "Setting up $(VENV) from $(LOCK) (torch with CUDA: about 6 GB) ..."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+	@$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --requirement $(LOCK)
+	@$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --no-deps --editable .
+	@touch $@
+
+# Says which device is used, and stops here if the installed torch can't serve the GPU.
+$(VENV)/.device: $(INSTALLED)
+	@$(RUN) python -m workflow.node.device
+	@touch $@

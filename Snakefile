@@ -1,0 +1,34 @@
+# The paper as targets: `snakemake --profile slurm results/table1.csv`. README.md has the commands.
+import sys
+from contextlib import ExitStack
+
+from snakemake.utils import min_version
+
+sys.path.insert(0, str(workflow.basedir))
+
+from workflow.login import plan as planning
+from workflow.login import session
+
+min_version("9.0")
+
+held = ExitStack()  # what snakemake holds until it ends
+plan = session.begin(workflow, held)
+mirror = []
+
+
+wildcard_constraints:
+    root=plan.roots,
+    run=plan.run_names,
+    section=plan.section_names,
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/throughput.smk"
+include: "workflow/rules/tables.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        "results/table1.csv",

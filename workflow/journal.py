@@ -1,0 +1,63 @@
+"""A run's append-only journal: one JSON object a line, written by the job, read by everyone else.
+
+    {"event": "start", "time": ..., "epochs": 20, "epoch": 3}       (again after each resumption)
+    {"event": "epoch", "time": ..., "epoch": 4, "metrics": {"loss": 1.2, "top1": 80.1}}
+    {"event": "note", "time": ..., "text": "..."}
+    {"event": "end", "time": ...}
+
+`epoch` counts completed epochs, from 1. An epoch may stand twice when a job died between the line
+and its checkpoint; the last one counts.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class Journal:
+    """Appends events; a line cut short by a killed predecessor is removed first."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = open(self.path, "a+b")  # noqa: SIM115 (open for as long as the job runs)
+        self._drop_torn_line()
+
+    def _drop_torn_line(self) -> None:
+        self._stream.seek(0)
+        content = self._stream.read()
+        if content and not content.endswith(b"\n"):
+            self._stream.truncate(content.rfind(b"\n") + 1)
+
+    def write(self, event: str, **values) -> None:
+        line = json.dumps({"event": event, "time": time.time(), **values}) + "\n"
+        self._stream.write(line.encode())
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def read(path: str | Path, offset: int = 0) -> Iterator[tuple[dict, int]]:
+    """Yield (event, offset behind it) for every whole line from `offset`; a torn one is left."""
+    if not os.path.exists(path):
+        return
+    with open(path, "rb") as stream:
+        stream.seek(offset)
+        for line in stream:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            yield json.loads(line), offset
+
+
+def epochs(path: str | Path) -> list[dict]:
+    """The metrics of each completed epoch in order, each with its `epoch`."""
+    found = {}
+    for event, _ in read(path):
+        if event["event"] == "epoch":
+            found[event["epoch"]] = {"epoch": event["epoch"], **event["metrics"]}
+    return [found[epoch] for epoch in sorted(found)]

@@ -1,0 +1,53 @@
+"""A lock that a dead process can't keep: the kernel drops it with the process, kill -9 included."""
+
+import fcntl
+import os
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class Held(RuntimeError):
+    """Another process holds the lock."""
+
+
+@contextmanager
+def exclusive(path: str | Path, patience_s: float = 0.0):
+    """Hold the lock on `path` inside the block; raise Held if it is not free within `patience_s`.
+
+    The file keeps the holder's process id and host, for whoever is refused.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        deadline = time.monotonic() + patience_s
+        while not _take(descriptor):
+            if time.monotonic() >= deadline:
+                raise Held(f"{path} is held by {path.read_text().strip() or 'another process'}")
+            time.sleep(0.1)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_held(path: str | Path) -> bool:
+    """Whether a living process holds the lock (asking takes it for an instant)."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _take(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

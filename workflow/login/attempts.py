@@ -1,0 +1,74 @@
+"""Attempts: the numbered folders in which jobs work, and which of them is current.
+
+    <job folder>/spec.json                what is wanted now
+    <job folder>/attempts/3/spec.json     what this attempt was started for
+                           /job.json      where its job runs
+                           /journal.jsonl, checkpoints/, record.json, logs/
+                           /published     its record was handed to Snakemake
+
+An attempt is open until its record is published; an open attempt is resumed, a closed one is
+history. Nothing is ever deleted here.
+"""
+
+import base64
+import json
+from pathlib import Path
+
+from workflow import records, runs
+
+
+class Attempt:
+    """One attempt's folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.number = int(folder.name)
+        self.record = folder / "record.json"
+        self.journal = folder / "journal.jsonl"
+        self.published = folder / "published"
+
+    @property
+    def spec(self) -> dict:
+        return json.loads((self.folder / "spec.json").read_text())
+
+    def job(self) -> dict | None:
+        """What was noted of its job at submission, None if none was submitted."""
+        try:
+            return json.loads((self.folder / "job.json").read_text())
+        except FileNotFoundError:
+            return None
+
+    def note_job(self, **values) -> None:
+        for error in self.folder.glob("error-rank*.json"):
+            error.unlink()  # of the job before
+        records.write_json(self.folder / "job.json", values)
+
+    def errors(self) -> list[dict]:
+        """Why its processes failed, the first to fail first."""
+        paths = self.folder.glob("error-rank*.json")
+        ordered = sorted(paths, key=lambda path: path.stat().st_mtime)
+        return [json.loads(path.read_text()) for path in ordered]
+
+
+def newest(job_folder: Path) -> Attempt | None:
+    folders = [path for path in (job_folder / "attempts").glob("*") if path.name.isdigit()]
+    return Attempt(max(folders, key=lambda path: int(path.name))) if folders else None
+
+
+def begin(job_folder: Path, spec: dict) -> Attempt:
+    """A new attempt for the spec."""
+    last = newest(job_folder)
+    attempt = Attempt(job_folder / "attempts" / str(last.number + 1 if last else 1))
+    runs.write_spec(attempt.folder / "spec.json", spec)
+    return attempt
+
+
+def noted_by_snakemake(output: Path, attempt: Attempt) -> bool:
+    """Whether Snakemake recorded the output as complete after this attempt published it.
+
+    If not, Snakemake died in between, and deletes and asks for the output again; the attempt's
+    record is then still the answer. If so, being asked again means a wanted re-run.
+    """
+    key = base64.b64encode(str(output).encode(), altchars=b"-_").decode()
+    metadata = Path(".snakemake/metadata") / key
+    return metadata.exists() and metadata.stat().st_mtime >= attempt.published.stat().st_mtime

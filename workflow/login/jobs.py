@@ -1,0 +1,65 @@
+"""The job that travels to the node, and the door to what runs there.
+
+It is pickled by reference and carries its whole spec, so what runs is what was submitted even if
+the YAML changes meanwhile.
+"""
+
+import importlib
+import json
+import traceback
+from pathlib import Path
+
+import submitit
+
+from workflow import locks, records
+
+MODULES = {
+    "data": "workflow.node.data",
+    "preflight": "workflow.node.preflight",
+    "train": "workflow.node.train",
+    "throughput": "workflow.node.throughput",
+}
+
+
+class Job(submitit.helpers.Checkpointable):
+    """One spec and the attempt folder it works in.
+
+    `site` holds what must not change the result: root (the setting's results), data_root, workers,
+    device ("auto", "cpu" or "cuda").
+    """
+
+    def __init__(self, spec: dict, site: dict, folder: str):
+        self.spec, self.site, self.folder = spec, site, folder
+
+    def __call__(self) -> None:
+        environment = submitit.JobEnvironment()
+        if environment.num_tasks > 1:
+            # each process chooses its GPU by local rank; hiding the others would number them anew
+            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        folder = Path(self.folder)
+        # a requeued job may find its predecessor alive: only one may write
+        with locks.exclusive(folder / f"rank{environment.global_rank}.lock", patience_s=5):
+            try:
+                module = importlib.import_module(MODULES[self.spec["kind"]])
+                record = module.run(self.spec, self.site, folder)
+            except BaseException as error:
+                self._keep_error(folder, environment.global_rank, error)
+                raise
+            if environment.global_rank == 0:
+                records.write_json(folder / "record.json", record)
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """Asked for at a time limit or preemption: the same job again, from its own checkpoint."""
+        return submitit.helpers.DelayedSubmission(Job(self.spec, self.site, self.folder))
+
+    @staticmethod
+    def _keep_error(folder: Path, rank: int, error: BaseException) -> None:
+        """The reason, where the launcher finds it; our own errors are one sentence for the user."""
+        ours = type(error).__module__.startswith(("workflow", "evovit", "baselines"))
+        content = {
+            "rank": rank,
+            "sentence": str(error) if ours else None,
+            "traceback": "".join(traceback.format_exception(error)),
+        }
+        path = folder / f"error-rank{rank}.json"
+        path.write_text(json.dumps(content, indent=1))

@@ -1,0 +1,147 @@
+"""What Snakemake asks about the campaign: inputs of each rule, and what each target needs.
+
+Functions that take wildcards are input functions: Snakemake calls them only for jobs that a target
+needs, so only those specs are written.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from snakemake.io import ancient
+
+from workflow import runs
+from workflow.runs import Config
+
+# A launcher's command, the same for every kind of job; the rule says the rest by its name.
+SUBMIT = (
+    f"{sys.executable} -m workflow.login.submit --spec {{input.spec:q}} --output {{output:q}} "
+    "--log {log:q} --root {wildcards.root} {params.data} --resources {params.resources:q}"
+)
+COMPILE = (
+    f"{sys.executable} -m workflow.paper.tables --root {{wildcards.root}} "
+    "--output {output:q} > {log:q} 2>&1 || (cat {log:q} >&2; exit 1)"
+)
+PRINTED = "results/paper/table1.csv"
+NOT_OURS = ("tmpdir", "disk", "disk_mb", "disk_mib", "mem", "mem_mib")  # Snakemake's own
+
+
+class Plan:
+    """The campaign as files: from wildcards to specs, records and their order."""
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    # -- patterns ---------------------------------------------------------------------------
+
+    @property
+    def roots(self) -> str:
+        return "|".join(setting["results"] for setting in self.config.settings.values())
+
+    @property
+    def run_names(self) -> str:
+        names = [runs.run_name(row, s) for row in self.config.runs for s in self.config.seeds(row)]
+        return "|".join(sorted(names, key=len, reverse=True))
+
+    @property
+    def section_names(self) -> str:
+        return "|".join(self.config.items["sections"])
+
+    # -- what a job needs -------------------------------------------------------------------
+
+    def train_inputs(self, wildcards) -> dict:
+        """Spec; the data's manifest, the preflight and the runs it starts from, only for order."""
+        root, run = wildcards.root, wildcards.run
+        setting = self.config.setting_of(root)
+        spec = runs.train_spec(self.config, setting, run)
+        needed = runs.needed_runs(self.config, setting, run)
+        return {
+            "spec": runs.write_spec(f"{root}/runs/{run}/spec.json", spec),
+            "first": [
+                ancient(f"{root}/data.json"),
+                ancient(self.preflight(root)),
+                *(ancient(f"{root}/runs/{other}/train.json") for other in needed),
+            ],
+        }
+
+    def throughput_inputs(self, wildcards) -> dict:
+        root = wildcards.root
+        wanted = {key: getattr(wildcards, key) for key in ("device", "mode", "precision")}
+        point = runs.throughput_point(self.config, self.config.setting_of(root))
+        point |= {**wanted, "batch_size": int(wildcards.batch)}
+        path = Path(runs.throughput_path(root, wildcards.section, point)).with_suffix("")
+        spec = runs.throughput_spec(self.config, wildcards.section, point)
+        return {
+            "spec": runs.write_spec(path / "spec.json", spec),
+            "first": [ancient(self.preflight(root))],
+        }
+
+    def data_spec(self, wildcards) -> str:
+        setting = self.config.setting_of(wildcards.root)
+        spec = {"kind": "data", "setting": setting, "data": runs.data_of(self.config, setting)}
+        return runs.write_spec(f"{wildcards.root}/data/spec.json", spec)
+
+    def preflight(self, root: str) -> str:
+        """The record of the check that every model of the setting builds; named by its content."""
+        setting = self.config.setting_of(root)
+        rows = list(self.config.runs)
+        models = [runs.model_of(self.config, row, setting) for row in rows]
+        models += [runs.model_of(self.config, row) for row in rows]
+        spec = runs.preflight_spec(models)
+        name = f"{root}/preflight/{runs.spec_hash(spec)}"
+        runs.write_spec(f"{name}/spec.json", spec)
+        return f"{name}.json"
+
+    # -- what a table needs -----------------------------------------------------------------
+
+    def table1_records(self, root: str, wanted: list[str]) -> list[str]:
+        """The records of the rows that these sections measure."""
+        point = runs.throughput_point(self.config, self.config.setting_of(root))
+        rows = [row for row in self.config.items["table1"] if row["section"] in wanted]
+        trained = [
+            f"{root}/runs/{runs.run_name(row['run'], seed)}/train.json"
+            for row in rows
+            for seed in self.config.seeds(row["run"])
+        ]
+        return trained + [runs.throughput_path(root, section, point) for section in wanted]
+
+    def table_inputs(self, wildcards) -> list[str]:
+        """What the setting asks for, and the printed numbers."""
+        setting = self.config.setting_of(wildcards.root)
+        wanted = self.config.settings[setting]["measure"]
+        return [*self.table1_records(wildcards.root, wanted), PRINTED]
+
+    def partial_inputs(self, wildcards) -> list[str]:
+        """The records that exist, and the YAML that says which of them are current."""
+        every = self.table1_records(wildcards.root, list(self.config.items["sections"]))
+        existing = [path for path in every if Path(path).exists()]
+        return [*existing, *map(str, runs.FILES.values()), PRINTED]
+
+    # -- a rule's parameters ----------------------------------------------------------------
+
+    def data_option(self, wildcards) -> str:
+        """Where the setting's images lie; no part of any spec."""
+        data = self.config.settings[self.config.setting_of(wildcards.root)]["data"]
+        place = json.dumps({key: data[key] for key in ("root", "workers")})
+        return f"--data '{place}'"
+
+    def resources(self, wildcards, resources) -> str:
+        """The job's resources for the launcher, as JSON."""
+        found = {key: value for key, value in resources.items() if not key.startswith("_")}
+        return json.dumps({key: value for key, value in found.items() if key not in NOT_OURS})
+
+    # -- before anything starts -------------------------------------------------------------
+
+    def settings_asked_for(self, targets) -> list[str]:
+        """The settings whose results the targets name; all of ImageNet's where none is named."""
+        by_length = sorted(self.config.settings, key=self._depth, reverse=True)
+        found = set()
+        for target in targets or ["results/table1.csv"]:
+            for name in by_length:
+                if str(target).startswith(self.config.settings[name]["results"] + "/"):
+                    found.add(name)
+                    break
+        return sorted(found)
+
+    def _depth(self, setting: str) -> int:
+        return len(self.config.settings[setting]["results"])

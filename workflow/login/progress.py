@@ -1,0 +1,78 @@
+"""What a person reads while a job runs: its journal, on the terminal and in the rule's log."""
+
+import sys
+import time
+from pathlib import Path
+
+from workflow import journal
+
+
+class Log:
+    """Says each line on the terminal, under the job's name, and in the rule's log."""
+
+    def __init__(self, path: Path, name: str):
+        self.path, self.name = path, name
+
+    def __enter__(self) -> "Log":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = open(self.path, "a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._stream.close()
+
+    def say(self, text: str) -> None:
+        for line in text.splitlines():
+            print(f"[{self.name}] {line}", file=sys.stderr, flush=True)
+            print(time.strftime("%Y-%m-%d %H:%M:%S ") + line, file=self._stream, flush=True)
+
+
+class Follower:
+    """Turns the journal's new events into lines."""
+
+    def __init__(self, path: Path, spec: dict):
+        self.path = path
+        self.epochs = spec.get("recipe", {}).get("epochs")
+        self.offset = 0
+        self.epoch_s: float | None = None
+        for _, self.offset in journal.read(path):
+            pass  # what was said before a re-attachment is not said again
+
+    def news(self) -> list[str]:
+        lines = []
+        for event, offset in journal.read(self.path, self.offset):
+            self.offset = offset
+            line = getattr(self, f"_{event['event']}", lambda event: None)(event)
+            if line:
+                lines.append(line)
+        return lines
+
+    def _left(self, epochs_to_go: float) -> str:
+        seconds = round(epochs_to_go * (self.epoch_s or 0))
+        if seconds < 120:
+            return f"{seconds} s left"
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min left"
+
+    def _start(self, event: dict) -> str | None:
+        if event["epoch"]:
+            return f"resumed after epoch {event['epoch']} of {event['epochs']}"
+        return None
+
+    def _progress(self, event: dict) -> str:
+        done = event["epoch"] + event["step"] / event["steps"]
+        left = f", {self._left(self.epochs - done)}" if self.epoch_s else ""
+        return (
+            f"epoch {event['epoch'] + 1}/{self.epochs}, step {event['step']}/{event['steps']}{left}"
+        )
+
+    def _epoch(self, event: dict) -> str:
+        found, epoch = event["metrics"], event["epoch"]
+        self.epoch_s = found["epoch_s"]
+        left = self._left(self.epochs - epoch)
+        return (
+            f"epoch {epoch}/{self.epochs}  loss {found['loss']:.3f}  top-1 {found['top1']:.2f} %  "
+            f"{self.epoch_s:.1f} s, {left}"
+        )
+
+    def _note(self, event: dict) -> str:
+        return event["text"]

@@ -1,0 +1,129 @@
+"""The YAML, checked before anything is planned: a mistake names file, key and nearest name."""
+
+import difflib
+from pathlib import Path
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError, best_match
+
+from workflow import runs
+from workflow.runs import FILES, Config, ConfigError
+
+SCHEMA = runs.CONFIG / "schema.yaml"
+
+
+def load(files: dict[str, Path] = FILES) -> Config:
+    """The configuration, read and checked. Raises ConfigError with one sentence."""
+    config = Config.load(files)
+    shapes = runs.read_yaml(SCHEMA)
+    for name, path in files.items():
+        schema = {"$defs": shapes["$defs"], **shapes[name]}
+        error = best_match(Draft202012Validator(schema).iter_errors(getattr(config, name)))
+        if error is not None:
+            raise ConfigError(describe(path, error))
+    check_names(config, files)
+    return config
+
+
+def describe(path: Path, error: ValidationError) -> str:
+    """One sentence for a schema error."""
+    place = ".".join(str(part) for part in error.absolute_path) or "the top level"
+    if error.validator == "additionalProperties":
+        known = sorted(error.schema["properties"])
+        unknown = sorted(set(error.instance) - set(known))[0]
+        return f"{path}: {place} has an unknown key {unknown!r}{nearest(unknown, known)}"
+    if error.validator == "required":
+        missing = next(key for key in error.validator_value if key not in error.instance)
+        return f"{path}: {place} lacks the key {missing!r}."
+    if error.validator in ("type", "anyOf"):
+        allowed = error.schema.get("type", error.schema.get("description"))
+        kinds = " or ".join([allowed] if isinstance(allowed, str) else map(str, allowed))
+        return f"{path}: {place} is {error.instance!r}, but must be of type {kinds}."
+    if error.validator == "enum":
+        return (
+            f"{path}: {place} is {error.instance!r}"
+            f"{nearest(str(error.instance), list(map(str, error.validator_value)))}"
+        )
+    return f"{path}: {place}: {error.message}."
+
+
+def nearest(name: str, known) -> str:
+    """The end of a sentence about an unknown name."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known are {', '.join(known)}."
+
+
+def check_names(config: Config, files: dict[str, Path]) -> None:
+    """Every name that one place uses exists in the other. Raises ConfigError."""
+
+    def known(path: Path, place: str, name: str, names) -> None:
+        if name not in names:
+            raise ConfigError(f"{path}: {place} names {name!r}{nearest(name, sorted(names))}")
+
+    for name, recipe in config.recipes.items():
+        if "extends" in recipe:
+            known(files["recipes"], f"{name}.extends", recipe["extends"], config.recipes)
+        check_ends(config, files["recipes"], name)
+    for row, entry in config.runs.items():
+        known(files["runs"], f"{row}.recipe", entry["recipe"], config.recipes)
+        for role in ("start", "teacher"):
+            if role in entry:
+                known(files["runs"], f"{row}.{role}", entry[role], config.runs)
+        check_chain(config, files["runs"], row)
+    for name, rows in config.items["sections"].items():
+        for row in rows:
+            known(files["items"], f"sections.{name}", row, config.runs)
+    for index, row in enumerate(config.items["table1"]):
+        known(files["items"], f"table1.{index}.run", row["run"], config.runs)
+        known(files["items"], f"table1.{index}.section", row["section"], config.items["sections"])
+    for name, setting in config.settings.items():
+        for section in setting["measure"]:
+            known(files["settings"], f"{name}.measure", section, config.items["sections"])
+        for recipe in setting.get("recipes", {}):
+            known(files["settings"], f"{name}.recipes", recipe, config.recipes)
+    check_seeds(config, files["runs"])
+
+
+def check_ends(config: Config, path: Path, recipe: str) -> None:
+    """`extends` leads somewhere, and the recipe has every key at its end."""
+    seen, name, keys = [], recipe, set()
+    while name is not None:
+        if name in seen:
+            raise ConfigError(f"{path}: {' extends '.join([*seen, name])}: a circle.")
+        seen.append(name)
+        keys |= set(config.recipes[name])
+        name = config.recipes[name].get("extends")
+        if name is not None and name not in config.recipes:
+            return  # reported at that recipe
+    optional = {"extends", "task_args"}
+    shape = runs.read_yaml(SCHEMA)["$defs"]["recipe"]["properties"]
+    if missing := sorted(set(shape) - keys - optional):
+        raise ConfigError(f"{path}: {recipe} lacks the key {missing[0]!r}.")
+
+
+def check_chain(config: Config, path: Path, row: str) -> None:
+    """`start` and `teacher` lead to no circle."""
+
+    def walk(name: str, seen: list[str]) -> None:
+        if name in seen:
+            raise ConfigError(f"{path}: {' needs '.join([*seen, name])}: a circle.")
+        for role in ("start", "teacher"):
+            if role in config.runs.get(name, {}):
+                walk(config.runs[name][role], [*seen, name])
+
+    walk(row, [])
+
+
+def check_seeds(config: Config, path: Path) -> None:
+    """No seed's run is called like another row's."""
+    owners: dict[str, str] = {}
+    for row in config.runs:
+        for seed in config.seeds(row):
+            name = runs.run_name(row, seed)
+            if owners.setdefault(name, row) != row:
+                raise ConfigError(
+                    f"{path}: {row} with seed {seed} and {owners[name]} are both called {name!r}; "
+                    "rename one."
+                )

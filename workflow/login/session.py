@@ -1,0 +1,94 @@
+"""What happens when snakemake reads the Snakefile: may it start, and on what?
+
+`-n`, `--lint`, `--report`, `--unlock`, `--summary` and the like only look, and need no profile.
+"""
+
+import sys
+from contextlib import ExitStack
+
+from snakemake.cli import get_argument_parser
+from snakemake.exceptions import WorkflowError
+
+from workflow import layout, locks, runs
+from workflow.login import schema
+from workflow.login.plan import Plan
+
+LOCK = ".snakemake/evovit.lock"
+LOOKING = (
+    "dryrun",
+    "touch",
+    "lint",
+    "unlock",
+    "summary",
+    "detailed_summary",
+    "report",
+    "list_rules",
+    "list_target_rules",
+    "list_changes",
+    "dag",
+    "rulegraph",
+    "filegraph",
+    "d3dag",
+    "cleanup_metadata",
+    "generate_unit_tests",
+    "print_compilation",
+    "archive",
+    "delete_all_output",
+    "delete_temp_output",
+)
+
+
+def arguments(argv: list[str] | None = None):
+    """snakemake's own reading of its command line, without the profile's defaults."""
+    known, _ = get_argument_parser().parse_known_args(sys.argv[1:] if argv is None else argv)
+    return known
+
+
+def only_looks(options) -> bool:
+    """Whether this invocation runs no jobs."""
+    given = (getattr(options, name, None) for name in LOOKING)
+    return any(value is not None and value is not False for value in given)
+
+
+def begin(workflow, stack: ExitStack, argv: list[str] | None = None) -> Plan:
+    """Read and check the YAML; before jobs run, also the profile, the data and that we are alone.
+
+    `stack` holds the workflow's lock for as long as snakemake lives; the kernel drops it with the
+    process, so unlike Snakemake's own lock a kill leaves none behind. Raises WorkflowError with one
+    sentence.
+    """
+    try:
+        config = schema.load()
+    except runs.ConfigError as error:
+        raise WorkflowError(str(error)) from None
+    plan = Plan(config)
+    options = arguments(argv)
+    if only_looks(options) or not workflow.is_main_process:
+        return plan
+    check_profile(workflow.resource_settings.default_resources)
+    for setting in plan.settings_asked_for(options.targets):
+        data = config.settings[setting]["data"]
+        if data["name"] == "digits":
+            continue  # written by the workflow itself
+        try:
+            layout.check(setting, data)
+        except layout.DataError as error:
+            raise WorkflowError(str(error)) from None
+    try:
+        stack.enter_context(locks.exclusive(LOCK))
+    except locks.Held as error:
+        raise WorkflowError(
+            f"Another snakemake works in this folder ({error}); wait for it, or end it."
+        ) from None
+    return plan
+
+
+def check_profile(default_resources) -> None:
+    """Nothing may choose by itself where jobs run, least of all the login node."""
+    if "launcher" not in (default_resources or {}):
+        raise WorkflowError(
+            "Where should the jobs run? Say --profile slurm (a Slurm cluster) or --profile demo "
+            "(this machine); look without running by adding -n. "
+            "(--default-resources on the command line replaces the profile's; "
+            "use --set-resources instead.)"
+        )

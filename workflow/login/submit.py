@@ -1,0 +1,253 @@
+"""The launcher: submit a spec's job, wait for it, publish its record. One per Snakemake job.
+
+It imports neither torch nor mlflow, and keeps nothing in memory that matters: killed at any point
+and started again, it re-attaches to the living job, takes the finished record, or goes on from the
+newest checkpoint.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import submitit
+
+from workflow import locks, records, runs
+from workflow.login import attempts, executors, progress
+from workflow.login.attempts import Attempt
+from workflow.login.jobs import Job
+
+POLL_S = {"local": 0.3, "slurm": 20.0}
+WAIT_FOR_TWIN_S = 7 * 24 * 3600
+FOREVER_MIN = 60 * 24 * 365
+
+
+class LaunchError(RuntimeError):
+    """The job could not be launched or gave no record; the message says why, and where to look."""
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM reached the launcher."""
+
+
+def local_executor(folder: Path, resources: dict) -> submitit.Executor:
+    executor = submitit.LocalExecutor(folder=folder)
+    executor.update_parameters(
+        timeout_min=FOREVER_MIN,
+        gpus_per_node=max(1, resources.get("gpus", 0)),
+        tasks_per_node=max(1, resources.get("tasks", 1)),
+    )
+    return executor
+
+
+def slurm_executor(folder: Path, resources: dict) -> submitit.Executor:
+    """submitit's Slurm executor for Snakemake's resource names."""
+    gpus = resources.get("gpus", 0)
+    executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=1000)
+    given = {
+        "time": resources["runtime"],
+        "nodes": resources.get("nodes", 1),
+        "gpus_per_node": gpus or None,
+        "ntasks_per_node": max(1, gpus),
+        "cpus_per_task": resources.get("cpus_per_task"),
+        "mem": f"{resources['mem_mb']}MB" if "mem_mb" in resources else None,
+        "partition": resources.get("slurm_partition"),
+        "account": resources.get("slurm_account"),
+        "qos": resources.get("slurm_qos"),
+        "constraint": resources.get("constraint"),
+        "exclusive": "" if resources.get("exclusive") else None,
+        "signal_delay_s": 120,
+        "srun_args": ["--kill-on-bad-exit=1"],
+    }
+    executor.update_parameters(**{key: value for key, value in given.items() if value is not None})
+    return executor
+
+
+def submit(attempt: Attempt, site: dict, resources: dict) -> None:
+    """Submit the attempt's job and note beside it where it runs."""
+    job = Job(attempt.spec, site, str(attempt.folder))
+    if resources["launcher"] == "slurm":
+        try:
+            with submitit.helpers.clean_env():
+                submitted = slurm_executor(attempt.folder / "logs", resources).submit(job)
+        except (submitit.core.utils.FailedJobError, OSError, KeyError) as error:
+            raise LaunchError(f"sbatch refused the job: {error}") from error
+        attempt.note_job(launcher="slurm", job_id=submitted.job_id, resources=resources)
+    else:
+        submit_locally(attempt, job, resources)
+
+
+def submit_locally(attempt: Attempt, job: Job, resources: dict) -> None:
+    """Submit from a forked process with a session of its own.
+
+    So Ctrl-C in the terminal reaches the launcher alone, which then does what the profile says.
+    """
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            submitted = local_executor(attempt.folder / "logs", resources).submit(job)
+            attempt.note_job(
+                launcher="local",
+                job_id=submitted.job_id,
+                session=os.getpid(),
+                host=os.uname().nodename,
+                started=executors.process_start(submitted.job_id),
+                resources=resources,
+            )
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    if attempt.job() is None:
+        raise LaunchError(f"The job of {attempt.folder} could not be started.")
+
+
+def choose_attempt(spec: dict, folder: Path, output: Path, say) -> Attempt:
+    """The attempt to go on with: an open one of this spec, or a new one."""
+    last = attempts.newest(folder)
+    if last is None:
+        return attempts.begin(folder, spec)
+    job = last.job()
+    if last.spec != spec:
+        if job and executors.is_alive(job, last.folder):
+            say(f"The spec changed: ending job {job['job_id']} of attempt {last.number}.")
+            executors.cancel(job, last.folder)
+        return attempts.begin(folder, spec)
+    if not last.published.exists():
+        return last
+    if attempts.noted_by_snakemake(output, last):
+        return attempts.begin(folder, spec)
+    say(f"Attempt {last.number} had finished; its record is published again.")
+    return last
+
+
+def wait(attempt: Attempt, say) -> None:
+    """Follow the job until its record lies there; raise LaunchError if it ends without one."""
+    job = attempt.job()
+    follower = progress.Follower(attempt.journal, attempt.spec)
+    while True:
+        alive = executors.is_alive(job, attempt.folder)  # before looking for the record
+        for line in follower.news():
+            say(line)
+        if attempt.record.exists():
+            return
+        if not alive:
+            raise LaunchError(why_failed(attempt, say))
+        time.sleep(POLL_S[job["launcher"]])
+
+
+def why_failed(attempt: Attempt, say) -> str:
+    """One sentence; the traceback goes before it where it isn't one of our own errors."""
+    logs = attempt.folder / "logs"
+    errors = attempt.errors()
+    if not errors:
+        tails = sorted(logs.glob("*_log.err"), key=lambda path: path.stat().st_mtime)
+        for line in tails[-1].read_text().splitlines()[-30:] if tails else []:
+            say(f"  {line}")
+        return f"The job ended without a record (killed?); its logs are in {logs}."
+    first = errors[0]
+    if first["sentence"]:
+        return first["sentence"]
+    for line in first["traceback"].splitlines():
+        say(f"  {line}")
+    return f"The job failed on rank {first['rank']}; its logs are in {logs}."
+
+
+def publish(attempt: Attempt, spec_path: Path, output: Path) -> None:
+    """Hand the record to Snakemake, unless the YAML meanwhile asks for something else."""
+    wanted = runs.spec_hash(json.loads(spec_path.read_text()))
+    record = records.read(attempt.record)
+    if record["spec_hash"] != wanted:
+        raise LaunchError(
+            f"{attempt.record} is of spec {record['spec_hash']}, but workflow/config/ was changed "
+            f"while it was made and now says {wanted}; nothing is published, start snakemake again."
+        )
+    records.write_json(output, record)
+    attempt.published.touch()
+
+
+def launch(spec_path: Path, output: Path, site: dict, resources: dict, say) -> None:
+    """From spec to published record."""
+    spec = json.loads(spec_path.read_text())
+    folder = spec_path.parent
+    attempt = choose_attempt(spec, folder, output, say)
+    if not attempt.record.exists():
+        job = attempt.job()
+        if job and executors.is_alive(job, attempt.folder):
+            say(f"Attempt {attempt.number}: re-attached to {job['launcher']} job {job['job_id']}.")
+        else:
+            submit(attempt, site, resources)
+            job = attempt.job()
+            say(
+                f"Attempt {attempt.number}: {job['launcher']} job {job['job_id']}, "
+                f"logs in {attempt.folder / 'logs'}."
+            )
+        try:
+            wait(attempt, say)
+        except Interrupted:
+            if resources.get("on_interrupt") == "cancel":
+                executors.cancel(job, attempt.folder)
+                say(f"Interrupted: job {job['job_id']} is ended; the next start resumes it.")
+            else:
+                say(f"Interrupted: job {job['job_id']} goes on; the next start re-attaches to it.")
+            raise
+    publish(attempt, spec_path, output)
+
+
+def site_of(arguments: argparse.Namespace) -> dict:
+    """What the job needs to know of this place, none of it part of the spec."""
+    data = {} if arguments.data is None else json.loads(arguments.data)
+    resources = json.loads(arguments.resources)
+    device = "auto"
+    if resources["launcher"] == "slurm":  # a GPU that was asked for and is not there is an error
+        device = "cuda" if resources.get("gpus") else "cpu"
+    return {
+        "root": arguments.root,
+        "data_root": str(Path(data["root"]).resolve()) if data else None,
+        "workers": data.get("workers", 0),
+        "device": device,
+    }
+
+
+def interrupt(number, frame):
+    raise Interrupted
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--spec", type=Path, required=True, help="the spec, in the job's folder")
+    parser.add_argument("--output", type=Path, required=True, help="where to publish the record")
+    parser.add_argument("--log", type=Path, required=True)
+    parser.add_argument("--root", required=True, help="the setting's results folder")
+    parser.add_argument("--data", help="JSON: the setting's data root and workers")
+    parser.add_argument("--resources", required=True, help="JSON: where and with what the job runs")
+    arguments = parser.parse_args()
+    resources = json.loads(arguments.resources)
+    if resources.get("launcher") not in POLL_S:
+        sys.exit(
+            "No launcher is set: run snakemake with --profile slurm or --profile demo "
+            "(--default-resources on the command line replaces the profile's)."
+        )
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
+    with ExitStack() as stack:
+        say = stack.enter_context(progress.Log(arguments.log, str(arguments.spec.parent))).say
+        try:
+            lock = arguments.spec.parent / ".launcher"
+            if locks.is_held(lock):
+                say(f"Waiting for {lock}: {lock.read_text().strip()} is launching the same job.")
+            stack.enter_context(locks.exclusive(lock, WAIT_FOR_TWIN_S))
+            launch(arguments.spec, arguments.output, site_of(arguments), resources, say)
+        except (LaunchError, records.RecordError, locks.Held) as error:
+            say(f"ERROR: {error}")
+            sys.exit(1)
+        except Interrupted:
+            sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

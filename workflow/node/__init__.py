@@ -1,0 +1,1 @@
+"""What runs on a compute node: each job turns a spec and a folder into a record."""

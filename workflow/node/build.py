@@ -1,0 +1,93 @@
+"""From a spec's names to timm models and training tasks."""
+
+import importlib
+import inspect
+
+import timm
+import torch
+from timm.task import TrainingTask
+from torch import nn
+
+import baselines  # noqa: F401 (registers its models with timm)
+import evovit  # noqa: F401
+from workflow.node import checkpoints
+
+TASK_PACKAGES = ("timm.task", "evovit", "baselines")
+
+
+class SpecError(ValueError):
+    """A spec names a model, keyword argument or task that does not exist; says the nearest one."""
+
+
+def nearest(name: str, known) -> str:
+    """A hint for a mistyped name, '' if nothing is near."""
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def build_model(model: dict, device: torch.device | str | None = None) -> nn.Module:
+    """timm's model of a spec's {"name", "kwargs"}.
+
+    Raises SpecError for an unknown model or keyword argument and for values it refuses.
+    """
+    name, kwargs = model["name"], model["kwargs"]
+    if not timm.is_model(name):
+        raise SpecError(f"No model is called {name!r}{nearest(name, timm.list_models())}")
+    try:
+        with torch.device(device or "cpu"):
+            return timm.create_model(name, **kwargs)
+    except TypeError as error:
+        unknown = [key for key in kwargs if f"'{key}'" in str(error)]
+        hint = nearest(unknown[0], _arguments(name)) if unknown else ""
+        raise SpecError(f"{name} refuses {kwargs}: {error}{hint}") from error
+    except (ValueError, AssertionError) as error:
+        raise SpecError(f"{name} refuses {kwargs}: {error}") from error
+
+
+def _arguments(name: str) -> set[str]:
+    """Names of the keyword arguments along the class hierarchy of a model."""
+    cls = type(timm.create_model(name))
+    return {
+        parameter
+        for base in cls.__mro__
+        if issubclass(base, nn.Module) and base is not nn.Module
+        for parameter in inspect.signature(base.__init__).parameters
+    } - {"self"}
+
+
+def task_class(path: str) -> type[TrainingTask]:
+    """The training task of a dotted path. Raises SpecError unless it is one of ours or timm's."""
+    module, _, name = path.rpartition(".")
+    if not module.startswith(TASK_PACKAGES):
+        raise SpecError(f"task {path!r} must lie in one of {', '.join(TASK_PACKAGES)}.")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise SpecError(f"No training task {path!r}: {error}") from None
+    if not (inspect.isclass(found) and issubclass(found, TrainingTask)):
+        raise SpecError(f"{path!r} is no timm TrainingTask.")
+    return found
+
+
+def build_task(spec: dict, site: dict, device: torch.device) -> TrainingTask:
+    """The spec's model inside its task, with starting weights and frozen teacher if it has them."""
+    recipe = spec["recipe"]
+    model = build_model(spec["model"])
+    if "start" in spec:
+        model.load_pretrained_dense(checkpoints.final_weights(site, spec["start"]))
+    extra = {}
+    if "teacher" in spec:
+        teacher = build_model(spec["teacher"]["model"])
+        teacher.load_state_dict(checkpoints.final_weights(site, spec["teacher"]))
+        extra["teacher"] = teacher.to(device).eval().requires_grad_(False)
+    mixes = recipe["mixup"] > 0 or recipe["cutmix"] > 0
+    return task_class(recipe["task"])(
+        model.to(device),
+        criterion_kwargs={"soft_targets": True} if mixes else {"smoothing": recipe["smoothing"]},
+        device=device,
+        verbose=False,
+        **recipe.get("task_args", {}),
+        **extra,
+    )

@@ -1,0 +1,97 @@
+"""Checkpoints that survive a kill at any byte, and weights that other runs start from."""
+
+import os
+import pickle
+from pathlib import Path
+from zipfile import BadZipFile
+
+import torch
+from torch import nn
+
+from workflow import records
+
+KEPT = 2
+UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, BadZipFile)
+UNREADABLE += (pickle.UnpicklingError,)
+
+
+class WeightsError(RuntimeError):
+    """Weights that a run needs are missing or not the ones its record names."""
+
+
+def save(path: Path, state: dict) -> None:
+    """torch.save beside the path, flushed, then renamed onto it. Raises OSError (a full disk)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.unfinished")
+    try:
+        with open(beside, "wb") as stream:
+            torch.save(state, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(path)
+    except RuntimeError as error:  # torch's zip writer wraps the disk's error
+        raise OSError(f"{path} could not be written: {error}") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+class Checkpoints:
+    """The newest checkpoints of one attempt, `epoch-00012.pt` after twelve completed epochs."""
+
+    def __init__(self, folder: Path, spec_hash: str, report):
+        self.folder, self.spec_hash, self.report = folder, spec_hash, report
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("epoch-*.pt"))
+
+    def save(self, epoch: int, state: dict) -> None:
+        """Keep the last two. A failed save is reported and does not end the run."""
+        path = self.folder / f"epoch-{epoch:05d}.pt"
+        try:
+            save(path, {"epoch": epoch, "spec_hash": self.spec_hash, **state})
+        except OSError as error:
+            self.report(f"The checkpoint after epoch {epoch} was not saved: {error}. Going on.")
+            return
+        for old in self._paths()[:-KEPT]:
+            old.unlink()
+
+    def load(self, device: torch.device) -> dict | None:
+        """The newest checkpoint that is whole and of this spec; None if there is none."""
+        for path in reversed(self._paths()):
+            try:
+                state = torch.load(path, map_location=device, weights_only=True)
+                if state["spec_hash"] == self.spec_hash:
+                    return state
+                reason = f"it is of another spec ({state['spec_hash']})"
+            except UNREADABLE as error:
+                reason = str(error).splitlines()[0]
+            self.report(f"{path} can't be used, taking the one before: {reason}.")
+        return None
+
+
+def final_weights(site: dict, needed: dict) -> dict[str, torch.Tensor]:
+    """The state dict that another run of this setting ended with.
+
+    Raises WeightsError unless that run's record is of the spec this run was planned with and the
+    file's sha256 is the one in the record.
+    """
+    folder = Path(site["root"]) / "runs" / needed["run"]
+    try:
+        record = records.read(folder / "train.json", needed["spec_hash"])
+    except records.RecordError as error:
+        raise WeightsError(f"This run needs the weights of {needed['run']}: {error}") from None
+    weights = record["results"]["weights"]
+    path = folder / weights["path"]
+    if not path.exists() or records.sha256(path) != weights["sha256"]:
+        raise WeightsError(
+            f"{path} is missing or not the file that {folder / 'train.json'} names; "
+            f"train {needed['run']} again."
+        )
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def save_weights(path: Path, model: nn.Module) -> dict:
+    """Write the model's weights; -> what a record says of them (path from the run's folder)."""
+    save(path, {key: value.cpu() for key, value in model.state_dict().items()})
+    run_folder = path.parent.parent.parent
+    return {"path": str(path.relative_to(run_folder)), "sha256": records.sha256(path)}

@@ -1,0 +1,195 @@
+"""Images from folders to batches, by timm's datasets, transforms and prefetcher."""
+
+import hashlib
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+from timm.data.dataset import ImageDataset
+from timm.data.loader import PrefetchLoader, fast_collate
+from torch.utils.data import DataLoader, Sampler
+
+from workflow import layout, records
+from workflow.layout import DataError
+
+
+class StrictImageDataset(ImageDataset):
+    """timm's dataset of a class-per-folder tree.
+
+    Modifications:
+    - an image that can't be read raises DataError with its path; timm takes the next image.
+    """
+
+    def __getitem__(self, index: int):
+        stream, target = self.reader[index]
+        try:
+            with stream, Image.open(stream) as image:
+                pixels = image.convert(self.input_img_mode)
+        except (OSError, SyntaxError, ValueError) as error:
+            path = self.filename(index, absolute=True)
+            raise DataError(
+                f"{path} can't be decoded ({error}); replace it with the original image."
+            ) from None
+        return self.transform(pixels), target
+
+
+class EpochSampler(Sampler[int]):
+    """Image indices of one rank for one epoch, a function of (seed, epoch) alone.
+
+    Each of the epoch's images stands `repeats` times in a row, spread over the ranks, and the epoch
+    ends after as many images as the data set has (repeated augmentation, Hoffer et al. 2020).
+    Only whole global batches are drawn.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, repeats: int, rank: int, world: int):
+        if size < batch_size:
+            raise DataError(
+                f"The training split has {size} images, less than one global batch of "
+                f"{batch_size}; lower `batch_size` in workflow/config/."
+            )
+        self.size, self.seed, self.repeats = size, seed, repeats
+        self.rank, self.world, self.epoch = rank, world, 0
+        self.steps = size // batch_size
+        self.drawn = self.steps * batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(stream_seed(self.seed, self.epoch, 0))
+        order = torch.randperm(self.size, generator=generator)
+        order = order[: -(-self.drawn // self.repeats)].repeat_interleave(self.repeats)
+        return iter(order[: self.drawn][self.rank :: self.world].tolist())
+
+    def __len__(self) -> int:
+        return self.drawn // self.world
+
+
+def stream_seed(seed: int, epoch: int, rank: int) -> int:
+    """A 63-bit seed for the random numbers of one epoch on one rank."""
+    digest = hashlib.sha256(f"{seed}/{epoch}/{rank}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's and torch's generators (timm's augmentation uses all three)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _seed_worker(worker_id: int) -> None:
+    seed_everything(torch.initial_seed())
+
+
+def open_split(folder: str | Path, transform) -> StrictImageDataset:
+    return StrictImageDataset(str(folder), transform=transform)
+
+
+def train_loader(
+    data: dict, site: dict, recipe: dict, model_cfg: dict, seed: int, place
+) -> tuple[PrefetchLoader, EpochSampler]:
+    """Batches of (images (B, 3, H, W) normalised on the device, labels (B,)).
+
+    B is the global batch over the number of processes. Raises DataError if that leaves a rest.
+    """
+    transform = create_transform(
+        model_cfg["input_size"],
+        is_training=True,
+        scale=tuple(recipe["crop_scale"]),
+        hflip=recipe["hflip"],
+        color_jitter=recipe["color_jitter"],
+        auto_augment=recipe["auto_augment"],
+        interpolation=recipe["interpolation"],
+        mean=model_cfg["mean"],
+        std=model_cfg["std"],
+        use_prefetcher=True,
+    )
+    dataset = open_split(Path(site["data_root"]) / data["train"], transform)
+    batch_size, rest = divmod(recipe["batch_size"], place.world_size)
+    if rest:
+        raise DataError(
+            f"batch_size {recipe['batch_size']} can't be shared by {place.world_size} processes; "
+            "choose a number of GPUs that divides it."
+        )
+    sampler = EpochSampler(
+        len(dataset),
+        recipe["batch_size"],
+        seed,
+        recipe["repeated_augmentation"],
+        place.rank,
+        place.world_size,
+    )
+    loader = DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=site["workers"],
+        collate_fn=fast_collate,
+        pin_memory=place.device.type == "cuda",
+        worker_init_fn=_seed_worker,
+        generator=torch.Generator(),  # seeded anew for each epoch by the training loop
+    )
+    prefetcher = PrefetchLoader(
+        loader,
+        mean=model_cfg["mean"],
+        std=model_cfg["std"],
+        device=place.device,
+        re_prob=recipe["random_erasing"],
+        re_mode="pixel",
+    )
+    return prefetcher, sampler
+
+
+def eval_loader(data: dict, site: dict, recipe: dict, model_cfg: dict, place) -> PrefetchLoader:
+    """The validation split in order, each image once over all processes."""
+    transform = create_transform(
+        model_cfg["input_size"],
+        is_training=False,
+        interpolation=recipe["interpolation"],
+        crop_pct=recipe["crop_pct"],
+        mean=model_cfg["mean"],
+        std=model_cfg["std"],
+        use_prefetcher=True,
+    )
+    dataset = open_split(Path(site["data_root"]) / data["val"], transform)
+    loader = DataLoader(
+        dataset,
+        batch_size=max(1, min(256, 2 * recipe["batch_size"]) // place.world_size),
+        sampler=range(place.rank, len(dataset), place.world_size),
+        num_workers=site["workers"],
+        collate_fn=fast_collate,
+        pin_memory=place.device.type == "cuda",
+    )
+    return PrefetchLoader(loader, mean=model_cfg["mean"], std=model_cfg["std"], device=place.device)
+
+
+def manifest(root: str | Path, splits: tuple[str, ...]) -> dict:
+    """Classes, image counts, bytes and a hash over every path and size below root/<split>/."""
+    digest, found = hashlib.sha256(), {}
+    for split in splits:
+        folder = Path(root) / split
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        sizes = [path.stat().st_size for path in files]
+        for path, size in zip(files, sizes, strict=True):
+            digest.update(f"{split}/{path.relative_to(folder)} {size}\n".encode())
+        found[split] = {
+            "classes": len(layout.class_folders(folder)),
+            "images": len(files),
+            "bytes": sum(sizes),
+        }
+    return {"splits": found, "hash": digest.hexdigest()[:16]}
+
+
+def run(spec: dict, site: dict, folder: Path) -> dict:
+    """The data job: write the demo's digits, or look through the user's folders; -> record."""
+    started = time.time()
+    data = spec["data"]
+    if data["name"] == "digits":
+        from workflow.node.digits import write_digits
+
+        write_digits(site["data_root"], data["train"], data["val"])
+    layout.check(spec["setting"], {**data, "root": site["data_root"]})
+    return records.make(spec, manifest(site["data_root"], (data["train"], data["val"])), started)

@@ -1,0 +1,177 @@
+"""Throughput: the models of one section, interleaved in one process that has the device to itself.
+
+The measurement runs in a process of its own, because glibc's allocator is set up before Python
+starts: untuned, it maps every block over 32 MB afresh, which punishes dense models more than
+reduced ones and makes ratios exceed their MAC ceiling. `--spec` holds what runs.throughput_spec
+makes.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from workflow import records
+from workflow.node import build, device, macs
+
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TRIM_THRESHOLD_": "16000000000",
+}
+WARM_UP_PASSES = 2
+ROUND_S = 1.0  # each model's share of a round is at least one pass and about this long
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class MeasurementError(RuntimeError):
+    """A measurement can't be made or can't be trusted; the message says which and why."""
+
+
+def prepare(model: dict, spec: dict, where: torch.device) -> nn.Module:
+    """The model in inference mode, with attention as the mode has it.
+
+    `paper` multiplies queries and keys into an attention matrix, as in 2021; `fused` does not.
+    """
+    module = build.build_model(model).eval().to(where)
+    for part in module.modules():
+        if hasattr(part, "fused_attn"):
+            part.fused_attn = spec["mode"] != "paper"
+    return module
+
+
+def synchronise(where: torch.device) -> None:
+    if where.type == "cuda":
+        torch.cuda.synchronize(where)
+
+
+def time_passes(module, images: torch.Tensor, passes: int, where: torch.device) -> float:
+    """Seconds for `passes` forward passes, from an idle device to an idle device."""
+    synchronise(where)
+    started = time.perf_counter()
+    for _ in range(passes):
+        module(images)
+    synchronise(where)
+    return time.perf_counter() - started
+
+
+def measure(modules: list[nn.Module], inputs: list[torch.Tensor], spec: dict, where) -> list[list]:
+    """Images per second: one list per model, one number per round; A B C A B C ..."""
+    passes = []
+    for module, images in zip(modules, inputs, strict=True):
+        output = module(images)
+        if not output.isfinite().all():
+            raise MeasurementError(f"{type(module).__name__} gives outputs that are not finite.")
+        seconds = time_passes(module, images, WARM_UP_PASSES, where) / WARM_UP_PASSES
+        passes.append(max(1, round(ROUND_S / seconds)))
+    rates: list[list] = [[] for _ in modules]
+    for _ in range(spec["rounds"]):
+        for index, (module, images) in enumerate(zip(modules, inputs, strict=True)):
+            seconds = time_passes(module, images, passes[index], where)
+            rates[index].append(passes[index] * len(images) / seconds)
+    return rates
+
+
+def summarise(rates: list[float], baseline: list[float]) -> dict:
+    """Median and quartiles of images/s, and of the ratio to the baseline in the same round."""
+    ratios = [rate / dense for rate, dense in zip(rates, baseline, strict=True)]
+    low, _, high = statistics.quantiles(rates, n=4, method="inclusive")
+    ratio_low, _, ratio_high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return {
+        "images_per_s": statistics.median(rates),
+        "quartiles": [low, high],
+        "speedup": statistics.median(rates) / statistics.median(baseline),
+        "speedup_quartiles": [ratio_low, ratio_high],
+        "rounds": rates,
+    }
+
+
+def forward_only(spec: dict, where: torch.device) -> contextlib.ExitStack:
+    """The context of a timed pass: inference mode, and autocast below fp32."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(torch.inference_mode())
+    if (dtype := PRECISIONS[spec["precision"]]) is not None:
+        stack.enter_context(torch.autocast(where.type, dtype))
+    return stack
+
+
+def measure_section(spec: dict) -> dict:
+    """Build and time every model of the section; -> the record's results."""
+    if spec["precision"] == "fp16" and spec["device"] == "cpu":
+        raise MeasurementError("fp16 needs a GPU; set `precision: bf16` or `fp32`.")
+    torch.set_num_threads(spec["threads"])
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.manual_seed(0)
+    where = device.choose(spec["device"])
+    modules = [prepare(model, spec, where) for model in spec["models"]]
+    inputs = [
+        torch.randn(spec["batch_size"], 3, *module.patch_embed.img_size, device=where)
+        for module in modules
+    ]
+    with forward_only(spec, where):
+        rates = measure(modules, inputs, spec, where)
+    methods = []
+    for model, module, images, found in zip(spec["models"], modules, inputs, rates, strict=True):
+        methods.append(
+            {
+                "run": model["run"],
+                "model": model["name"],
+                "resolution": images.shape[-1],
+                "macs_g": macs.count(module, tuple(images.shape[1:])) / 1e9,
+                "params_m": sum(p.numel() for p in module.parameters()) / 1e6,
+                **summarise(found, rates[0]),
+            }
+        )
+    return {"device": device.describe(where), "methods": methods, "environment": environment()}
+
+
+def environment() -> dict:
+    """What besides the spec decides how fast this process is."""
+    return {
+        "threads": torch.get_num_threads(),
+        "allocator": {name: os.environ.get(name) for name in ALLOCATOR},
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "weights": "random",
+    }
+
+
+def run(spec: dict, site: dict, folder: Path) -> dict:
+    """The job: measure in a fresh process with the allocator tuned; -> record."""
+    spec_path, output = folder / "measure.json", folder / "measured.json"
+    records.write_json(spec_path, spec)
+    command = [sys.executable, "-m", "workflow.node.throughput"]
+    command += ["--spec", str(spec_path), "--output", str(output)]
+    threads = {"OMP_NUM_THREADS": str(spec["threads"]), "MKL_NUM_THREADS": str(spec["threads"])}
+    subprocess.run(command, env={**os.environ, **ALLOCATOR, **threads}, check=True)
+    return json.loads(output.read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--spec", required=True, type=Path, help="JSON file: what to measure")
+    parser.add_argument("--output", required=True, type=Path, help="the record to write")
+    arguments = parser.parse_args()
+    if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", __spec__.name, *sys.argv[1:]],
+            {**os.environ, **ALLOCATOR},
+        )
+    started = time.time()
+    spec = json.loads(arguments.spec.read_text())
+    results = measure_section(spec)
+    record = records.make(spec, results, started, device=results["device"])
+    records.write_json(arguments.output, record)
+
+
+if __name__ == "__main__":
+    main()

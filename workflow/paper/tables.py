@@ -1,0 +1,169 @@
+"""From records to the paper's tables: measured beside printed, and never one for the other.
+
+`python -m workflow.paper.tables --root results/demo --output results/demo/table1.csv`; an output
+called *.partial.csv is made from whatever records exist.
+"""
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from workflow import records, runs
+from workflow.runs import Config
+
+PRINTED = records.ROOT / "results" / "paper"
+PERCENT_TOLERANCE = 0.15  # of a printed percentage from the printed img/s, in points
+TABLE1_COLUMNS = [
+    "method", "backbone", "resolution", "top1", "top1_paper", "throughput", "throughput_paper",
+    "speedup_pct", "speedup_pct_paper", "macs_g", "params_m", "batch_size", "precision", "mode",
+    "device", "seeds", "source", "flags", "run",
+]  # fmt: skip
+
+
+def speedup_pct(rate: float, baseline: float) -> float:
+    return 100 * (rate / baseline - 1)
+
+
+class Records:
+    """A setting's records by what they are of; `partial` takes a missing or old one for absent."""
+
+    def __init__(self, config: Config, root: str, partial: bool):
+        self.config, self.root, self.partial = config, root, partial
+        self.setting = config.setting_of(root)
+
+    def _read(self, path: str, spec: dict) -> dict | None:
+        try:
+            return records.read(path, runs.spec_hash(spec))
+        except records.RecordError:
+            if self.partial:
+                return None
+            raise
+
+    def trained(self, row: str) -> list[dict]:
+        """The records of a row's seeds."""
+        names = [runs.run_name(row, seed) for seed in self.config.seeds(row)]
+        found = (
+            self._read(
+                f"{self.root}/runs/{name}/train.json",
+                runs.train_spec(self.config, self.setting, name),
+            )
+            for name in names
+        )
+        return [record for record in found if record is not None]
+
+    def throughput(self, section: str) -> dict | None:
+        """The record of the point of measurement that the setting's tables show."""
+        point = runs.throughput_point(self.config, self.setting)
+        return self._read(
+            runs.throughput_path(self.root, section, point),
+            runs.throughput_spec(self.config, section, point),
+        )
+
+
+def table1(found: Records) -> pd.DataFrame:
+    """Table 1: every printed row in the paper's order, and beside it what was measured of it."""
+    printed = pd.read_csv(PRINTED / "table1.csv")
+    entries = {
+        (row["backbone"], row["method"], row["resolution"]): row
+        for row in found.config.items["table1"]
+    }
+    wanted = found.config.settings[found.setting]["measure"]
+    rows = []
+    for line in printed.to_dict("records"):
+        row = printed_columns(line, printed)
+        entry = entries.get((line["backbone"], line["method"], line["resolution"]))
+        if entry and (found.partial or entry["section"] in wanted):
+            row |= measured_columns(entry, found)
+        rows.append(row)
+    return pd.DataFrame(rows).reindex(columns=TABLE1_COLUMNS)
+
+
+def printed_columns(line: dict, printed: pd.DataFrame) -> dict:
+    """What the paper prints of a row, flagged where its percentage is not that of its img/s."""
+    same = (printed["backbone"] == line["backbone"]) & (printed["resolution"] == line["resolution"])
+    baseline = printed[same & (printed["method"] == "Baseline")]["throughput"].item()
+    derived = speedup_pct(line["throughput"], baseline)
+    slip = abs(derived - line["speedup_pct"]) > PERCENT_TOLERANCE
+    return {
+        "method": line["method"],
+        "backbone": line["backbone"],
+        "resolution": line["resolution"],
+        "top1_paper": line["top1"],
+        "throughput_paper": line["throughput"],
+        "speedup_pct_paper": line["speedup_pct"],
+        "source": "paper",
+        "flags": f"printed {line['speedup_pct']} % but its img/s give {derived:.1f} %"
+        if slip
+        else None,
+    }
+
+
+def measured_columns(entry: dict, found: Records) -> dict:
+    """What our records say of a row; {} where there is none."""
+    row, said = {}, []
+    if trained := found.trained(entry["run"]):
+        accuracies = [record["results"]["top1"] for record in trained]
+        row |= {
+            "top1": statistics.mean(accuracies),
+            "seeds": describe_seeds(accuracies),
+            "run": entry["run"],
+        }
+        said.append(f"top1: {describe_training(trained[0], found.config)}")
+    if record := found.throughput(entry["section"]):
+        methods = {method["run"]: method for method in record["results"]["methods"]}
+        method, baseline = methods[entry["run"]], record["results"]["methods"][0]
+        row |= {key: method[key] for key in ("macs_g", "params_m", "resolution")}
+        row |= {key: record["spec"][key] for key in ("batch_size", "precision", "mode")}
+        row |= {
+            "throughput": method["images_per_s"],
+            "device": record["results"]["device"],
+            "run": entry["run"],
+        }
+        if method is not baseline:
+            row["speedup_pct"] = speedup_pct(method["images_per_s"], baseline["images_per_s"])
+        size = "the paper's model at full size, random weights"
+        said.append(f"throughput, macs_g, params_m: {size}, {method['resolution']} px")
+    return row | {"source": "measured (" + "; ".join(said) + ")"} if said else {}
+
+
+def describe_seeds(accuracies: list[float]) -> str:
+    if len(accuracies) == 1:
+        return "n=1"
+    return f"n={len(accuracies)}, sd {statistics.stdev(accuracies):.2f}"
+
+
+def describe_training(record: dict, config: Config) -> str:
+    """On what, and at which size, an accuracy was reached."""
+    spec, results = record["spec"], record["results"]
+    full = runs.model_of(config, spec["row"])["kwargs"]
+    shrunk = {k: v for k, v in spec["model"]["kwargs"].items() if k != "num_classes"} != full
+    size = "a reduced model" if shrunk else "the paper's model"
+    if shrunk and "img_size" in spec["model"]["kwargs"]:
+        size += f" at {spec['model']['kwargs']['img_size']} px"
+    return f"{size} on {spec['data']['name']}, {results['val_images']} validation images"
+
+
+TABLES = {"table1": table1}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", required=True, help="the setting's results folder")
+    parser.add_argument("--output", required=True, type=Path)
+    arguments = parser.parse_args()
+    name, *partial = arguments.output.stem.split(".")
+    try:
+        found = Records(Config.load(), arguments.root, partial=bool(partial))
+        frame = TABLES[name](found)
+    except (records.RecordError, runs.ConfigError) as error:
+        sys.exit(f"ERROR: {error}")
+    beside = arguments.output.with_name(f".{arguments.output.name}")
+    frame.round(3).to_csv(beside, index=False)
+    beside.replace(arguments.output)
+
+
+if __name__ == "__main__":
+    main()

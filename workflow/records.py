@@ -1,0 +1,103 @@
+"""A record: the JSON of numbers that a job leaves, with its spec, hash and provenance.
+
+Standard library and yaml only: written on the node, verified and published by the launcher, read
+by tables and figures.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+from workflow import runs
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("torch", "torchvision", "timm", "numpy")
+
+
+class RecordError(RuntimeError):
+    """A record is missing, damaged or of another spec; the message names file and remedy."""
+
+
+def write_json(path: str | Path, content: dict) -> None:
+    """Write beside, flush and rename, so that a reader never sees half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(beside, "w", encoding="utf-8") as stream:
+            json.dump(content, stream, indent=1)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read(path: str | Path, expected_hash: str | None = None) -> dict:
+    """Read a record and check that it is whole and, where given, of the expected spec.
+
+    Raises RecordError for a missing or damaged file and for another spec.
+    """
+    try:
+        record = json.loads(Path(path).read_text())
+        found = record["spec_hash"]
+        whole = runs.spec_hash(record["spec"]) == found and "results" in record
+    except FileNotFoundError:
+        raise RecordError(f"{path} is missing; ask snakemake for it by that name.") from None
+    except (json.JSONDecodeError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise RecordError(f"{path} is damaged; delete it and ask snakemake for it again.")
+    if expected_hash not in (None, found):
+        raise RecordError(
+            f"{path} is of spec {found}, but workflow/config/ now says {expected_hash}; "
+            "ask snakemake for it again."
+        )
+    return record
+
+
+def make(spec: dict, results: dict, started: float, **provenance) -> dict:
+    """A record of `results` for `spec`; `started` is the job's first time.time()."""
+    return {
+        "kind": spec["kind"],
+        "spec_hash": runs.spec_hash(spec),
+        "spec": spec,
+        "results": results,
+        "provenance": {
+            **code_version(),
+            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+            "host": platform.node(),
+            "started": started,
+            "wall_s": time.time() - started,
+            **provenance,
+        },
+    }
+
+
+def code_version() -> dict:
+    """The commit of the code and whether tracked files differ from it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository: a copied tree
+        return {"commit": None, "dirty": None}
+
+
+def sha256(path: str | Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,16 @@
+rule train:
+    input:
+        unpack(plan.train_inputs),
+    output:
+        "{root}/runs/{run}/train.json",
+    log:
+        "{root}/runs/{run}/train.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        device_share=1,
+    params:
+        data=plan.data_option,
+        resources=plan.resources,
+    shell:
+        planning.SUBMIT

@@ -1,0 +1,193 @@
+"""From YAML to specs: the only place that resolves recipe, setting and overrides.
+
+A spec is a JSON object that says all that defines a job's result and nothing about where it runs;
+its hash is the identity of that result. Standard library and yaml only: launchers import this.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+CONFIG = Path(__file__).parent / "config"
+FILES = {name: CONFIG / f"{name}.yaml" for name in ("settings", "recipes", "runs", "items")}
+
+
+class ConfigError(ValueError):
+    """A mistake in the YAML; the message names file, key, value and remedy."""
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML says keys are unique, PyYAML takes the last one in silence."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                mark = key_node.start_mark
+                raise ConfigError(
+                    f"{mark.name}, line {mark.line + 1}: the name {key!r} stands twice; rename one."
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict:
+    """One YAML mapping. Raises ConfigError for bad syntax, a missing file or a name given twice."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            content = yaml.load(stream, _UniqueKeyLoader)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; restore it from git.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a mapping of names, got {content!r}.")
+    return content
+
+
+@dataclass(frozen=True)
+class Config:
+    """The content of workflow/config/, as read."""
+
+    settings: dict
+    recipes: dict
+    runs: dict
+    items: dict
+
+    @classmethod
+    def load(cls, files: dict[str, Path] = FILES) -> "Config":
+        return cls(**{name: read_yaml(path) for name, path in files.items()})
+
+    def setting_of(self, root: str) -> str:
+        """The setting whose results lie under `root` ("results/demo" -> "demo")."""
+        for name, setting in self.settings.items():
+            if setting["results"] == root:
+                return name
+        raise ConfigError(f"{FILES['settings']}: no setting has `results: {root}`.")
+
+    def split_run(self, run: str) -> tuple[str, int]:
+        """A run's row and seed: "deit_tiny-s2" -> ("deit_tiny", 2)."""
+        for row in self.runs:
+            for seed in self.seeds(row):
+                if run == run_name(row, seed):
+                    return row, seed
+        raise KeyError(run)
+
+    def seeds(self, row: str) -> list[int]:
+        return self.runs[row].get("seeds", [0])
+
+
+def run_name(row: str, seed: int) -> str:
+    return row if seed == 0 else f"{row}-s{seed}"
+
+
+def spec_hash(spec: dict) -> str:
+    """16 hexadecimal digits that change with any value of the spec."""
+    text = json.dumps(spec, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_spec(path: str | Path, spec: dict) -> str:
+    """Write the spec unless the file says the same already (its time stamp re-runs the job)."""
+    path = Path(path)
+    text = json.dumps(spec, indent=1, sort_keys=True) + "\n"
+    if not path.exists() or path.read_text() != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f"{path.name}.{os.getpid()}")
+        beside.write_text(text)
+        beside.replace(path)
+    return str(path)
+
+
+def recipe_of(config: Config, setting: str, row: str) -> dict:
+    """The recipe with every override applied: recipe < setting < setting's recipe < row."""
+    name = config.runs[row]["recipe"]
+    chain, parent = [], name
+    while parent is not None:
+        chain.append(config.recipes[parent])
+        parent = chain[-1].get("extends")
+    scale = config.settings[setting]
+    layers = [*reversed(chain), scale["recipe"]]
+    layers += [scale.get("recipes", {}).get(name, {}), config.runs[row].get("overrides", {})]
+    recipe = {key: value for layer in layers for key, value in layer.items()}
+    recipe.pop("extends", None)
+    return {"name": name, **recipe}
+
+
+def model_of(config: Config, row: str, setting: str | None = None) -> dict:
+    """The row's model: at the paper's own size, or shrunk to a setting's."""
+    entry = config.runs[row]
+    kwargs = dict(entry.get("kwargs", {}))
+    if setting is not None:
+        scale = config.settings[setting]
+        kwargs |= scale["shrink"].get(entry["family"], {})
+        kwargs["num_classes"] = scale["data"]["num_classes"]
+    return {"name": entry["model"], "kwargs": kwargs}
+
+
+def data_of(config: Config, setting: str) -> dict:
+    """What the data are, without where they lie and how many processes read them."""
+    data = config.settings[setting]["data"]
+    return {key: data[key] for key in ("name", "train", "val", "num_classes")}
+
+
+def train_spec(config: Config, setting: str, run: str) -> dict:
+    """The spec of one training. Raises KeyError for a run that no row makes."""
+    row, seed = config.split_run(run)
+    spec = {
+        "kind": "train",
+        "run": run,
+        "row": row,
+        "setting": setting,
+        "seed": seed,
+        "model": model_of(config, row, setting),
+        "data": data_of(config, setting),
+        "recipe": recipe_of(config, setting, row),
+    }
+    for role in ("start", "teacher"):
+        if other := config.runs[row].get(role):
+            # the same seed's run where there is one, so that seeds stay independent
+            other = run_name(other, seed if seed in config.seeds(other) else 0)
+            needed = train_spec(config, setting, other)
+            spec[role] = {"run": other, "spec_hash": spec_hash(needed), "model": needed["model"]}
+    return spec
+
+
+def needed_runs(config: Config, setting: str, run: str) -> list[str]:
+    """The runs whose weights this run starts from or learns from, each once."""
+    spec = train_spec(config, setting, run)
+    return list(dict.fromkeys(spec[role]["run"] for role in ("start", "teacher") if role in spec))
+
+
+def throughput_spec(config: Config, section: str, point: dict) -> dict:
+    """The spec of one measurement: the section's models at the paper's size, one device and mode.
+
+    `point` holds device, mode, precision, batch_size (images), threads and rounds.
+    """
+    models = [{"run": row, **model_of(config, row)} for row in config.items["sections"][section]]
+    return {"kind": "throughput", "section": section, "models": models, **point}
+
+
+def throughput_point(config: Config, setting: str) -> dict:
+    """The point of measurement that the setting's tables show; "auto" is this machine's device."""
+    point = dict(config.settings[setting]["throughput"])
+    if point["device"] == "auto":
+        point["device"] = "cuda" if shutil.which("nvidia-smi") else "cpu"
+    return point
+
+
+def throughput_path(root: str, section: str, point: dict) -> str:
+    name = "{device}-{mode}-{precision}-b{batch_size}".format(**point)
+    return f"{root}/throughput/{section}/{name}.json"
+
+
+def preflight_spec(models: list[dict]) -> dict:
+    """The spec of the job that builds every given model without weights before any training."""
+    unique = {json.dumps(model, sort_keys=True): model for model in models}
+    return {"kind": "preflight", "models": [unique[key] for key in sorted(unique)]}
