@@ -25,23 +25,18 @@ def is_alive(job: dict, attempt_folder: Path) -> bool:
     return job["host"] == os.uname().nodename and process_start(job["job_id"]) == job["started"]
 
 
-def cancel(job: dict, attempt_folder: Path, patience_s: float = 10.0) -> None:
-    """End the job and wait until it is gone."""
+def cancel(job: dict, attempt_folder: Path) -> None:
+    """End the job; a local one is gone on return, whatever it was doing: checkpoints survive that.
+
+    A local job's processes share a session of their own, begun by the forked submitter.
+    """
     if job["launcher"] == "slurm":
         subprocess.run(["scancel", job["job_id"]], check=False)
         return
-    _signal_session(job, signal.SIGTERM)
-    deadline = time.monotonic() + patience_s
-    while is_alive(job, attempt_folder) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    if is_alive(job, attempt_folder):
-        _signal_session(job, signal.SIGKILL)
-
-
-def _signal_session(job: dict, number: signal.Signals) -> None:
-    """A local job's processes share a session of their own, begun by the forked submitter."""
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(job["session"], number)
+        os.killpg(job["session"], signal.SIGKILL)
+    while is_alive(job, attempt_folder):
+        time.sleep(0.05)
 
 
 def process_start(pid: int | str) -> str | None:

@@ -7,7 +7,6 @@ import sys
 from contextlib import ExitStack
 
 from snakemake.cli import get_argument_parser
-from snakemake.exceptions import WorkflowError
 
 from workflow import layout, locks, runs
 from workflow.login import schema
@@ -54,13 +53,13 @@ def begin(workflow, stack: ExitStack, argv: list[str] | None = None) -> Plan:
     """Read and check the YAML; before jobs run, also the profile, the data and that we are alone.
 
     `stack` holds the workflow's lock for as long as snakemake lives; the kernel drops it with the
-    process, so unlike Snakemake's own lock a kill leaves none behind. Raises WorkflowError with one
-    sentence.
+    process, so unlike Snakemake's own lock a kill leaves none behind. Ends snakemake with one
+    sentence (SystemExit; an exception would come with Snakemake's traceback).
     """
     try:
         config = schema.load()
     except runs.ConfigError as error:
-        raise WorkflowError(str(error)) from None
+        sys.exit(str(error))
     plan = Plan(config)
     options = arguments(argv)
     if only_looks(options) or not workflow.is_main_process:
@@ -73,20 +72,18 @@ def begin(workflow, stack: ExitStack, argv: list[str] | None = None) -> Plan:
         try:
             layout.check(setting, data)
         except layout.DataError as error:
-            raise WorkflowError(str(error)) from None
+            sys.exit(str(error))
     try:
         stack.enter_context(locks.exclusive(LOCK))
     except locks.Held as error:
-        raise WorkflowError(
-            f"Another snakemake works in this folder ({error}); wait for it, or end it."
-        ) from None
+        sys.exit(f"Another snakemake works in this folder ({error}); wait for it, or end it.")
     return plan
 
 
 def check_profile(default_resources) -> None:
     """Nothing may choose by itself where jobs run, least of all the login node."""
     if "launcher" not in (default_resources or {}):
-        raise WorkflowError(
+        sys.exit(
             "Where should the jobs run? Say --profile slurm (a Slurm cluster) or --profile demo "
             "(this machine); look without running by adding -n. "
             "(--default-resources on the command line replaces the profile's; "

@@ -90,6 +90,9 @@ def submit_locally(attempt: Attempt, job: Job, resources: dict) -> None:
     if child == 0:
         try:
             os.setsid()
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            for stream in (0, 1, 2):  # or whoever reads our output would wait for the job's end
+                os.dup2(nowhere, stream)
             submitted = local_executor(attempt.folder / "logs", resources).submit(job)
             attempt.note_job(
                 launcher="local",

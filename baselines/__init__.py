@@ -1,0 +1,5 @@
+"""What Evo-ViT is compared with. Importing this package registers its models in timm."""
+
+from . import deit, dynamicvit
+
+__all__ = ["deit", "dynamicvit"]

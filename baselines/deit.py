@@ -1,0 +1,76 @@
+"""The dense reference: DeiT on timm's building blocks, registered as ``plain_deit_*``."""
+
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import nn
+
+
+def pretrained_cfg(size: int) -> dict[str, Any]:
+    """timm's pretrained_cfg; crop_pct as in DeiT's evaluation: resize to 256 / 224 of the size."""
+    return dict(
+        url="", num_classes=1000, input_size=(3, size, size), pool_size=None, crop_pct=0.875,
+        interpolation="bicubic", fixed_input_size=True, mean=IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_DEFAULT_STD, first_conv="patch_embed.proj", classifier="head", license="mit",
+    )  # fmt: skip
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "plain_deit_tiny_patch16_224": pretrained_cfg(224),
+        "plain_deit_small_patch16_224": pretrained_cfg(224),
+        "plain_deit_base_patch16_224": pretrained_cfg(224),
+        "plain_deit_small_patch16_384": pretrained_cfg(384),
+        "plain_deit_base_patch16_384": pretrained_cfg(384),
+    }
+)
+
+TINY = dict(embed_dim=192, num_heads=3)
+SMALL = dict(embed_dim=384, num_heads=6)
+BASE = dict(embed_dim=768, num_heads=12)
+
+
+def create_deit(
+    model_cls: type[nn.Module], name: str, pretrained: bool, kwargs: dict[str, Any], sizes: dict
+) -> nn.Module:
+    """Build ``model_cls`` at DeiT's sizes; ``kwargs`` given by the caller win over them."""
+    return build_model_with_cfg(
+        model_cls,
+        name,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter"),
+        **{"patch_size": 16, **sizes, **kwargs},
+    )
+
+
+@register_model
+def plain_deit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """DeiT-T at 224 px."""
+    return create_deit(VisionTransformer, "plain_deit_tiny_patch16_224", pretrained, kwargs, TINY)
+
+
+@register_model
+def plain_deit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """DeiT-S at 224 px."""
+    return create_deit(VisionTransformer, "plain_deit_small_patch16_224", pretrained, kwargs, SMALL)
+
+
+@register_model
+def plain_deit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """DeiT-B at 224 px."""
+    return create_deit(VisionTransformer, "plain_deit_base_patch16_224", pretrained, kwargs, BASE)
+
+
+@register_model
+def plain_deit_small_patch16_384(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """DeiT-S at 384 px."""
+    return create_deit(VisionTransformer, "plain_deit_small_patch16_384", pretrained, kwargs, SMALL)
+
+
+@register_model
+def plain_deit_base_patch16_384(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """DeiT-B at 384 px."""
+    return create_deit(VisionTransformer, "plain_deit_base_patch16_384", pretrained, kwargs, BASE)

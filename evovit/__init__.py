@@ -1,0 +1,9 @@
+"""Evo-ViT: structure-preserving token selection and slow-fast token updating (AAAI 2022).
+
+Importing this package registers its models in timm. Start reading at ``evovit/tokens.py``.
+"""
+
+from . import deit
+from .trace import Trace, trace
+
+__all__ = ["Trace", "deit", "trace"]

@@ -1,0 +1,56 @@
+"""Attention and block of the flat host, which can hand out token scores."""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention
+from timm.models.vision_transformer import Block
+from torch import Tensor
+
+from . import tokens
+
+
+class EvoAttention(Attention):
+    """Multi-head self-attention that can hand out token scores beside its result.
+
+    Modifications of timm's Attention:
+    - ``scores="class"`` adds the class token's attention row (fused attention stays fused),
+    - ``scores="column_mean"`` adds the mean over the queries, for which alone the whole attention
+      matrix is made.
+    """
+
+    def forward(self, x: Tensor, attn_mask=None, is_causal=False, scores: str | None = None):
+        """(B, L, C) -> (B, L, C), with ``scores`` also (B, L, H): one weight per token and head."""
+        if scores is None:
+            return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
+        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.fused_attn and scores == "class":
+            dropout = self.attn_drop.p if self.training else 0.0
+            out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+            row = self._class_row(q, k)
+        else:
+            attn = ((q * self.scale) @ k.transpose(-2, -1)).softmax(dim=-1)
+            out = self.attn_drop(attn) @ v
+            if scores == "column_mean":
+                row = attn.float().mean(dim=2).transpose(1, 2)
+            else:  # in low precision the row of this matrix would tie at the cut
+                exact = torch.finfo(q.dtype).bits >= 32
+                row = attn[:, :, 0].transpose(1, 2) if exact else self._class_row(q, k)
+        out = self.norm(out.transpose(1, 2).flatten(2))
+        return self.proj_drop(self.proj(out)), row
+
+    def _class_row(self, q: Tensor, k: Tensor) -> Tensor:
+        return tokens.class_attention(q[:, :, 0], k.transpose(1, 2).flatten(2), self.scale)
+
+
+class EvoBlock(Block):
+    """timm's Block, handing on the token scores of its attention."""
+
+    def forward(self, x: Tensor, attn_mask=None, is_causal=False, scores: str | None = None):
+        """(B, L, C) -> (B, L, C), with ``scores`` also (B, L, H)."""
+        if scores is None:
+            return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
+        out, row = self.attn(self.norm1(x), scores=scores)
+        x = x + self.drop_path1(self.ls1(out))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), row

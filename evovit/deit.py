@@ -1,0 +1,302 @@
+"""Evo-DeiT: Evo-ViT on the flat (DeiT) host, registered as ``evo_deit_*`` in timm."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import get_device_dtype
+from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from . import plan
+from .blocks import EvoAttention, EvoBlock
+from .checkpoint import complete_dense, load_exactly
+from .evolve import Evolution, Observation, evolve
+
+
+class EvoVisionTransformer(VisionTransformer):
+    """Vision Transformer with structure-preserving token selection and slow-fast updating.
+
+    Modifications of timm's VisionTransformer:
+    - the switches of ``evovit.plan``; blocks run by ``_evolve``,
+    - prediction from the mean of the patch tokens; a second head on the class token for Eq. 8,
+    - the schedule and whether tokens are selected travel with the state dict.
+
+    Args (beside timm's; see also the project's README):
+        variant: "paper" (the text) or "official" (the authors' code).
+        keep_ratio: share of informative tokens, a number or one per block (1 before start_block).
+        start_block: first selecting block, counted from 0; the paper's fifth layer is 4.
+        tradeoff: alpha of Eq. 4, weight of the previous score, a number or one per block; 0.5.
+        schedule: "stage" or "layer". Given, a checkpoint of the other schedule is refused; left
+            out, it is "stage" until a checkpoint says otherwise.
+        placeholders: "update" (Eqs. 5-7; default of the paper's variant), "keep" (default of the
+            official one) or "drop".
+        scores: "global" (Eq. 4), "class" (no memory), "random" (torch's global generator),
+            "last_class" (the last block's class attention, found by a first dense pass) or
+            "column_mean" (of the attention matrix, no memory).
+        blocks_per_stage: blocks that share a selection stage-wise.
+        pool_placeholders: False leaves the last placeholders out of the pooled mean.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        variant: str = "paper",
+        keep_ratio: float | Sequence[float] = 0.5,
+        start_block: int = 4,
+        tradeoff: float | str | Sequence[float] | None = None,
+        schedule: str | None = None,
+        placeholders: str | None = None,
+        scores: str = "global",
+        blocks_per_stage: int = 4,
+        pool_placeholders: bool = True,
+        **kwargs: Any,
+    ):
+        weight_init = kwargs.pop("weight_init", "")
+        kwargs = {"global_pool": "avg", "fc_norm": False, **kwargs}
+        super().__init__(*args, block_fn=EvoBlock, attn_layer=EvoAttention, **kwargs,
+                         weight_init="skip")  # fmt: skip
+        self._refuse_unsupported(kwargs)
+        dd = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
+        self.switches = plan.resolve(
+            len(self.blocks), variant, keep_ratio, start_block, tradeoff, placeholders, scores,
+            blocks_per_stage, pool_placeholders,
+        )  # fmt: skip
+        self.norm_cls = type(self.norm)(self.embed_dim, **dd)
+        self.head_cls = self._classifier(**dd)
+        self.training_outputs = False
+        self.selecting = True
+        self.set_schedule(schedule or "stage")
+        self._check_grid()
+        self._schedule_was_given = schedule is not None
+        self.weight_init_mode = "reset" if weight_init == "skip" else weight_init
+        if weight_init != "skip":
+            self.init_weights(needs_reset=False)
+
+    def _refuse_unsupported(self, kwargs: dict[str, Any]) -> None:
+        if self.global_pool != "avg":
+            raise ValueError(f"global_pool={self.global_pool!r}: Evo-ViT predicts from the mean")
+        if not self.has_class_token or self.num_reg_tokens:
+            raise ValueError("Evo-ViT needs the class token (its attention is the score) alone")
+        if kwargs.get("patch_drop_rate"):
+            raise ValueError("patch_drop_rate drops tokens at random; Evo-ViT keeps the grid whole")
+
+    # ---- what a checkpoint knows beside the weights
+
+    def set_schedule(self, schedule: str) -> None:
+        """Select tokens in each block ("layer") or once per stage ("stage") from now on."""
+        self._runs = plan.segments(self.switches, schedule)
+        self._scoring = plan.scoring_blocks(self.switches, self._runs)
+        self.schedule = schedule
+        self._schedule_was_given = False  # whoever calls this manages the schedule from here on
+
+    def set_selecting(self, enable: bool) -> None:
+        """Switch token selection on or off; off, every block runs on all tokens."""
+        self.selecting = enable
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(
+            [plan.SCHEDULES.index(self.schedule), int(self.selecting)], dtype=torch.uint8
+        )
+
+    def set_extra_state(self, state: Tensor) -> None:
+        code, selecting = state.tolist()
+        schedule = plan.SCHEDULES[code]
+        if self._schedule_was_given and schedule != self.schedule:
+            raise ValueError(
+                f"the checkpoint was trained to schedule={schedule!r}, the model was built with "
+                f"schedule={self.schedule!r}: build it without, and call set_schedule() after "
+                "loading if another schedule is wanted"
+            )
+        self.set_schedule(schedule)
+        self.set_selecting(bool(selecting))
+
+    def load_pretrained_dense(self, state_dict: dict[str, Tensor]) -> list[str]:
+        """Load a plain DeiT; returns the keys that start fresh (the class head, the schedule).
+
+        Raises:
+            ValueError: listing every missing, unexpected or misshapen key; nothing is loaded then.
+        """
+        return load_exactly(self, state_dict, fresh=("norm_cls.", "head_cls.", "_extra_state"))
+
+    # ---- the forward pass
+
+    def _block(self, index: int, x: Tensor, observed: bool) -> tuple[Tensor, Tensor | None]:
+        """Block ``index`` on (B, L, C); with the patches' scores (B, L - 1) where they count."""
+        kind = "column_mean" if self.switches.scores == "column_mean" else "class"
+        kind = kind if observed or index in self._scoring else None
+        block = self.blocks[index]
+        recompute = self.grad_checkpointing and torch.is_grad_enabled()
+        out = checkpoint(block, x, scores=kind) if recompute else block(x, scores=kind)
+        if kind is None:
+            return out, None
+        x, row = out
+        row = row[:, 1:].sum(-1) if self.switches.variant == "official" else row[:, 1:].mean(-1)
+        # Only Eq. 5's weights let a gradient through; without them the scores just rank.
+        return x, row if self.switches.placeholders == "update" else row.detach()
+
+    def _evolve(self, images: Tensor, observer: list[Observation] | None = None) -> Tensor:
+        """Images to tokens (B, 1 + n, C) after all blocks, before the last norm."""
+        embedded = self.norm_pre(self._pos_embed(self.patch_embed(images)))
+        runs = self._runs if self.selecting else ()
+        ranking = None
+        if runs and self.switches.scores == "last_class":
+            ranking = self._last_class_attention(embedded)
+        return evolve(Evolution(self._block, self.switches, runs, ranking, observer), embedded)
+
+    @torch.no_grad()
+    def _last_class_attention(self, x: Tensor) -> Tensor:
+        """First of two passes: class attention (B, N) of the last block, nothing selected."""
+        for block in self.blocks[:-1]:
+            x = block(x)
+        _, row = self._block(len(self.blocks) - 1, x, observed=True)
+        return row
+
+    def forward_features(self, x: Tensor, attn_mask=None, is_causal=False) -> Tensor:
+        """Images to tokens (B, 1 + N, C) in raster order; normed in the paper's variant.
+
+        With dropped or unpooled placeholders only the informative patches remain, in no order.
+        """
+        if attn_mask is not None or is_causal:
+            raise ValueError("Evo-ViT ranks all tokens by class attention: no attention masks")
+        x = self._evolve(x)
+        return self.norm(x) if self.switches.variant == "paper" else x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens of ``forward_features`` to logits: the mean of the patches is classified.
+
+        The paper averages the tokens' predictions, that is their normed features; the authors'
+        code averages the features and norms the mean.
+        """
+        x = self.pool(x)
+        x = self.head_drop(x if self.switches.variant == "paper" else self.norm(x))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor, attn_mask=None, is_causal=False) -> Any:
+        """Logits; with ``set_training_outputs`` in training (average, class token), Eq. 8."""
+        if not (self.training and self.training_outputs):
+            return self.forward_head(self.forward_features(x, attn_mask, is_causal))
+        x = self._evolve(x)
+        class_token = self.head_drop(self.norm_cls(x[:, 0]))
+        patches = self.norm(x) if self.switches.variant == "paper" else x
+        return self.forward_head(patches), self.head_cls(class_token)
+
+    def observe(self, images: Tensor) -> tuple[list[Observation], Tensor]:
+        """What every block did to images, for ``trace``; and the logits."""
+        observed: list[Observation] = []
+        x = self._evolve(images, observed)
+        x = self.norm(x) if self.switches.variant == "paper" else x
+        return observed, self.forward_head(x)
+
+    def set_training_outputs(self, enable: bool = True) -> None:
+        """Whether a forward pass in training returns all that the task's loss needs."""
+        self.training_outputs = enable
+
+    def forward_intermediates(
+        self, x: Tensor, indices=None, return_prefix_tokens=False, norm=False, stop_early=False,
+        output_fmt="NCHW", intermediates_only=False, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        """timm's method; placeholders stand where they are in the grid after each block."""
+        if output_fmt not in ("NCHW", "NLC") or any(kwargs.values()):
+            raise ValueError(f"unsupported: output_fmt={output_fmt!r}, {kwargs}")
+        if self.switches.placeholders == "drop" and output_fmt == "NCHW":
+            raise ValueError("placeholders='drop' leaves no grid: use output_fmt='NLC'")
+        taken, _ = feature_take_indices(len(self.blocks), indices)
+        grid = self.patch_embed.dynamic_feat_size(x.shape[-2:])
+        observed: list[Observation] = []
+        last = self._evolve(x, observed)
+        features = []
+        for seen in (observed[i] for i in taken):
+            out = self.norm(seen.tokens) if norm else seen.tokens
+            prefix, out = out[:, :1], out[:, 1:]
+            out = out.mT.unflatten(2, grid) if output_fmt == "NCHW" else out
+            features.append((out, prefix) if return_prefix_tokens else out)
+        return features if intermediates_only else (self.norm(last), features)
+
+    # ---- the rest of timm's contract
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        if global_pool not in (None, "avg"):
+            raise ValueError(f"global_pool={global_pool!r}: Evo-ViT predicts from the mean")
+        super().reset_classifier(num_classes)
+        self.head_cls = self._classifier(**get_device_dtype(self))
+
+    def _classifier(self, **dd: Any) -> nn.Module:
+        classes = self.num_classes
+        return nn.Linear(self.embed_dim, classes, **dd) if classes > 0 else nn.Identity()
+
+    def set_input_size(self, *args: Any, **kwargs: Any) -> None:
+        super().set_input_size(*args, **kwargs)
+        self._check_grid()
+
+    def _check_grid(self) -> None:
+        for ratio in self.switches.keep_ratio:
+            plan.kept_count(self.patch_embed.num_patches, ratio)
+
+
+def _cfg(size: int) -> dict[str, Any]:
+    """timm's pretrained_cfg; crop_pct as in DeiT's evaluation: resize to 256 / 224 of the size."""
+    return dict(
+        url="", num_classes=1000, input_size=(3, size, size), pool_size=None, crop_pct=0.875,
+        interpolation="bicubic", fixed_input_size=True, mean=IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_DEFAULT_STD, first_conv="patch_embed.proj",
+        classifier=("head", "head_cls"), license="mit",
+    )  # fmt: skip
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "evo_deit_tiny_patch16_224": _cfg(224),
+        "evo_deit_small_patch16_224": _cfg(224),
+        "evo_deit_base_patch16_224": _cfg(224),
+        "evo_deit_small_patch16_384": _cfg(384),
+        "evo_deit_base_patch16_384": _cfg(384),
+    }
+)
+
+
+def _create(name: str, pretrained: bool, kwargs: dict[str, Any], **sizes: Any) -> nn.Module:
+    # "variant" is also the name of a parameter of build_model_with_cfg
+    model_cls = partial(EvoVisionTransformer, variant=kwargs.pop("variant", "paper"))
+    return build_model_with_cfg(
+        model_cls,
+        name,
+        pretrained,
+        pretrained_filter_fn=complete_dense,
+        feature_cfg=dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter"),
+        **{"patch_size": 16, **sizes, **kwargs},
+    )
+
+
+@register_model
+def evo_deit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> EvoVisionTransformer:
+    """Evo-DeiT-T at 224 px."""
+    return _create("evo_deit_tiny_patch16_224", pretrained, kwargs, embed_dim=192, num_heads=3)
+
+
+@register_model
+def evo_deit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> EvoVisionTransformer:
+    """Evo-DeiT-S at 224 px."""
+    return _create("evo_deit_small_patch16_224", pretrained, kwargs, embed_dim=384, num_heads=6)
+
+
+@register_model
+def evo_deit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> EvoVisionTransformer:
+    """Evo-DeiT-B at 224 px."""
+    return _create("evo_deit_base_patch16_224", pretrained, kwargs, embed_dim=768, num_heads=12)
+
+
+@register_model
+def evo_deit_small_patch16_384(pretrained: bool = False, **kwargs: Any) -> EvoVisionTransformer:
+    """Evo-DeiT-S at 384 px."""
+    return _create("evo_deit_small_patch16_384", pretrained, kwargs, embed_dim=384, num_heads=6)
+
+
+@register_model
+def evo_deit_base_patch16_384(pretrained: bool = False, **kwargs: Any) -> EvoVisionTransformer:
+    """Evo-DeiT-B at 384 px."""
+    return _create("evo_deit_base_patch16_384", pretrained, kwargs, embed_dim=768, num_heads=12)

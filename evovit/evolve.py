@@ -1,0 +1,139 @@
+"""Running a flat host's blocks with token selection and slow-fast updating (Eqs. 4-7)."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import tokens as tk
+from .plan import Switches, kept_count
+
+# (index, tokens (B, L, C), observed) -> tokens and, where they count, scores (B, L - 1)
+RunBlock = Callable[[int, Tensor, bool], tuple[Tensor, Tensor | None]]
+
+
+class Observation(NamedTuple):
+    """One block as seen by ``trace`` and ``forward_intermediates``."""
+
+    kept: Tensor | None  # (B, k) grid positions of the informative tokens; None: all are
+    selecting: bool  # this block made the selection (stage-wise the first of its stage)
+    scores: Tensor  # (B, N) running scores after the block; 0 for dropped tokens
+    tokens: Tensor  # (B, 1 + n, C)
+
+
+class Evolution(NamedTuple):
+    """What stays the same for all blocks of one forward pass."""
+
+    run_block: RunBlock
+    switches: Switches
+    runs: Sequence[tuple[int, int]]  # ``plan.segments``; empty: no selection, all blocks dense
+    ranking: Tensor | None  # (B, N) fixed scores to select by
+    observer: list[Observation] | None
+
+
+class State(NamedTuple):
+    """What passes from one run of blocks to the next."""
+
+    tokens: Tensor  # (B, 1 + n, C); n = N unless placeholders were dropped
+    scores: Tensor | None = None  # (B, n) evolved scores, where a later selection needs them
+    positions: Tensor | None = None  # (B, n) grid positions, once tokens were dropped
+
+
+def evolve(this: Evolution, embedded: Tensor) -> Tensor:
+    """Tokens (B, 1 + N, C) through all blocks; one run of blocks after the other."""
+    depth, num_patches = len(this.switches.keep_ratio), embedded.shape[1] - 1
+    first_run = this.runs[0][0] if this.runs else depth
+    state = _dense(this, State(embedded), (0, first_run), num_patches)
+    for run in this.runs:
+        k = kept_count(num_patches, this.switches.keep_ratio[run[0]])
+        if k == state.tokens.shape[1] - 1:
+            state = _dense(this, state, run, num_patches)
+        else:
+            state = _slow_fast(this, state, run, k, num_patches)
+    return state.tokens
+
+
+def _dense(this: Evolution, state: State, run: tuple[int, int], num_patches: int) -> State:
+    """Blocks in which every token present is informative."""
+    x, scores, positions = state
+    for block in range(*run):
+        x, row = this.run_block(block, x, this.observer is not None)
+        if row is not None:
+            scores = tk.evolve_scores(scores, row, this.switches.tradeoff[block])
+        if this.observer is not None:
+            on_grid = _on_grid(scores, positions, num_patches)
+            this.observer.append(Observation(positions, False, on_grid, x))
+    return State(x, scores, positions)
+
+
+def _slow_fast(
+    this: Evolution, state: State, run: tuple[int, int], k: int, num_patches: int
+) -> State:
+    """Blocks that share one selection of k informative tokens.
+
+    The representative token evolves beside them through the whole run. Its weights sum to 1 and
+    do not change while the selection holds, so this is what re-aggregating it before each block
+    would give, and the placeholders can receive the summed residuals once, at the end of the run.
+    """
+    switches, observing = this.switches, this.observer is not None
+    ranking = _ranking(this, state)
+    kept = tk.select_top(ranking.detach(), k)
+    rows = tk.token_rows(kept, state.tokens.shape[1])
+    slow = tk.take_tokens(state.tokens, rows)
+    representative = None
+    if switches.placeholders == "update":
+        weights = tk.placeholder_weights(ranking, kept)
+        representative = tk.representative_token(state.tokens[:, 1:], weights)
+        slow = torch.cat((slow, representative), dim=1)
+    scores = None
+    for block in range(*run):
+        slow, row = this.run_block(block, slow, observing)
+        if row is not None:
+            scores = state.scores.gather(1, kept) if scores is None else scores
+            scores = tk.evolve_scores(scores, row[:, :k], switches.tradeoff[block])
+        if observing:
+            seen = _merge(this, state, kept, rows, slow, scores, representative, False)
+            positions = kept if state.positions is None else state.positions.gather(1, kept)
+            on_grid = _on_grid(seen.scores, seen.positions, num_patches)
+            this.observer.append(Observation(positions, block == run[0], on_grid, seen.tokens))
+    if run[1] == len(switches.keep_ratio) and not switches.pool_placeholders:
+        return State(slow[:, : 1 + k])
+    inplace = not (observing or torch.is_grad_enabled())
+    return _merge(this, state, kept, rows, slow, scores, representative, inplace)
+
+
+def _ranking(this: Evolution, state: State) -> Tensor:
+    """Scores (B, n) to select by."""
+    if this.switches.evolves:
+        return state.scores
+    batch, length, _ = state.tokens.shape
+    if this.switches.scores == "random":
+        return torch.rand(batch, length - 1, device=state.tokens.device)
+    positions = state.positions
+    return this.ranking if positions is None else this.ranking.gather(1, positions)
+
+
+def _merge(
+    this: Evolution, state: State, kept: Tensor, rows: Tensor, slow: Tensor,
+    scores: Tensor | None, representative: Tensor | None, inplace: bool,
+) -> State:  # fmt: skip
+    """State after a run: informative tokens go back to their places, placeholders are updated."""
+    num_kept = kept.shape[1]
+    if this.switches.placeholders == "drop":
+        positions = kept if state.positions is None else state.positions.gather(1, kept)
+        return State(slow, scores, positions)
+    residual = None
+    if representative is not None:
+        # x_rep^(1) + x_rep^(2) over the run: what the residual stream has gathered.
+        residual = slow[:, 1 + num_kept :] - representative
+    merged = tk.put_back(state.tokens, rows, slow[:, : 1 + num_kept], residual, inplace)
+    if scores is None:
+        return State(merged, state.scores)
+    return State(merged, state.scores.scatter(1, kept, scores))
+
+
+def _on_grid(scores: Tensor, positions: Tensor | None, num_patches: int) -> Tensor:
+    if positions is None:
+        return scores
+    return scores.new_zeros(len(scores), num_patches).scatter(1, positions, scores)

@@ -1,0 +1,102 @@
+"""The algorithm of Evo-ViT as pure functions on tensors. Read this first.
+
+Shapes: B images, N patch tokens, C channels, H heads, D = C / H. ``tokens`` is always one buffer
+(B, 1 + N, C): the class token, then the patches in raster order. ``kept`` (B, k) holds the patch
+positions (class token not counted) of the informative tokens, in no particular order: nothing
+below depends on it, so no feature is ever sorted and no order has to be restored.
+"""
+
+import torch
+from torch import Tensor
+
+
+def class_attention(query: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """Attention of the class token to every token, Eq. 3, one row per head.
+
+    The row is one product with a head-block-diagonal class query: a 4-D product would copy the
+    strided keys. It is float32 at least, also under autocast: bf16 scores tie at the cut.
+
+    Args:
+        query: class queries (B, H, D).
+        keys: keys (B, L, C) of L tokens, class token first; a strided view will do.
+        scale: factor on the products (the text writes 1 / sqrt(C) for one head; D ** -0.5 here).
+
+    Returns:
+        (B, L, H), each head's column sums to 1.
+    """
+    heads = query.shape[1]
+    dtype = torch.promote_types(keys.dtype, torch.float32)
+    diagonal = torch.eye(heads, dtype=dtype, device=query.device).unsqueeze(1)  # (H, 1, H)
+    blocks = ((query.to(dtype) * scale).unsqueeze(-1) * diagonal).flatten(1, 2)  # (B, C, H)
+    with torch.autocast(keys.device.type, enabled=False):
+        return torch.bmm(keys.to(dtype), blocks).softmax(dim=1)
+
+
+def evolve_scores(previous: Tensor | None, current: Tensor, tradeoff: float) -> Tensor:
+    """Global class attention, Eq. 4: ``tradeoff`` (the paper's alpha) weighs the previous score.
+
+    Args:
+        previous: (B, k), or None in the first block.
+        current: class attention (B, k) of the same tokens.
+    """
+    if previous is None or tradeoff == 0:
+        return current
+    return torch.lerp(current, previous, tradeoff)
+
+
+def select_top(scores: Tensor, k: int) -> Tensor:
+    """Positions (B, k) of the k highest of the scores (B, N), unsorted."""
+    return torch.topk(scores, k, dim=1, sorted=False).indices
+
+
+def token_rows(kept: Tensor, num_tokens: int) -> Tensor:
+    """Rows (B * (1 + k),) of the class token and the kept patches in tokens.flatten(0, 1).
+
+    ``index_select`` and ``index_copy`` on whole rows are several times faster than ``gather`` and
+    ``scatter`` with an index expanded to C.
+    """
+    first = torch.arange(kept.shape[0], device=kept.device).unsqueeze(1) * num_tokens
+    return torch.cat((first, kept + (first + 1)), dim=1).flatten()
+
+
+def take_tokens(tokens: Tensor, rows: Tensor) -> Tensor:
+    """Class token and informative tokens (B, 1 + k, C) of the buffer (B, 1 + N, C)."""
+    batch, _, channels = tokens.shape
+    return tokens.flatten(0, 1).index_select(0, rows).view(batch, -1, channels)
+
+
+def placeholder_weights(scores: Tensor, kept: Tensor) -> Tensor:
+    """Weights (B, N) of Eq. 5: the placeholders' scores over their sum, 0 for the kept tokens."""
+    weights = scores.scatter(1, kept, 0.0)
+    # Attention rows are positive, so only underflow can empty the sum; then all weights are 0.
+    return weights / weights.sum(dim=1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+
+
+def representative_token(patches: Tensor, weights: Tensor) -> Tensor:
+    """x_rep (B, 1, C) = weighted sum of the placeholders among patches (B, N, C), Eq. 5."""
+    return torch.bmm(weights.to(patches.dtype).unsqueeze(1), patches)
+
+
+def put_back(
+    tokens: Tensor, rows: Tensor, slow: Tensor, residual: Tensor | None, inplace: bool
+) -> Tensor:
+    """Buffer (B, 1 + N, C) after slow-fast updating, Eqs. 6-7.
+
+    Slowly updated tokens replace their old values; every placeholder receives the summed residuals
+    of the representative token (phi_exp, a copy). Adding them to all rows first and overwriting
+    the slow ones after needs no list of the placeholders.
+
+    Args:
+        tokens: the buffer before the update.
+        rows: ``token_rows`` of the slow tokens.
+        slow: updated class and informative tokens (B, 1 + k, C).
+        residual: x_rep^(1) + x_rep^(2), summed over the blocks, (B, 1, C); None: no fast update.
+        inplace: overwrite ``tokens`` (only where no backward pass can follow).
+    """
+    if residual is not None:
+        tokens = tokens.add_(residual) if inplace else tokens + residual
+        inplace = True  # on the sum just made: its backward needs no saved value
+    flat = tokens.flatten(0, 1)
+    slow = slow.flatten(0, 1).to(flat.dtype)
+    flat = flat.index_copy_(0, rows, slow) if inplace else flat.index_copy(0, rows, slow)
+    return flat.view_as(tokens)

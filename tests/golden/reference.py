@@ -1,0 +1,42 @@
+"""Rebuilds the weights and inputs behind the reference numbers; see the README beside this."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+FOLDER = Path(__file__).parent
+INDEX = json.loads((FOLDER / "index.json").read_text())
+
+
+def case(name):
+    """(description, arrays) of one case; the description gets its ``shapes`` table."""
+    about = dict(INDEX["cases"][name])
+    about["shapes"] = INDEX["shapes"][about["shapes"]]
+    return about, np.load(FOLDER / f"{name}.npz")
+
+
+def weights(shapes, dtype, prefix=""):
+    """State dict in the authors' key names."""
+    return {k: torch.from_numpy(_fill(k, s, prefix)).to(dtype) for k, s in shapes.items()}
+
+
+def images(about, dtype):
+    """Inputs (B, 3, H, W)."""
+    draw = np.random.default_rng(about["input_seed"]).standard_normal(about["input_shape"])
+    return torch.from_numpy(draw.astype(np.float32)).to(dtype)
+
+
+def _fill(key, shape, prefix):
+    draw = np.random.default_rng(zlib.crc32((prefix + key).encode()))
+    if key.endswith(("pos_embed", "cls_token")):
+        value = 0.2 * draw.standard_normal(shape)
+    elif key.endswith("bias"):
+        value = 0.02 * draw.standard_normal(shape)
+    elif len(shape) == 1:
+        value = 1.0 + 0.1 * draw.standard_normal(shape)
+    else:
+        value = draw.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+    return value.astype(np.float32)

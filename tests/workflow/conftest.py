@@ -1,0 +1,49 @@
+"""A small campaign on a handful of images: everything real but the size."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from workflow import runs
+from workflow.runs import Config
+
+
+@pytest.fixture(scope="session")
+def config() -> Config:
+    return Config.load()
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """An ImageFolder of 10 classes with 4 training and 2 validation images each."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 2)):
+        for label in range(10):
+            folder = tmp_path / "images" / split / str(label)
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(0, 256, (8, 8), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def site(tmp_path, images) -> dict:
+    return {"root": str(tmp_path / "demo"), "data_root": str(images), "workers": 0, "device": "cpu"}
+
+
+@pytest.fixture
+def tiny_spec(config):
+    """A function: the demo's spec of a run, shrunk to seconds."""
+
+    def make(run: str, epochs: int = 2, **recipe) -> dict:
+        spec = copy.deepcopy(runs.train_spec(config, "demo", run))
+        spec["model"]["kwargs"] |= {"img_size": 16, "embed_dim": 24}
+        spec["recipe"] |= {"epochs": epochs, "batch_size": 8, "warmup_epochs": 1, "threads": 1}
+        spec["recipe"] |= recipe
+        return spec
+
+    return make

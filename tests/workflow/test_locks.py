@@ -1,0 +1,53 @@
+"""The lock goes with the process, however it ends."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from workflow import locks
+
+HOLD = """
+import sys, time
+from workflow import locks
+with locks.exclusive(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_holder_is_refused_and_told_who_holds_it(tmp_path):
+    path = tmp_path / "lock"
+    with locks.exclusive(path):
+        assert locks.is_held(path)
+        with pytest.raises(locks.Held, match="held by process"), locks.exclusive(path):
+            pass
+    assert not locks.is_held(path)
+
+
+def test_kill_9_frees_it(tmp_path):
+    path = tmp_path / "lock"
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE)
+    holder.stdout.readline()
+    assert locks.is_held(path)
+    holder.kill()
+    holder.wait()
+    with locks.exclusive(path):
+        pass
+
+
+def test_patience_waits_for_it(tmp_path):
+    path = tmp_path / "lock"
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE)
+    holder.stdout.readline()
+    started = time.monotonic()
+    with pytest.raises(locks.Held), locks.exclusive(path, patience_s=0.5):
+        pass
+    assert time.monotonic() - started >= 0.5
+    holder.kill()
+    holder.wait()
+
+
+def test_a_lock_nobody_made_is_free(tmp_path):
+    assert not locks.is_held(tmp_path / "none")

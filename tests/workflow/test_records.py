@@ -1,0 +1,64 @@
+"""Records: whole, of the expected spec, or an error that says what to do."""
+
+import json
+
+import pytest
+
+from workflow import records, runs
+from workflow.records import RecordError
+
+SPEC = {"kind": "train", "seed": 0}
+
+
+def write(path, spec=SPEC, **changes):
+    record = {"kind": "train", "spec_hash": runs.spec_hash(spec), "spec": spec, "results": {}}
+    records.write_json(path, record | changes)
+    return path
+
+
+def test_a_whole_record_is_read(tmp_path):
+    path = write(tmp_path / "a" / "train.json")
+    assert records.read(path, runs.spec_hash(SPEC))["spec"] == SPEC
+
+
+def test_another_spec_is_refused(tmp_path):
+    path = write(tmp_path / "train.json")
+    with pytest.raises(RecordError, match="workflow/config/ now says"):
+        records.read(path, runs.spec_hash(SPEC | {"seed": 1}))
+
+
+def test_an_edited_spec_is_noticed(tmp_path):
+    path = write(tmp_path / "train.json", spec_hash="0" * 16)
+    with pytest.raises(RecordError, match="damaged"):
+        records.read(path)
+
+
+def test_a_record_cut_short_anywhere_is_damaged(tmp_path):
+    path = write(tmp_path / "train.json")
+    whole = path.read_bytes()
+    for cut in range(len(whole) - 2):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(RecordError, match="damaged"):
+            records.read(path)
+
+
+def test_a_missing_record_says_so(tmp_path):
+    with pytest.raises(RecordError, match="is missing; ask snakemake"):
+        records.read(tmp_path / "train.json")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_beside(tmp_path):
+    path = write(tmp_path / "train.json")
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        records.write_json(path, {"no": object()})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_provenance_says_which_code_and_versions(tmp_path):
+    record = records.make(SPEC, {"top1": 1.0}, started=0.0, device="cpu")
+    json.dumps(record)
+    assert record["provenance"]["versions"]["timm"]
+    assert record["provenance"]["device"] == "cpu"
+    assert record["spec_hash"] == runs.spec_hash(SPEC)

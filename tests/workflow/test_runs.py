@@ -1,0 +1,96 @@
+"""From YAML to specs."""
+
+import copy
+
+import pytest
+
+from workflow import runs
+from workflow.runs import Config, ConfigError
+
+
+def changed(config: Config, part: str, name: str, **values) -> Config:
+    parts = {key: copy.deepcopy(getattr(config, key)) for key in runs.FILES}
+    parts[part][name] |= values
+    return Config(**parts)
+
+
+def test_overrides_apply_from_recipe_over_setting_to_row(config):
+    edited = changed(config, "runs", "deit_tiny", overrides={"epochs": 7})
+    recipe = runs.recipe_of(edited, "demo", "deit_tiny")
+    assert recipe["epochs"] == 7  # the row
+    assert recipe["batch_size"] == config.settings["demo"]["recipe"]["batch_size"]  # the setting
+    assert recipe["weight_decay"] == config.recipes["deit"]["weight_decay"]  # the recipe
+    assert recipe["name"] == "deit"
+
+
+def test_extends_takes_the_parents_values_first(config):
+    recipe = runs.recipe_of(config, "imagenet", "evo_deit_tiny")
+    assert recipe["batch_size"] == 2048  # evo_deit_2048
+    assert recipe["task"] == config.recipes["evo_deit"]["task"]
+    assert recipe["lr"] == config.recipes["deit"]["lr"]
+
+
+def test_imagenet_keeps_the_papers_size_and_the_demo_shrinks_it(config):
+    full = runs.train_spec(config, "imagenet", "deit_tiny")["model"]["kwargs"]
+    small = runs.train_spec(config, "demo", "deit_tiny")["model"]["kwargs"]
+    assert full == {"num_classes": 1000}
+    assert small["embed_dim"] == config.settings["demo"]["shrink"]["deit"]["embed_dim"]
+    assert "depth" not in small  # selection starts at the fifth of twelve layers
+
+
+def test_every_row_resolves_in_every_setting(config):
+    for setting in config.settings:
+        for row in config.runs:
+            spec = runs.train_spec(config, setting, row)
+            assert spec["recipe"]["epochs"] > 0
+
+
+def test_a_spec_says_nothing_of_where(config):
+    text = str(runs.train_spec(config, "imagenet", "deit_tiny"))
+    assert config.settings["imagenet"]["data"]["root"] not in text
+    assert "workers" not in text
+
+
+def test_changing_a_teacher_changes_its_students_spec(config):
+    before = runs.spec_hash(runs.train_spec(config, "demo", "dynamic_deit_tiny"))
+    same = runs.spec_hash(runs.train_spec(config, "demo", "evo_deit_tiny"))
+    edited = changed(config, "runs", "deit_tiny", overrides={"epochs": 7})
+    assert runs.spec_hash(runs.train_spec(edited, "demo", "dynamic_deit_tiny")) != before
+    assert runs.spec_hash(runs.train_spec(edited, "demo", "evo_deit_tiny")) == same
+
+
+def test_seeds_make_runs_of_their_own(config):
+    edited = changed(config, "runs", "deit_tiny", seeds=[0, 1])
+    edited = changed(edited, "runs", "dynamic_deit_tiny", seeds=[0, 1, 2])
+    assert edited.split_run("deit_tiny-s1") == ("deit_tiny", 1)
+    assert runs.train_spec(edited, "demo", "deit_tiny-s1")["seed"] == 1
+    # a seed starts from the same seed's teacher, or from the first where there is none
+    assert runs.needed_runs(edited, "demo", "dynamic_deit_tiny-s1") == ["deit_tiny-s1"]
+    assert runs.needed_runs(edited, "demo", "dynamic_deit_tiny-s2") == ["deit_tiny"]
+    with pytest.raises(KeyError):
+        edited.split_run("deit_tiny-s7")
+
+
+def test_a_spec_is_rewritten_only_when_it_changes(config, tmp_path):
+    spec = runs.train_spec(config, "demo", "deit_tiny")
+    path = runs.write_spec(tmp_path / "a" / "spec.json", spec)
+    first = (tmp_path / "a" / "spec.json").stat()
+    runs.write_spec(path, copy.deepcopy(spec))
+    assert (tmp_path / "a" / "spec.json").stat().st_mtime_ns == first.st_mtime_ns
+    runs.write_spec(path, spec | {"seed": 5})
+    assert (tmp_path / "a" / "spec.json").stat().st_ino != first.st_ino
+
+
+def test_a_name_given_twice_is_an_error_with_its_line(tmp_path):
+    path = tmp_path / "runs.yaml"
+    path.write_text("a: {b: 1}\nc: 2\na: {b: 3}\n")
+    with pytest.raises(ConfigError, match=r"line 3: the name 'a' stands twice"):
+        runs.read_yaml(path)
+
+
+def test_throughput_measures_the_papers_size_in_every_setting(config):
+    point = runs.throughput_point(config, "demo")
+    assert point["device"] in ("cpu", "cuda")
+    spec = runs.throughput_spec(config, "deit_tiny", point)
+    assert [model["kwargs"] for model in spec["models"]] == [{}, {}, {}]
+    assert "setting" not in spec

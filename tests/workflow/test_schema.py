@@ -1,0 +1,111 @@
+"""Mistakes in the YAML: one sentence with file, key and the nearest valid name."""
+
+import shutil
+
+import pytest
+import yaml
+
+from workflow import runs
+from workflow.login import schema
+from workflow.runs import ConfigError
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Copies of the configuration, and a function that edits one of them."""
+    copies = {name: tmp_path / path.name for name, path in runs.FILES.items()}
+    for name, path in runs.FILES.items():
+        shutil.copy(path, copies[name])
+
+    def edit(name, change):
+        content = yaml.safe_load(copies[name].read_text())
+        change(content)
+        copies[name].write_text(yaml.safe_dump(content, sort_keys=False))
+        return copies
+
+    return edit
+
+
+def test_the_tree_as_it_is_passes():
+    assert schema.load().runs
+
+
+CASES = {
+    "unknown key": (
+        "runs",
+        lambda c: c["deit_tiny"].update(famly="deit"),
+        r"runs.yaml: deit_tiny has an unknown key 'famly'; did you mean 'family'\?",
+    ),
+    "missing key": (
+        "runs",
+        lambda c: c["deit_tiny"].pop("model"),
+        r"runs.yaml: deit_tiny lacks the key 'model'",
+    ),
+    "wrong type": (
+        "runs",
+        lambda c: c["deit_tiny"].update(overrides={"epochs": "ten"}),
+        r"runs.yaml: deit_tiny.overrides.epochs is 'ten', but must be of type integer",
+    ),
+    "unknown recipe": (
+        "runs",
+        lambda c: c["deit_tiny"].update(recipe="diet"),
+        r"runs.yaml: deit_tiny.recipe names 'diet'; did you mean 'deit'\?",
+    ),
+    "unknown teacher": (
+        "runs",
+        lambda c: c["dynamic_deit_tiny"].update(teacher="deit_tny"),
+        r"dynamic_deit_tiny.teacher names 'deit_tny'; did you mean 'deit_tiny'\?",
+    ),
+    "circle": (
+        "runs",
+        lambda c: c["deit_tiny"].update(start="dynamic_deit_tiny"),
+        r"a circle",
+    ),
+    "a seed called like a row": (
+        "runs",
+        lambda c: (
+            c["deit_tiny"].update(seeds=[0, 1]),
+            c.update({"deit_tiny-s1": c["deit_small"]}),
+        ),
+        r"both called 'deit_tiny-s1'",
+    ),
+    "unknown option": (
+        "settings",
+        lambda c: c["demo"]["throughput"].update(mode="fusd"),
+        r"demo.throughput.mode is 'fusd'; did you mean 'fused'\?",
+    ),
+    "unknown section": (
+        "settings",
+        lambda c: c["demo"].update(measure=["deit_tny"]),
+        r"demo.measure names 'deit_tny'; did you mean 'deit_tiny'\?",
+    ),
+    "incomplete recipe": (
+        "recipes",
+        lambda c: c["deit"].pop("lr"),
+        r"lacks the key 'lr'",
+    ),
+    "recipe circle": (
+        "recipes",
+        lambda c: c["deit"].update(extends="evo_deit"),
+        r"a circle",
+    ),
+    "row without a run": (
+        "items",
+        lambda c: c["table1"][0].update(run="deit_tin"),
+        r"table1.0.run names 'deit_tin'; did you mean 'deit_tiny'\?",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_mistake_is_named(case, files):
+    name, change, sentence = CASES[case]
+    with pytest.raises(ConfigError, match=sentence):
+        schema.load(files(name, change))
+
+
+def test_bad_syntax_names_the_file(tmp_path, files):
+    copies = files("runs", lambda content: None)
+    copies["runs"].write_text("a: [1, 2\n")
+    with pytest.raises(ConfigError, match=r"runs.yaml is no valid YAML"):
+        schema.load(copies)

@@ -1,0 +1,126 @@
+"""The launcher on this machine: real jobs, killed and interrupted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from workflow import records, runs
+from workflow.login import attempts, executors
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def job(tmp_path, images, tiny_spec):
+    """A function that starts a launcher on a small training; `epochs` long."""
+
+    def start(epochs: int = 2, **resources) -> subprocess.Popen:
+        spec = tiny_spec("deit_tiny", epochs=epochs)
+        runs.write_spec(tmp_path / "demo/runs/deit_tiny/spec.json", spec)
+        command = [sys.executable, "-m", "workflow.login.submit"]
+        command += ["--spec", str(tmp_path / "demo/runs/deit_tiny/spec.json")]
+        command += ["--output", str(tmp_path / "train.json"), "--log", str(tmp_path / "train.log")]
+        command += ["--root", str(tmp_path / "demo")]
+        command += ["--data", json.dumps({"root": str(images), "workers": 0})]
+        command += ["--resources", json.dumps({"launcher": "local", **resources})]
+        return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+    return start
+
+
+def attempt_of(tmp_path):
+    return attempts.newest(tmp_path / "demo/runs/deit_tiny")
+
+
+def wait_for(condition, seconds: float = 60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def running(tmp_path) -> bool:
+    attempt = attempt_of(tmp_path)
+    return bool(attempt and attempt.journal.exists() and "epoch" in attempt.journal.read_text())
+
+
+def test_a_job_is_followed_and_its_record_published(job, tmp_path):
+    launcher = job()
+    _, said = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, said
+    record = records.read(tmp_path / "train.json")
+    assert record["results"]["epochs"] == 2
+    assert "epoch 2/2" in said
+    assert "top-1" in (tmp_path / "train.log").read_text()
+    assert attempt_of(tmp_path).published.exists()
+
+
+def test_a_killed_launcher_leaves_the_job_and_the_next_one_finds_it(job, tmp_path):
+    first = job(epochs=12)
+    wait_for(lambda: running(tmp_path))
+    noted = attempt_of(tmp_path).job()
+    first.kill()
+    first.wait()
+    assert executors.is_alive(noted, attempt_of(tmp_path).folder)
+    second = job(epochs=12)
+    _, said = second.communicate(timeout=120)
+    assert second.returncode == 0, said
+    assert "re-attached" in said
+    assert attempt_of(tmp_path).job() == noted  # nothing was submitted twice
+
+
+def test_a_killed_job_is_resumed_by_the_next_launcher(job, tmp_path):
+    first = job(epochs=12)
+    wait_for(lambda: list((tmp_path / "demo").rglob("epoch-*.pt")))
+    os.killpg(attempt_of(tmp_path).job()["session"], signal.SIGKILL)
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 1
+    assert "ended without a record" in said
+    second = job(epochs=12)
+    _, said = second.communicate(timeout=120)
+    assert second.returncode == 0, said
+    assert "resumed after epoch" in said
+    assert records.read(tmp_path / "train.json")["results"]["epochs"] == 12
+
+
+@pytest.mark.parametrize(("policy", "alive"), [("cancel", False), ("leave", True)])
+def test_ctrl_c_does_what_the_profile_says(job, tmp_path, policy, alive):
+    launcher = job(epochs=200, on_interrupt=policy)
+    wait_for(lambda: running(tmp_path))
+    launcher.send_signal(signal.SIGINT)
+    _, said = launcher.communicate(timeout=60)
+    noted, folder = attempt_of(tmp_path).job(), attempt_of(tmp_path).folder
+    try:
+        assert launcher.returncode == 130
+        assert ("goes on" if alive else "is ended") in said
+        assert executors.is_alive(noted, folder) == alive
+    finally:
+        executors.cancel(noted, folder)
+    assert not executors.is_alive(noted, folder)
+
+
+def test_our_own_errors_reach_the_user_as_one_sentence(job, tmp_path, images):
+    next(images.glob("train/3/*.png")).write_bytes(b"no image")
+    launcher = job()
+    _, said = launcher.communicate(timeout=120)
+    assert launcher.returncode == 1
+    assert "can't be decoded" in said
+    assert str(images / "train/3") in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "train.json").exists()
+
+
+def test_without_a_profile_nothing_runs(tmp_path):
+    command = [sys.executable, "-m", "workflow.login.submit", "--spec", "s", "--output", "o"]
+    command += ["--log", "l", "--root", "r", "--resources", "{}"]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "--profile slurm or --profile demo" in refused.stderr
