@@ -7,7 +7,7 @@ from snakemake.utils import min_version
 sys.path.insert(0, str(workflow.basedir))
 
 from workflow.login import plan as planning
-from workflow.login import session
+from workflow.login import session, tracking
 
 min_version("9.0")
 
@@ -26,6 +26,18 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/throughput.smk"
 include: "workflow/rules/tables.smk"
+
+
+onstart:
+    mirror.append(tracking.start_mirror())
+
+
+onsuccess:
+    tracking.finish_mirror(mirror.pop())
+
+
+onerror:
+    tracking.finish_mirror(mirror.pop())
 
 
 rule all:
