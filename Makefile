@@ -2,6 +2,7 @@
 #
 #   make demo LOCK=requirements-cuda13.lock    the current torch: newer GPUs, Python 3.14
 #   make demo PYTHON=python3.12                another interpreter
+#   make test TESTS="-m 'not integration'"     the unit tests alone
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,7 +19,7 @@ demo: $(VENV)/.device
 	@$(RUN) python -m workflow.paper.show results/demo/table1.csv
 
 test: $(INSTALLED)
-	@$(RUN) python -m pytest
+	@$(RUN) python -m pytest $(TESTS)
 
 ui: $(INSTALLED)
 	@$(RUN) python -m workflow.login.tracking --once

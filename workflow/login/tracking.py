@@ -42,6 +42,10 @@ def lock_path(root: Path) -> Path:
     return root / ".snakemake" / f"mlflow-{name}.lock"
 
 
+def first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 class Mirror:
     """Brings what lies below `root` into one MLflow database."""
 
@@ -179,7 +183,7 @@ class Follower:
         return [source for source in sources(self.root) if isinstance(source, AttemptSource)]
 
     def _complain(self, error: Exception) -> None:
-        sentence = f"MLflow at {tracking_uri(self.root)}: {str(error).splitlines()[0]}"
+        sentence = f"MLflow at {tracking_uri(self.root)}: {first_line(error)}"
         if sentence != self.complaint:
             print(time.strftime("%Y-%m-%d %H:%M:%S"), sentence, flush=True)
         self.complaint = sentence
@@ -230,7 +234,7 @@ def main() -> None:
     except locks.Held as error:
         print(f"Another mirror is at work ({error}).")
     except Exception as error:  # one sentence for the user; the runs on disk are unharmed
-        sys.exit(f"MLflow at {tracking_uri(arguments.root)}: {str(error).splitlines()[0]}")
+        sys.exit(f"MLflow at {tracking_uri(arguments.root)}: {first_line(error)}")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ class Checkpoints:
                     return state
                 reason = f"it is of another spec ({state['spec_hash']})"
             except UNREADABLE as error:
-                reason = str(error).splitlines()[0]
+                reason = (str(error) or type(error).__name__).splitlines()[0]  # EOFError is mute
             self.report(f"{path} can't be used, taking the one before: {reason}.")
         return None
 

@@ -1,0 +1,142 @@
+"""Images: where they lie, whether they can be read, and in which order they come."""
+
+import pytest
+import torch
+from PIL import Image
+
+from workflow import layout
+from workflow.layout import DataError
+from workflow.node import data
+from workflow.node.digits import write_digits
+from workflow.node.place import Place
+
+CPU = Place(torch.device("cpu"))
+
+
+def block(root, **changes) -> dict:
+    return {"root": str(root), "train": "train", "val": "val", "num_classes": 10} | changes
+
+
+def test_a_good_folder_passes(images):
+    layout.check("demo", block(images))
+
+
+def test_a_missing_folder_names_the_key_and_the_expected_layout(tmp_path):
+    with pytest.raises(DataError, match=r"settings.yaml, imagenet.data.root: .*expected .*<class>"):
+        layout.check("imagenet", block(tmp_path / "none"))
+
+
+def test_a_missing_class_is_counted(images):
+    (images / "train" / "3").rename(images / "three")
+    with pytest.raises(DataError, match="holds 9 class folders, not 10"):
+        layout.check("demo", block(images))
+
+
+def test_the_flat_imagenet_validation_set_is_recognised(images):
+    flat = images / "flat"
+    flat.mkdir()
+    for index in range(50_000):
+        (flat / f"ILSVRC2012_val_{index:08d}.JPEG").touch()
+    with pytest.raises(DataError, match=r"flat ImageNet validation set of 50,000 files.*move"):
+        layout.check("imagenet", block(images, val="flat"))
+
+
+def test_other_flat_folders_are_told_apart(images):
+    (images / "flat").mkdir()
+    (images / "flat" / "a.png").touch()
+    with pytest.raises(DataError, match="no class folders but 1 files"):
+        layout.check("demo", block(images, val="flat"))
+
+
+def test_the_digits_are_split_the_same_way_every_time(tmp_path):
+    write_digits(tmp_path / "a")
+    write_digits(tmp_path / "b")
+    found = data.manifest(tmp_path / "a", ("train", "val"))
+    assert found == data.manifest(tmp_path / "b", ("train", "val"))
+    assert found["splits"]["train"]["images"] + found["splits"]["val"]["images"] == 1797
+    assert found["splits"]["val"]["images"] == 599
+    assert found["splits"]["val"]["classes"] == 10
+    image = Image.open(next((tmp_path / "a" / "val" / "0").iterdir()))
+    assert (image.size, image.mode) == ((8, 8), "L")
+
+
+def test_the_manifest_sees_a_renamed_and_a_changed_file(images):
+    before = data.manifest(images, ("train", "val"))["hash"]
+    (images / "train/0/0.png").rename(images / "train/0/9.png")
+    renamed = data.manifest(images, ("train", "val"))["hash"]
+    (images / "train/0/9.png").write_bytes(b"x")
+    assert len({before, renamed, data.manifest(images, ("train", "val"))["hash"]}) == 3
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
+def test_a_bad_image_is_an_error_with_its_path_never_the_next_image(images, split, damage):
+    """timm's own dataset would take the next image, in validation too."""
+    path = images / split / "4" / "1.png"
+    whole = path.read_bytes()
+    path.write_bytes(
+        {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello"}[damage]
+    )
+    dataset = data.open_split(images / split, transform=lambda image: image)
+    index = dataset.filenames(absolute=True).index(str(path))
+    with pytest.raises(DataError, match=f"{split}/4/1.png can't be decoded"):
+        dataset[index]
+
+
+def indices(epoch=0, repeats=1, world=1, size=50, batch=8, seed=0):
+    ranks = []
+    for rank in range(world):
+        sampler = data.EpochSampler(size, batch, seed, repeats, rank, world)
+        sampler.epoch = epoch
+        ranks.append(list(sampler))
+        assert len(ranks[-1]) == len(sampler)
+    return ranks
+
+
+def test_an_epoch_draws_each_image_at_most_once_in_an_order_of_its_own():
+    (first,), (again,), (second,) = indices(0), indices(0), indices(1)
+    assert first == again
+    assert first != second
+    assert len(set(first)) == len(first) == 48  # whole batches of 8 only
+
+
+def test_repeated_augmentation_draws_each_image_three_times():
+    (drawn,) = indices(repeats=3)
+    assert len(drawn) == 48
+    assert {drawn.count(index) for index in set(drawn)} == {3}
+
+
+def test_the_ranks_of_a_step_share_its_global_batch():
+    (alone,), together = indices(), indices(world=2)
+    for step in range(6):
+        ours = {i for rank in together for i in rank[4 * step : 4 * step + 4]}
+        assert ours == set(alone[8 * step : 8 * step + 8])
+
+
+def test_too_few_images_for_a_batch_is_said():
+    with pytest.raises(DataError, match="less than one global batch of 64"):
+        data.EpochSampler(50, 64, 0, 1, 0, 1)
+
+
+def test_each_validation_image_comes_once_whatever_the_number_of_processes(images, tiny_spec):
+    spec = tiny_spec("deit_tiny")
+    config = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    site = {"data_root": str(images), "workers": 0}
+    for world in (1, 3):
+        places = [Place(torch.device("cpu"), rank, world) for rank in range(world)]
+        counts = [
+            len(labels)
+            for place in places
+            for _, labels in data.eval_loader(spec["data"], site, spec["recipe"], config, place)
+        ]
+        assert sum(counts) == 20
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(images, tiny_spec):
+    spec = tiny_spec("deit_tiny")
+    config = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    three = Place(torch.device("cpu"), 0, 3)
+    with pytest.raises(DataError, match="8 can't be shared by 3 processes"):
+        data.train_loader(
+            spec["data"], {"data_root": str(images), "workers": 0}, spec["recipe"], config, 0, three
+        )

@@ -1,0 +1,175 @@
+"""Training: it learns, resumes to the same bits, and refuses what it can't do."""
+
+import pytest
+import torch
+
+from workflow import journal, records, runs
+from workflow.node import build, checkpoints, train
+from workflow.node.build import SpecError
+from workflow.node.train import TrainingError
+
+
+def fit(spec, site, folder):
+    record = train.run(spec, site, folder)
+    records.write_json(folder.parent.parent / "train.json", record)
+    return record
+
+
+def attempt(site, run, number=1):
+    from pathlib import Path
+
+    return Path(site["root"]) / "runs" / run / "attempts" / str(number)
+
+
+def weights(folder):
+    return torch.load(folder / "weights.pt", weights_only=True)
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for key in first:
+        assert torch.equal(first[key], second[key]), key
+
+
+@pytest.mark.parametrize("run", ["deit_tiny", "evo_deit_tiny"])
+def test_a_run_stopped_between_epochs_ends_with_the_same_bits(run, site, tiny_spec, monkeypatch):
+    spec = tiny_spec(run, epochs=3, ema=0.9, mixup=0.8, cutmix=1.0, random_erasing=0.25)
+    spec["model"]["kwargs"]["drop_path_rate"] = 0.1
+    whole = fit(spec, site, attempt(site, run, 1))
+
+    class Killed(Exception):
+        pass
+
+    def killed_after_two(self, epoch):
+        if epoch == 2:
+            raise Killed
+        return train_epoch(self, epoch)
+
+    train_epoch = train.Training.train_epoch
+    monkeypatch.setattr(train.Training, "train_epoch", killed_after_two)
+    with pytest.raises(Killed):
+        train.run(spec, site, attempt(site, run, 2))
+    monkeypatch.setattr(train.Training, "train_epoch", train_epoch)
+    resumed = train.run(spec, site, attempt(site, run, 2))
+
+    assert_same(weights(attempt(site, run, 1)), weights(attempt(site, run, 2)))
+    for one, two in zip(whole["results"]["history"], resumed["results"]["history"], strict=True):
+        times = {"train_s", "epoch_s"}
+        assert {k: v for k, v in one.items() if k not in times} == {
+            k: v for k, v in two.items() if k not in times
+        }
+
+
+def test_a_checkpoint_cut_short_anywhere_gives_way_to_the_one_before(tmp_path):
+    said = []
+    saved = checkpoints.Checkpoints(tmp_path, "hash", said.append)
+    for epoch in (1, 2, 3):
+        saved.save(epoch, {"state_dict": {"w": torch.full((4,), float(epoch))}})
+    paths = sorted(tmp_path.iterdir())
+    assert [path.name for path in paths] == ["epoch-00002.pt", "epoch-00003.pt"]
+    whole = paths[1].read_bytes()
+    for cut in range(0, len(whole), 37):
+        paths[1].write_bytes(whole[:cut])
+        assert saved.load(torch.device("cpu"))["epoch"] == 2
+    assert "taking the one before" in said[0]
+
+
+def test_a_checkpoint_of_another_spec_is_not_loaded(tmp_path):
+    said = []
+    checkpoints.Checkpoints(tmp_path, "one", said.append).save(1, {})
+    assert checkpoints.Checkpoints(tmp_path, "two", said.append).load(torch.device("cpu")) is None
+    assert "another spec" in said[0]
+
+
+def test_a_failed_save_is_reported_and_the_run_goes_on(tmp_path, monkeypatch):
+    said = []
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    checkpoints.Checkpoints(tmp_path, "hash", said.append).save(1, {})
+    assert "No space left" in said[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_student_starts_from_its_trained_teacher(site, tiny_spec):
+    teacher = tiny_spec("deit_tiny", epochs=1)
+    record = fit(teacher, site, attempt(site, "deit_tiny"))
+    student = tiny_spec("dynamic_deit_tiny", epochs=1)
+    for role in ("start", "teacher"):
+        student[role] = {
+            "run": "deit_tiny", "spec_hash": record["spec_hash"], "model": teacher["model"],
+        }  # fmt: skip
+    task = build.build_task(student, site, torch.device("cpu"))
+    dense = weights(attempt(site, "deit_tiny"))
+    started = task.get_trainable_module().state_dict()
+    assert torch.equal(started["blocks.3.mlp.fc1.weight"], dense["blocks.3.mlp.fc1.weight"])
+    assert train.run(student, site, attempt(site, "dynamic_deit_tiny"))["results"]["top1"] >= 0
+
+
+def test_weights_that_the_record_does_not_name_are_refused(site, tiny_spec):
+    spec = tiny_spec("deit_tiny", epochs=1)
+    record = fit(spec, site, attempt(site, "deit_tiny"))
+    needed = {"run": "deit_tiny", "spec_hash": record["spec_hash"]}
+    assert checkpoints.final_weights(site, needed)
+    with pytest.raises(checkpoints.WeightsError, match="now says"):
+        checkpoints.final_weights(site, needed | {"spec_hash": "0" * 16})
+    path = attempt(site, "deit_tiny") / "weights.pt"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(checkpoints.WeightsError, match=r"weights.pt is missing or not the file"):
+        checkpoints.final_weights(site, needed)
+
+
+def test_the_record_is_of_the_last_epochs_raw_weights(site, tiny_spec):
+    spec = tiny_spec("deit_tiny", epochs=2, ema=0.5)
+    folder = attempt(site, "deit_tiny")
+    record = train.run(spec, site, folder)
+    last = journal.epochs(folder / "journal.jsonl")[-1]
+    assert record["results"]["top1"] == last["top1"]
+    assert record["results"]["ema_top1"] == last["ema_top1"]
+    assert record["results"]["best_top1"] >= record["results"]["top1"]
+    assert record["spec_hash"] == runs.spec_hash(spec)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence(site, tiny_spec):
+    spec = tiny_spec("deit_tiny", lr=1e30, clip_grad=None)
+    with pytest.raises(TrainingError, match=r"The loss became (nan|inf) in epoch"):
+        train.run(spec, site, attempt(site, "deit_tiny"))
+
+
+def test_fp16_on_a_cpu_is_refused(site, tiny_spec):
+    with pytest.raises(TrainingError, match="needs a GPU"):
+        train.run(tiny_spec("deit_tiny", amp="fp16"), site, attempt(site, "deit_tiny"))
+
+
+def test_bf16_trains(site, tiny_spec):
+    record = train.run(tiny_spec("evo_deit_tiny", amp="bf16"), site, attempt(site, "evo_deit_tiny"))
+    assert record["results"]["loss"] > 0
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+    with pytest.raises(SpecError, match="did you mean 'evo_deit_tiny_patch16_224'"):
+        build.build_model({"name": "evo_deit_tny_patch16_224", "kwargs": {}})
+    model = {"name": "evo_deit_tiny_patch16_224", "kwargs": {"keep_ration": 0.5}}
+    with pytest.raises(SpecError, match="did you mean 'keep_ratio'"):
+        build.build_model(model, device="meta")
+    with pytest.raises(SpecError, match="start_block=0"):
+        build.build_model({"name": "evo_deit_tiny_patch16_224", "kwargs": {"start_block": 0}})
+    with pytest.raises(SpecError, match="must lie in one of"):
+        build.task_class("os.path.join")
+
+
+def test_backbone_and_predictors_learn_at_their_own_rates(tiny_spec, site):
+    fit(tiny_spec("deit_tiny", epochs=1), site, attempt(site, "deit_tiny"))
+    spec = tiny_spec("dynamic_deit_tiny")
+    del spec["start"]
+    spec["teacher"] = {
+        "run": "deit_tiny",
+        "spec_hash": runs.spec_hash(tiny_spec("deit_tiny", epochs=1)),
+        "model": spec["model"] | {"name": "plain_deit_tiny_patch16_224"},
+    }
+    task = build.build_task(spec, site, torch.device("cpu"))
+    optimizer = train.make_optimizer(task, spec["recipe"])
+    scales = {group.get("lr_scale", 1.0) for group in optimizer.param_groups}
+    assert scales == {1.0, 0.01}
