@@ -1,0 +1,148 @@
+"""Table 1: measured beside printed, never one for the other."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from workflow import records, runs
+from workflow.paper import show, tables
+from workflow.paper.tables import Records
+from workflow.records import RecordError
+
+ISSUE_COLUMNS = (
+    "method backbone resolution top1 top1_paper throughput throughput_paper speedup_pct "
+    "speedup_pct_paper macs_g params_m batch_size precision mode device seeds source flags run"
+)
+NUMBERS = {"macs_g": 1.0, "params_m": 5.0, "resolution": 224}
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch, config):
+    """A function that writes the demo's records of these runs into an empty tree."""
+    monkeypatch.chdir(tmp_path)
+    root = "results/demo"
+
+    def write(*names: str) -> None:
+        for name in names:
+            spec = runs.train_spec(config, "demo", name)
+            results = {"top1": 96.123456, "val_images": 599}
+            records.write_json(f"{root}/runs/{name}/train.json", records.make(spec, results, 0.0))
+
+    return write
+
+
+ALL = ("deit_tiny", "dynamic_deit_tiny", "evo_deit_tiny")
+
+
+def compiled(config, partial=False) -> pd.DataFrame:
+    return tables.table1(Records(config, "results/demo", partial))
+
+
+def row(frame, backbone, method, resolution=224):
+    match = (frame["backbone"] == backbone) & (frame["method"] == method)
+    return frame[match & (frame["resolution"] == resolution)].iloc[0]
+
+
+def test_columns_and_rows_are_those_of_the_paper(config, demo):
+    demo(*ALL)
+    frame = compiled(config, partial=True)
+    assert " ".join(frame.columns) == ISSUE_COLUMNS
+    assert len(frame) == 20
+    methods = list(frame[frame["backbone"] == "DeiT-T"]["method"])
+    assert methods == ["Baseline", "PS-ViT", "DynamicViT", "SViTE", "Evo-ViT"]
+
+
+def test_what_was_not_measured_carries_the_printed_numbers_and_nothing_else(config, demo):
+    demo(*ALL)
+    measured = [c for c in ISSUE_COLUMNS.split() if not c.endswith("_paper")]
+    measured = set(measured) - {"method", "backbone", "resolution", "source", "flags"}
+    frame = compiled(config, partial=True)
+    for name in ("SViTE", "PS-ViT"):
+        quoted = row(frame, "DeiT-T", name)
+        assert quoted["source"] == "paper"
+        assert quoted[sorted(measured)].isna().all()
+    evo = row(frame, "DeiT-T", "Evo-ViT")
+    assert (evo["top1_paper"], evo["throughput_paper"], evo["speedup_pct_paper"]) == (
+        72.0,
+        4027,
+        58.8,
+    )
+
+
+def test_the_printed_percentages_that_do_not_follow_are_flagged(config, demo):
+    frame = compiled(config, partial=True)
+    flagged = frame[frame["flags"].notna()]
+    assert [tuple(r) for r in flagged[["backbone", "method", "resolution"]].to_numpy()] == [
+        ("DeiT-S", "PS-ViT", 224),
+        ("DeiT-B", "IA-RED2", 224),
+        ("DeiT-B", "IA-RED2", 384),
+    ]
+
+
+class TestWithThroughput:
+    @pytest.fixture(autouse=True)
+    def _written(self, demo, config):
+        self.demo, self.config = demo, config
+        demo(*ALL)
+        point = runs.throughput_point(config, "demo")
+        spec = runs.throughput_spec(config, "deit_tiny", point)
+        rates = (100.0, 150.0, 152.5)
+        methods = [
+            {"run": name, "images_per_s": rate, **NUMBERS}
+            for name, rate in zip(ALL, rates, strict=True)
+        ]
+        record = records.make(spec, {"device": "a CPU", "methods": methods}, 0.0)
+        self.path = runs.throughput_path("results/demo", "deit_tiny", point)
+        records.write_json(self.path, record)
+
+    def test_percentages_are_computed_from_raw_rates(self):
+        evo = row(compiled(self.config), "DeiT-T", "Evo-ViT")
+        assert evo["speedup_pct"] == pytest.approx(52.5)
+        assert evo["device"] == "a CPU"
+        assert evo["seeds"] == "n=1"
+        assert pd.isna(row(compiled(self.config), "DeiT-T", "Baseline")["speedup_pct"])
+
+    def test_the_source_says_which_model_each_number_is_of(self):
+        source = row(compiled(self.config), "DeiT-T", "Evo-ViT")["source"]
+        assert "top1: a reduced model at" in source
+        assert "on digits, 599 validation images" in source
+        assert "throughput, macs_g, params_m: the paper's model at full size" in source
+
+    def test_a_record_of_an_old_spec_is_refused_and_partial_leaves_it_out(self):
+        path = "results/demo/runs/evo_deit_tiny/train.json"
+        record = records.read(path)
+        spec = record["spec"] | {"seed": 7}
+        records.write_json(path, record | {"spec": spec, "spec_hash": runs.spec_hash(spec)})
+        with pytest.raises(RecordError, match="now says"):
+            compiled(self.config)
+        assert pd.isna(row(compiled(self.config, partial=True), "DeiT-T", "Evo-ViT")["top1"])
+
+    def test_a_missing_record_is_refused(self):
+        Path(self.path).unlink()
+        with pytest.raises(RecordError, match="is missing"):
+            compiled(self.config)
+
+    def test_people_see_where_each_number_comes_from(self):
+        text = show.text(compiled(self.config))
+        assert "measured here" in text
+        assert "printed (V100)" in text
+        assert "throughput on a CPU: fp32" in text
+        assert "IA-RED2 384 px: printed 51.5 %" in text
+
+
+def test_seeds_give_mean_and_deviation():
+    assert tables.describe_seeds([1.0]) == "n=1"
+    assert tables.describe_seeds([1.0, 2.0, 3.0]) == "n=3, sd 1.00"
+
+
+def test_an_error_of_the_command_is_one_sentence(tmp_path):
+    command = [sys.executable, "-m", "workflow.paper.tables", "--root", "results/none"]
+    command += ["--output", str(tmp_path / "table1.csv")]
+    root = records.ROOT
+    shown = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert shown.returncode == 1
+    assert "no setting has `results: results/none`" in shown.stderr
+    assert "Traceback" not in shown.stderr
