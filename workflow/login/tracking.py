@@ -1,240 +1,267 @@
-"""The mirror: one process that follows journals and records on disk into MLflow.
+"""The mirror: whatever attempts and tables lie under results/ appears in MLflow, each point once.
 
-Jobs never talk to MLflow. Killed at any point and started again, the mirror loses and doubles
-nothing: it asks MLflow what it already holds. `python -m workflow.login.tracking --once` catches
-up; snakemake starts `--follow` when jobs begin. `MLFLOW_TRACKING_URI` is honoured; without it a
-database in the repository's root serves, where a bare `mlflow ui` finds it.
+    python -m workflow.login.tracking --once                     catch up and end
+    python -m workflow.login.tracking --follow --until-gone PID  keep up while PID or a job lives
+
+The only module that imports mlflow, and only in the mirror's own process. Jobs know nothing of it:
+MLflow away, locked or broken costs a training nothing, and a mirror killed at any point goes on
+from what MLflow says that it holds.
 """
 
 import argparse
-import hashlib
 import logging
 import os
-import signal
-import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
-from workflow import locks, records
-from workflow.login import executors
-from workflow.login.sources import AttemptSource, TableSource, sources
+from workflow import locks, records, runs
+from workflow.login.mirror_content import Content, Point
+from workflow.login.mirror_process import (
+    Followed,
+    Stop,
+    finish_mirror,
+    lock_path,
+    start_mirror,
+    tracking_uri,
+    without_password,
+)
+from workflow.login.mirror_sources import Results, Source
+
+__all__ = ["Mirror", "finish_mirror", "start_mirror"]
 
 POLL_S = 5.0
-LEFT_JOBS_POLL_S = 60.0  # once snakemake is gone, only jobs that it left are waited for
-BATCH = 500  # points per request; the server takes 1000
+LOOK_FOR_JOBS_S = 30.0  # once nobody is followed; on Slurm each look asks the scheduler
+TAKE_OVER_S = 2.0  # longer than a mirror that is ending keeps its lock without looking around
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # an unreachable server is asked again at the next poll
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
+    # mlflow must not repeat a request by itself: a run that was made but whose answer got lost
+    # would be made twice. The next poll asks first.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
+REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # of one run; the others go on
 
 
-def tracking_uri(root: Path) -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
+class Held:
+    """What MLflow holds of a run."""
 
-
-def lock_path(root: Path) -> Path:
-    """One lock for each database that this tree is mirrored into."""
-    name = hashlib.sha256(tracking_uri(root).encode()).hexdigest()[:12]
-    return root / ".snakemake" / f"mlflow-{name}.lock"
-
-
-def first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    def __init__(self, run, new: bool = False):
+        self.run_id, self.tags, self.status = run.info.run_id, run.data.tags, run.info.status
+        self.params, self.metrics = run.data.params, run.data.metrics
+        self.deleted = run.info.lifecycle_stage == "deleted"
+        self.points: set[tuple[str, int]] | None = set() if new else None
 
 
 class Mirror:
-    """Brings what lies below `root` into one MLflow database."""
+    """Sends what is new under `root` to `uri`; after any trouble it asks anew what is there."""
 
-    def __init__(self, root: Path):
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
-        import mlflow
-
-        logging.getLogger("alembic").setLevel(logging.ERROR)
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
-        self.root, self.mlflow = root, mlflow
-        self.client = mlflow.MlflowClient(tracking_uri(root))
+    def __init__(self, root: Path, uri: str, say=print):
+        self.root, self.uri, self.say = root, uri, say
+        self.results = Results(root)
+        self.client = None
         self.experiments: dict[str, str] = {}
-        self.known: dict[str, object] = {}  # identity -> MLflow run
-        self.held: dict[str, set] = {}  # run id -> (metric, step) that MLflow holds
-        self.seen: dict[str, tuple] = {}  # identity -> signature when last mirrored
+        self.held: dict[str, Held] = {}
+        self.seen: dict[Path, str] = {}
+        self.troubles: dict[Path | None, str] = {}
 
-    def pass_over(self) -> int:
-        """Mirror all that changed since the last pass; -> how many runs were touched."""
-        touched = 0
-        for source in sources(self.root):
-            signature = source.signature()
-            if self.seen.get(source.identity) == signature:
-                continue
-            self._experiment(source.experiment)
-            if self._mirror(source):
-                touched += 1
-            self.seen[source.identity] = signature
-        return touched
-
-    def _experiment(self, name: str) -> None:
-        """Make or find the experiment, and learn which of our runs it holds."""
-        if name in self.experiments:
-            return
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
-            here = (self.root.resolve() / "mlruns").as_uri()
-            local = tracking_uri(self.root).startswith("sqlite:")
-            self.experiments[name] = self.client.create_experiment(
-                name, artifact_location=f"{here}/{name}" if local else None
-            )
-            return
-        token = None
-        while True:
-            page = self.client.search_runs([found.experiment_id], page_token=token)
-            for run in page:
-                if identity := run.data.tags.get("identity"):
-                    self.known[identity] = run
-            token = page.token
-            if not token:
-                break
-        self.experiments[name] = found.experiment_id
-
-    def _mirror(self, source: AttemptSource | TableSource) -> bool:
-        run = self.known.get(source.identity)
-        if run is None:
-            run = self.client.create_run(
-                self.experiments[source.experiment],
-                start_time=source.started_ms(),
-                run_name=source.name,
-                tags={"identity": source.identity, **source.tags()},
-            )
-            self.known[source.identity] = run
-        elif run.info.status == "FINISHED":
-            return False
-        run_id = run.info.run_id
-        self._log(run_id, source)
-        status = source.status()
-        if status == "FINISHED":
-            for path in source.artifacts():
-                self.client.log_artifact(run_id, str(path))
-            self.client.set_terminated(run_id, status, source.ended_ms())
-        elif status != run.info.status:
-            self.client.update_run(run_id, status=status)
-        self.known[source.identity] = self.client.get_run(run_id)
-        return True
-
-    def _log(self, run_id: str, source: AttemptSource | TableSource) -> None:
-        """Parameters, tags, and the points that MLflow does not hold yet."""
-        entities = self.mlflow.entities
-        held = self._held(run_id)
-        points = []
-        for key, value, timestamp_ms, step in source.points():
-            if (key, step) not in held:
-                held.add((key, step))
-                points.append(entities.Metric(key, value, timestamp_ms, step))
-        params = [entities.Param(key, value) for key, value in source.params().items()]
-        tags = [entities.RunTag(key, value) for key, value in source.tags().items()]
+    def catch_up(self) -> bool:
+        """One pass over all that changed; False if something is left for the next."""
         try:
-            self.client.log_batch(run_id, params=params, tags=tags)
-            for first in range(0, len(points), BATCH):
-                self.client.log_batch(run_id, metrics=points[first : first + BATCH])
-        except Exception:
-            self.held.pop(run_id)  # what arrived is asked for anew
-            raise
+            sources = [*self.results.attempts(), *self.results.tables()]
+        except (OSError, runs.ConfigError) as error:
+            self._trouble(None, "The results can't be read", error)
+            return False
+        try:
+            if self.client is None:
+                self._connect()
+            for source in sources:
+                if self.seen.get(source.path) != source.signature:
+                    self._mirror(source)
+        except Exception as error:  # whatever mlflow and its many parts may raise
+            self.client = None
+            self._trouble(None, f"MLflow at {self.uri} can't be written", error)
+            return False
+        if self.troubles.pop(None, None):
+            self.say(f"MLflow at {without_password(self.uri)} is up to date again.")
+        return not self.troubles
 
-    def _held(self, run_id: str) -> set:
-        if run_id not in self.held:
-            keys = self.client.get_run(run_id).data.metrics
-            self.held[run_id] = {
-                (key, point.step)
-                for key in keys
-                for point in self.client.get_metric_history(run_id, key)
+    def _trouble(self, path: Path | None, what: str, error: Exception) -> None:
+        """Said once, until it is another; the disk keeps everything, so nothing is lost."""
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        text = without_password(f"{what} ({reason}); results/ has everything, it is tried again.")
+        if self.troubles.get(path) != text:
+            self.troubles[path] = text
+            self.say(text)
+
+    def _connect(self) -> None:
+        """Open, or make, the database and one experiment a setting; read which runs it holds."""
+        os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
+        for name in ("alembic", "mlflow"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        from mlflow import MlflowClient
+        from mlflow.entities import ViewType
+
+        client = MlflowClient(self.uri)
+        for setting in self.results.config.settings:
+            self.experiments[setting] = self._experiment(client, setting)
+        self.held, self.seen, token = {}, {}, None
+        while token != "":
+            page = client.search_runs(
+                list(self.experiments.values()),
+                run_view_type=ViewType.ALL,  # a run that the user deleted is not made again
+                order_by=["attributes.start_time ASC"],
+                page_token=token,
+            )
+            for run in page:
+                for tag in ("attempt_id", "file"):
+                    if tag in run.data.tags:
+                        self.held[run.data.tags[tag]] = Held(run)
+            token = page.token or ""
+        self.client = client
+
+    def _experiment(self, client, setting: str) -> str:
+        if found := client.get_experiment_by_name(setting):
+            return found.experiment_id
+        artifacts = None  # a server knows its own place for them
+        if "://" in self.uri and not self.uri.startswith("http"):
+            artifacts = (self.root.resolve() / "mlruns" / setting).as_uri()
+        return client.create_experiment(setting, artifact_location=artifacts)
+
+    def _mirror(self, source: Source) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            content = self.results.describe(source)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._trouble(source.path, f"{source.path} can't be read", error)
+            return
+        try:
+            self._send(content, source.signature)
+        except MlflowException as error:
+            if error.error_code not in REFUSED:
+                raise
+            if not self._was_deleted(content):
+                self._trouble(source.path, f"MLflow does not take {source.path}", error)
+        else:
+            self.troubles.pop(source.path, None)
+        if content.settled:
+            self.seen[source.path] = source.signature
+
+    def _send(self, content: Content, signature: str) -> None:
+        """Everything of one run; its tag `mirrored` comes last and says that all before arrived."""
+        held = self._run(content)
+        if held.deleted or (
+            held.tags.get("mirrored") == signature and held.status == content.status
+        ):
+            return
+        self._log(held, content)
+        closed = content.status != "RUNNING"
+        if closed:
+            for path in content.artifacts:
+                self.client.log_artifact(held.run_id, str(path))
+            if content.table:
+                self.client.log_dict(held.run_id, content.table, f"{content.name}.json")
+            self.client.set_terminated(held.run_id, content.status, content.ended_ms)
+            self.client.set_tag(held.run_id, "mirrored", signature)
+            held.points = None
+        elif held.status != content.status:
+            self.client.update_run(held.run_id, content.status)
+        held.status = content.status
+
+    def _was_deleted(self, content: Content) -> bool:
+        """Whether the user deleted the run meanwhile; then it is left alone."""
+        if held := self.held.get(content.key):
+            held.deleted = Held(self.client.get_run(held.run_id)).deleted
+        return held is not None and held.deleted
+
+    def _run(self, content: Content) -> Held:
+        """The run with this identity, made if there is none. Tables: if the last is another."""
+        held = self.held.get(content.key)
+        if held is None or any(held.tags.get(k) != v for k, v in content.identity.items()):
+            run = self.client.create_run(
+                self.experiments[content.experiment],
+                start_time=content.started_ms,
+                tags=content.identity | content.tags,
+                run_name=content.name,
+            )
+            held = self.held[content.key] = Held(run, new=True)
+        return held
+
+    def _log(self, held: Held, content: Content) -> None:
+        """Params, tags and points that MLflow does not hold, in one call unless they are many."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        if held.points is None:
+            held.points = {
+                (metric.key, metric.step)
+                for key in held.metrics
+                for metric in self.client.get_metric_history(held.run_id, key)
             }
-        return self.held[run_id]
+        new: dict[tuple[str, int], Point] = {}
+        for point in content.points:
+            if (point.key, point.step) not in held.points:
+                new.setdefault((point.key, point.step), point)
+        metrics = [Metric(p.key, p.value, p.time_ms, p.step) for p in new.values()]
+        params = [Param(k, v) for k, v in content.params.items() if k not in held.params]
+        tags = [RunTag(k, v) for k, v in content.tags.items() if held.tags.get(k) != v]
+        while metrics or params or tags:
+            self.client.log_batch(held.run_id, metrics[:800], params[:100], tags[:100])
+            metrics, params, tags = metrics[800:], params[100:], tags[100:]
+        held.points |= set(new)
+        held.metrics = dict.fromkeys(key for key, _ in held.points)
+        held.params, held.tags = held.params | content.params, held.tags | content.tags
 
 
-class Follower:
-    """Polls until nothing more can come: the workflow has ended and no job that it left lives."""
-
-    def __init__(self, root: Path, workflow_pid: int):
-        self.root = root
-        self.workflow = (workflow_pid, executors.process_start(workflow_pid))
-        self.stop = threading.Event()
-        self.complaint: str | None = None
-        signal.signal(signal.SIGTERM, lambda number, frame: self.stop.set())
-
-    def follow(self) -> None:
-        mirror = None
-        while True:
-            last = self.stop.is_set()
-            alone = executors.process_start(self.workflow[0]) != self.workflow[1]
-            last = last or (alone and not any(source.is_alive() for source in self._attempts()))
-            try:
-                mirror = mirror or Mirror(self.root)
-                mirror.pass_over()
-                self.complaint = None
-            except Exception as error:  # whatever ails MLflow, the runs go on and it is asked again
-                self._complain(error)
-            if last:
-                return
-            self.stop.wait(LEFT_JOBS_POLL_S if alone else POLL_S)
-
-    def _attempts(self) -> list[AttemptSource]:
-        return [source for source in sources(self.root) if isinstance(source, AttemptSource)]
-
-    def _complain(self, error: Exception) -> None:
-        sentence = f"MLflow at {tracking_uri(self.root)}: {first_line(error)}"
-        if sentence != self.complaint:
-            print(time.strftime("%Y-%m-%d %H:%M:%S"), sentence, flush=True)
-        self.complaint = sentence
+def follow(mirror: Mirror, followed: Followed, stop: Stop) -> bool:
+    """Keep up until asked to end, or nobody followed and no job lives; then one last pass."""
+    dead: set = set()
+    look_at = 0.0
+    while not stop.asked:
+        done = mirror.catch_up()
+        busy = followed.any_lives()
+        if not busy and time.monotonic() >= look_at:
+            look_at = time.monotonic() + LOOK_FOR_JOBS_S
+            if not mirror.results.a_job_lives(dead):
+                done = mirror.catch_up()
+                if not followed.any_lives():  # who came meanwhile was refused the lock
+                    return done
+        stop.wait(POLL_S)
+    return mirror.catch_up()
 
 
-def start_mirror(root: Path = records.ROOT) -> subprocess.Popen:
-    """Start the mirror beside the calling workflow; it outlives a kill and ends by itself."""
-    log = root / ".snakemake" / "mlflow-mirror.log"
-    log.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "workflow.login.tracking"]
-    command += ["--follow", str(os.getpid()), "--root", str(root)]
-    with open(log, "a") as stream:
-        return subprocess.Popen(
-            command,
-            cwd=records.ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=stream,
-            start_new_session=True,
-        )
-
-
-def finish_mirror(process: subprocess.Popen, patience_s: float = 60.0) -> None:
-    """Ask for a last pass and wait for it, within bounds."""
-    process.terminate()
+def run(arguments: argparse.Namespace, stop: Stop) -> int:
+    root, uri = arguments.root.resolve(), tracking_uri(arguments.root)
+    lock = lock_path(root, uri)
+    followed = Followed(lock)
+    if arguments.until_gone:
+        followed.add(arguments.until_gone)
     try:
-        process.wait(patience_s)
-    except subprocess.TimeoutExpired:
-        print("MLflow is not up to date yet; catch up with `make ui`.", file=sys.stderr)
+        with locks.exclusive(lock, TAKE_OVER_S if arguments.follow else 0):
+            mirror = Mirror(root, uri, lambda text: print(text, file=sys.stderr, flush=True))
+            done = follow(mirror, followed, stop) if arguments.follow else mirror.catch_up()
+    except locks.Held as error:
+        print(f"Another mirror is at work ({error}); it sends everything, this one ends.")
+        return 0
+    if done:
+        print(f"{len(mirror.held)} runs mirrored in {without_password(uri)}.")
+        return 0
+    print("Not everything is mirrored; `python -m workflow.login.tracking --once` catches up.")
+    return 1
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--once", action="store_true", help="catch up and end")
-    mode.add_argument("--follow", type=int, metavar="PID", help="until this process has ended")
+    mode.add_argument("--follow", action="store_true", help="keep up while a job lives")
+    parser.add_argument("--until-gone", type=int, metavar="PID", help="and while this process does")
     parser.add_argument("--root", type=Path, default=records.ROOT, help="where results/ lies")
     arguments = parser.parse_args()
-    follower = None if arguments.once else Follower(arguments.root, arguments.follow)
-    try:
-        with locks.exclusive(lock_path(arguments.root), patience_s=2 * POLL_S):
-            if follower is not None:
-                follower.follow()
-                return
-            mirror = Mirror(arguments.root)
-            touched = mirror.pass_over()
-            print(f"{touched} runs brought up to date in {tracking_uri(arguments.root)}")
-    except locks.Held as error:
-        print(f"Another mirror is at work ({error}).")
-    except Exception as error:  # one sentence for the user; the runs on disk are unharmed
-        sys.exit(f"MLflow at {tracking_uri(arguments.root)}: {first_line(error)}")
+    sys.exit(run(arguments, Stop()))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,231 @@
+"""What lies on disk, as MLflow should show it: attempts and tables -> names, tags, params, points.
+
+Standard library and yaml only. tracking.py sends what is described here; nothing here knows MLflow.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from workflow import journal, runs
+from workflow.login import executors
+from workflow.login.attempts import Attempt
+
+SHOWN = ("model", "data", "recipe", "start", "teacher")
+POINT = ("section", "device", "mode", "precision", "batch_size", "threads", "rounds")
+FINAL = ("top1", "top5", "val_loss", "loss", "ema_top1")
+AS_THEY_ARE = ("best_top1", "best_epoch", "val_images")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of one metric."""
+
+    key: str
+    value: float
+    time_ms: int
+    step: int
+
+
+@dataclass
+class Content:
+    """One MLflow run; `identity` holds the tags by which it is found again."""
+
+    identity: dict[str, str]
+    experiment: str
+    name: str
+    started_ms: int
+    tags: dict[str, str]
+    params: dict[str, str] = field(default_factory=dict)
+    points: list[Point] = field(default_factory=list)
+    artifacts: list[Path] = field(default_factory=list)
+    table: dict | None = None
+    status: str = "RUNNING"
+    ended_ms: int | None = None
+    settled: bool = True  # its files alone say everything; else it is looked at again
+
+    @property
+    def key(self) -> str:
+        """What stays of its identity when a table's content changes."""
+        return self.identity.get("attempt_id") or self.identity["file"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """An attempt's folder or a table's file, with what tells whether it changed."""
+
+    setting: str
+    path: Path
+    signature: str
+    last: bool = True  # of its job's attempts
+
+
+def alive(job: dict, folder: Path) -> bool:
+    """executors.is_alive, where a scheduler that this machine does not have knows of no job."""
+    try:
+        return executors.is_alive(job, folder)
+    except OSError:
+        return False
+
+
+def identity(attempt: Path) -> str:
+    """A name that the attempt keeps for good, wherever its folder is moved or copied to.
+
+    Its path alone is none: a deleted folder made anew is another run, and clones share servers.
+    """
+    path = attempt / ".mirror-id"
+    try:
+        if not path.exists():
+            beside = attempt / f".mirror-id.{os.getpid()}"
+            beside.write_text(uuid.uuid4().hex)
+            try:
+                os.link(beside, path)  # unlike a rename, keeps the name that came first
+            except FileExistsError:
+                pass
+            finally:
+                beside.unlink()
+        return path.read_text()
+    except OSError:  # someone else's results
+        return str(attempt.resolve())
+
+
+def flatten(prefix: str, value) -> dict[str, str]:
+    if isinstance(value, dict):
+        flat: dict[str, str] = {}
+        for key, inner in value.items():
+            flat |= flatten(f"{prefix}.{key}" if prefix else key, inner)
+        return flat
+    return {prefix: str(value)}
+
+
+def item_tags(config: runs.Config, spec: dict) -> dict[str, str]:
+    """Which tables show it, and under which method and backbone."""
+    train = spec["kind"] == "train"
+    field_, name = ("run", spec["row"]) if train else ("section", spec["section"])
+    tables, rows = [], []
+    for item, content in config.items.items():
+        found = [row for row in content if row[field_] == name] if item.startswith("table") else []
+        tables += [item.removeprefix("table")] if found else []
+        rows += found
+    tags = {"table": ",".join(tables)} if tables else {}
+    for key in ("backbone", "method"):
+        values = {row[key] for row in rows}
+        if len(values) == 1:
+            tags[key] = values.pop()
+    return tags
+
+
+def provenance_tags(record: dict) -> dict[str, str]:
+    known = record["provenance"]
+    named = {key: known.get(key) for key in ("commit", "dirty", "device", "host")}
+    tags = {key: str(value) for key, value in named.items() if value is not None}
+    versions = known.get("versions", {})
+    return tags | {"versions": ", ".join(f"{name} {is_}" for name, is_ in versions.items())}
+
+
+def describe_attempt(root: Path, source: Source, config: runs.Config) -> Content:
+    """Status first, then the journal: a run that is shown as finished has all its epochs."""
+    attempt = Attempt(source.path)
+    spec, job = attempt.spec, attempt.job() or {}
+    record = json.loads(attempt.record.read_text()) if attempt.record.exists() else None
+    train = spec["kind"] == "train"
+    folder = source.path.parent.parent
+    started = (source.path / "spec.json").stat().st_mtime
+    content = Content(
+        identity={"attempt_id": identity(source.path)},
+        experiment=source.setting,
+        name=spec["run"] if train else f"{spec['section']}/{folder.name}",
+        started_ms=round(1000 * started),
+        params=flatten("", {key: spec[key] for key in (SHOWN if train else POINT) if key in spec}),
+        tags={
+            "kind": spec["kind"],
+            "folder": str(folder.relative_to(root)),
+            "attempt": source.path.name,
+            "spec_hash": runs.spec_hash(spec),
+            **item_tags(config, spec),
+            **({"seed": str(spec["seed"])} if "seed" in spec else {}),
+            **({"host": job["host"]} if "host" in job else {}),
+            **({"launcher": job["launcher"]} if job else {}),
+            **({"slurm_job_id": job["job_id"]} if job.get("launcher") == "slurm" else {}),
+            **(provenance_tags(record) if record else {}),
+        },
+    )
+    settle(content, attempt, source.last, job, record)
+    content.points = list(journal_points(attempt.journal))
+    if record:
+        content.points += record_points(record, content.ended_ms)
+        logs = [folder / name for name in ("train.log", "throughput.log")]
+        files = [source.path / "spec.json", attempt.record, *logs]
+        content.artifacts = [path for path in files if path.exists()]
+    return content
+
+
+def settle(content: Content, attempt: Attempt, last: bool, job: dict, record: dict | None) -> None:
+    """Its status. A job that was preempted or killed is to be resumed, so its run stays RUNNING."""
+    errors = sorted(attempt.folder.glob("error-rank*.json"))
+    if record:
+        known = record["provenance"]
+        content.status, ended = "FINISHED", known["started"] + known["wall_s"]
+    elif not last:  # its spec changed: another attempt took its place, nothing resumes it
+        content.status, ended = "KILLED", max(p.stat().st_mtime for p in attempt.folder.iterdir())
+    elif errors and job:
+        if alive(job, attempt.folder):
+            content.settled = False  # its other processes may go on; ask again
+            return
+        content.status, ended = "FAILED", max(path.stat().st_mtime for path in errors)
+    else:
+        return
+    content.ended_ms = round(1000 * ended)
+
+
+def journal_points(path: Path) -> Iterator[Point]:
+    """The journal's epochs, each once: of one that stands twice the first, whatever was sent."""
+    seen = set()
+    for event, _ in journal.read(path):
+        if event["event"] != "epoch" or event["epoch"] in seen:
+            continue
+        seen.add(event["epoch"])
+        for key, value in event["metrics"].items():
+            if value is not None:
+                yield Point(key, value, round(1000 * event["time"]), event["epoch"])
+
+
+def record_points(record: dict, time_ms: int) -> list[Point]:
+    """The record's single numbers."""
+    results, step = record["results"], record["results"].get("epochs", 0)
+    if record["kind"] == "train":
+        found = {f"final_{key}": results.get(key) for key in FINAL}
+        found |= {key: results.get(key) for key in AS_THEY_ARE}
+        found["total_train_s"] = results.get("train_s")  # `train_s` is each epoch's
+    else:
+        found = {}
+        for method in results["methods"]:
+            found[f"images_per_s.{method['run']}"] = method["images_per_s"]
+            found[f"speedup_pct.{method['run']}"] = 100 * (method["speedup"] - 1)
+            found |= {f"{key}.{method['run']}": method[key] for key in ("macs_g", "params_m")}
+    found["wall_s"] = record["provenance"]["wall_s"]
+    return [Point(key, value, time_ms, step) for key, value in found.items() if value is not None]
+
+
+def describe_table(source: Source) -> Content:
+    text = source.path.read_bytes()
+    columns, *rows = list(csv.reader(text.decode().splitlines())) or [[]]
+    name = source.path.name.removesuffix(".csv")
+    now = round(1000 * time.time())  # the newest run of a name is the one that counts
+    return Content(
+        identity={"file": str(source.path.resolve()), "sha256": hashlib.sha256(text).hexdigest()},
+        experiment=source.setting,
+        name=name,
+        started_ms=now,
+        tags={"kind": "table", "table": name.removeprefix("table").partition(".")[0]},
+        artifacts=[source.path],
+        table={"columns": columns, "data": rows},
+        status="FINISHED",
+        ended_ms=now,
+    )

@@ -1,0 +1,91 @@
+"""Which attempts and tables lie on disk, whether they changed, and who is still at work.
+
+Standard library and yaml only; mirror_content.py says what MLflow shows of each.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from workflow import runs
+from workflow.login.attempts import Attempt
+from workflow.login.mirror_content import Content, Source, alive, describe_attempt, describe_table
+
+
+class Results:
+    """The results of every setting under one root."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._config: runs.Config | None = None
+        self._read_at = 0
+
+    @property
+    def config(self) -> runs.Config:
+        """workflow/config/ as it is now; as it was, while someone has a mistake in it."""
+        try:
+            changed = max(path.stat().st_mtime_ns for path in runs.FILES.values())
+            if changed != self._read_at:
+                self._config, self._read_at = runs.Config.load(), changed
+        except (OSError, runs.ConfigError):
+            if self._config is None:
+                raise
+        return self._config
+
+    def _folders(self) -> Iterator[tuple[str, Path]]:
+        for name, setting in self.config.settings.items():
+            folder = self.root / setting["results"]
+            for pattern in ("runs/*/attempts", "throughput/*/*/attempts"):
+                for attempts in sorted(folder.glob(pattern)):
+                    yield name, attempts
+
+    def attempts(self) -> list[Source]:
+        found = []
+        for setting, folder in self._folders():
+            numbered = [entry.path for entry in os.scandir(folder) if entry.name.isdigit()]
+            for path in map(Path, numbered):
+                last = int(path.name) == max(int(Path(other).name) for other in numbered)
+                if (path / "spec.json").exists():  # else it is being made
+                    found.append(Source(setting, path, signature(path, last), last))
+        return found
+
+    def tables(self) -> list[Source]:
+        found = []
+        for name, setting in self.config.settings.items():
+            for path in sorted((self.root / setting["results"]).glob("table*.csv")):
+                stat = path.stat()
+                found.append(Source(name, path, f"{stat.st_mtime_ns} {stat.st_size}"))
+        return found
+
+    def describe(self, source: Source) -> Content:
+        if source.path.is_dir():
+            return describe_attempt(self.root, source, self.config)
+        return describe_table(source)
+
+    def a_job_lives(self, dead: set) -> bool:
+        """Whether a job of an attempt that may still be resumed waits or runs.
+
+        `dead` remembers those that don't, so that a scheduler is asked about each once.
+        """
+        for source in self.attempts():
+            attempt = Attempt(source.path)
+            job = attempt.job()
+            key = (str(source.path), job and job["job_id"])
+            if not source.last or job is None or attempt.record.exists() or key in dead:
+                continue
+            if alive(job, source.path):
+                return True
+            dead.add(key)
+        return False
+
+
+def signature(attempt: Path, last: bool) -> str:
+    """Changes with any of the attempt's files that MLflow shows: one directory read, no more."""
+    shown = ("spec.json", "job.json", "journal.jsonl", "record.json", "published")
+    parts = []
+    for entry in os.scandir(attempt):
+        if entry.name in shown or entry.name.startswith("error-rank"):
+            stat = entry.stat()
+            parts.append(f"{entry.name} {stat.st_mtime_ns} {stat.st_size}")
+    return hashlib.sha256(f"{sorted(parts)} {last}".encode()).hexdigest()[:16]
