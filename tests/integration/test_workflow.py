@@ -1,0 +1,217 @@
+"""The user's commands on a copy of the tree: what is made again, what is not, and what is kept."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from workflow import records
+
+pytestmark = pytest.mark.integration
+TRACKED = ("Snakefile", "environment.yml", "pyproject.toml", "workflow", "evovit", "baselines")
+RUNS = ("deit_tiny", "dynamic_deit_tiny", "evo_deit_tiny")
+TABLE = "results/demo/table1.csv"
+DEMO = ("--profile", "demo")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    """A copy of the project whose demo takes seconds: two epochs, one small thing timed."""
+    root = tmp_path_factory.mktemp("tree")
+    for name in TRACKED:
+        source = records.ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, root / name)
+    shutil.copytree(records.ROOT / "results/paper", root / "results/paper")
+    for name in ("demo", "slurm"):
+        (root / name).symlink_to(f"workflow/profiles/{name}")
+    edit(root, "settings", lambda c: c["demo"]["recipe"].update(epochs=2, warmup_epochs=1))
+    edit(root, "settings", lambda c: c["demo"]["recipes"]["dynamicvit"].update(epochs=2))
+    edit(root, "settings", lambda c: c["demo"]["throughput"].update(batch_size=1, rounds=5))
+    edit(root, "settings", lambda c: c["demo"]["shrink"]["deit"].update(img_size=16))
+    return root
+
+
+def edit(root: Path, name: str, change) -> None:
+    path = root / f"workflow/config/{name}.yaml"
+    content = yaml.safe_load(path.read_text())
+    change(content)
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def command(*arguments: str) -> list[str]:
+    return [str(Path(sys.executable).with_name("snakemake")), *arguments]
+
+
+def environment(root: Path) -> dict:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    found = {**os.environ, "PATH": path, "PYTHONPATH": str(root)}
+    found.pop("MLFLOW_TRACKING_URI", None)
+    return found
+
+
+def snakemake(root: Path, *arguments: str, code: int = 0) -> str:
+    done = subprocess.run(
+        command(*arguments), cwd=root, env=environment(root), capture_output=True, text=True,
+        timeout=400, check=False,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert done.returncode == code, said
+    return said
+
+
+def times(root: Path) -> dict[str, int]:
+    """When each record and the table were made."""
+    paths = [*root.glob("results/demo/*/**/*.json"), *root.glob("results/demo/*.*")]
+    made = [p for p in paths if "attempts" not in p.parts and p.name != "spec.json" and p.is_file()]
+    return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in made}
+
+
+def changed(before: dict, after: dict) -> set[str]:
+    return {name for name, made in after.items() if before.get(name) != made}
+
+
+def record(run: str) -> str:
+    return f"results/demo/runs/{run}/train.json"
+
+
+def test_1_killed_anywhere_and_started_again_it_ends_and_loses_no_finished_run(tree):
+    """kill -9 of snakemake and of whatever runs, at moments spread over the workflow."""
+    finished: dict = {}
+    for moment in range(4):
+        process = subprocess.Popen(
+            command(*DEMO, TABLE), cwd=tree, env=environment(tree),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + 11 + 9 * moment
+        while time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGKILL)  # snakemake and its launchers
+        process.wait()
+        for note in tree.glob("results/demo/**/job.json"):
+            if moment % 2:  # the jobs too
+                with_session = json.loads(note.read_text())["session"]
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(with_session, signal.SIGKILL)
+        now = times(tree)
+        assert all(now.get(name) == made for name, made in finished.items())
+        finished = {name: made for name, made in now.items() if name.endswith("train.json")}
+    snakemake(tree, *DEMO, TABLE)
+    now = times(tree)
+    assert TABLE in now
+    assert all(now[name] == made for name, made in finished.items())
+
+
+def test_2_a_second_start_does_nothing(tree):
+    before = times(tree)
+    assert "Nothing to be done" in snakemake(tree, *DEMO, TABLE)
+    assert times(tree) == before
+
+
+def test_3_every_run_and_the_table_are_in_mlflow(tree):
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{tree}/mlflow.db")
+    experiment = client.get_experiment_by_name("demo")
+    found = client.search_runs([experiment.experiment_id])
+    by_kind = {
+        kind: [r for r in found if r.data.tags["kind"] == kind] for kind in ("train", "table")
+    }
+    assert {run.info.run_name for run in by_kind["train"]} == set(RUNS)
+    assert [run.info.run_name for run in by_kind["table"]] == ["table1"]
+    for run in by_kind["train"]:
+        measured = records.read(tree / record(run.info.run_name))["results"]["top1"]
+        assert run.data.metrics["top1"] == pytest.approx(measured)
+
+
+def test_4_touching_code_makes_nothing_again(tree):
+    before = times(tree)
+    for path in [*(tree / "workflow").rglob("*.py"), *(tree / "evovit").rglob("*.py")]:
+        path.touch()
+    (tree / "Snakefile").touch()
+    assert "Nothing to be done" in snakemake(tree, *DEMO, TABLE)
+    assert times(tree) == before
+
+
+def test_5_a_deleted_record_and_its_table_are_made_again_alone(tree):
+    before = times(tree)
+    (tree / record("evo_deit_tiny")).unlink()
+    snakemake(tree, *DEMO, record("evo_deit_tiny"), TABLE)
+    assert changed(before, times(tree)) == {record("evo_deit_tiny"), TABLE}
+    attempts = tree / "results/demo/runs/evo_deit_tiny/attempts"
+    assert (attempts / "2/record.json").exists()  # a new attempt; the old one is history
+    assert (attempts / "1/record.json").exists()
+
+
+def test_6_a_forced_record_and_its_table_are_made_again_alone(tree):
+    before = times(tree)
+    snakemake(tree, TABLE, *DEMO, "--forcerun", record("evo_deit_tiny"))
+    assert changed(before, times(tree)) == {record("evo_deit_tiny"), TABLE}
+
+
+def test_7_changing_a_runs_epochs_makes_it_and_what_starts_from_it_again(tree):
+    before = times(tree)
+    edit(tree, "runs", lambda c: c["deit_tiny"].update(overrides={"epochs": 3}))
+    snakemake(tree, *DEMO, TABLE)
+    expected = {record("deit_tiny"), record("dynamic_deit_tiny"), TABLE}
+    assert changed(before, times(tree)) == expected
+    assert records.read(tree / record("deit_tiny"))["results"]["epochs"] == 3
+
+
+def test_8_a_record_of_the_wrong_spec_is_never_published(tree):
+    """runs.yaml is edited, and read by a dry run, while the run's job works."""
+    edit(tree, "runs", lambda c: c["evo_deit_tiny"].update(overrides={"epochs": 12}))
+    process = subprocess.Popen(
+        command(*DEMO, record("evo_deit_tiny")), cwd=tree, env=environment(tree),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    attempts = tree / "results/demo/runs/evo_deit_tiny/attempts"
+    while not any(
+        "epoch" in p.read_text()
+        for p in attempts.glob("*/journal.jsonl")
+        if json.loads((p.parent / "spec.json").read_text())["recipe"]["epochs"] == 12
+    ):
+        assert process.poll() is None
+        time.sleep(0.1)
+    edit(tree, "runs", lambda c: c["evo_deit_tiny"].update(overrides={"epochs": 2}))
+    snakemake(tree, "-n", TABLE)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert "nothing is published" in said
+    assert not (tree / record("evo_deit_tiny")).exists()
+    snakemake(tree, *DEMO, TABLE)
+    assert records.read(tree / record("evo_deit_tiny"))["results"]["epochs"] == 2
+
+
+def test_9_without_a_profile_only_looking_works(tree):
+    said = snakemake(tree, "results/table1.csv", code=1)
+    assert "--profile slurm" in said
+    assert "--profile demo" in said
+    for look in (["-n"], ["--summary"], ["--unlock"], ["--report", "report.html"]):
+        snakemake(tree, TABLE, *look)
+    snakemake(tree, "--lint")
+    assert (tree / "report.html").exists()
+
+
+def test_a_dry_run_of_the_whole_is_quick_next_to_importing_snakemake(tree):
+    """Ours may not add more than snakemake itself takes to start, twice over."""
+    (tree / "empty.smk").write_text("rule all:\n    shell: 'true'\n")
+
+    def seconds(*arguments: str) -> float:
+        started = time.monotonic()
+        snakemake(tree, "-n", *arguments)
+        return time.monotonic() - started
+
+    empty = min(seconds("-s", "empty.smk") for _ in range(2))
+    whole = min(
+        seconds(TABLE, "results/table1.csv", "results/cifar10/table1.csv") for _ in range(2)
+    )
+    assert whole < 3 * empty

@@ -1,0 +1,80 @@
+"""What snakemake may start, and what it is told otherwise."""
+
+from contextlib import ExitStack
+from types import SimpleNamespace
+
+import pytest
+
+from workflow import locks
+from workflow.login import session
+from workflow.login.plan import Plan
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def begin(argv, resources=None, stack=None):
+    settings = SimpleNamespace(default_resources=resources)
+    workflow = SimpleNamespace(resource_settings=settings, is_main_process=True)
+    return session.begin(workflow, stack or ExitStack(), argv)
+
+
+LOCAL = {"launcher": "local"}
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["-n"],
+        ["--dry-run"],
+        ["-np"],
+        ["--lint"],
+        ["--unlock"],
+        ["--summary"],
+        ["--report", "r.html"],
+    ],
+)
+def test_looking_needs_no_profile_and_no_data(here, argv):
+    assert begin([*argv, "--", "results/table1.csv"] if argv != ["--lint"] else argv)
+
+
+@pytest.mark.parametrize("resources", [None, {"foo": 1}])
+def test_running_without_a_profile_names_the_profiles(here, resources):
+    with pytest.raises(SystemExit, match=r"--profile slurm.*--profile demo"):
+        begin(["results/table1.csv"], resources)
+
+
+def test_missing_data_stop_before_any_job_with_key_and_layout(here):
+    with pytest.raises(SystemExit, match=r"settings.yaml, imagenet.data.root: .*expected"):
+        begin(["results/table1.csv"], LOCAL)
+
+
+def test_only_the_requested_settings_data_must_exist(here):
+    assert begin(["results/demo/table1.csv"], LOCAL)
+
+
+def test_a_second_snakemake_in_the_folder_is_told_of_the_first(here):
+    with locks.exclusive(session.LOCK), pytest.raises(SystemExit, match="Another snakemake"):
+        begin(["results/demo/table1.csv"], LOCAL)
+
+
+def test_the_lock_is_held_until_the_end(here):
+    with ExitStack() as stack:
+        begin(["results/demo/table1.csv"], LOCAL, stack)
+        assert locks.is_held(session.LOCK)
+    assert not locks.is_held(session.LOCK)
+
+
+@pytest.mark.parametrize(
+    ("targets", "settings"),
+    [
+        ([], ["imagenet"]),
+        (["results/table1.csv"], ["imagenet"]),
+        (["results/demo/table1.csv", "results/cifar10/table1.csv"], ["cifar10", "demo"]),
+        (["results/runs/deit_tiny/train.json"], ["imagenet"]),
+    ],
+)
+def test_the_path_alone_chooses_the_setting(config, targets, settings):
+    assert Plan(config).settings_asked_for(targets) == settings
