@@ -118,6 +118,13 @@ def test_our_own_errors_reach_the_user_as_one_sentence(job, tmp_path, images):
     assert not (tmp_path / "train.json").exists()
 
 
+def test_two_processes_train_together(job, tmp_path):
+    launcher = job(tasks=2)
+    _, said = launcher.communicate(timeout=180)
+    assert launcher.returncode == 0, said
+    assert records.read(tmp_path / "train.json")["provenance"]["world_size"] == 2
+
+
 def test_without_a_profile_nothing_runs(tmp_path):
     command = [sys.executable, "-m", "workflow.login.submit", "--spec", "s", "--output", "o"]
     command += ["--log", "l", "--root", "r", "--resources", "{}"]

@@ -17,6 +17,7 @@ ISSUE_COLUMNS = (
     "speedup_pct_paper macs_g params_m batch_size precision mode device seeds source flags run"
 )
 NUMBERS = {"macs_g": 1.0, "params_m": 5.0, "resolution": 224}
+NUMBERS |= {"speedup": 1.5, "speedup_quartiles": [1.48, 1.52]}
 
 
 @pytest.fixture
@@ -131,6 +132,12 @@ class TestWithThroughput:
         assert "printed (V100)" in text
         assert "throughput on a CPU: fp32" in text
         assert "IA-RED2 384 px: printed 51.5 %" in text
+
+
+def test_a_speed_up_that_varies_between_rounds_is_flagged():
+    assert tables.unsteady({"speedup": 1.5, "speedup_quartiles": [1.48, 1.52]}) == {}
+    flag = tables.unsteady({"speedup": 1.5, "speedup_quartiles": [1.2, 1.52]})["flags"]
+    assert flag == "suspect: speed-up between 1.20 and 1.52 in half of the rounds"
 
 
 def test_seeds_give_mean_and_deviation():

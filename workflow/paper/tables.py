@@ -16,6 +16,7 @@ from workflow.runs import Config
 
 PRINTED = records.ROOT / "results" / "paper"
 PERCENT_TOLERANCE = 0.15  # of a printed percentage from the printed img/s, in points
+STEADY = 0.1  # how far apart the quartiles of a speed-up may lie, as a share of it
 TABLE1_COLUMNS = [
     "method", "backbone", "resolution", "top1", "top1_paper", "throughput", "throughput_paper",
     "speedup_pct", "speedup_pct_paper", "macs_g", "params_m", "batch_size", "precision", "mode",
@@ -76,7 +77,9 @@ def table1(found: Records) -> pd.DataFrame:
         row = printed_columns(line, printed)
         entry = entries.get((line["backbone"], line["method"], line["resolution"]))
         if entry and (found.partial or entry["section"] in wanted):
-            row |= measured_columns(entry, found)
+            measured = measured_columns(entry, found)
+            flags = filter(None, (row["flags"], measured.pop("flags", None)))
+            row |= {**measured, "flags": "; ".join(flags) or None}
         rows.append(row)
     return pd.DataFrame(rows).reindex(columns=TABLE1_COLUMNS)
 
@@ -124,9 +127,18 @@ def measured_columns(entry: dict, found: Records) -> dict:
         }
         if method is not baseline:
             row["speedup_pct"] = speedup_pct(method["images_per_s"], baseline["images_per_s"])
+        row |= unsteady(method)
         size = "the paper's model at full size, random weights"
         said.append(f"throughput, macs_g, params_m: {size}, {method['resolution']} px")
     return row | {"source": "measured (" + "; ".join(said) + ")"} if said else {}
+
+
+def unsteady(method: dict) -> dict:
+    """A flag where the speed-up varied between rounds: something else used the device."""
+    low, high = method["speedup_quartiles"]
+    if high - low <= STEADY * method["speedup"]:
+        return {}
+    return {"flags": f"suspect: speed-up between {low:.2f} and {high:.2f} in half of the rounds"}
 
 
 def describe_seeds(accuracies: list[float]) -> str:
