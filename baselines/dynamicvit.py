@@ -108,6 +108,10 @@ class DynamicVisionTransformer(VisionTransformer):
         x, decisions = self._masked(x)
         return TrainingOutput(self.forward_head(x), x[:, 1:], decisions[-1].detach(), decisions)
 
+    def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: the grid is not whole any more, and timm's method would run it dense."""
+        raise NotImplementedError("DynamicViT drops tokens: there are no feature maps to return")
+
     def _gathered(self, images: Tensor) -> Tensor:
         """Inference: tokens that are not kept leave for good."""
         x = self._embed(images)

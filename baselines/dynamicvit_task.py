@@ -92,7 +92,7 @@ class DynamicViTTask(ClassificationTask):
             "class_loss": self.criterion(output.logits, target),
             "ratio_loss": ratio_loss(output.decisions, self._targets()),
             "distill_loss": F.kl_div(
-                output.logits.float().log_softmax(-1), teacher_logits.float().log_softmax(-1),
+                output.logits.log_softmax(-1), teacher_logits.log_softmax(-1),
                 reduction="batchmean", log_target=True,
             ),
             "token_loss": token_loss(output.tokens, features[:, 1:], output.kept),

@@ -33,7 +33,8 @@ class EvoAttention(Attention):
             attn = ((q * self.scale) @ k.transpose(-2, -1)).softmax(dim=-1)
             out = self.attn_drop(attn) @ v
             if scores == "column_mean":
-                row = attn.float().mean(dim=2).transpose(1, 2)
+                exact = attn.to(torch.promote_types(attn.dtype, torch.float32))
+                row = exact.mean(dim=2).transpose(1, 2)
             else:  # in low precision the row of this matrix would tie at the cut
                 exact = torch.finfo(q.dtype).bits >= 32
                 row = attn[:, :, 0].transpose(1, 2) if exact else self._class_row(q, k)

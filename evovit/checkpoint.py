@@ -62,11 +62,10 @@ def load_exactly(
 def complete_dense(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """timm's filter for pretrained weights: a plain DeiT gets the keys it lacks, and we say so."""
     filtered = checkpoint_filter_fn(dict(state_dict), model)
-    added = ("norm_cls.", "head_cls.", "_extra_state")
     fresh = {
         key: value
         for key, value in model.state_dict().items()
-        if key.startswith(added) and key not in filtered
+        if key.startswith(model.fresh_keys) and key not in filtered
     }
     if fresh:
         _logger.warning("plain DeiT weights, these keys start fresh: %s", ", ".join(fresh))

@@ -1,5 +1,6 @@
 """Evo-DeiT: Evo-ViT on the flat (DeiT) host, registered as ``evo_deit_*`` in timm."""
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 
 from . import plan
 from .blocks import EvoAttention, EvoBlock
-from .checkpoint import complete_dense, load_exactly
+from .checkpoint import complete_dense
 from .evolve import Evolution, Observation, evolve
+from .host import EvoHost
 
 
-class EvoVisionTransformer(VisionTransformer):
+class EvoVisionTransformer(EvoHost, VisionTransformer):
     """Vision Transformer with structure-preserving token selection and slow-fast updating.
 
     Modifications of timm's VisionTransformer:
@@ -62,17 +64,14 @@ class EvoVisionTransformer(VisionTransformer):
                          weight_init="skip")  # fmt: skip
         self._refuse_unsupported(kwargs)
         dd = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
-        self.switches = plan.resolve(
+        switches = plan.resolve(
             len(self.blocks), variant, keep_ratio, start_block, tradeoff, placeholders, scores,
             blocks_per_stage, pool_placeholders,
         )  # fmt: skip
-        self.norm_cls = type(self.norm)(self.embed_dim, **dd)
-        self.head_cls = self._classifier(**dd)
-        self.training_outputs = False
-        self.selecting = True
-        self.set_schedule(schedule or "stage")
+        self.set_switches(switches, schedule)
         self._check_grid()
-        self._schedule_was_given = schedule is not None
+        self.norm_cls = copy.deepcopy(self.norm)
+        self.head_cls = self._classifier(**dd)
         self.weight_init_mode = "reset" if weight_init == "skip" else weight_init
         if weight_init != "skip":
             self.init_weights(needs_reset=False)
@@ -85,50 +84,10 @@ class EvoVisionTransformer(VisionTransformer):
         if kwargs.get("patch_drop_rate"):
             raise ValueError("patch_drop_rate drops tokens at random; Evo-ViT keeps the grid whole")
 
-    # ---- what a checkpoint knows beside the weights
-
-    def set_schedule(self, schedule: str) -> None:
-        """Select tokens in each block ("layer") or once per stage ("stage") from now on."""
-        self._runs = plan.segments(self.switches, schedule)
-        self._scoring = plan.scoring_blocks(self.switches, self._runs)
-        self.schedule = schedule
-        self._schedule_was_given = False  # whoever calls this manages the schedule from here on
-
-    def set_selecting(self, enable: bool) -> None:
-        """Switch token selection on or off; off, every block runs on all tokens."""
-        self.selecting = enable
-
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(
-            [plan.SCHEDULES.index(self.schedule), int(self.selecting)], dtype=torch.uint8
-        )
-
-    def set_extra_state(self, state: Tensor) -> None:
-        code, selecting = state.tolist()
-        schedule = plan.SCHEDULES[code]
-        if self._schedule_was_given and schedule != self.schedule:
-            raise ValueError(
-                f"the checkpoint was trained to schedule={schedule!r}, the model was built with "
-                f"schedule={self.schedule!r}: build it without, and call set_schedule() after "
-                "loading if another schedule is wanted"
-            )
-        self.set_schedule(schedule)
-        self.set_selecting(bool(selecting))
-
-    def load_pretrained_dense(self, state_dict: dict[str, Tensor]) -> list[str]:
-        """Load a plain DeiT; returns the keys that start fresh (the class head, the schedule).
-
-        Raises:
-            ValueError: listing every missing, unexpected or misshapen key; nothing is loaded then.
-        """
-        return load_exactly(self, state_dict, fresh=("norm_cls.", "head_cls.", "_extra_state"))
-
-    # ---- the forward pass
-
     def _block(self, index: int, x: Tensor, observed: bool) -> tuple[Tensor, Tensor | None]:
         """Block ``index`` on (B, L, C); with the patches' scores (B, L - 1) where they count."""
         kind = "column_mean" if self.switches.scores == "column_mean" else "class"
-        kind = kind if observed or index in self._scoring else None
+        kind = kind if observed or (self.selecting and index in self._scoring) else None
         block = self.blocks[index]
         recompute = self.grad_checkpointing and torch.is_grad_enabled()
         out = checkpoint(block, x, scores=kind) if recompute else block(x, scores=kind)
@@ -192,10 +151,6 @@ class EvoVisionTransformer(VisionTransformer):
         x = self.norm(x) if self.switches.variant == "paper" else x
         return observed, self.forward_head(x)
 
-    def set_training_outputs(self, enable: bool = True) -> None:
-        """Whether a forward pass in training returns all that the task's loss needs."""
-        self.training_outputs = enable
-
     def forward_intermediates(
         self, x: Tensor, indices=None, return_prefix_tokens=False, norm=False, stop_early=False,
         output_fmt="NCHW", intermediates_only=False, **kwargs: Any,
@@ -217,7 +172,9 @@ class EvoVisionTransformer(VisionTransformer):
             features.append((out, prefix) if return_prefix_tokens else out)
         return features if intermediates_only else (self.norm(last), features)
 
-    # ---- the rest of timm's contract
+    def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True) -> list[int]:
+        """For timm's ``features_only``; nothing goes, since the plan counts on every block."""
+        return feature_take_indices(len(self.blocks), indices)[0]
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         if global_pool not in (None, "avg"):
@@ -248,15 +205,9 @@ def _cfg(size: int) -> dict[str, Any]:
     )  # fmt: skip
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        "evo_deit_tiny_patch16_224": _cfg(224),
-        "evo_deit_small_patch16_224": _cfg(224),
-        "evo_deit_base_patch16_224": _cfg(224),
-        "evo_deit_small_patch16_384": _cfg(384),
-        "evo_deit_base_patch16_384": _cfg(384),
-    }
-)
+SIZES = ("tiny_patch16_224", "small_patch16_224", "base_patch16_224",
+         "small_patch16_384", "base_patch16_384")  # fmt: skip
+default_cfgs = generate_default_cfgs({f"evo_deit_{s}": _cfg(int(s[-3:])) for s in SIZES})
 
 
 def _create(name: str, pretrained: bool, kwargs: dict[str, Any], **sizes: Any) -> nn.Module:

@@ -38,6 +38,7 @@ class State(NamedTuple):
     tokens: Tensor  # (B, 1 + n, C); n = N unless placeholders were dropped
     scores: Tensor | None = None  # (B, n) evolved scores, where a later selection needs them
     positions: Tensor | None = None  # (B, n) grid positions, once tokens were dropped
+    owned: bool = False  # made here, so no hook on a block can hold these tokens
 
 
 def evolve(this: Evolution, embedded: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ def evolve(this: Evolution, embedded: Tensor) -> Tensor:
 
 def _dense(this: Evolution, state: State, run: tuple[int, int], num_patches: int) -> State:
     """Blocks in which every token present is informative."""
-    x, scores, positions = state
+    x, scores, positions, _ = state
     for block in range(*run):
         x, row = this.run_block(block, x, this.observer is not None)
         if row is not None:
@@ -99,7 +100,7 @@ def _slow_fast(
             this.observer.append(Observation(positions, block == run[0], on_grid, seen.tokens))
     if run[1] == len(switches.keep_ratio) and not switches.pool_placeholders:
         return State(slow[:, : 1 + k])
-    inplace = not (observing or torch.is_grad_enabled())
+    inplace = state.owned and not (observing or torch.is_grad_enabled())
     return _merge(this, state, kept, rows, slow, scores, representative, inplace)
 
 
@@ -129,8 +130,8 @@ def _merge(
         residual = slow[:, 1 + num_kept :] - representative
     merged = tk.put_back(state.tokens, rows, slow[:, : 1 + num_kept], residual, inplace)
     if scores is None:
-        return State(merged, state.scores)
-    return State(merged, state.scores.scatter(1, kept, scores))
+        return State(merged, state.scores, owned=True)
+    return State(merged, state.scores.scatter(1, kept, scores), owned=True)
 
 
 def _on_grid(scores: Tensor, positions: Tensor | None, num_patches: int) -> Tensor:

@@ -28,7 +28,8 @@ def class_attention(query: Tensor, keys: Tensor, scale: float) -> Tensor:
     dtype = torch.promote_types(keys.dtype, torch.float32)
     diagonal = torch.eye(heads, dtype=dtype, device=query.device).unsqueeze(1)  # (H, 1, H)
     blocks = ((query.to(dtype) * scale).unsqueeze(-1) * diagonal).flatten(1, 2)  # (B, C, H)
-    with torch.autocast(keys.device.type, enabled=False):
+    device = "cpu" if keys.is_meta else keys.device.type  # autocast does not know "meta"
+    with torch.autocast(device, enabled=False):
         return torch.bmm(keys.to(dtype), blocks).softmax(dim=1)
 
 
