@@ -21,6 +21,7 @@ def check(setting: str, data: dict) -> None:
     key = f"settings.yaml, {setting}.data.root: {data['root']}"
     root = Path(data["root"])
     shape = f"{root}/{{{data['train']},{data['val']}}}/<class>/<image>"
+    classes = {}
     for split in (data["train"], data["val"]):
         folder = root / split
         if not folder.is_dir():
@@ -36,6 +37,12 @@ def check(setting: str, data: dict) -> None:
                 f"{folder} holds {len(found)} class folders, not {data['num_classes']} "
                 f"(workflow/config/{key}); expected {shape}."
             )
+        classes[split] = set(found)
+    if odd := sorted(classes[data["train"]] ^ classes[data["val"]]):
+        raise DataError(
+            f"The class {odd[0]!r} is in one of {root}/{{{data['train']},{data['val']}}} alone "
+            f"(workflow/config/{key}); both splits need the same class folders."
+        )
 
 
 def _flat(folder: Path, train: Path, key: str, shape: str) -> str:

@@ -12,8 +12,10 @@ class Held(RuntimeError):
 
 
 @contextmanager
-def exclusive(path: str | Path, patience_s: float = 0.0):
+def exclusive(path: str | Path, patience_s: float = 0.0, shared: bool = False):
     """Hold the lock on `path` inside the block; raise Held if it is not free within `patience_s`.
+
+    `shared` holders keep out exclusive ones, not each other.
 
     The file keeps the holder's process id and host, for whoever is refused.
     """
@@ -22,12 +24,13 @@ def exclusive(path: str | Path, patience_s: float = 0.0):
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         deadline = time.monotonic() + patience_s
-        while not _take(descriptor):
+        while not _take(descriptor, shared):
             if time.monotonic() >= deadline:
                 raise Held(f"{path} is held by {path.read_text().strip() or 'another process'}")
             time.sleep(0.1)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+        if not shared:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)
@@ -45,9 +48,9 @@ def is_held(path: str | Path) -> bool:
         os.close(descriptor)
 
 
-def _take(descriptor: int) -> bool:
+def _take(descriptor: int, shared: bool = False) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

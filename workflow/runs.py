@@ -4,10 +4,12 @@ A spec is a JSON object that says all that defines a job's result and nothing ab
 its hash is the identity of that result. Standard library and yaml only: launchers import this.
 """
 
+import functools
 import hashlib
 import json
 import os
 import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,11 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                mark = key_node.start_mark
+                raise ConfigError(
+                    f"{mark.name}, line {mark.line + 1}: put the key {key} in quotes."
+                )
             if key in seen:
                 mark = key_node.start_mark
                 raise ConfigError(
@@ -178,8 +185,17 @@ def throughput_point(config: Config, setting: str) -> dict:
     """The point of measurement that the setting's tables show; "auto" is this machine's device."""
     point = dict(config.settings[setting]["throughput"])
     if point["device"] == "auto":
-        point["device"] = "cuda" if shutil.which("nvidia-smi") else "cpu"
+        point["device"] = "cuda" if gpu_is_here() else "cpu"
     return point
+
+
+@functools.cache
+def gpu_is_here() -> bool:
+    """Whether the driver lists a GPU that this process may see (no torch on the login node)."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not shutil.which("nvidia-smi"):
+        return False
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return listed.returncode == 0 and "GPU" in listed.stdout
 
 
 def throughput_path(root: str, section: str, point: dict) -> str:

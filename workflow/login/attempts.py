@@ -50,15 +50,22 @@ class Attempt:
         return [json.loads(path.read_text()) for path in ordered]
 
 
+def _numbers(job_folder: Path) -> list[int]:
+    return sorted(int(p.name) for p in (job_folder / "attempts").glob("*") if p.name.isdigit())
+
+
 def newest(job_folder: Path) -> Attempt | None:
-    folders = [path for path in (job_folder / "attempts").glob("*") if path.name.isdigit()]
-    return Attempt(max(folders, key=lambda path: int(path.name))) if folders else None
+    """The newest attempt; one without a spec never began (a kill, a full disk)."""
+    for number in reversed(_numbers(job_folder)):
+        if (job_folder / "attempts" / str(number) / "spec.json").exists():
+            return Attempt(job_folder / "attempts" / str(number))
+    return None
 
 
 def begin(job_folder: Path, spec: dict) -> Attempt:
     """A new attempt for the spec."""
-    last = newest(job_folder)
-    attempt = Attempt(job_folder / "attempts" / str(last.number + 1 if last else 1))
+    number = max(_numbers(job_folder), default=0) + 1
+    attempt = Attempt(job_folder / "attempts" / str(number))
     runs.write_spec(attempt.folder / "spec.json", spec)
     return attempt
 

@@ -22,7 +22,9 @@ def is_alive(job: dict, attempt_folder: Path) -> bool:
         return slurm_state(job["job_id"]) in ALIVE_STATES
     if locks.is_held(attempt_folder / "rank0.lock"):
         return True
-    return job["host"] == os.uname().nodename and process_start(job["job_id"]) == job["started"]
+    if job["host"] != os.uname().nodename or job["started"] is None:
+        return False
+    return process_start(job["job_id"]) == job["started"]
 
 
 def cancel(job: dict, attempt_folder: Path) -> None:

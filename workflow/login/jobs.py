@@ -6,6 +6,7 @@ the YAML changes meanwhile.
 
 import importlib
 import json
+import os
 import traceback
 from pathlib import Path
 
@@ -25,7 +26,7 @@ class Job(submitit.helpers.Checkpointable):
     """One spec and the attempt folder it works in.
 
     `site` holds what must not change the result: root (the setting's results), data_root, workers,
-    device ("auto", "cpu" or "cuda").
+    device ("auto", "cpu" or "cuda"); of a local job also device_lock and visible_gpus.
     """
 
     def __init__(self, spec: dict, site: dict, folder: str):
@@ -36,10 +37,13 @@ class Job(submitit.helpers.Checkpointable):
         if environment.num_tasks > 1:
             # each process chooses its GPU by local rank; hiding the others would number them anew
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        if self.site.get("visible_gpus") is not None:  # submitit numbers a local job's anew
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.site["visible_gpus"]
         folder = Path(self.folder)
         # a requeued job may find its predecessor alive: only one may write
         with locks.exclusive(folder / f"rank{environment.global_rank}.lock", patience_s=5):
             try:
+                self._wait_for_device()
                 module = importlib.import_module(MODULES[self.spec["kind"]])
                 record = module.run(self.spec, self.site, folder)
             except BaseException as error:
@@ -47,6 +51,16 @@ class Job(submitit.helpers.Checkpointable):
                 raise
             if environment.global_rank == 0:
                 records.write_json(folder / "record.json", record)
+
+    def _wait_for_device(self) -> None:
+        """Locally a measurement waits until no other job computes, and the others for it.
+
+        Snakemake sees to that among its own jobs; those that a killed one left are not its own.
+        """
+        if path := self.site.get("device_lock"):
+            shared = self.spec["kind"] != "throughput"
+            self._device = locks.exclusive(path, patience_s=7 * 24 * 3600, shared=shared)
+            self._device.__enter__()  # until the process ends
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """Asked for at a time limit or preemption: the same job again, from its own checkpoint."""

@@ -5,6 +5,7 @@ needs, so only those specs are written.
 """
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from workflow import runs
 from workflow.runs import Config
 
 # A launcher's command, the same for every kind of job; the rule says the rest by its name.
+PYTHON = shlex.quote(sys.executable).replace("{", "{{").replace("}", "}}")
 SUBMIT = (
-    f"{sys.executable} -m workflow.login.submit --spec {{input.spec:q}} --output {{output:q}} "
-    "--log {log:q} --root {wildcards.root} {params.data} --resources {params.resources:q}"
+    f"{PYTHON} -m workflow.login.submit --spec {{input.spec:q}} --output {{output:q}} "
+    "--log {log:q} --root {wildcards.root} --data {params.data:q} --resources {params.resources:q}"
 )
 COMPILE = (
-    f"{sys.executable} -m workflow.paper.tables --root {{wildcards.root}} "
+    f"{PYTHON} -m workflow.paper.tables --root {{wildcards.root}} "
     "--output {output:q} > {log:q} 2>&1 || (cat {log:q} >&2; exit 1)"
 )
 PRINTED = "results/paper/table1.csv"
@@ -78,7 +80,10 @@ class Plan:
 
     def data_spec(self, wildcards) -> str:
         setting = self.config.setting_of(wildcards.root)
+        # the one spec that says where: another folder is looked through anew
+        data = self.config.settings[setting]["data"]
         spec = {"kind": "data", "setting": setting, "data": runs.data_of(self.config, setting)}
+        spec["root"] = data["root"]
         return runs.write_spec(f"{wildcards.root}/data/spec.json", spec)
 
     def preflight(self, root: str) -> str:
@@ -112,18 +117,17 @@ class Plan:
         return [*self.table1_records(wildcards.root, wanted), PRINTED]
 
     def partial_inputs(self, wildcards) -> list[str]:
-        """The records that exist, and the YAML that says which of them are current."""
-        every = self.table1_records(wildcards.root, list(self.config.items["sections"]))
-        existing = [path for path in every if Path(path).exists()]
-        return [*existing, *map(str, runs.FILES.values()), PRINTED]
+        """Notes of what was published, and the YAML that says which of it is current."""
+        # not the records themselves: asking for those would start what is missing or outdated
+        published = Path(wildcards.root).glob("*/**/attempts/*/published")
+        return [*sorted(map(str, published)), *map(str, runs.FILES.values()), PRINTED]
 
     # -- a rule's parameters ----------------------------------------------------------------
 
     def data_option(self, wildcards) -> str:
         """Where the setting's images lie; no part of any spec."""
         data = self.config.settings[self.config.setting_of(wildcards.root)]["data"]
-        place = json.dumps({key: data[key] for key in ("root", "workers")})
-        return f"--data '{place}'"
+        return json.dumps({key: data[key] for key in ("root", "workers")})
 
     def resources(self, wildcards, resources) -> str:
         """The job's resources for the launcher, as JSON."""

@@ -78,7 +78,13 @@ def check_names(config: Config, files: dict[str, Path]) -> None:
     for index, row in enumerate(config.items["table1"]):
         known(files["items"], f"table1.{index}.run", row["run"], config.runs)
         known(files["items"], f"table1.{index}.section", row["section"], config.items["sections"])
+    places: dict[str, str] = {}
     for name, setting in config.settings.items():
+        if (other := places.setdefault(setting["results"], name)) != name:
+            raise ConfigError(
+                f"{files['settings']}: {name} and {other} both have results: {setting['results']}; "
+                "change one."
+            )
         for section in setting["measure"]:
             known(files["settings"], f"{name}.measure", section, config.items["sections"])
         for recipe in setting.get("recipes", {}):

@@ -13,6 +13,7 @@ from workflow.login import schema
 from workflow.login.plan import Plan
 
 LOCK = ".snakemake/evovit.lock"
+PARTIAL = ".partial.csv"
 LOOKING = (
     "dryrun",
     "touch",
@@ -65,6 +66,8 @@ def begin(workflow, stack: ExitStack, argv: list[str] | None = None) -> Plan:
     if only_looks(options) or not workflow.is_main_process:
         return plan
     check_profile(workflow.resource_settings.default_resources)
+    if options.targets and all(str(target).endswith(PARTIAL) for target in options.targets):
+        return plan  # reads what is there, also while another snakemake works
     for setting in plan.settings_asked_for(options.targets):
         data = config.settings[setting]["data"]
         if data["name"] == "digits":

@@ -23,6 +23,8 @@ from workflow.login.jobs import Job
 
 POLL_S = {"local": 0.3, "slurm": 20.0}
 WAIT_FOR_TWIN_S = 7 * 24 * 3600
+INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
+GRACE_S = {"local": 0.0, "slurm": 120.0}  # a network file system shows the record late
 FOREVER_MIN = 60 * 24 * 365
 
 
@@ -59,7 +61,7 @@ def slurm_executor(folder: Path, resources: dict) -> submitit.Executor:
         "account": resources.get("slurm_account"),
         "qos": resources.get("slurm_qos"),
         "constraint": resources.get("constraint"),
-        "exclusive": "" if resources.get("exclusive") else None,
+        "exclusive": True if resources.get("exclusive") else None,
         "signal_delay_s": 120,
         "srun_args": ["--kill-on-bad-exit=1"],
     }
@@ -67,9 +69,21 @@ def slurm_executor(folder: Path, resources: dict) -> submitit.Executor:
     return executor
 
 
-def submit(attempt: Attempt, site: dict, resources: dict) -> None:
-    """Submit the attempt's job and note beside it where it runs."""
+def submit(attempt: Attempt, site: dict, resources: dict) -> dict:
+    """Submit the attempt's job and note beside it where it runs; -> the note.
+
+    Ctrl-C waits until that is done: a job that nobody noted would be submitted twice.
+    """
     job = Job(attempt.spec, site, str(attempt.folder))
+    signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
+    try:
+        _submit(attempt, job, resources)
+        return attempt.job()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
+
+
+def _submit(attempt: Attempt, job: Job, resources: dict) -> None:
     if resources["launcher"] == "slurm":
         try:
             with submitit.helpers.clean_env():
@@ -90,6 +104,7 @@ def submit_locally(attempt: Attempt, job: Job, resources: dict) -> None:
     if child == 0:
         try:
             os.setsid()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
             nowhere = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):  # or whoever reads our output would wait for the job's end
                 os.dup2(nowhere, stream)
@@ -132,13 +147,20 @@ def wait(attempt: Attempt, say) -> None:
     """Follow the job until its record lies there; raise LaunchError if it ends without one."""
     job = attempt.job()
     follower = progress.Follower(attempt.journal, attempt.spec)
+    ended: float | None = None
     while True:
         alive = executors.is_alive(job, attempt.folder)  # before looking for the record
         for line in follower.news():
             say(line)
         if attempt.record.exists():
             return
-        if not alive:
+        if alive:
+            ended = None
+        elif ended is None and not attempt.errors():
+            ended = time.monotonic()
+        if ended is not None and time.monotonic() - ended < GRACE_S[job["launcher"]]:
+            os.listdir(attempt.folder)  # makes NFS look again
+        elif not alive:
             raise LaunchError(why_failed(attempt, say))
         time.sleep(POLL_S[job["launcher"]])
 
@@ -183,8 +205,7 @@ def launch(spec_path: Path, output: Path, site: dict, resources: dict, say) -> N
         if job and executors.is_alive(job, attempt.folder):
             say(f"Attempt {attempt.number}: re-attached to {job['launcher']} job {job['job_id']}.")
         else:
-            submit(attempt, site, resources)
-            job = attempt.job()
+            job = submit(attempt, site, resources)
             say(
                 f"Attempt {attempt.number}: {job['launcher']} job {job['job_id']}, "
                 f"logs in {attempt.folder / 'logs'}."
@@ -205,10 +226,14 @@ def site_of(arguments: argparse.Namespace) -> dict:
     """What the job needs to know of this place, none of it part of the spec."""
     data = {} if arguments.data is None else json.loads(arguments.data)
     resources = json.loads(arguments.resources)
-    device = "auto"
+    device, local = "auto", {}
     if resources["launcher"] == "slurm":  # a GPU that was asked for and is not there is an error
         device = "cuda" if resources.get("gpus") else "cpu"
+    else:
+        local["device_lock"] = str(Path(".snakemake/device.lock").resolve())
+        local["visible_gpus"] = os.environ.get("CUDA_VISIBLE_DEVICES")
     return {
+        **local,
         "root": arguments.root,
         "data_root": str(Path(data["root"]).resolve()) if data else None,
         "workers": data.get("workers", 0),
@@ -235,8 +260,8 @@ def main() -> None:
             "No launcher is set: run snakemake with --profile slurm or --profile demo "
             "(--default-resources on the command line replaces the profile's)."
         )
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in INTERRUPTS:
+        signal.signal(number, interrupt)
     with ExitStack() as stack:
         say = stack.enter_context(progress.Log(arguments.log, str(arguments.spec.parent))).say
         try:
@@ -245,7 +270,7 @@ def main() -> None:
                 say(f"Waiting for {lock}: {lock.read_text().strip()} is launching the same job.")
             stack.enter_context(locks.exclusive(lock, WAIT_FOR_TWIN_S))
             launch(arguments.spec, arguments.output, site_of(arguments), resources, say)
-        except (LaunchError, records.RecordError, locks.Held) as error:
+        except (LaunchError, records.RecordError, locks.Held, OSError) as error:
             say(f"ERROR: {error}")
             sys.exit(1)
         except Interrupted:

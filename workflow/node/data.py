@@ -167,10 +167,16 @@ def eval_loader(data: dict, site: dict, recipe: dict, model_cfg: dict, place) ->
 
 
 def manifest(root: str | Path, splits: tuple[str, ...]) -> dict:
-    """Classes, image counts, bytes and a hash over every path and size below root/<split>/."""
+    """Classes, image counts, bytes and a hash over every path and size below root/<split>/.
+
+    Raises DataError for an empty class: the splits would number their classes differently.
+    """
     digest, found = hashlib.sha256(), {}
     for split in splits:
         folder = Path(root) / split
+        for label in layout.class_folders(folder):
+            if not any(path.is_file() for path in (folder / label).iterdir()):
+                raise DataError(f"{folder / label} is empty; restore its images.")
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         sizes = [path.stat().st_size for path in files]
         for path, size in zip(files, sizes, strict=True):
@@ -181,6 +187,12 @@ def manifest(root: str | Path, splits: tuple[str, ...]) -> dict:
             "bytes": sum(sizes),
         }
     return {"splits": found, "hash": digest.hexdigest()[:16]}
+
+
+def manifest_hash(site: dict) -> str | None:
+    """The hash of the setting's manifest; None outside the workflow, where there is none."""
+    path = Path(site["root"]) / "data.json"
+    return records.read(path)["results"]["hash"] if path.exists() else None
 
 
 def run(spec: dict, site: dict, folder: Path) -> dict:

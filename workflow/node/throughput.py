@@ -26,6 +26,7 @@ ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
     "MALLOC_TRIM_THRESHOLD_": "16000000000",
 }
+FAULT = ".fault"  # beside the output: why there is none
 WARM_UP_PASSES = 2
 ROUND_S = 1.0  # each model's share of a round is at least one pass and about this long
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -151,7 +152,13 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
     command = [sys.executable, "-m", "workflow.node.throughput"]
     command += ["--spec", str(spec_path), "--output", str(output)]
     threads = {"OMP_NUM_THREADS": str(spec["threads"]), "MKL_NUM_THREADS": str(spec["threads"])}
-    subprocess.run(command, env={**os.environ, **ALLOCATOR, **threads}, check=True)
+    fault = output.with_suffix(FAULT)
+    fault.unlink(missing_ok=True)
+    done = subprocess.run(command, env={**os.environ, **ALLOCATOR, **threads}, check=False)
+    if fault.exists():
+        raise MeasurementError(fault.read_text())
+    if done.returncode:
+        raise MeasurementError(f"The measuring process ended with code {done.returncode}.")
     return json.loads(output.read_text())
 
 
@@ -168,7 +175,11 @@ def main() -> None:
         )
     started = time.time()
     spec = json.loads(arguments.spec.read_text())
-    results = measure_section(spec)
+    try:
+        results = measure_section(spec)
+    except (MeasurementError, device.DeviceError, build.SpecError) as error:
+        arguments.output.with_suffix(FAULT).write_text(str(error))
+        sys.exit(str(error))
     record = records.make(spec, results, started, device=results["device"])
     records.write_json(arguments.output, record)
 

@@ -16,7 +16,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.task import TrainingTask
 from timm.utils import dispatch_clip_grad, unwrap_model
 
-from workflow import records
+from workflow import layout, records
 from workflow.journal import Journal
 from workflow.node import build, data, device, place
 from workflow.node.checkpoints import Checkpoints, save_weights
@@ -225,6 +225,7 @@ def run(spec: dict, site: dict, folder: Path) -> dict | None:
 
     started = time.time()
     torch.set_num_threads(spec["recipe"]["threads"])
+    layout.check(spec["setting"], {**spec["data"], "root": site["data_root"]})
     where = place.join(site["device"])
     journal = Journal(folder / "journal.jsonl") if where.first else None
 
@@ -243,5 +244,10 @@ def run(spec: dict, site: dict, folder: Path) -> dict | None:
     journal.write("end")
     place.leave(where)
     return records.make(
-        spec, results, started, device=device.describe(where.device), world_size=where.world_size
+        spec,
+        results,
+        started,
+        device=device.describe(where.device),
+        world_size=where.world_size,
+        manifest=data.manifest_hash(site),
     )

@@ -81,7 +81,8 @@ def table1(found: Records) -> pd.DataFrame:
             flags = filter(None, (row["flags"], measured.pop("flags", None)))
             row |= {**measured, "flags": "; ".join(flags) or None}
         rows.append(row)
-    return pd.DataFrame(rows).reindex(columns=TABLE1_COLUMNS)
+    frame = pd.DataFrame(rows).reindex(columns=TABLE1_COLUMNS)
+    return frame.astype({"batch_size": "Int64"})
 
 
 def printed_columns(line: dict, printed: pd.DataFrame) -> dict:
@@ -154,7 +155,8 @@ def describe_training(record: dict, config: Config) -> str:
     shrunk = {k: v for k, v in spec["model"]["kwargs"].items() if k != "num_classes"} != full
     size = "a reduced model" if shrunk else "the paper's model"
     if shrunk and "img_size" in spec["model"]["kwargs"]:
-        size += f" at {spec['model']['kwargs']['img_size']} px"
+        kwargs = spec["model"]["kwargs"]
+        size += f" at {kwargs['img_size']} px, width {kwargs.get('embed_dim')}"
     return f"{size} on {spec['data']['name']}, {results['val_images']} validation images"
 
 

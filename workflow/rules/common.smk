@@ -10,6 +10,8 @@ rule prepare_data:
         "{root}/data/data.log",
     conda:
         "../../environment.yml"
+    resources:
+        device_share=1,
     params:
         data=plan.data_option,
         resources=plan.resources,
@@ -28,6 +30,8 @@ rule preflight:
         models="[0-9a-f]+",
     conda:
         "../../environment.yml"
+    resources:
+        device_share=1,
     params:
         data=plan.data_option,
         resources=plan.resources,
