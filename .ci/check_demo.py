@@ -1,0 +1,18 @@
+"""The demo's bars, read from the table it made: accuracy, closeness, speed-up."""
+
+import sys
+
+import pandas as pd
+
+table = pd.read_csv(sys.argv[1])
+tiny = table[(table["backbone"] == "DeiT-T") & (table["source"] != "paper")].set_index("method")
+baseline, evo = tiny.loc["Baseline"], tiny.loc["Evo-ViT"]
+unsteady = "suspect" in str(evo["flags"])
+print(
+    f"baseline {baseline['top1']:.2f} %, Evo-ViT {evo['top1']:.2f} %, +{evo['speedup_pct']:.1f} %"
+)
+assert baseline["top1"] >= 93, "the baseline is below 93 %"
+assert evo["top1"] >= baseline["top1"] - 3, "Evo-ViT is more than 3 points below the baseline"
+if unsteady or evo["speedup_pct"] < 35:
+    print(f"speed-up below 35 % or unsteady: {evo['flags']}")
+    sys.exit(3)  # measured anew by .ci/run: a busy machine spoils a measurement
