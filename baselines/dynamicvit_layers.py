@@ -69,7 +69,8 @@ class ScorePredictor(nn.Module):
             shared = shared.mean(dim=1)
         else:
             mask = policy.unsqueeze(-1)
-            shared = (shared * mask).sum(dim=1) / mask.sum(dim=1)
+            # of an image with few tokens the samples may drop all: their mean is then 0, not NaN
+            shared = (shared * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(0.5)
         first = self.out_conv[0]
         # The global half is the same for all tokens of an image: multiply it once.
         own, common = first.weight.tensor_split((local.shape[-1],), dim=1)

@@ -216,3 +216,16 @@ def test_a_plain_deit_loads_and_names_what_starts_fresh():
 def test_nonsense_is_refused_with_the_reason(kwargs, reason):
     with pytest.raises(ValueError, match=reason):
         build(**kwargs)
+
+
+def test_an_image_whose_tokens_were_all_dropped_stays_finite():
+    """Gumbel samples may drop every token of a small grid in training."""
+    torch.manual_seed(0)
+    predictor = layers.ScorePredictor(16)
+    tokens = torch.randn(2, 9, 16, requires_grad=True)
+    policy = torch.ones(2, 9)
+    policy[1] = 0
+    scores = predictor(tokens, policy)
+    assert scores.isfinite().all()
+    scores.sum().backward()
+    assert tokens.grad.isfinite().all()

@@ -86,12 +86,12 @@ def record(run: str) -> str:
 def test_1_killed_anywhere_and_started_again_it_ends_and_loses_no_finished_run(tree):
     """kill -9 of snakemake and of whatever runs, at moments spread over the workflow."""
     finished: dict = {}
-    for moment in range(4):
+    for moment in range(3):
         process = subprocess.Popen(
             command(*DEMO, TABLE), cwd=tree, env=environment(tree),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        deadline = time.monotonic() + 11 + 9 * moment
+        deadline = time.monotonic() + 10 + 8 * moment
         while time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.2)
         os.killpg(process.pid, signal.SIGKILL)  # snakemake and its launchers

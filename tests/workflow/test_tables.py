@@ -129,7 +129,7 @@ class TestWithThroughput:
     def test_people_see_where_each_number_comes_from(self):
         text = show.text(compiled(self.config))
         assert "trained here" in text
-    assert "timed here" in text
+        assert "timed here" in text
         assert "printed (V100)" in text
         assert "throughput on a CPU: fp32" in text
         assert "IA-RED2 384 px: printed 51.5 %" in text
