@@ -94,7 +94,8 @@ def test_1_killed_anywhere_and_started_again_it_ends_and_loses_no_finished_run(t
         deadline = time.monotonic() + 10 + 8 * moment
         while time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.2)
-        os.killpg(process.pid, signal.SIGKILL)  # snakemake and its launchers
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # snakemake and its launchers
         process.wait()
         for note in tree.glob("results/demo/**/job.json"):
             if moment % 2:  # the jobs too

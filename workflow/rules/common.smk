@@ -21,13 +21,11 @@ rule prepare_data:
 
 rule preflight:
     input:
-        spec="{root}/preflight/{models}/spec.json",
+        spec=plan.preflight_spec,
     output:
-        "{root}/preflight/{models}.json",
+        "{root}/preflight.json",
     log:
-        "{root}/preflight/{models}/preflight.log",
-    wildcard_constraints:
-        models="[0-9a-f]+",
+        "{root}/preflight/preflight.log",
     conda:
         "../../environment.yml"
     resources:
