@@ -21,7 +21,7 @@ def load(files: dict[str, Path] = FILES) -> Config:
         error = best_match(Draft202012Validator(schema).iter_errors(getattr(config, name)))
         if error is not None:
             raise ConfigError(describe(path, error))
-    check_names(config, files)
+    check_names(config, files, set(shapes["$defs"]["recipe"]["properties"]))
     return config
 
 
@@ -55,8 +55,11 @@ def nearest(name: str, known) -> str:
     return f"; known are {', '.join(known)}."
 
 
-def check_names(config: Config, files: dict[str, Path]) -> None:
-    """Every name that one place uses exists in the other. Raises ConfigError."""
+def check_names(config: Config, files: dict[str, Path], keys: set[str]) -> None:
+    """Every name that one place uses exists in the other, and recipes have every one of `keys`.
+
+    Raises ConfigError.
+    """
 
     def known(path: Path, place: str, name: str, names) -> None:
         if name not in names:
@@ -65,7 +68,7 @@ def check_names(config: Config, files: dict[str, Path]) -> None:
     for name, recipe in config.recipes.items():
         if "extends" in recipe:
             known(files["recipes"], f"{name}.extends", recipe["extends"], config.recipes)
-        check_ends(config, files["recipes"], name)
+        check_ends(config, files["recipes"], name, keys)
     for row, entry in config.runs.items():
         known(files["runs"], f"{row}.recipe", entry["recipe"], config.recipes)
         for role in ("start", "teacher"):
@@ -92,8 +95,8 @@ def check_names(config: Config, files: dict[str, Path]) -> None:
     check_seeds(config, files["runs"])
 
 
-def check_ends(config: Config, path: Path, recipe: str) -> None:
-    """`extends` leads somewhere, and the recipe has every key at its end."""
+def check_ends(config: Config, path: Path, recipe: str, wanted: set[str]) -> None:
+    """`extends` leads somewhere, and the recipe has every wanted key at its end."""
     seen, name, keys = [], recipe, set()
     while name is not None:
         if name in seen:
@@ -104,8 +107,7 @@ def check_ends(config: Config, path: Path, recipe: str) -> None:
         if name is not None and name not in config.recipes:
             return  # reported at that recipe
     optional = {"extends", "task_args"}
-    shape = runs.read_yaml(SCHEMA)["$defs"]["recipe"]["properties"]
-    if missing := sorted(set(shape) - keys - optional):
+    if missing := sorted(wanted - keys - optional):
         raise ConfigError(f"{path}: {recipe} lacks the key {missing[0]!r}.")
 
 
