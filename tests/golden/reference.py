@@ -31,7 +31,15 @@ def images(about, dtype):
 
 def _fill(key, shape, prefix):
     draw = np.random.default_rng(zlib.crc32((prefix + key).encode()))
-    if key.endswith(("pos_embed", "cls_token")):
+    if key.endswith("running_var"):
+        value = draw.uniform(0.5, 1.5, shape)
+    elif key.endswith("running_mean"):
+        value = 0.1 * draw.standard_normal(shape)
+    elif key.endswith("learn_tradeoff"):
+        value = 0.3 * draw.standard_normal(shape)
+    elif key.endswith("attention_biases"):
+        value = 0.5 * draw.standard_normal(shape)
+    elif key.endswith(("pos_embed", "cls_token", "poss")):
         value = 0.2 * draw.standard_normal(shape)
     elif key.endswith("bias"):
         value = 0.02 * draw.standard_normal(shape)
