@@ -3,7 +3,7 @@
 Importing this package registers its models in timm. Start reading at ``evovit/tokens.py``.
 """
 
-from . import deit
+from . import deit, levit
 from .trace import Trace, trace
 
-__all__ = ["Trace", "deit", "trace"]
+__all__ = ["Trace", "deit", "levit", "trace"]

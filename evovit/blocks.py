@@ -1,6 +1,5 @@
 """Attention and block of the flat host, which can hand out token scores."""
 
-import torch
 import torch.nn.functional as F
 from timm.layers import Attention
 from timm.models.vision_transformer import Block
@@ -28,21 +27,14 @@ class EvoAttention(Attention):
         if self.fused_attn and scores == "class":
             dropout = self.attn_drop.p if self.training else 0.0
             out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-            row = self._class_row(q, k)
+            keys = k.transpose(1, 2).flatten(2)
+            row = tokens.class_attention(q[:, :, 0], keys, self.scale)
         else:
             attn = ((q * self.scale) @ k.transpose(-2, -1)).softmax(dim=-1)
             out = self.attn_drop(attn) @ v
-            if scores == "column_mean":
-                exact = attn.to(torch.promote_types(attn.dtype, torch.float32))
-                row = exact.mean(dim=2).transpose(1, 2)
-            else:  # in low precision the row of this matrix would tie at the cut
-                exact = torch.finfo(q.dtype).bits >= 32
-                row = attn[:, :, 0].transpose(1, 2) if exact else self._class_row(q, k)
+            row = tokens.attention_scores(attn, q, k, self.scale, scores)
         out = self.norm(out.transpose(1, 2).flatten(2))
         return self.proj_drop(self.proj(out)), row
-
-    def _class_row(self, q: Tensor, k: Tensor) -> Tensor:
-        return tokens.class_attention(q[:, :, 0], k.transpose(1, 2).flatten(2), self.scale)
 
 
 class EvoBlock(Block):

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: plain DeiT's and the authors' published Evo-DeiT state dicts."""
+"""Weights from elsewhere: plain DeiT's and the authors' published state dicts."""
 
 import argparse
 import logging
@@ -26,12 +26,12 @@ def load_file(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_official(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Load the authors' Evo-DeiT weights into an ``evo_deit_*`` model.
+    """Load the authors' Evo-DeiT or Evo-LeViT weights into an ``evo_*`` model.
 
     Raises:
         ValueError: listing every missing, unexpected or misshapen key; nothing is loaded then.
     """
-    load_exactly(model, _from_official(state_dict), fresh=("_extra_state",))
+    load_exactly(model, model.from_official(state_dict), fresh=("_extra_state",))
 
 
 def load_exactly(
@@ -72,8 +72,8 @@ def complete_dense(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str,
     return {**filtered, **fresh}
 
 
-def _from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The authors keep qk, v, proj and norm1 of each block in lists beside the blocks."""
+def deit_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Evo-DeiT: the authors keep qk, v, proj and norm1 of each block in lists beside the blocks."""
     renamed, parts = {}, {}
     for key, value in state_dict.items():
         if match := re.fullmatch(r"(qks|vs)\.(\d+)\.(?:qk|v)\.(weight|bias)", key):
@@ -87,3 +87,62 @@ def _from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise ValueError(f"the state dict does not fit: only {sorted(found)} of {key}")
         renamed[key] = torch.cat((found["qks"], found["vs"]))  # rows: query, key, value
     return renamed
+
+
+def levit_from_official(
+    state_dict: Mapping[str, Tensor], depths: Sequence[int]
+) -> dict[str, Tensor]:
+    """Evo-LeViT: one list of blocks, sub-sampling attentions and their MLPs among them.
+
+    Args:
+        depths: blocks per stage.
+    """
+    places = []  # ours, in the authors' order
+    for stage, depth in enumerate(depths):
+        here = f"stages.{stage}"
+        if stage > 0:
+            places += [f"{here}.downsample"] * 2  # the attention, then its MLP
+        places += [f"{here}.blocks.{block}" for block in range(depth)]
+    renamed, tradeoffs = {}, {}
+    for key, value in _without_twins(state_dict).items():
+        match = re.fullmatch(r"blocks\.(\d+)\.(.+)", key)
+        if key.endswith("learn_tradeoff") and match:
+            tradeoffs[int(match[1])] = value
+        elif match and int(match[1]) < len(places):
+            renamed[f"{places[int(match[1])]}.{_levit_layer(match[2])}"] = value
+        else:
+            key = re.sub(r"^patch_embed\.(\d+)\.", _stem_layer, key)
+            renamed[_levit_layer(key)] = value
+    if tradeoffs:
+        # Theirs weighs the new score, ours the previous one: sigmoid(-x) = 1 - sigmoid(x).
+        renamed["tradeoff_logits"] = -torch.cat([tradeoffs[i] for i in sorted(tradeoffs)])
+    return renamed
+
+
+def _stem_layer(match: re.Match) -> str:
+    return f"stem.conv{int(match[1]) // 2 + 1}."
+
+
+def _levit_layer(name: str) -> str:
+    """Their name of a layer inside a block, or of a head, in timm's words."""
+    name = re.sub(r"^m1\.m\.", "attn.", name)
+    name = re.sub(r"^(?:m2\.)?m\.([02])\.", lambda m: f"mlp.ln{int(m[1]) // 2 + 1}.", name)
+    name = re.sub(r"^q\.1\.", "q.", name)
+    name = re.sub(r"^poss$", "pos_embed", name)
+    name = name.replace("proj.1.", "proj.ln.")
+    return re.sub(r"\.[cl]\.", ".linear.", name)
+
+
+def _without_twins(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The authors register all blocks twice, in the same order; the twins must be equal."""
+    blocks = [key for key in state_dict if key.startswith("blocks.")]
+    twins = [key for key in state_dict if key.startswith("stage_blocks.")]
+    if twins and len(twins) != len(blocks):
+        raise ValueError(
+            f"the state dict does not fit: {len(twins)} keys stage_blocks.*, {len(blocks)} blocks.*"
+        )
+    for key, twin in zip(blocks, twins, strict=False):
+        ends_alike = key.rsplit(".", 1)[1] == twin.rsplit(".", 1)[1]
+        if not (ends_alike and torch.equal(state_dict[key], state_dict[twin])):
+            raise ValueError(f"the state dict does not fit: {twin} differs from {key}")
+    return {key: value for key, value in state_dict.items() if key not in set(twins)}

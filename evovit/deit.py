@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from . import plan
 from .blocks import EvoAttention, EvoBlock
-from .checkpoint import complete_dense
-from .evolve import Evolution, Observation, evolve
+from .checkpoint import complete_dense, deit_from_official
+from .evolve import Evolution, Observation, State, evolve
 from .host import EvoHost
 
 
@@ -65,8 +65,8 @@ class EvoVisionTransformer(EvoHost, VisionTransformer):
         self._refuse_unsupported(kwargs)
         dd = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
         switches = plan.resolve(
-            len(self.blocks), variant, keep_ratio, start_block, tradeoff, placeholders, scores,
-            blocks_per_stage, pool_placeholders,
+            plan.Host(len(self.blocks)), variant, keep_ratio, start_block, tradeoff, placeholders,
+            scores, blocks_per_stage, pool_placeholders,
         )  # fmt: skip
         self.set_switches(switches, schedule)
         self._check_grid()
@@ -75,6 +75,8 @@ class EvoVisionTransformer(EvoHost, VisionTransformer):
         self.weight_init_mode = "reset" if weight_init == "skip" else weight_init
         if weight_init != "skip":
             self.init_weights(needs_reset=False)
+
+    from_official = staticmethod(deit_from_official)
 
     def _refuse_unsupported(self, kwargs: dict[str, Any]) -> None:
         if self.global_pool != "avg":
@@ -87,7 +89,7 @@ class EvoVisionTransformer(EvoHost, VisionTransformer):
     def _block(self, index: int, x: Tensor, observed: bool) -> tuple[Tensor, Tensor | None]:
         """Block ``index`` on (B, L, C); with the patches' scores (B, L - 1) where they count."""
         kind = "column_mean" if self.switches.scores == "column_mean" else "class"
-        kind = kind if observed or (self.selecting and index in self._scoring) else None
+        kind = kind if observed or index in self.scoring else None
         block = self.blocks[index]
         recompute = self.grad_checkpointing and torch.is_grad_enabled()
         out = checkpoint(block, x, scores=kind) if recompute else block(x, scores=kind)
@@ -101,11 +103,14 @@ class EvoVisionTransformer(EvoHost, VisionTransformer):
     def _evolve(self, images: Tensor, observer: list[Observation] | None = None) -> Tensor:
         """Images to tokens (B, 1 + n, C) after all blocks, before the last norm."""
         embedded = self.norm_pre(self._pos_embed(self.patch_embed(images)))
-        runs = self._runs if self.selecting else ()
+        num_patches = embedded.shape[1] - 1
         ranking = None
-        if runs and self.switches.scores == "last_class":
+        if self.runs and self.switches.scores == "last_class":
             ranking = self._last_class_attention(embedded)
-        return evolve(Evolution(self._block, self.switches, runs, ranking, observer), embedded)
+        grid = torch.arange(num_patches, device=embedded.device) if observer is not None else None
+        this = Evolution(self._block, self.switches, self.runs, self.switches.tradeoff,
+                         num_patches, ranking, grid, observer)  # fmt: skip
+        return evolve(this, State(embedded), 0, len(self.blocks)).tokens
 
     @torch.no_grad()
     def _last_class_attention(self, x: Tensor) -> Tensor:

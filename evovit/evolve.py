@@ -1,4 +1,4 @@
-"""Running a flat host's blocks with token selection and slow-fast updating (Eqs. 4-7)."""
+"""Running a host's blocks with token selection and slow-fast updating (Eqs. 4-7)."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -14,22 +14,31 @@ RunBlock = Callable[[int, Tensor, bool], tuple[Tensor, Tensor | None]]
 
 
 class Observation(NamedTuple):
-    """One block as seen by ``trace`` and ``forward_intermediates``."""
+    """One attention module as seen by ``trace`` and ``forward_intermediates``."""
 
-    kept: Tensor | None  # (B, k) grid positions of the informative tokens; None: all are
+    block: int | None  # None: it sub-samples between two stages
+    grid: Tensor  # (N,) positions on the first grid of the patches scored, in raster order
+    kept: Tensor | None  # (B, k) informative tokens, numbered on this grid; None: all are
     selecting: bool  # this block made the selection (stage-wise the first of its stage)
     scores: Tensor  # (B, N) running scores after the block; 0 for dropped tokens
     tokens: Tensor  # (B, 1 + n, C)
 
 
 class Evolution(NamedTuple):
-    """What stays the same for all blocks of one forward pass."""
+    """What stays the same for a stage of the host in one forward pass."""
 
     run_block: RunBlock
     switches: Switches
-    runs: Sequence[tuple[int, int]]  # ``plan.segments``; empty: no selection, all blocks dense
-    ranking: Tensor | None  # (B, N) fixed scores to select by
-    observer: list[Observation] | None
+    runs: Sequence[tuple[int, int]]  # of ``plan.segments``; empty: no selection, all blocks dense
+    tradeoff: Sequence[float | Tensor]  # per attention
+    num_patches: int  # N of the stage's grid
+    ranking: Tensor | None = None  # (B, N) fixed scores to select by
+    grid: Tensor | None = None  # (N,) for the observer
+    observer: list[Observation] | None = None
+
+    def alpha(self, block: int) -> float | Tensor:
+        """The trade-off of a block."""
+        return self.tradeoff[self.switches.host.attention_of(block)]
 
 
 class State(NamedTuple):
@@ -41,36 +50,32 @@ class State(NamedTuple):
     owned: bool = False  # made here, so no hook on a block can hold these tokens
 
 
-def evolve(this: Evolution, embedded: Tensor) -> Tensor:
-    """Tokens (B, 1 + N, C) through all blocks; one run of blocks after the other."""
-    depth, num_patches = len(this.switches.keep_ratio), embedded.shape[1] - 1
-    first_run = this.runs[0][0] if this.runs else depth
-    state = _dense(this, State(embedded), (0, first_run), num_patches)
-    for run in this.runs:
-        k = kept_count(num_patches, this.switches.keep_ratio[run[0]])
+def evolve(this: Evolution, state: State, first: int, end: int) -> State:
+    """Blocks [first, end) of one stage of the host; one run of blocks after the other."""
+    runs = [run for run in this.runs if first <= run[0] < end]
+    state = _dense(this, state, (first, runs[0][0] if runs else end))
+    for run in runs:
+        k = kept_count(this.num_patches, this.switches.keep_ratio[run[0]])
         if k == state.tokens.shape[1] - 1:
-            state = _dense(this, state, run, num_patches)
+            state = _dense(this, state, run)
         else:
-            state = _slow_fast(this, state, run, k, num_patches)
-    return state.tokens
+            state = _slow_fast(this, state, run, k)
+    return state
 
 
-def _dense(this: Evolution, state: State, run: tuple[int, int], num_patches: int) -> State:
+def _dense(this: Evolution, state: State, run: tuple[int, int]) -> State:
     """Blocks in which every token present is informative."""
     x, scores, positions, _ = state
     for block in range(*run):
         x, row = this.run_block(block, x, this.observer is not None)
         if row is not None:
-            scores = tk.evolve_scores(scores, row, this.switches.tradeoff[block])
+            scores = tk.evolve_scores(scores, row, this.alpha(block))
         if this.observer is not None:
-            on_grid = _on_grid(scores, positions, num_patches)
-            this.observer.append(Observation(positions, False, on_grid, x))
+            _note(this, block, False, positions, State(x, scores, positions))
     return State(x, scores, positions)
 
 
-def _slow_fast(
-    this: Evolution, state: State, run: tuple[int, int], k: int, num_patches: int
-) -> State:
+def _slow_fast(this: Evolution, state: State, run: tuple[int, int], k: int) -> State:
     """Blocks that share one selection of k informative tokens.
 
     The representative token evolves beside them through the whole run. Its weights sum to 1 and
@@ -92,13 +97,12 @@ def _slow_fast(
         slow, row = this.run_block(block, slow, observing)
         if row is not None:
             scores = state.scores.gather(1, kept) if scores is None else scores
-            scores = tk.evolve_scores(scores, row[:, :k], switches.tradeoff[block])
+            scores = tk.evolve_scores(scores, row[:, :k], this.alpha(block))
         if observing:
             seen = _merge(this, state, kept, rows, slow, scores, representative, False)
             positions = kept if state.positions is None else state.positions.gather(1, kept)
-            on_grid = _on_grid(seen.scores, seen.positions, num_patches)
-            this.observer.append(Observation(positions, block == run[0], on_grid, seen.tokens))
-    if run[1] == len(switches.keep_ratio) and not switches.pool_placeholders:
+            _note(this, block, block == run[0], positions, seen)
+    if run[1] == switches.host.depth and not switches.pool_placeholders:
         return State(slow[:, : 1 + k])
     inplace = state.owned and not (observing or torch.is_grad_enabled())
     return _merge(this, state, kept, rows, slow, scores, representative, inplace)
@@ -134,7 +138,9 @@ def _merge(
     return State(merged, state.scores.scatter(1, kept, scores), owned=True)
 
 
-def _on_grid(scores: Tensor, positions: Tensor | None, num_patches: int) -> Tensor:
-    if positions is None:
-        return scores
-    return scores.new_zeros(len(scores), num_patches).scatter(1, positions, scores)
+def _note(this: Evolution, block: int, selecting: bool, kept: Tensor | None, state: State) -> None:
+    """Tell the observer what stands after a block."""
+    scores = state.scores
+    if state.positions is not None:
+        scores = scores.new_zeros(len(scores), this.num_patches).scatter(1, state.positions, scores)
+    this.observer.append(Observation(block, this.grid, kept, selecting, scores, state.tokens))

@@ -33,6 +33,16 @@ class EvoHost:
         """Switch token selection on or off; off, every block runs on all tokens."""
         self.selecting = enable
 
+    @property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """Runs of blocks that share a selection now; none while selection is off."""
+        return self._runs if self.selecting else ()
+
+    @property
+    def scoring(self) -> frozenset[int]:
+        """Blocks whose class attention counts now."""
+        return self._scoring if self.selecting else frozenset()
+
     def get_extra_state(self) -> Tensor:
         return torch.tensor(
             [plan.SCHEDULES.index(self.schedule), int(self.selecting)], dtype=torch.uint8

@@ -10,16 +10,39 @@ PLACEHOLDERS = ("update", "keep", "drop")
 SCORES = ("global", "class", "random", "last_class", "column_mean")
 
 
-class Switches(NamedTuple):
-    """Resolved options; tuples have one entry per block (block 0 first)."""
+class Host(NamedTuple):
+    """What the switches need to know of the model that selects; blocks are counted from 0."""
 
+    depth: int  # blocks
+    stages: tuple[int, ...] = (0,)  # first block of each stage of the host's own
+
+    @property
+    def subsamples(self) -> bool:
+        """Whether the grid shrinks between the host's stages (the deep-narrow hosts)."""
+        return len(self.stages) > 1
+
+    @property
+    def attentions(self) -> int:
+        """Attention modules: one per block, and one that sub-samples before each later stage."""
+        return self.depth + len(self.stages) - 1
+
+    def attention_of(self, block: int) -> int:
+        """Index of a block's attention among all of them."""
+        return block + sum(first <= block for first in self.stages[1:])
+
+
+class Switches(NamedTuple):
+    """Resolved options; ``keep_ratio`` has one entry per block (block 0 first)."""
+
+    host: Host
     variant: str
     keep_ratio: tuple[float, ...]  # share of the patches that is kept; 1 before start_block
     start_block: int
-    tradeoff: tuple[float, ...]  # weight of the previous score in Eq. 4
+    tradeoff: tuple[float, ...]  # per attention: weight of the previous score in Eq. 4
+    learned: bool  # the trade-offs are parameters, and these are their values until then
     placeholders: str
     scores: str
-    blocks_per_stage: int
+    stage_starts: tuple[int, ...]  # blocks that select stage-wise
     pool_placeholders: bool
 
     @property
@@ -29,50 +52,68 @@ class Switches(NamedTuple):
 
 
 def resolve(
-    depth: int,
+    host: Host,
     variant: str,
     keep_ratio: float | Sequence[float],
     start_block: int,
     tradeoff: float | str | Sequence[float] | None,
     placeholders: str | None,
     scores: str,
-    blocks_per_stage: int,
-    pool_placeholders: bool,
+    blocks_per_stage: int | None = None,
+    pool_placeholders: bool = True,
 ) -> Switches:
     """Check the switches and fill in what depends on others.
+
+    Args:
+        blocks_per_stage: of a flat host; the others have stages of their own (None).
 
     Raises:
         ValueError: for a value out of range or a combination that makes no sense, with the reason.
     """
     _one_of("variant", variant, VARIANTS)
     _one_of("scores", scores, SCORES)
-    placeholders = placeholders or ("update" if variant == "paper" else "keep")
+    tokenless = variant == "official" and not host.subsamples
+    placeholders = placeholders or ("keep" if tokenless else "update")
     _one_of("placeholders", placeholders, PLACEHOLDERS)
-    if not 1 <= start_block < depth:
+    if not 1 <= start_block < host.depth:
         raise ValueError(
             f"start_block={start_block}: a selecting block uses the score of the block before it, "
-            f"so it must lie in 1..{depth - 1} (blocks are counted from 0)"
+            f"so it must lie in 1..{host.depth - 1} (blocks are counted from 0)"
         )
-    if blocks_per_stage < 1:
+    if blocks_per_stage is not None and blocks_per_stage < 1:
         raise ValueError(f"blocks_per_stage={blocks_per_stage} must be at least 1")
-    if variant == "official" and placeholders == "update":
+    if tokenless and placeholders == "update":
         raise ValueError(
             "placeholders='update' with variant='official': the authors' DeiT code has no "
             "representative token, use variant='paper'"
         )
     if placeholders == "drop" and not pool_placeholders:
         raise ValueError("pool_placeholders=False with placeholders='drop': none are left to pool")
-    ratios = _keep_ratios(keep_ratio, depth, start_block, placeholders)
-    alphas = _tradeoffs(tradeoff, depth, start_block, variant, scores)
+    if host.subsamples and placeholders == "drop":
+        raise ValueError(
+            "placeholders='drop' leaves no grid to sub-sample between the stages; use 'keep'"
+        )
+    if host.subsamples and scores == "last_class":
+        raise ValueError(
+            "scores='last_class': the last block's attention has no score for the patches that "
+            "sub-sampling leaves out before it"
+        )
+    starts = tuple(
+        range(start_block, host.depth, blocks_per_stage)
+        if blocks_per_stage
+        else sorted({start_block, *(first for first in host.stages if first > start_block)})
+    )
     return Switches(
-        variant,
-        ratios,
-        start_block,
-        alphas,
-        placeholders,
-        scores,
-        blocks_per_stage,
-        pool_placeholders,
+        host=host,
+        variant=variant,
+        keep_ratio=_keep_ratios(keep_ratio, host.depth, start_block, placeholders),
+        start_block=start_block,
+        tradeoff=_tradeoffs(tradeoff, host, start_block, variant, scores),
+        learned=_learns(tradeoff, host, variant, placeholders, scores),
+        placeholders=placeholders,
+        scores=scores,
+        stage_starts=starts,
+        pool_placeholders=pool_placeholders,
     )
 
 
@@ -85,9 +126,10 @@ def segments(switches: Switches, schedule: str) -> tuple[tuple[int, int], ...]:
         ValueError: for an unknown schedule, or stage-wise with unequal ratios inside a stage.
     """
     _one_of("schedule", schedule, SCHEDULES)
-    depth, step = len(switches.keep_ratio), 1 if schedule == "layer" else switches.blocks_per_stage
-    starts = range(switches.start_block, depth, step)
-    runs = tuple((first, min(first + step, depth)) for first in starts)
+    depth = switches.host.depth
+    layers = range(switches.start_block, depth)
+    starts = layers if schedule == "layer" else switches.stage_starts
+    runs = tuple(pairwise((*starts, depth)))
     for first, end in runs:
         if len(set(switches.keep_ratio[first:end])) > 1:
             raise ValueError(
@@ -106,7 +148,8 @@ def scoring_blocks(switches: Switches, runs: Sequence[tuple[int, int]]) -> froze
     for first, end in ((0, switches.start_block), *runs):
         for block in range(first, end):
             # A trade-off of 0 further down the same run forgets what was scored before it.
-            forgotten = any(switches.tradeoff[later] == 0 for later in range(block + 1, end))
+            later = (switches.host.attention_of(other) for other in range(block + 1, end))
+            forgotten = any(switches.tradeoff[attention] == 0 for attention in later)
             if block < selecting[-1] and not forgotten:
                 needed.add(block)
     return frozenset(needed)
@@ -132,9 +175,9 @@ def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
 
 
-def _per_block(name: str, value: Sequence[float], depth: int) -> tuple[float, ...]:
-    if len(value) != depth:
-        raise ValueError(f"{name} has {len(value)} entries for {depth} blocks")
+def _per_entry(name: str, value: Sequence[float], count: int, of: str) -> tuple[float, ...]:
+    if len(value) != count:
+        raise ValueError(f"{name} has {len(value)} entries for {count} {of}")
     return tuple(float(entry) for entry in value)
 
 
@@ -143,7 +186,7 @@ def _keep_ratios(
 ) -> tuple[float, ...]:
     if isinstance(value, int | float):
         value = [1.0] * start + [value] * (depth - start)
-    ratios = _per_block("keep_ratio", value, depth)
+    ratios = _per_entry("keep_ratio", value, depth, "blocks")
     if not all(0 < ratio <= 1 for ratio in ratios):
         raise ValueError(f"keep_ratio={ratios} must lie in (0, 1]")
     if any(ratio < 1 for ratio in ratios[:start]):
@@ -153,24 +196,49 @@ def _keep_ratios(
     return ratios
 
 
+def _learns(
+    value: float | str | Sequence[float] | None,
+    host: Host,
+    variant: str,
+    placeholders: str,
+    scores: str,
+) -> bool:
+    """Whether the trade-offs are parameters: asked for, or as the authors' LeViT code has it."""
+    possible = host.subsamples and placeholders == "update" and scores == "global"
+    if isinstance(value, str):
+        if value != "learned":
+            raise ValueError(f"tradeoff={value!r} is neither a number nor 'learned'")
+        if not host.subsamples:
+            raise ValueError("tradeoff='learned': only Evo-LeViT learns it, DeiT's is a number")
+        if not possible:
+            raise ValueError(
+                f"tradeoff='learned' with placeholders={placeholders!r}, scores={scores!r}: only "
+                "the weights of Eq. 5, made of global scores, pass a gradient to the trade-off"
+            )
+        return True
+    return value is None and possible and variant == "official"
+
+
 def _tradeoffs(
-    value: float | str | Sequence[float] | None, depth: int, start: int, variant: str, scores: str
+    value: float | str | Sequence[float] | None,
+    host: Host,
+    start: int,
+    variant: str,
+    scores: str,
 ) -> tuple[float, ...]:
     if value is not None and scores != "global":
         raise ValueError(
             f"tradeoff={value} mixes the global class attention, not scores={scores!r}"
         )
-    if isinstance(value, str):
-        raise ValueError(
-            f"tradeoff={value!r}: only Evo-LeViT learns it, DeiT's blocks have a number"
-        )
     if scores != "global":
-        return (0.0,) * depth
-    value = 0.5 if value is None else value
+        return (0.0,) * host.attentions
+    if value is None or isinstance(value, str):
+        value = 0.5
     if isinstance(value, int | float):
-        # The authors' code has no memory before the first selecting block; the text has.
-        value = [0.0 if variant == "official" and i < start else value for i in range(depth)]
-    alphas = _per_block("tradeoff", value, depth)
+        # The authors' DeiT code has no memory before the first selecting block; the text has.
+        forgetful = start if variant == "official" and not host.subsamples else 0
+        value = [0.0 if i < forgetful else value for i in range(host.attentions)]
+    alphas = _per_entry("tradeoff", value, host.attentions, "attentions")
     if not all(0 <= alpha <= 1 for alpha in alphas):
         raise ValueError(f"tradeoff={alphas} must lie in [0, 1]")
     return alphas

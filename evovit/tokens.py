@@ -7,6 +7,7 @@ below depends on it, so no feature is ever sorted and no order has to be restore
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -33,16 +34,51 @@ def class_attention(query: Tensor, keys: Tensor, scale: float) -> Tensor:
         return torch.bmm(keys.to(dtype), blocks).softmax(dim=1)
 
 
-def evolve_scores(previous: Tensor | None, current: Tensor, tradeoff: float) -> Tensor:
+def attention_scores(attn: Tensor, q: Tensor, k: Tensor, scale: float, kind: str) -> Tensor:
+    """Token scores of an attention matrix that was made anyway, (B, L, H) in float32 at least.
+
+    Args:
+        attn: (B, H, Lq, L), class query first.
+        q, k: what it was made of, (B, H, Lq, D) and (B, H, L, D).
+        kind: "class", the class token's row, or "column_mean", the mean over all queries.
+    """
+    if kind == "column_mean":
+        return attn.to(torch.promote_types(attn.dtype, torch.float32)).mean(dim=2).transpose(1, 2)
+    if torch.finfo(q.dtype).bits < 32:  # the row of this matrix would tie at the cut
+        return class_attention(q[:, :, 0], k.transpose(1, 2).flatten(2), scale)
+    return attn[:, :, 0].transpose(1, 2)
+
+
+def evolve_scores(previous: Tensor | None, current: Tensor, tradeoff: float | Tensor) -> Tensor:
     """Global class attention, Eq. 4: ``tradeoff`` (the paper's alpha) weighs the previous score.
 
     Args:
         previous: (B, k), or None in the first block.
         current: class attention (B, k) of the same tokens.
+        tradeoff: a number, or a tensor () where it is learned.
     """
-    if previous is None or tradeoff == 0:
+    if previous is None or (not isinstance(tradeoff, Tensor) and tradeoff == 0):
         return current
+    if isinstance(tradeoff, Tensor):
+        tradeoff = tradeoff.to(current.dtype)
     return torch.lerp(current, previous, tradeoff)
+
+
+def subsample_scores(scores: Tensor, grid: tuple[int, int], keeps_tokens: bool) -> Tensor:
+    """Scores of the tokens that remain when 2 x 2 windows become one token (supplement).
+
+    Args:
+        scores: (B, H * W) of the grid (H, W) in raster order.
+        keeps_tokens: the window's first token survives (stride) and keeps its own score; else the
+            window was merged (average, convolution) and its highest score counts.
+
+    Returns:
+        (B, ceil(H / 2) * ceil(W / 2)).
+    """
+    scores = scores.unflatten(1, grid)
+    if keeps_tokens:
+        return scores[:, ::2, ::2].flatten(1)
+    return F.max_pool2d(scores.unsqueeze(1), 2, ceil_mode=True).flatten(1)
 
 
 def select_top(scores: Tensor, k: int) -> Tensor:

@@ -7,22 +7,30 @@ from torch import Tensor, nn
 
 
 class Trace(NamedTuple):
-    """What ``trace`` returns; positions count the patches of the grid in raster order."""
+    """What ``trace`` returns; positions count the patches of the first grid in raster order."""
 
     blocks: list[int]  # the selecting blocks, counted from 0
     kept: list[Tensor]  # per selecting block (B, k) kept positions, ascending
-    class_attention: list[Tensor]  # per block of the model (B, N) running scores after it
+    attentions: list[int | None]  # per attention of the model its block; None: it sub-samples
+    class_attention: list[Tensor]  # per attention (B, N) running scores after it
+    positions: list[Tensor]  # per attention (N,) where the scored patches lie; grids may shrink
     logits: Tensor  # (B, num_classes)
 
 
 @torch.no_grad()
 def trace(model: nn.Module, images: Tensor) -> Trace:
-    """Run an Evo-DeiT on images (B, 3, H, W) and note each selection.
+    """Run an Evo-ViT on images (B, 3, H, W) and note each selection.
 
-    The class attention that block i selects by is ``class_attention[i - 1]`` (Eq. 4), except for
+    A block selects by the running scores of the attention before it (Eq. 4), except for
     ``scores="random"`` and ``"last_class"``, which do not select by the running scores.
     """
     observed, logits = model.observe(images)
-    selecting = [i for i, seen in enumerate(observed) if seen.selecting]
-    kept = [observed[i].kept.sort(dim=1).values for i in selecting]
-    return Trace(selecting, kept, [seen.scores for seen in observed], logits)
+    selecting = [seen for seen in observed if seen.selecting]
+    return Trace(
+        blocks=[seen.block for seen in selecting],
+        kept=[seen.grid[seen.kept].sort(dim=1).values for seen in selecting],
+        attentions=[seen.block for seen in observed],
+        class_attention=[seen.scores for seen in observed],
+        positions=[seen.grid for seen in observed],
+        logits=logits,
+    )

@@ -3,7 +3,7 @@
 import torch
 
 
-def features(model, image, schedule):
+def features(model, image, schedule, blocks_per_stage=4):
     """Normed tokens (1 + N, C) in raster order of image (1, 3, H, W); kept sets per event."""
     switches = model.switches
     x = model._pos_embed(model.patch_embed(image))[0]
@@ -15,7 +15,7 @@ def features(model, image, schedule):
             scores = mix(scores, attention, range(num_patches), switches.tradeoff[i])
             x = out
             continue
-        if schedule == "layer" or since % switches.blocks_per_stage == 0:
+        if schedule == "layer" or since % blocks_per_stage == 0:
             ranked = sorted(range(num_patches), key=lambda j: -scores[j].item())
             k = int(num_patches * switches.keep_ratio[i])
             informative, placeholders = sorted(ranked[:k]), ranked[k:]

@@ -19,8 +19,10 @@ def case(name):
 
 
 def weights(shapes, dtype, prefix=""):
-    """State dict in the authors' key names."""
-    return {k: torch.from_numpy(_fill(k, s, prefix)).to(dtype) for k, s in shapes.items()}
+    """State dict in the authors' key names, with the counters that BatchNorm keeps."""
+    state = {k: torch.from_numpy(_fill(k, s, prefix)).to(dtype) for k, s in shapes.items()}
+    counters = [k.replace("running_var", "num_batches_tracked") for k in state if "running_var" in k]
+    return state | {k: torch.tensor(0) for k in counters}
 
 
 def images(about, dtype):

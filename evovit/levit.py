@@ -1,0 +1,288 @@
+"""Evo-LeViT: Evo-ViT on the deep-narrow (LeViT) host, registered as ``evo_levit_*`` in timm."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import (
+    get_act_layer,
+    get_device_dtype,
+    resample_abs_pos_embed,
+    to_2tuple,
+    to_ntuple,
+    trunc_normal_,
+)
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from timm.models.levit import NormLinear, Stem16, model_cfgs
+from torch import Tensor, nn
+
+from . import plan
+from .checkpoint import levit_from_official
+from .levit_layers import EvoLevitBlock, EvoLevitStage, EvoLevitSubsample
+from .pyramid import PyramidHost
+
+STRIDE = 16  # of the stem
+HEADS = ("head", "head_dist", "head_cls", "head_cls_dist")
+
+
+class EvoLevit(PyramidHost, nn.Module):
+    """LeViT with structure-preserving token selection and slow-fast updating.
+
+    Against timm's Levit: a class token; position embeddings at the input and before each
+    sub-sampling instead of attention biases; the switches of ``evovit.plan``; a second pair of
+    heads, on the class token, for Eq. 8. All tokens keep their places in the raster, so that
+    sub-sampling needs no order restored.
+
+    Args (the sizes are timm's Levit's, one entry per stage):
+        img_size: height and width in pixels, multiples of 16.
+        variant: "paper" (the text: alpha 0.5, sub-sampled scores as they are) or "official" (the
+            authors' code: alpha learned, sub-sampled scores rescaled to the sum they had before).
+        keep_ratio: share of informative tokens, a number or one per block (1 before start_block).
+        start_block: first selecting block, counted from 0 through all stages.
+        tradeoff: alpha of Eq. 4, weight of the previous score; a number, one per attention
+            (sub-sampling ones included, in order) or "learned".
+        schedule: "stage" or "layer"; see EvoVisionTransformer.
+        placeholders: "update" (Eqs. 5-7) or "keep".
+        scores: "global" (Eq. 4), "class", "random" or "column_mean".
+        subsample: queries of the sub-sampling attentions: "stride" (LeViT's) or "average" of each
+            2 x 2 window; it decides how the scores are sub-sampled (supplement).
+
+    Raises:
+        ValueError: for values out of range and combinations that make no sense, with the reason.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        embed_dim: Sequence[int] = (128, 256, 384),
+        key_dim: int = 16,
+        depth: Sequence[int] = (2, 3, 4),
+        num_heads: int | Sequence[int] = (4, 6, 8),
+        attn_ratio: float | Sequence[float] = 2.0,
+        mlp_ratio: float | Sequence[float] = 2.0,
+        act_layer: str = "hard_swish",
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        variant: str = "paper",
+        keep_ratio: float | Sequence[float] = 0.5,
+        start_block: int = 2,
+        tradeoff: float | str | Sequence[float] | None = None,
+        schedule: str | None = None,
+        placeholders: str | None = None,
+        scores: str = "global",
+        subsample: str = "stride",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        if subsample not in ("stride", "average"):
+            raise ValueError(f"subsample={subsample!r} is not one of stride, average")
+        self.num_classes, self.in_chans = num_classes, in_chans
+        self.embed_dim, self.drop_rate = tuple(embed_dim), drop_rate
+        self.num_features = self.head_hidden_size = embed_dim[-1]
+        self.grad_checkpointing = self.distilled_training = False
+        self._set_pool(global_pool)
+        host = plan.Host(sum(depth), tuple(sum(depth[:i]) for i in range(len(depth))))
+        switches = plan.resolve(
+            host, variant, keep_ratio, start_block, tradeoff, placeholders, scores
+        )
+        self.set_switches(switches, schedule)
+        self._set_grids(img_size)
+        act = get_act_layer(act_layer)
+        self.stem = Stem16(in_chans, embed_dim[0], act_layer=act, **dd)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim[0], **dd))
+        rows, columns = self.grids[0]
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + rows * columns, embed_dim[0], **dd))
+        trunc_normal_(self.pos_embed, std=0.02)
+        self.stages, self.feature_info = nn.ModuleList(), []
+        sizes = (to_ntuple(len(depth))(size) for size in (num_heads, attn_ratio, mlp_ratio))
+        for i, (dim, count, *of_block) in enumerate(zip(embed_dim, depth, *sizes, strict=True)):
+            downsample = None
+            if i > 0:
+                downsample = EvoLevitSubsample(
+                    embed_dim[i - 1], dim, key_dim, self.grids[i - 1], subsample == "average",
+                    act, drop_path_rate, **dd,
+                )  # fmt: skip
+            blocks = [
+                EvoLevitBlock(dim, key_dim, *of_block, act, drop_path_rate, **dd)
+                for _ in range(count)
+            ]
+            self.stages.append(EvoLevitStage(downsample, blocks))
+            info = dict(num_chs=dim, reduction=STRIDE * 2**i, module=f"stages.{i}")
+            self.feature_info.append(info)
+        # One vector, so that all of it has a gradient under every schedule (DDP wants that).
+        learned = torch.zeros(host.attentions, **dd)
+        self.tradeoff_logits = nn.Parameter(learned) if switches.learned else None
+        self.learning_tradeoff = switches.learned
+        self._set_classifiers(**dd)
+
+    def _set_pool(self, global_pool: str) -> None:
+        if global_pool != "avg":
+            raise ValueError(f"global_pool={global_pool!r}: Evo-ViT predicts from the mean")
+        self.global_pool = global_pool
+
+    def _set_grids(self, img_size: int | tuple[int, int]) -> None:
+        """Note the grid (rows, columns) of each stage; refuse what can't be selected from."""
+        size = to_2tuple(img_size)
+        if any(side < STRIDE or side % STRIDE for side in size):
+            raise ValueError(f"img_size={size}: both sides must be multiples of {STRIDE} pixels")
+        host, grid, grids = self.switches.host, tuple(side // STRIDE for side in size), []
+        for first, end in pairwise((*host.stages, host.depth)):
+            for ratio in self.switches.keep_ratio[first:end]:
+                plan.kept_count(grid[0] * grid[1], ratio)
+            grids.append(grid)
+            grid = tuple(-(-side // 2) for side in grid)
+        self.img_size, self.grids = size, tuple(grids)
+
+    def _set_classifiers(self, **dd: Any) -> None:
+        for head in HEADS:
+            classifier = nn.Identity()
+            if self.num_classes > 0:
+                classifier = NormLinear(
+                    self.num_features, self.num_classes, drop=self.drop_rate, **dd
+                )
+            setattr(self, head, classifier.train(self.training))
+
+    def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The authors' keys in ours."""
+        return levit_from_official(state_dict, [len(stage.blocks) for stage in self.stages])
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images to the class token and the last grid's patches in raster order (B, 1 + N, C)."""
+        return self._evolve(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:
+        """Tokens to logits, the average of both heads on the mean of the patches.
+
+        In training with ``set_distilled_training`` the two stay apart, as in timm's LeViT.
+        """
+        x = x[:, 1:].mean(dim=1)
+        return x if pre_logits else self._join(self.head(x), self.head_dist(x))
+
+    def _join(self, label: Tensor, teacher: Tensor) -> Any:
+        apart = self.training and self.distilled_training
+        return (label, teacher) if apart else (label + teacher) / 2
+
+    def forward(self, x: Tensor) -> Any:
+        """Logits; with ``set_training_outputs`` in training (average, class token), Eq. 8."""
+        x = self.forward_features(x)
+        if not (self.training and self.training_outputs):
+            return self.forward_head(x)
+        token = x[:, 0]
+        return self.forward_head(x), self._join(self.head_cls(token), self.head_cls_dist(token))
+
+    def set_distilled_training(self, enable: bool = True) -> None:
+        self.distilled_training = enable
+
+    def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True) -> list[int]:
+        """For timm's ``features_only``; nothing goes, since the plan counts on every block."""
+        return feature_take_indices(len(self.stages), indices)[0]
+
+    def no_weight_decay(self) -> set[str]:
+        return {
+            name
+            for name, _ in self.named_parameters()
+            if name.endswith(("pos_embed", "cls_token", "tradeoff_logits"))
+        }
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return dict(
+            stem=r"^(stem|cls_token|pos_embed|tradeoff_logits)",
+            blocks=r"^stages\.(\d+)"
+            if coarse
+            else [
+                (r"^stages\.(\d+)\.downsample", (0,)),
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            ],
+        )
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    def get_classifier(self) -> tuple[nn.Module, nn.Module]:
+        return self.head, self.head_dist
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        self._set_pool(global_pool or "avg")
+        self.num_classes = num_classes
+        self._set_classifiers(**get_device_dtype(self))
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Make the model for another image size; all position embeddings are resampled."""
+        self._set_grids(img_size)
+        resampled = resample_positions(self.state_dict(), self)
+        self.pos_embed = nn.Parameter(resampled["pos_embed"])
+        for stage, grid in zip(range(1, len(self.stages)), self.grids, strict=False):
+            downsample = self.stages[stage].downsample
+            downsample.grid = grid
+            downsample.pos_embed = nn.Parameter(resampled[f"stages.{stage}.downsample.pos_embed"])
+
+
+def resample_positions(state_dict: Mapping[str, Any], model: EvoLevit) -> dict[str, Any]:
+    """timm's filter for pretrained weights: position embeddings resampled to the model's grids."""
+    state_dict = dict(state_dict.get("model", state_dict))
+    names = [f"stages.{stage}.downsample.pos_embed" for stage in range(1, len(model.stages))]
+    for name, grid in zip(["pos_embed", *names], model.grids, strict=False):
+        if name in state_dict and state_dict[name].shape[1] != 1 + grid[0] * grid[1]:
+            state_dict[name] = resample_abs_pos_embed(state_dict[name], grid, num_prefix_tokens=1)
+    return state_dict
+
+
+CFG = dict(
+    url="", num_classes=1000, input_size=(3, 224, 224), pool_size=None, crop_pct=0.875,
+    interpolation="bicubic", fixed_input_size=True, mean=IMAGENET_DEFAULT_MEAN,
+    std=IMAGENET_DEFAULT_STD, first_conv="stem.conv1.linear", classifier=HEADS, license="mit",
+)  # fmt: skip
+SIZES = ("128s", "128", "192", "256", "384")
+default_cfgs = generate_default_cfgs({f"evo_levit_{size}": CFG for size in SIZES})
+
+
+def _create(size: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    # "variant" is also the name of a parameter of build_model_with_cfg
+    model_cls = partial(EvoLevit, variant=kwargs.pop("variant", "paper"))
+    return build_model_with_cfg(
+        model_cls,
+        f"evo_levit_{size}",
+        pretrained,
+        pretrained_filter_fn=resample_positions,
+        feature_cfg=dict(out_indices=kwargs.pop("out_indices", (0, 1, 2)), feature_cls="getter"),
+        **{**model_cfgs[f"levit_{size}"], **kwargs},
+    )
+
+
+@register_model
+def evo_levit_128s(pretrained: bool = False, **kwargs: Any) -> EvoLevit:
+    """Evo-LeViT-128S at 224 px, or another ``img_size``."""
+    return _create("128s", pretrained, kwargs)
+
+
+@register_model
+def evo_levit_128(pretrained: bool = False, **kwargs: Any) -> EvoLevit:
+    """Evo-LeViT-128 at 224 px, or another ``img_size``."""
+    return _create("128", pretrained, kwargs)
+
+
+@register_model
+def evo_levit_192(pretrained: bool = False, **kwargs: Any) -> EvoLevit:
+    """Evo-LeViT-192 at 224 px, or another ``img_size``."""
+    return _create("192", pretrained, kwargs)
+
+
+@register_model
+def evo_levit_256(pretrained: bool = False, **kwargs: Any) -> EvoLevit:
+    """Evo-LeViT-256 at 224 px, or another ``img_size``."""
+    return _create("256", pretrained, kwargs)
+
+
+@register_model
+def evo_levit_384(pretrained: bool = False, **kwargs: Any) -> EvoLevit:
+    """Evo-LeViT-384 at 224 px, or another ``img_size``."""
+    return _create("384", pretrained, kwargs)

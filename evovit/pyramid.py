@@ -1,0 +1,127 @@
+"""Running the deep-narrow host: stages on shrinking grids, with sub-sampling between them."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from timm.models import checkpoint
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from . import tokens as tk
+from .evolve import Evolution, Observation, State, evolve
+from .host import EvoHost
+
+
+class PyramidHost(EvoHost):
+    """Mixed into a model with ``stem``, ``stages``, ``cls_token``, ``pos_embed`` and ``grids``."""
+
+    def set_tradeoff_learning(self, enable: bool) -> None:
+        """Whether learned trade-offs count; until then they are the number they start from."""
+        self.learning_tradeoff = enable and self.tradeoff_logits is not None
+
+    def get_extra_state(self) -> Tensor:
+        return torch.cat((super().get_extra_state(), torch.tensor([self.learning_tradeoff])))
+
+    def set_extra_state(self, state: Tensor) -> None:
+        super().set_extra_state(state[:-1])
+        self.set_tradeoff_learning(bool(state[-1]))
+
+    def _tradeoffs(self) -> Sequence[float | Tensor]:
+        """Weight of the previous score per attention; learned ones once they are to be."""
+        if self.tradeoff_logits is None:
+            return self.switches.tradeoff
+        learned = torch.sigmoid(self.tradeoff_logits)
+        start = learned.new_tensor(self.switches.tradeoff)
+        return torch.lerp(start, learned, float(self.learning_tradeoff)).unbind()
+
+    def _scores(self, row: Tensor) -> Tensor:
+        """Mean over the heads; only Eq. 5's weights let a gradient through."""
+        row = row.mean(-1)
+        return row if self.switches.placeholders == "update" else row.detach()
+
+    def _kind(self, wanted: bool) -> str | None:
+        kind = "column_mean" if self.switches.scores == "column_mean" else "class"
+        return kind if wanted else None
+
+    def _block(self, index: int, x: Tensor, observed: bool) -> tuple[Tensor, Tensor | None]:
+        """Block ``index`` on (B, L, C); with the patches' scores (B, L - 1) where they count."""
+        kind = self._kind(observed or index in self.scoring)
+        x, row = self._run(self._blocks[index], x, kind)
+        return x, None if row is None else self._scores(row[:, 1:])
+
+    def _run(self, module: nn.Module, x: Tensor, kind: str | None) -> tuple[Tensor, Tensor | None]:
+        recompute = self.grad_checkpointing and torch.is_grad_enabled()
+        return checkpoint(module, x, kind) if recompute else module(x, kind)
+
+    @property
+    def _blocks(self) -> list[nn.Module]:
+        return [block for stage in self.stages for block in stage.blocks]
+
+    def _evolve(self, images: Tensor, observer: list[Observation] | None = None) -> Tensor:
+        """Images to tokens (B, 1 + N, C) of the last grid."""
+        if tuple(images.shape[-2:]) != self.img_size:
+            raise ValueError(
+                f"images are {tuple(images.shape[-2:])}, the model was made for {self.img_size}: "
+                "use img_size=... or set_input_size()"
+            )
+        x = self.stem(images).flatten(2).transpose(1, 2)
+        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1) + self.pos_embed
+        state, host, alphas = State(x), self.switches.host, self._tradeoffs()
+        grid = None if observer is None else torch.arange(x.shape[1] - 1, device=x.device)
+        for i, (first, end) in enumerate(pairwise((*host.stages, host.depth))):
+            if i > 0:
+                if observer is not None:
+                    grid = grid.view(self.grids[i - 1])[::2, ::2].flatten()
+                alpha = alphas[host.attention_of(first) - 1]
+                state = self._subsample(i, first, state, alpha, grid, observer)
+            num_patches = state.tokens.shape[1] - 1
+            this = Evolution(self._block, self.switches, self.runs, alphas, num_patches,
+                             grid=grid, observer=observer)  # fmt: skip
+            state = evolve(this, state, first, end)
+        return state.tokens
+
+    def _subsample(
+        self, stage: int, first: int, state: State, alpha: float | Tensor, grid: Tensor | None,
+        observer: list[Observation] | None,
+    ) -> State:  # fmt: skip
+        """Tokens and scores of the next grid; the scores evolve with this attention's (Eq. 4)."""
+        selects = any(run[0] >= first and self.switches.keep_ratio[run[0]] < 1 for run in self.runs)
+        wanted = observer is not None or (selects and self.switches.evolves)
+        downsample = self.stages[stage].downsample
+        x, row = self._run(downsample, state.tokens, self._kind(wanted))
+        scores = None
+        if wanted:
+            keeps = not downsample.merge
+            scores = tk.subsample_scores(self._scores(row[:, 1:]), downsample.grid, keeps)
+            if state.scores is not None:
+                previous = tk.subsample_scores(state.scores, downsample.grid, keeps)
+                scores = tk.evolve_scores(previous, scores, alpha)
+                if self.switches.variant == "official":
+                    total = state.scores.sum(1, keepdim=True)
+                    scores = scores * (total / scores.sum(1, keepdim=True))
+        if observer is not None:
+            observer.append(Observation(None, grid, None, False, scores, x))
+        return State(x, scores)
+
+    def observe(self, images: Tensor) -> tuple[list[Observation], Tensor]:
+        """What every attention did to images, for ``trace``; and the logits."""
+        observed: list[Observation] = []
+        x = self._evolve(images, observed)
+        return observed, self.forward_head(x)
+
+    def forward_intermediates(
+        self, x: Tensor, indices=None, norm=False, stop_early=False, output_fmt="NCHW",
+        intermediates_only=False,
+    ) -> Any:  # fmt: skip
+        """timm's method: the map of each stage (B, C, H, W); there is no norm to apply."""
+        if output_fmt != "NCHW":
+            raise ValueError(f"unsupported: output_fmt={output_fmt!r}")
+        taken, _ = feature_take_indices(len(self.stages), indices)
+        observed: list[Observation] = []
+        last = self._evolve(x, observed)
+        host = self.switches.host
+        ends = [host.attention_of(end - 1) for _, end in pairwise((*host.stages, host.depth))]
+        maps = [observed[ends[i]].tokens[:, 1:].mT.unflatten(2, self.grids[i]) for i in taken]
+        return maps if intermediates_only else (last, maps)
