@@ -68,6 +68,9 @@ class EvoHost:
         """
         return load_exactly(self, state_dict, fresh=self.fresh_keys)
 
+    def set_tradeoff_learning(self, enable: bool) -> None:
+        """For the hosts that learn their trade-offs; the others have numbers."""
+
     def set_training_outputs(self, enable: bool = True) -> None:
         """Whether a forward pass in training returns all that the task's loss needs."""
         self.training_outputs = enable

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from timm.task import ClassificationTask
+import torch
+import torch.nn.functional as F
+from timm.task import ClassificationTask, DistillationTeacher
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
@@ -18,6 +20,8 @@ class AssistedTokenTask(ClassificationTask):
         switch_at: share of the training after which tokens are selected once per stage instead
             of in each layer (the paper: 200 of 300 epochs); None keeps the model's own schedule.
         select_from: share of the training after which tokens are selected at all.
+        learn_tradeoff_from: share after which Evo-LeViT's learned trade-offs count; None: when
+            the schedule switches, as in the authors' code.
     """
 
     def __init__(
@@ -28,10 +32,14 @@ class AssistedTokenTask(ClassificationTask):
         average_weight: float | None = None,
         switch_at: float | None = 2 / 3,
         select_from: float = 0.0,
+        learn_tradeoff_from: float | None = None,
         **kwargs: Any,
     ):
         super().__init__(model, *args, **kwargs)
-        for name, share in (("switch_at", switch_at), ("select_from", select_from)):
+        shares = dict(
+            switch_at=switch_at, select_from=select_from, learn_tradeoff_from=learn_tradeoff_from
+        )
+        for name, share in shares.items():
             if share is not None and not 0 <= share <= 1:
                 raise ValueError(f"{name}={share} is a share of the training, from 0 to 1")
         inner = unwrap_model(model)
@@ -39,6 +47,7 @@ class AssistedTokenTask(ClassificationTask):
         self.class_weight = default if class_weight is None else class_weight
         self.average_weight = default if average_weight is None else average_weight
         self.switch_at, self.select_from = switch_at, select_from
+        self.learn_tradeoff_from = switch_at if learn_tradeoff_from is None else learn_tradeoff_from
         inner.set_training_outputs(True)
         # From here on this task decides the schedule, also over what a checkpoint brings along.
         inner.set_schedule(inner.schedule)
@@ -54,6 +63,7 @@ class AssistedTokenTask(ClassificationTask):
             if self.switch_at is not None:
                 stage = _reached(epoch, epochs, self.switch_at)
                 model.set_schedule("stage" if stage else "layer")
+            model.set_tradeoff_learning(_reached(epoch, epochs, self.learn_tradeoff_from or 0.0))
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, H, W) and targets to loss, logits (B, num_classes) and both terms."""
@@ -61,10 +71,74 @@ class AssistedTokenTask(ClassificationTask):
         average_loss = self.criterion(average, target)
         class_loss = self.criterion(class_token, target)
         return {
-            "loss": self.average_weight * average_loss + self.class_weight * class_loss,
+            "loss": self._weigh(average_loss, class_loss),
             "output": average,
             "average_loss": average_loss.detach(),
             "class_loss": class_loss.detach(),
+        }
+
+    def _weigh(self, average_loss: Tensor, class_loss: Tensor) -> Tensor:
+        """Eq. 8."""
+        return self.average_weight * average_loss + self.class_weight * class_loss
+
+
+class AssistedDistillationTask(AssistedTokenTask):
+    """Eq. 8 for LeViT's heads and, against the labels a teacher predicts, for their twins.
+
+    Args (beside AssistedTokenTask's):
+        teacher: a frozen model that predicts the same classes.
+        distill_weight: of the twins' part of the loss; the labels' part has the rest.
+
+    Raises:
+        ValueError: for a model without distillation heads, or a weight outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *args: Any,
+        teacher: nn.Module,
+        distill_weight: float = 0.5,
+        **kwargs: Any,
+    ):
+        super().__init__(model, *args, **kwargs)
+        inner = unwrap_model(model)
+        if not hasattr(inner, "set_distilled_training"):
+            raise ValueError(f"{type(inner).__name__} has no heads to distil a teacher into")
+        if not 0 <= distill_weight <= 1:
+            raise ValueError(f"distill_weight={distill_weight} must lie in [0, 1]")
+        self.distill_weight = distill_weight
+        inner.set_distilled_training(True)
+        self.teacher = DistillationTeacher(teacher, device=self.device, dtype=self.dtype)
+        self.teacher.requires_grad_(False)
+        for name in ("mean", "std"):  # of the student's images, which the teacher may not share
+            value = torch.tensor(inner.pretrained_cfg[name], device=self.device, dtype=self.dtype)
+            self.register_buffer(f"student_{name}", value.view(1, -1, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> "AssistedDistillationTask":
+        """Set training mode; the teacher stays in evaluation mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) and targets to loss, logits (B, num_classes) and all terms."""
+        (average, average_dist), (token, token_dist) = self.trainable_module(input)
+        with torch.no_grad():
+            images = self.teacher.normalize_input(input, self.student_mean, self.student_std)
+            predicted = self.teacher(images).argmax(dim=-1)
+        average_loss = self.criterion(average, target)
+        class_loss = self.criterion(token, target)
+        distill_loss = self._weigh(
+            F.cross_entropy(average_dist, predicted), F.cross_entropy(token_dist, predicted)
+        )
+        label_loss = self._weigh(average_loss, class_loss)
+        return {
+            "loss": torch.lerp(label_loss, distill_loss, self.distill_weight),
+            "output": (average + average_dist) / 2,
+            "average_loss": average_loss.detach(),
+            "class_loss": class_loss.detach(),
+            "distill_loss": distill_loss.detach(),
         }
 
 
