@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 import evovit
-from evovit.evolve import Evolution, evolve
+from evovit.evolve import Evolution, State, evolve
 from tests.evovit import literal, small
 
 
@@ -30,7 +30,7 @@ def test_equals_the_literal_method(schedule, start_block, keep_ratio, tradeoff, 
     with torch.inference_mode():
         found, seen = model.forward_features(images), evovit.trace(model, images)
         for b in range(len(images)):
-            expected, events = literal.features(model, images[b : b + 1], schedule)
+            expected, events = literal.deit(model, images[b : b + 1], schedule)
             assert [kept[b].tolist() for kept in seen.kept] == events
             assert_close(found[b], expected, rtol=1e-9, atol=1e-9)
             logits = model.head(expected[1:]).mean(dim=0)  # the average of the predictions
@@ -39,10 +39,10 @@ def test_equals_the_literal_method(schedule, start_block, keep_ratio, tradeoff, 
 
 @pytest.mark.parametrize("schedule", ["layer", "stage"])
 def test_gradients_equal_the_literal_method(schedule):
-    model = small.build(schedule=schedule)
+    model = small.build(schedule=schedule, blocks_per_stage=2)
     image = small.images(1)
     ours = torch.autograd.grad(model.forward_features(image).cos().sum(), model.blocks.parameters())
-    expected, _ = literal.features(model, image, schedule)
+    expected, _ = literal.deit(model, image, schedule)
     theirs = torch.autograd.grad(expected.cos().sum(), model.blocks.parameters())
     assert_close(ours, theirs, rtol=1e-8, atol=1e-9)
     assert ours[2].abs().max() > 1e-3  # qkv weights of block 0: nothing is trivially zero
@@ -79,8 +79,9 @@ def test_order_of_patches_does_not_matter(schedule):
     embedded = model._pos_embed(model.patch_embed(small.images(2)))
     shuffled = torch.randperm(16, generator=torch.Generator().manual_seed(3)) + 1
     order = torch.cat((torch.zeros(1, dtype=torch.long), shuffled))
-    this = Evolution(model._block, model.switches, model._runs, None, None)
-    found, expected = evolve(this, embedded[:, order]), evolve(this, embedded)[:, order]
+    this = Evolution(model._block, model.switches, model.runs, model.switches.tradeoff, 16)
+    found = evolve(this, State(embedded[:, order]), 0, 6).tokens
+    expected = evolve(this, State(embedded), 0, 6).tokens[:, order]
     assert_close(found, expected, rtol=0, atol=1e-11)
 
 

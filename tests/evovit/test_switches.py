@@ -22,7 +22,7 @@ from tests.evovit import small
         (dict(keep_ratio=[1, 1, 1, 1, 0.5, 0.4]), "their keep ratios differ"),
         (dict(keep_ratio=[1, 1, 1, 1, 0.4, 0.5], placeholders="drop"), "can't bring tokens back"),
         (dict(tradeoff=1.5), r"must lie in \[0, 1\]"),
-        (dict(tradeoff=[0.5]), "1 entries for 6 blocks"),
+        (dict(tradeoff=[0.5]), "1 entries for 6 attentions"),
         (dict(tradeoff="learned"), "only Evo-LeViT learns it"),
         (dict(tradeoff=0.5, scores="class"), "mixes the global class attention"),
         (dict(variant="official", placeholders="update"), "no representative token"),
@@ -137,7 +137,7 @@ def test_class_rows_are_computed_only_where_a_selection_follows():
         options = dict(variant="paper", keep_ratio=0.5, start_block=4, tradeoff=None,
                        placeholders=None, scores="global", blocks_per_stage=4,
                        pool_placeholders=True)  # fmt: skip
-        switches = plan.resolve(12, **{**options, **kwargs})
+        switches = plan.resolve(plan.Host(12), **{**options, **kwargs})
         return sorted(plan.scoring_blocks(switches, plan.segments(switches, schedule)))
 
     assert needed() == list(range(8))

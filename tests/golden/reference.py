@@ -21,8 +21,8 @@ def case(name):
 def weights(shapes, dtype, prefix=""):
     """State dict in the authors' key names, with the counters that BatchNorm keeps."""
     state = {k: torch.from_numpy(_fill(k, s, prefix)).to(dtype) for k, s in shapes.items()}
-    counters = [k.replace("running_var", "num_batches_tracked") for k in state if "running_var" in k]
-    return state | {k: torch.tensor(0) for k in counters}
+    norms = [key.removesuffix("running_var") for key in state if key.endswith("running_var")]
+    return state | {norm + "num_batches_tracked": torch.tensor(0) for norm in norms}
 
 
 def images(about, dtype):

@@ -46,6 +46,11 @@ def build_model(model: dict, device: torch.device | str | None = None) -> nn.Mod
         raise SpecError(f"{name} refuses {kwargs}: {error}") from error
 
 
+def image_size(model: nn.Module) -> tuple[int, int]:
+    """Height and width in pixels of the images a model takes."""
+    return tuple(getattr(model, "img_size", None) or model.patch_embed.img_size)
+
+
 def _arguments(name: str) -> set[str]:
     """Names of the keyword arguments along the class hierarchy of a model."""
     cls = type(timm.create_model(name))

@@ -114,7 +114,7 @@ def measure_section(spec: dict) -> dict:
     where = device.choose(spec["device"])
     modules = [prepare(model, spec, where) for model in spec["models"]]
     inputs = [
-        torch.randn(spec["batch_size"], 3, *module.patch_embed.img_size, device=where)
+        torch.randn(spec["batch_size"], 3, *build.image_size(module), device=where)
         for module in modules
     ]
     with forward_only(spec, where):

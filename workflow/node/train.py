@@ -39,7 +39,7 @@ class Training:
         self.task = build.build_task(spec, site, where.device)
         self.model = self.task.get_trainable_module()
         config = resolve_model_data_config(self.model)
-        config["input_size"] = (3, *self.model.patch_embed.img_size)
+        config["input_size"] = (3, *build.image_size(self.model))
         self.loader, self.sampler = data.train_loader(
             spec["data"], site, recipe, config, spec["seed"], where
         )
