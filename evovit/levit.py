@@ -155,33 +155,6 @@ class EvoLevit(PyramidHost, nn.Module):
         """The authors' keys in ours."""
         return levit_from_official(state_dict, [len(stage.blocks) for stage in self.stages])
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images to the class token and the last grid's patches in raster order (B, 1 + N, C)."""
-        return self._evolve(x)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:
-        """Tokens to logits, the average of both heads on the mean of the patches.
-
-        In training with ``set_distilled_training`` the two stay apart, as in timm's LeViT.
-        """
-        x = x[:, 1:].mean(dim=1)
-        return x if pre_logits else self._join(self.head(x), self.head_dist(x))
-
-    def _join(self, label: Tensor, teacher: Tensor) -> Any:
-        apart = self.training and self.distilled_training
-        return (label, teacher) if apart else (label + teacher) / 2
-
-    def forward(self, x: Tensor) -> Any:
-        """Logits; with ``set_training_outputs`` in training (average, class token), Eq. 8."""
-        x = self.forward_features(x)
-        if not (self.training and self.training_outputs):
-            return self.forward_head(x)
-        token = x[:, 0]
-        return self.forward_head(x), self._join(self.head_cls(token), self.head_cls_dist(token))
-
-    def set_distilled_training(self, enable: bool = True) -> None:
-        self.distilled_training = enable
-
     def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True) -> list[int]:
         """For timm's ``features_only``; nothing goes, since the plan counts on every block."""
         return feature_take_indices(len(self.stages), indices)[0]

@@ -21,6 +21,10 @@ class PyramidHost(EvoHost):
         """Whether learned trade-offs count; until then they are the number they start from."""
         self.learning_tradeoff = enable and self.tradeoff_logits is not None
 
+    def set_distilled_training(self, enable: bool = True) -> None:
+        """Whether the heads stay apart from their distillation twins in training."""
+        self.distilled_training = enable
+
     def get_extra_state(self) -> Tensor:
         return torch.cat((super().get_extra_state(), torch.tensor([self.learning_tradeoff])))
 
@@ -104,6 +108,30 @@ class PyramidHost(EvoHost):
         if observer is not None:
             observer.append(Observation(None, grid, None, False, scores, x))
         return State(x, scores)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images to the class token and the last grid's patches in raster order (B, 1 + N, C)."""
+        return self._evolve(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:
+        """Tokens to logits, the average of both heads on the mean of the patches.
+
+        In training with ``set_distilled_training`` the two stay apart, as in timm's LeViT.
+        """
+        x = x[:, 1:].mean(dim=1)
+        return x if pre_logits else self._join(self.head(x), self.head_dist(x))
+
+    def _join(self, label: Tensor, teacher: Tensor) -> Any:
+        apart = self.training and self.distilled_training
+        return (label, teacher) if apart else (label + teacher) / 2
+
+    def forward(self, x: Tensor) -> Any:
+        """Logits; with ``set_training_outputs`` in training (average, class token), Eq. 8."""
+        x = self.forward_features(x)
+        if not (self.training and self.training_outputs):
+            return self.forward_head(x)
+        token = x[:, 0]
+        return self.forward_head(x), self._join(self.head_cls(token), self.head_cls_dist(token))
 
     def observe(self, images: Tensor) -> tuple[list[Observation], Tensor]:
         """What every attention did to images, for ``trace``; and the logits."""

@@ -52,6 +52,12 @@ class AssistedTokenTask(ClassificationTask):
         # From here on this task decides the schedule, also over what a checkpoint brings along.
         inner.set_schedule(inner.schedule)
 
+    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any):
+        """Wrap in DDP, which must not wait for trade-offs that nothing selects by yet."""
+        if self.select_from > 0 and unwrap_model(self.trainable_module).switches.learned:
+            ddp_kwargs = {"find_unused_parameters": True, **ddp_kwargs}
+        return super().prepare_distributed(device_ids, **ddp_kwargs)
+
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Set what holds in ``epoch`` (from 0) of ``epochs``; call it also after a resume."""
         for ema in (False, True):

@@ -1,6 +1,6 @@
 """How fast the reduced models must be: speed-ups over their dense twins on two CPU threads.
 
-    python -m workflow.node.speed_bars [--rounds 15] [--sections DeiT-S LeViT-256]
+    python -m workflow.node.speed_bars [--rounds 15] [--sections DeiT-S LeViT-256] [--output x.csv]
 
 Prints every bar beside what this machine measures (224 px, batch 32, fused attention, interleaved,
 glibc's allocator tuned) and ends with code 1 if one is missed. The bars are ratios measured on a
@@ -8,6 +8,7 @@ CPU with bf16 units; without those, bf16 tells less.
 """
 
 import argparse
+import csv
 import sys
 import tempfile
 from pathlib import Path
@@ -39,14 +40,27 @@ BARS = {
 POINT = dict(kind="throughput", device="cpu", mode="fused", batch_size=32, threads=2)
 
 
+FIELDS = ("section", "model", "precision", "images_per_s", "speedup", "low", "high", "bar", "met")
+
+
 def measure(section: str, precision: str, rounds: int) -> list[dict]:
-    """One entry per model of the section, dense first; see ``throughput.summarise``."""
+    """One row of FIELDS per model of the section, dense first; ``low`` and ``high`` are quartiles
+    of the speed-up over the rounds."""
     models = [
         {"run": label, "name": name, "kwargs": kwargs} for label, name, kwargs, *_ in BARS[section]
     ]
     spec = POINT | dict(section=section, precision=precision, rounds=rounds, models=models)
     with tempfile.TemporaryDirectory() as folder:
-        return throughput.run(spec, {}, Path(folder))["results"]["methods"]
+        found = throughput.run(spec, {}, Path(folder))["results"]["methods"]
+    rows = []
+    for (label, _, _, *bars), method in zip(BARS[section], found, strict=True):
+        bar = bars[precision == "bf16"]
+        low, high = method["speedup_quartiles"]
+        values = (method["images_per_s"], method["speedup"], low, high)
+        met = "" if bar is None else method["speedup"] >= bar
+        rounded = (round(value, 3) for value in values)
+        rows.append(dict(zip(FIELDS, (section, label, precision, *rounded, bar, met), strict=True)))
+    return rows
 
 
 def main() -> None:
@@ -55,24 +69,28 @@ def main() -> None:
     parser.add_argument("--sections", nargs="+", choices=BARS, default=list(BARS))
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"),
                         default=["fp32", "bf16"])  # fmt: skip
+    parser.add_argument("--output", type=Path, help="write the rows to this CSV too")
     arguments = parser.parse_args()
-    missed = False
-    print(f"{'':32}{'':6}{'images/s':>9}{'speed-up':>9}  {'quartiles':13}{'bar':>5}")
+    rows = []
     for section in arguments.sections:
         for precision in arguments.precisions:
-            found = measure(section, precision, arguments.rounds)
-            for (label, _, _, *bars), method in zip(BARS[section], found, strict=True):
-                bar = bars[precision == "bf16"]
-                low, high = method["speedup_quartiles"]
-                below = bar is not None and method["speedup"] < bar
-                missed |= below
+            rows += (new := measure(section, precision, arguments.rounds))
+            for row in new:
                 print(
-                    f"{section + ' ' + label:32}{precision:6}{method['images_per_s']:9.1f}"
-                    f"{method['speedup']:9.3f}  {low:.3f}-{high:.3f}  {bar or '':>5}"
-                    f"{'  missed' if below else ''}",
+                    f"{row['section']:11}{row['model']:21}{row['precision']:6}"
+                    f"{row['images_per_s']:8.1f} images/s  x {row['speedup']:.3f} "
+                    f"({row['low']:.3f}-{row['high']:.3f})"
+                    + (f"  bar {row['bar']:.2f}" if row["bar"] else "")
+                    + ("  missed" if row["met"] is False else ""),
                     flush=True,
                 )
-    sys.exit(1 if missed else 0)
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        with arguments.output.open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerows(rows)
+    sys.exit(any(row["met"] is False for row in rows))
 
 
 if __name__ == "__main__":
