@@ -1,5 +1,6 @@
 """The dense reference: DeiT on timm's building blocks, registered as ``plain_deit_*``."""
 
+from collections.abc import Callable
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -33,14 +34,19 @@ BASE = dict(embed_dim=768, num_heads=12)
 
 
 def create_deit(
-    model_cls: type[nn.Module], name: str, pretrained: bool, kwargs: dict[str, Any], sizes: dict
+    model_cls: type[nn.Module],
+    name: str,
+    pretrained: bool,
+    kwargs: dict[str, Any],
+    sizes: dict,
+    pretrained_filter: Callable = checkpoint_filter_fn,
 ) -> nn.Module:
     """Build ``model_cls`` at DeiT's sizes; ``kwargs`` given by the caller win over them."""
     return build_model_with_cfg(
         model_cls,
         name,
         pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
+        pretrained_filter_fn=pretrained_filter,
         feature_cfg=dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter"),
         **{"patch_size": 16, **sizes, **kwargs},
     )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
 from .dynamicvit_layers import DynamicBlock, MaskedAttention, ScorePredictor, sample_keep
 from .dynamicvit_task import DynamicViTTask
+from .weights import load_exactly
 
 __all__ = ["DynamicViTTask", "DynamicVisionTransformer", "load_official"]
 
@@ -85,7 +86,7 @@ class DynamicVisionTransformer(VisionTransformer):
         Raises:
             ValueError: listing every missing, unexpected or misshapen key; nothing is loaded then.
         """
-        return _load_exactly(self, state_dict, fresh="score_predictor.")
+        return load_exactly(self, state_dict, fresh=("score_predictor.",))
 
     def _embed(self, images: Tensor) -> Tensor:
         return self.norm_pre(self._pos_embed(self.patch_embed(images)))
@@ -154,24 +155,7 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: listing every missing, unexpected or misshapen key; nothing is loaded then.
     """
-    _load_exactly(model, state_dict)
-
-
-def _load_exactly(
-    model: nn.Module, state_dict: Mapping[str, Tensor], fresh: str | None = None
-) -> list[str]:
-    own = model.state_dict()
-    absent = [key for key in own if key not in state_dict]
-    faults = [f"missing {key}" for key in absent if not (fresh and key.startswith(fresh))]
-    for key, value in state_dict.items():
-        if key not in own:
-            faults.append(f"unexpected {key}")
-        elif value.shape != own[key].shape:
-            faults.append(f"{key} is {tuple(value.shape)}, needed {tuple(own[key].shape)}")
-    if faults:
-        raise ValueError("the state dict does not fit: " + "; ".join(faults))
-    model.load_state_dict(state_dict, strict=False)
-    return absent
+    load_exactly(model, state_dict)
 
 
 default_cfgs = generate_default_cfgs(

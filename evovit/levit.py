@@ -168,7 +168,7 @@ class EvoLevit(PyramidHost, nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return dict(
-            stem=r"^(stem|cls_token|pos_embed|tradeoff_logits)",
+            stem=r"^(?:stem|cls_token|pos_embed|tradeoff_logits)",
             blocks=r"^stages\.(\d+)"
             if coarse
             else [
@@ -203,7 +203,8 @@ def resample_positions(state_dict: Mapping[str, Any], model: EvoLevit) -> dict[s
     """timm's filter for pretrained weights: position embeddings resampled to the model's grids."""
     state_dict = dict(state_dict.get("model", state_dict))
     names = [f"stages.{stage}.downsample.pos_embed" for stage in range(1, len(model.stages))]
-    for name, grid in zip(["pos_embed", *names], model.grids, strict=False):
+    grids = (model.grids[0], *model.grids[:-1])  # sub-sampling starts from the grid before
+    for name, grid in zip(["pos_embed", *names], grids, strict=True):
         if name in state_dict and state_dict[name].shape[1] != 1 + grid[0] * grid[1]:
             state_dict[name] = resample_abs_pos_embed(state_dict[name], grid, num_prefix_tokens=1)
     return state_dict

@@ -1,4 +1,4 @@
-"""What timm's users expect of a model, for every model of the DeiT family in the registry."""
+"""What timm's users expect of a model, for every model of the project in the registry."""
 
 import pytest
 import timm
@@ -6,138 +6,197 @@ import torch
 from timm.models import group_parameters
 from torch.testing import assert_close
 
-import baselines  # noqa: F401 (registers its models)
-import evovit  # noqa: F401
+from tests.models.families import FAMILIES, NAMES, build, images
 
-NAMES = [
-    name
-    for prefix in ("evo_deit", "plain_deit", "dynamic_deit")
-    for name in timm.list_models(f"{prefix}_*")
-]
-# One of each class: sizes differ in numbers only, which SMALL overrides.
-CLASSES = [f"{kind}_deit_tiny_patch16_224" for kind in ("evo", "plain", "dynamic")]
-SMALL = dict(img_size=32, patch_size=8, embed_dim=24, num_heads=3, depth=12, num_classes=5)
-
-
-def build(name, **kwargs):
-    torch.manual_seed(0)
-    return timm.create_model(name, **{**SMALL, **kwargs})
+MAPPED = [key for key, family in FAMILIES.items() if family.maps]
+DEITS = [key for key in FAMILIES if key.endswith("deit")]
+LEVITS = [key for key in FAMILIES if key.endswith("levit")]
 
 
 def test_all_names_are_registered():
     sizes = [f"{size}_patch16_224" for size in ("base", "small", "tiny")]
     large = ["base_patch16_384", "small_patch16_384"]
     expected = [f"{kind}_deit_{s}" for kind in ("evo", "plain") for s in sizes + large]
-    expected += [f"dynamic_deit_{size}" for size in sizes]
+    expected += [f"{kind}_deit_{size}" for kind in ("dynamic", "pooled") for size in sizes]
+    levits = ("128s", "128", "192", "256", "384")
+    expected += [f"{kind}_levit_{size}" for kind in ("evo", "plain") for size in levits]
     assert sorted(NAMES) == sorted(expected)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_full_size_and_pretrained_cfg(name):
+    size = 384 if name.endswith("_384") and "deit" in name else 224
     with torch.device("meta"):
-        model = timm.create_model(name)
-        size = int(name[-3:])
+        model = timm.create_model(name).eval()
         assert model(torch.empty(2, 3, size, size)).shape == (2, 1000)
-    width = {"tiny": 192, "small": 384, "base": 768}[name.split("_")[2]]
-    assert (model.embed_dim, model.blocks[0].attn.head_dim) == (width, 64)
     cfg = model.pretrained_cfg
     assert cfg["input_size"] == (3, size, size)
     assert (cfg["mean"], cfg["std"]) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert cfg["crop_pct"] == 0.875
-    assert model.get_submodule(cfg["first_conv"]) is model.patch_embed.proj
+    assert model.get_submodule(cfg["first_conv"]).weight.shape[1] == 3
     classifiers = [cfg["classifier"]] if isinstance(cfg["classifier"], str) else cfg["classifier"]
-    assert all(model.get_submodule(head).out_features == 1000 for head in classifiers)
+    assert tuple(classifiers) == FAMILIES[NAMES[name]].heads
+    for head in classifiers:
+        head = model.get_submodule(head)
+        assert getattr(head, "linear", head).out_features == 1000
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", [name for name in NAMES if "deit" in name])
+def test_widths_of_deit(name):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    width = {"tiny": 192, "small": 384, "base": 768}[name.split("_")[2]]
+    assert (model.embed_dim, model.blocks[0].attn.head_dim) == (width, 64)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "levit" in name])
+def test_384_pixels_on_levit(name):
+    with torch.device("meta"):
+        model = timm.create_model(name, img_size=384).eval()
+        assert model(torch.empty(2, 3, 384, 384)).shape == (2, 1000)
+    assert (model.embed_dim[0], model.num_features) == {
+        "128s": (128, 384), "128": (128, 384), "192": (192, 384), "256": (256, 512),
+        "384": (384, 768),
+    }[name.split("_")[2]]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", FAMILIES)
 @pytest.mark.parametrize("training", [False, True])
-def test_forward_in_two_steps(name, training):
-    model = build(name, in_chans=1).train(training)
-    images = torch.randn(2, 1, 32, 32)
+def test_forward_in_two_steps(key, training):
+    family, model = FAMILIES[key], build(key, in_chans=1).train(training)
+    batch = images(key, channels=1)
     torch.manual_seed(1)
-    whole = model(images)
+    whole = model(batch)
     torch.manual_seed(1)
-    features = model.forward_features(images)
-    assert features.shape[::2] == (2, 24)
+    features = model.forward_features(batch)
+    if not (training and key == "dynamic_deit"):  # which masks in training and drops after it
+        assert features.shape == (2, family.tokens, family.width)
     assert_close(model.forward_head(features), whole)
-    assert model.forward_head(features, pre_logits=True).shape == (2, 24)
+    assert model.forward_head(features, pre_logits=True).shape == (2, family.width)
     assert whole.shape == (2, 5)
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_reset_classifier(name):
-    model = build(name).eval()
+@pytest.mark.parametrize("key", FAMILIES)
+def test_reset_classifier(key):
+    family, model = FAMILIES[key], build(key).eval()
     model.reset_classifier(7)
-    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 7)
-    assert model.get_classifier().out_features == 7
-    if hasattr(model, "head_cls"):
-        assert model.head_cls.out_features == 7
+    assert model(images(key)).shape == (2, 7)
+    for name in family.heads:
+        head = model.get_submodule(name)
+        assert getattr(head, "linear", head).out_features == 7
+        assert not (head.training and key in LEVITS)  # where it holds a BatchNorm
+    found = model.get_classifier()
+    assert (found[0] if isinstance(found, tuple) else found) is model.head
     model.reset_classifier(0)
-    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 24)
-    assert build(name, num_classes=0).eval()(torch.randn(2, 3, 32, 32)).shape == (2, 24)
+    assert model(images(key)).shape == (2, family.width)
+    assert build(key, num_classes=0).eval()(images(key)).shape == (2, family.width)
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_set_input_size_resamples_positions(name):
-    model = build(name).eval()
-    model.set_input_size(img_size=48)
-    assert model.pos_embed.shape == (1, 37, 24)
-    assert model(torch.randn(2, 3, 48, 48)).shape == (2, 5)
+@pytest.mark.parametrize("key", FAMILIES)
+def test_set_input_size_resamples_positions(key):
+    family, model = FAMILIES[key], build(key).eval()
+    name = next(name for name in family.no_decay if name != "cls_token")
+    before = model.get_parameter(name).detach().clone()
+    larger = 3 * family.size // 2
+    model.set_input_size(img_size=larger)
+    after = model.get_parameter(name).detach()
+    assert after.shape[1] > 2 * before.shape[1]
+    assert model(torch.randn(2, 3, larger, larger)).shape == (2, 5)
+    if key not in LEVITS:  # the new positions say what the old ones said
+        assert_close(after.mean(1), before.mean(1), rtol=0, atol=0.02)
+    model.set_input_size(img_size=larger)
+    assert torch.equal(model.get_parameter(name), after)
+    other = build(key, img_size=larger).eval()
+    other.load_state_dict(model.state_dict())
+    probe = torch.randn(2, 3, larger, larger)
+    assert torch.equal(other(probe), model(probe))
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_optimizer_groups(name):
-    model = build(name)
-    names = {key for key, _ in model.named_parameters()}
-    assert model.no_weight_decay() & names == {"pos_embed", "cls_token"}
+@pytest.mark.parametrize("key", FAMILIES)
+def test_optimizer_groups(key):
+    family, model = FAMILIES[key], build(key)
+    names = {name for name, _ in model.named_parameters()}
+    assert model.no_weight_decay() & names == set(family.no_decay)
     layers = group_parameters(model, model.group_matcher(), reverse=True)
     assert set(layers) == names
-    assert layers["patch_embed.proj.weight"] == 0
-    assert (
-        layers["blocks.0.norm1.weight"] < layers["blocks.11.norm1.weight"] < layers["head.weight"]
-    )
+    first, last = family.blocks
+    head = next(name for name in names if name.startswith("head."))
+    assert layers[family.first_layer] == 0
+    assert layers[first] < layers[last] < layers[head]
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_drop_path_rises_with_depth(name):
-    model = build(name, drop_path_rate=0.22)
+@pytest.mark.parametrize("key", DEITS)
+def test_drop_path_rises_with_depth(key):
+    model = build(key, drop_path_rate=0.22)
     rates = [getattr(block.drop_path2, "drop_prob", 0.0) for block in model.blocks]
     assert rates == pytest.approx([0.02 * i for i in range(12)])
-    torch.manual_seed(0)
-    images = torch.randn(2, 3, 32, 32)
-    assert not torch.equal(model.train()(images), model.eval()(images))
+    batch = images(key)
+    assert not torch.equal(model.train()(batch), model.eval()(batch))
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_recomputed_activations_give_the_same_gradients(name):
+@pytest.mark.parametrize("key", LEVITS)
+def test_drop_path_is_one_rate_for_all_of_levit(key):
+    model = build(key, drop_path_rate=0.1)
+    rates = {m.drop_prob for m in model.modules() if type(m).__name__ == "DropPath"}
+    assert rates == {0.1}
+    assert sum(type(m).__name__ == "DropPath" for m in model.modules()) == 2 * 7 + 2
+
+
+@pytest.mark.parametrize("key", FAMILIES)
+def test_recomputed_activations_give_the_same_gradients(key):
     grads = []
     for recompute in (False, True):
-        model = build(name).train()
+        model = build(key).train()
         model.set_grad_checkpointing(recompute)
         torch.manual_seed(2)  # DynamicViT samples its decisions
-        model(torch.ones(1, 3, 32, 32).cumsum(3) / 32).square().sum().backward()
+        model(images(key)).square().sum().backward()
         grads.append({k: p.grad for k, p in model.named_parameters() if p.grad is not None})
-    assert grads[0]["blocks.0.attn.qkv.weight"].abs().max() > 0
+    assert grads[0][FAMILIES[key].first_layer].abs().max() > 0
     assert_close(grads[1], grads[0])
 
 
-@pytest.mark.parametrize("name", CLASSES[:2])
+@pytest.mark.parametrize("key", MAPPED)
 @pytest.mark.parametrize("norm", [False, True])
-def test_feature_maps(name, norm):
-    model, images = build(name).eval(), torch.randn(2, 3, 32, 32)
-    last, maps = model.forward_intermediates(images, norm=norm)
-    assert len(maps) == 12
-    assert all(feature.shape == (2, 24, 4, 4) for feature in maps)
-    tokens = model.forward_intermediates(images, [11], norm=True, output_fmt="NLC")[1][0]
-    assert_close(tokens, last[:, 1:])
-    wrapped = build(name, features_only=True, out_indices=[2, 7])
+def test_feature_maps(key, norm):
+    family, model, batch = FAMILIES[key], build(key).eval(), images(key)
+    last, maps = model.forward_intermediates(batch, norm=norm)
+    assert [feature.shape[-1] for feature in maps] == list(family.maps)
+    assert all(feature.shape[-2] == feature.shape[-1] for feature in maps)
+    chosen = [0, len(maps) - 1]
+    wrapped = build(key, features_only=True, out_indices=chosen)
     wrapped.load_state_dict({f"model.{k}": v for k, v in model.state_dict().items()}, strict=False)
-    plain = model.forward_intermediates(images, [2, 7], intermediates_only=True)
-    assert_close(wrapped.eval()(images), plain)
-    if norm:
-        assert not torch.allclose(maps[3], model.forward_intermediates(images)[1][3])
+    plain = model.forward_intermediates(batch, chosen, intermediates_only=True)
+    assert_close(wrapped.eval()(batch), plain)
+    if key in DEITS:
+        tokens = model.forward_intermediates(batch, [11], norm=True, output_fmt="NLC")[1][0]
+        assert_close(tokens, last[:, 1:])
+        assert norm != torch.allclose(maps[3], model.forward_intermediates(batch)[1][3])
 
 
 def test_dynamicvit_has_no_feature_maps():
     with pytest.raises(NotImplementedError, match="no feature maps"):
-        build("dynamic_deit_tiny_patch16_224").forward_intermediates(torch.randn(1, 3, 32, 32))
+        build("dynamic_deit").forward_intermediates(torch.randn(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("key", LEVITS)
+@pytest.mark.parametrize("size", [100, 8])
+def test_sizes_that_the_stem_can_not_divide_are_refused(key, size):
+    with pytest.raises(ValueError, match="multiples of 16"):
+        build(key, img_size=size)
+    with pytest.raises(ValueError, match="multiples of 16"):
+        build(key).set_input_size(size)
+
+
+@pytest.mark.parametrize("key", LEVITS)
+def test_images_of_another_size_are_refused(key):
+    with pytest.raises(ValueError, match="the model was made for"):
+        build(key)(torch.randn(2, 3, 112, 112))
+
+
+@pytest.mark.parametrize("key", LEVITS)
+def test_distillation_heads_stay_apart_in_training(key):
+    model, batch = build(key), images(key)
+    model.set_distilled_training(True)
+    label, teacher = model.train()(batch)
+    assert not torch.allclose(label, teacher)
+    assert model.eval()(batch).shape == (2, 5)

@@ -50,6 +50,79 @@ def dynamic(patches, width, once):
     return total
 
 
+def pooled(width, conv):
+    """Six blocks on all patches, six on a quarter; the convolution reads every patch once."""
+    halves = 6 * block(1 + 196, width) + 6 * block(1 + 49, width)
+    return frame(196, width) + halves + (49 * 4 * width**2 if conv else 0)
+
+
+LEVIT = {  # widths, key width, heads and blocks per stage
+    "128s": ((128, 256, 384), 16, (4, 6, 8), (2, 3, 4)),
+    "128": ((128, 256, 384), 16, (4, 8, 12), (4, 4, 4)),
+    "192": ((192, 288, 384), 32, (3, 5, 6), (4, 4, 4)),
+    "256": ((256, 384, 512), 32, (4, 6, 8), (4, 4, 4)),
+    "384": ((384, 512, 768), 32, (6, 9, 12), (4, 4, 4)),
+}
+
+
+def levit_stem(side, width):
+    """Four 3 x 3 convolutions of stride 2, each doubling the channels."""
+    total, channels = 0, 3
+    for part in (8, 4, 2, 1):
+        side //= 2
+        total += side**2 * 9 * channels * (width // part)
+        channels = width // part
+    return total
+
+
+def levit_block(length, width, key, heads):
+    """Queries and keys of ``key``, values of twice that per head; an MLP of ratio 2."""
+    inner = heads * key
+    attention = length * width * 6 * inner + 3 * length**2 * inner
+    return attention + 4 * length * width**2
+
+
+def levit_subsampling(before, after, width, next_width, key):
+    """Attention of ``after`` queries to ``before`` tokens with values four keys wide, an MLP."""
+    inner = width // key * key
+    attention = before * width * 5 * inner + after * width * inner + 5 * before * after * inner
+    return attention + after * 4 * inner * next_width + 4 * after * next_width**2
+
+
+def levit(size, side=224):
+    widths, key, heads, depths = LEVIT[size]
+    grid, total = side // 16, levit_stem(side, widths[0]) + 2 * 1000 * widths[-1]
+    for stage, (width, head, depth) in enumerate(zip(widths, heads, depths, strict=True)):
+        if stage:
+            before, grid = grid, (grid + 1) // 2
+            total += levit_subsampling(before**2, grid**2, widths[stage - 1], width, key)
+        total += depth * levit_block(grid**2, width, key, head)
+    return total
+
+
+def evo_levit(size, side=224):
+    """A class token everywhere; from the third block on half of the patches and x_rep."""
+    widths, key, heads, depths = LEVIT[size]
+    grid, total, index = side // 16, levit_stem(side, widths[0]) + 2 * 1000 * widths[-1], 0
+    for stage, (width, head, depth) in enumerate(zip(widths, heads, depths, strict=True)):
+        if stage:
+            before, grid = grid, (grid + 1) // 2
+            total += levit_subsampling(1 + before**2, 1 + grid**2, widths[stage - 1], width, key)
+        for block_index in range(index, index + depth):
+            length = 1 + (grid**2 if block_index < 2 else grid**2 // 2 + 1)
+            total += levit_block(length, width, key, head)
+        index += depth
+    return total
+
+
+def representatives(size, side=224):
+    """Eq. 5's weighted sums over all patches: one per stage that selects."""
+    widths, _, _, depths = LEVIT[size]
+    grids = [side // 16, -(-(side // 16) // 2), -(-(side // 16) // 4)]
+    selecting = [depths[0] > 2, True, True]
+    return sum(g**2 * w for g, w, s in zip(grids, widths, selecting, strict=True) if s)
+
+
 def counted(model, size=224, device="meta"):
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, size, size, device=device))
@@ -59,8 +132,9 @@ def counted(model, size=224, device="meta"):
 def build(name, fused=False, device="meta", **kwargs):
     with torch.device(device):
         model = timm.create_model(name, **kwargs).eval()
-    for each in model.blocks:
-        each.attn.fused_attn = fused
+    for part in model.modules():
+        if hasattr(part, "fused_attn"):
+            part.fused_attn = fused
     return model
 
 
@@ -95,6 +169,28 @@ def test_dynamicvit(size):
     if size == "small":
         assert round(dynamic(196, width, once=False) / 1e9, 3) == 2.981
     assert counted(build(f"dynamic_deit_{size}_patch16_224")) == dynamic(196, width, once=True)
+
+
+@pytest.mark.parametrize("pooling", ["average", "max", "conv"])
+def test_pooled_deit(pooling):
+    assert counted(build("pooled_deit_tiny_patch16_224", pooling=pooling)) == pooled(
+        192, pooling == "conv"
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "macs"),
+    [("128s", (0.305, 0.256)), ("128", (0.405, 0.305)), ("192", (0.657, 0.510)),
+     ("256", (1.127, 0.880)), ("384", (2.352, 1.849))],
+)  # fmt: skip
+def test_levit_and_evo_levit(size, macs):
+    assert tuple(round(form / 1e9, 3) for form in (levit(size), evo_levit(size))) == macs
+    assert counted(build(f"plain_levit_{size}")) == levit(size)
+    counts = counted(build(f"evo_levit_{size}", variant="official"))
+    assert counts == evo_levit(size) + representatives(size)
+    large = counted(build(f"evo_levit_{size}", img_size=384), 384)
+    assert large == evo_levit(size, 384) + representatives(size, 384)
+    assert large < counted(build(f"plain_levit_{size}", img_size=384), 384)
 
 
 def test_fused_attention():

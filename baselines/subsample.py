@@ -1,0 +1,186 @@
+"""Table 4's sub-sampling rivals on DeiT, registered as ``pooled_deit_*``.
+
+The paper says only that the sub-sampling stands at the seventh layer of DeiT-T and that it is
+average pooling, max pooling or convolution. Chosen here: 2 x 2 windows with stride 2 before block
+6 (counted from 0), so that a 14 x 14 grid becomes 7 x 7; the class token passes unchanged and
+DeiT's own head on it predicts. An odd edge gives windows of what is there: averages and maxima
+over the patches present, the convolution with the missing ones as zeros. The convolution keeps
+the width and starts as the average. At 224 px DeiT-T then needs 0.78 G MACs
+(convolution 0.79), dense 1.25.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import get_device_dtype
+from timm.models import checkpoint, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
+
+from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
+from .weights import load_exactly
+
+POOLINGS = ("average", "max", "conv")
+_logger = logging.getLogger(__name__)
+
+
+class PatchPool(nn.Module):
+    """One token for each 2 x 2 window of the patch grid."""
+
+    def __init__(self, pooling: str, dim: int, **dd: Any):
+        super().__init__()
+        self.pooling = pooling
+        self.conv = None
+        if pooling == "conv":
+            self.conv = nn.Conv2d(dim, dim, 2, stride=2, **dd)
+            self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The convolution starts as the average of each window."""
+        if self.conv is not None:
+            eye = torch.eye(self.conv.in_channels).view(*self.conv.weight.shape[:2], 1, 1)
+            self.conv.weight.copy_(eye.expand_as(self.conv.weight) / 4)
+            nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Class token and patches (B, 1 + H * W, C) to (B, 1 + ceil(H / 2) * ceil(W / 2), C)."""
+        patches = x[:, 1:].mT.unflatten(2, grid)
+        if self.conv is not None:
+            patches = self.conv(F.pad(patches, (0, grid[1] % 2, 0, grid[0] % 2)))
+        elif self.pooling == "max":
+            patches = F.max_pool2d(patches, 2, ceil_mode=True)
+        else:
+            patches = F.avg_pool2d(patches, 2, ceil_mode=True, count_include_pad=False)
+        return torch.cat((x[:, :1], patches.flatten(2).mT), dim=1)
+
+
+class PooledVisionTransformer(VisionTransformer):
+    """Vision Transformer whose patch grid is sub-sampled once, before ``pool_block``.
+
+    Args (beside timm's):
+        pooling: "average", "max" or "conv".
+        pool_block: block before which the grid shrinks, counted from 0; the seventh layer is 6.
+
+    Raises:
+        ValueError: for an unknown pooling, a block that is not there, or no class token.
+    """
+
+    def __init__(self, *args: Any, pooling: str = "average", pool_block: int = 6, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling={pooling!r} is not one of {', '.join(POOLINGS)}")
+        if not 0 <= pool_block < len(self.blocks):
+            raise ValueError(f"pool_block={pool_block} must lie in 0..{len(self.blocks) - 1}")
+        if not self.has_class_token or self.num_reg_tokens:
+            raise ValueError("pooled DeiT needs the class token alone beside the patches")
+        self.pool_block = pool_block
+        self.patch_pool = PatchPool(pooling, self.embed_dim, **get_device_dtype(self))
+
+    def _grid(self, pooled: bool) -> tuple[int, int]:
+        grid = self.patch_embed.grid_size
+        return tuple(-(-side // 2) for side in grid) if pooled else grid
+
+    def _run(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Tokens after the last block, and after every block."""
+        x = self.norm_pre(self._pos_embed(self.patch_embed(images)))
+        recompute = self.grad_checkpointing and torch.is_grad_enabled()
+        seen = []
+        for index, block in enumerate(self.blocks):
+            if index == self.pool_block:
+                x = self.patch_pool(x, self._grid(False))
+            x = checkpoint(block, x) if recompute else block(x)
+            seen.append(x)
+        return x, seen
+
+    def forward_features(self, x: Tensor, attn_mask=None, is_causal=False) -> Tensor:
+        """Images to normed tokens (B, 1 + n, C); n patches of the smaller grid."""
+        if attn_mask is not None or is_causal:
+            raise ValueError("pooled DeiT changes its tokens on the way: no attention masks")
+        return self.norm(self._run(x)[0])
+
+    def forward_intermediates(
+        self, x: Tensor, indices=None, return_prefix_tokens=False, norm=False, stop_early=False,
+        output_fmt="NCHW", intermediates_only=False, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        """timm's method; maps from ``pool_block`` on have half the resolution."""
+        if output_fmt not in ("NCHW", "NLC") or any(kwargs.values()):
+            raise ValueError(f"unsupported: output_fmt={output_fmt!r}, {kwargs}")
+        taken, _ = feature_take_indices(len(self.blocks), indices)
+        last, seen = self._run(x)
+        features = []
+        for index in taken:
+            out = self.norm(seen[index]) if norm else seen[index]
+            prefix, out = out[:, :1], out[:, 1:]
+            if output_fmt == "NCHW":
+                out = out.mT.unflatten(2, self._grid(index >= self.pool_block))
+            features.append((out, prefix) if return_prefix_tokens else out)
+        return features if intermediates_only else (self.norm(last), features)
+
+    def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True) -> list[int]:
+        """For timm's ``features_only``; nothing goes."""
+        return feature_take_indices(len(self.blocks), indices)[0]
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """The pooling stands between two blocks and counts with the one after it."""
+        matcher = super().group_matcher(coarse)
+        return {**matcher, "blocks": [*matcher["blocks"], (r"^patch_pool", (self.pool_block,))]}
+
+    def load_pretrained_dense(self, state_dict: Mapping[str, Tensor]) -> list[str]:
+        """Load a plain DeiT; returns the keys that start fresh (the convolution's).
+
+        Raises:
+            ValueError: listing every missing, unexpected or misshapen key; nothing is loaded then.
+        """
+        return load_exactly(self, state_dict, fresh=("patch_pool.",))
+
+
+def complete_dense(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """timm's filter for pretrained weights: a plain DeiT gets the convolution, and we say so."""
+    filtered = checkpoint_filter_fn(dict(state_dict), model)
+    own = model.state_dict()
+    fresh = {k: own[k] for k in own if k.startswith("patch_pool.") and k not in filtered}
+    if fresh:
+        _logger.warning("plain DeiT weights, these keys start fresh: %s", ", ".join(fresh))
+    return {**filtered, **fresh}
+
+
+SIZES = {"tiny": TINY, "small": SMALL, "base": BASE}
+default_cfgs = generate_default_cfgs(
+    {f"pooled_deit_{size}_patch16_224": pretrained_cfg(224) for size in SIZES}
+)
+
+
+def _create(size: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    name = f"pooled_deit_{size}_patch16_224"
+    return create_deit(
+        PooledVisionTransformer, name, pretrained, kwargs, SIZES[size], complete_dense
+    )
+
+
+@register_model
+def pooled_deit_tiny_patch16_224(
+    pretrained: bool = False, **kwargs: Any
+) -> PooledVisionTransformer:
+    """DeiT-T, sub-sampled at the seventh layer."""
+    return _create("tiny", pretrained, kwargs)
+
+
+@register_model
+def pooled_deit_small_patch16_224(
+    pretrained: bool = False, **kwargs: Any
+) -> PooledVisionTransformer:
+    """DeiT-S, sub-sampled at the seventh layer."""
+    return _create("small", pretrained, kwargs)
+
+
+@register_model
+def pooled_deit_base_patch16_224(
+    pretrained: bool = False, **kwargs: Any
+) -> PooledVisionTransformer:
+    """DeiT-B, sub-sampled at the seventh layer."""
+    return _create("base", pretrained, kwargs)

@@ -1,0 +1,71 @@
+"""Every model of the project in the registry, and a small one of each class."""
+
+from typing import NamedTuple
+
+import timm
+import torch
+
+import baselines  # noqa: F401 (registers its models)
+import evovit  # noqa: F401
+
+
+class Family(NamedTuple):
+    """What the contract needs to know of one family of models."""
+
+    example: str  # sizes differ in numbers only, which ``small`` overrides
+    small: dict
+    size: int  # pixels
+    width: int  # of the features that are classified
+    tokens: int  # that forward_features gives
+    heads: tuple[str, ...] = ("head",)
+    no_decay: tuple[str, ...] = ("cls_token", "pos_embed")
+    first_layer: str = "patch_embed.proj.weight"
+    blocks: tuple[str, str] = ("blocks.0.norm1.weight", "blocks.11.norm1.weight")
+    maps: tuple[int, ...] = ()  # side of each feature map; none: it has no maps
+
+
+DEIT = dict(img_size=32, patch_size=8, embed_dim=24, num_heads=3, depth=12, num_classes=5)
+LEVIT = dict(img_size=128, embed_dim=(16, 24, 32), key_dim=8, num_heads=(2, 2, 3), depth=(3, 2, 2),
+             num_classes=5)  # fmt: skip
+LEVIT_BLOCKS = ("stages.0.blocks.0.attn.qkv.linear.weight", "stages.2.blocks.1.mlp.ln1.bn.weight")
+POSITIONS = ("pos_embed", "stages.1.downsample.pos_embed", "stages.2.downsample.pos_embed")
+ATTENTIONS = [f"stages.{i}.blocks.{j}.attn" for i, depth in enumerate((3, 2, 2))
+              for j in range(depth)]  # fmt: skip
+ATTENTIONS += [f"stages.{i}.downsample.attn_downsample" for i in (1, 2)]
+
+FAMILIES = {
+    "plain_deit": Family("plain_deit_tiny_patch16_224", DEIT, 32, 24, 17, maps=(4,) * 12),
+    "evo_deit": Family(
+        "evo_deit_tiny_patch16_224", DEIT, 32, 24, 17, ("head", "head_cls"), maps=(4,) * 12
+    ),
+    "dynamic_deit": Family("dynamic_deit_tiny_patch16_224", DEIT, 32, 24, 6),
+    "pooled_deit": Family(
+        "pooled_deit_tiny_patch16_224", {**DEIT, "pooling": "conv"}, 32, 24, 5,
+        maps=(4,) * 6 + (2,) * 6,
+    ),
+    "plain_levit": Family(
+        "plain_levit_128s", LEVIT, 128, 32, 4, ("head", "head_dist"),
+        tuple(f"{name}.attention_biases" for name in ATTENTIONS),
+        "stem.conv1.linear.weight", LEVIT_BLOCKS, (8, 4, 2),
+    ),
+    "evo_levit": Family(
+        "evo_levit_128s", LEVIT, 128, 32, 5, ("head", "head_dist", "head_cls", "head_cls_dist"),
+        ("cls_token", *POSITIONS), "stem.conv1.linear.weight", LEVIT_BLOCKS, (8, 4, 2),
+    ),
+}  # fmt: skip
+NAMES = {name: key for key in FAMILIES for name in timm.list_models(f"{key}_*")}
+
+
+def build(key: str, **kwargs):
+    """The small example of a family, its weights away from values that hide mistakes."""
+    torch.manual_seed(0)
+    model = timm.create_model(FAMILIES[key].example, **{**FAMILIES[key].small, **kwargs})
+    for name, parameter in model.named_parameters():
+        if name.endswith("bn.weight"):  # LeViT's residuals start at zero
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    return model
+
+
+def images(key: str, batch: int = 2, channels: int = 3) -> torch.Tensor:
+    side = FAMILIES[key].size
+    return torch.randn(batch, channels, side, side, generator=torch.Generator().manual_seed(1))
