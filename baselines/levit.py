@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import to_2tuple
@@ -21,7 +22,8 @@ class PlainLevit(LevitDistilled):
 
     Modifications:
     - ``set_input_size`` resamples the attention biases, LeViT's only positions,
-    - images of another size than the model's are refused instead of failing inside.
+    - images of another size than the model's are refused instead of failing inside,
+    - a model that was evaluated can still be copied and differentiated.
 
     Args (beside timm's):
         img_size: height and width in pixels, multiples of 16.
@@ -42,7 +44,19 @@ class PlainLevit(LevitDistilled):
                 f"images are {tuple(x.shape[-2:])}, the model was made for {self.img_size}: "
                 "use img_size=... or set_input_size()"
             )
-        return super().forward_features(x)
+        if self.training or not torch.is_grad_enabled():
+            return super().forward_features(x)
+        # In evaluation timm keeps the gathered biases: with their graph they could not be copied
+        # (EMA), made in inference mode they could not be differentiated.
+        self._forget_gathered_biases()
+        x = super().forward_features(x)
+        self._forget_gathered_biases()
+        return x
+
+    def _forget_gathered_biases(self) -> None:
+        for module in self.modules():
+            if isinstance(module, Attention | AttentionDownsample):
+                module.attention_bias_cache = {}
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Make the model for another image size; the attention biases are resampled."""
@@ -56,7 +70,7 @@ class PlainLevit(LevitDistilled):
                 biases = resample_biases(module.attention_biases, old, new)
                 module.attention_biases = nn.Parameter(biases)
                 module.attention_bias_idxs = module._compute_attention_bias_idxs(biases.device)
-                module.attention_bias_cache = {}
+        self._forget_gathered_biases()
         self.img_size = size
 
 

@@ -190,13 +190,20 @@ class EvoLevit(PyramidHost, nn.Module):
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Make the model for another image size; all position embeddings are resampled."""
+        before = self.grids
         self._set_grids(img_size)
-        resampled = resample_positions(self.state_dict(), self)
-        self.pos_embed = nn.Parameter(resampled["pos_embed"])
-        for stage, grid in zip(range(1, len(self.stages)), self.grids, strict=False):
-            downsample = self.stages[stage].downsample
-            downsample.grid = grid
-            downsample.pos_embed = nn.Parameter(resampled[f"stages.{stage}.downsample.pos_embed"])
+        self.pos_embed = _resampled(self.pos_embed, before[0], self.grids[0])
+        for stage, old, new in zip(self.stages[1:], before, self.grids, strict=False):
+            downsample = stage.downsample  # it starts from the grid before
+            downsample.grid = new
+            downsample.pos_embed = _resampled(downsample.pos_embed, old, new)
+
+
+def _resampled(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> nn.Parameter:
+    """Position embeddings (1, 1 + N, C) of another grid; the class token keeps its own."""
+    if old == new:
+        return nn.Parameter(positions.detach())
+    return nn.Parameter(resample_abs_pos_embed(positions.detach(), new, old, num_prefix_tokens=1))
 
 
 def resample_positions(state_dict: Mapping[str, Any], model: EvoLevit) -> dict[str, Any]:
@@ -205,8 +212,10 @@ def resample_positions(state_dict: Mapping[str, Any], model: EvoLevit) -> dict[s
     names = [f"stages.{stage}.downsample.pos_embed" for stage in range(1, len(model.stages))]
     grids = (model.grids[0], *model.grids[:-1])  # sub-sampling starts from the grid before
     for name, grid in zip(["pos_embed", *names], grids, strict=True):
-        if name in state_dict and state_dict[name].shape[1] != 1 + grid[0] * grid[1]:
-            state_dict[name] = resample_abs_pos_embed(state_dict[name], grid, num_prefix_tokens=1)
+        count = state_dict[name].shape[1] - 1 if name in state_dict else 0
+        if count not in (0, grid[0] * grid[1]):
+            side = round(count**0.5)  # published files are of square images
+            state_dict[name] = _resampled(state_dict[name], (side, side), grid).data
     return state_dict
 
 

@@ -1,5 +1,7 @@
 """plain_levit_* is timm's LeViT, and the authors' on their weights."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -27,6 +29,14 @@ def test_equals_timm():
     assert not torch.allclose(own(images), timms.eval()(images))
     timms.load_state_dict(own.state_dict())
     assert torch.equal(own(images), timms(images))
+
+
+def test_an_evaluated_model_can_be_copied_and_differentiated():
+    model, images = families.build("plain_levit").eval(), families.images("plain_levit")
+    with torch.inference_mode():
+        expected = model(images)
+    model(images).sum().backward()
+    assert_close(copy.deepcopy(model)(images), expected.clone())
 
 
 @pytest.mark.parametrize("size", levit.SIZES)

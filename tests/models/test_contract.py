@@ -1,5 +1,7 @@
 """What timm's users expect of a model, for every model of the project in the registry."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -185,6 +187,18 @@ def test_sizes_that_the_stem_can_not_divide_are_refused(key, size):
         build(key, img_size=size)
     with pytest.raises(ValueError, match="multiples of 16"):
         build(key).set_input_size(size)
+
+
+@pytest.mark.parametrize("key", LEVITS)
+def test_oblong_images(key):
+    model = build(key, img_size=(128, 192)).eval()
+    assert model(torch.randn(2, 3, 128, 192)).shape == (2, 5)
+    model.set_input_size((192, 128))  # as many tokens, at other places
+    turned = build(key, img_size=(192, 128)).eval()
+    turned.load_state_dict(model.state_dict())
+    probe = torch.randn(2, 3, 192, 128)
+    assert torch.equal(model(probe), turned(probe))
+    assert_close(copy.deepcopy(model)(probe), model(probe))
 
 
 @pytest.mark.parametrize("key", LEVITS)
