@@ -21,7 +21,7 @@ ALLOWED = {
     "workflow/locks.py": set(),
     "workflow/login": {"workflow", "snakemake", "jsonschema"},
     "workflow/login/jobs.py": {"workflow", "submitit"},
-    "workflow/login/submit.py": {"workflow", "submitit"},
+    "workflow/login/submission.py": {"workflow", "submitit"},
     "workflow/login/tracking.py": {"workflow", "mlflow"},
     "workflow/node": {
         *("workflow", "evovit", "baselines", "torch", "torchvision", "timm", "numpy", "PIL"),

@@ -9,7 +9,7 @@ import pytest
 
 from workflow import records, runs
 from workflow.login import attempts, submit
-from workflow.login.submit import LaunchError
+from workflow.login.submission import LaunchError
 
 SPEC = {"kind": "train", "run": "a", "seed": 0}
 OUTPUT = Path("train.json")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from workflow import records, runs
-from workflow.login import attempts, executors
+from workflow.login import attempts, executors, submit
 
 pytestmark = pytest.mark.integration
 
@@ -131,3 +131,20 @@ def test_without_a_profile_nothing_runs(tmp_path):
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert refused.returncode == 1
     assert "--profile slurm or --profile demo" in refused.stderr
+
+
+@pytest.mark.parametrize("policy", ["cancel", "leave"])
+def test_an_interrupt_right_after_the_submission_counts(tmp_path, monkeypatch, tiny_spec, policy):
+    def submitted(attempt, site, resources):
+        attempt.note_job(launcher="local", job_id="7")
+        raise submit.Interrupted  # the signal that waited until the job was noted
+
+    cancelled, said = [], []
+    monkeypatch.setattr(submit, "submit", submitted)
+    monkeypatch.setattr(executors, "cancel", lambda job, folder: cancelled.append(job["job_id"]))
+    spec = tmp_path / "runs/deit_tiny/spec.json"
+    runs.write_spec(spec, tiny_spec("deit_tiny"))
+    with pytest.raises(submit.Interrupted):
+        submit.launch(spec, tmp_path / "train.json", {}, {"on_interrupt": policy}, said.append)
+    assert cancelled == (["7"] if policy == "cancel" else [])
+    assert ("is ended" if policy == "cancel" else "goes on") in said[-1]

@@ -14,114 +14,18 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-import submitit
-
 from workflow import locks, records, runs
 from workflow.login import attempts, executors, progress
 from workflow.login.attempts import Attempt
-from workflow.login.jobs import Job
+from workflow.login.submission import INTERRUPTS, LaunchError, submit
 
 POLL_S = {"local": 0.3, "slurm": 20.0}
 WAIT_FOR_TWIN_S = 7 * 24 * 3600
-INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
 GRACE_S = {"local": 0.0, "slurm": 120.0}  # a network file system shows the record late
-FOREVER_MIN = 60 * 24 * 365
-
-
-class LaunchError(RuntimeError):
-    """The job could not be launched or gave no record; the message says why, and where to look."""
 
 
 class Interrupted(BaseException):
     """Ctrl-C or SIGTERM reached the launcher."""
-
-
-def local_executor(folder: Path, resources: dict) -> submitit.Executor:
-    executor = submitit.LocalExecutor(folder=folder)
-    executor.update_parameters(
-        timeout_min=FOREVER_MIN,
-        gpus_per_node=max(1, resources.get("gpus", 0)),
-        tasks_per_node=max(1, resources.get("tasks", 1)),
-    )
-    return executor
-
-
-def slurm_executor(folder: Path, resources: dict) -> submitit.Executor:
-    """submitit's Slurm executor for Snakemake's resource names."""
-    gpus = resources.get("gpus", 0)
-    executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=1000)
-    given = {
-        "time": resources["runtime"],
-        "nodes": resources.get("nodes", 1),
-        "gpus_per_node": gpus or None,
-        "ntasks_per_node": max(1, gpus),
-        "cpus_per_task": resources.get("cpus_per_task"),
-        "mem": f"{resources['mem_mb']}MB" if "mem_mb" in resources else None,
-        "partition": resources.get("slurm_partition"),
-        "account": resources.get("slurm_account"),
-        "qos": resources.get("slurm_qos"),
-        "constraint": resources.get("constraint"),
-        "exclusive": True if resources.get("exclusive") else None,
-        "signal_delay_s": 120,
-        "srun_args": ["--kill-on-bad-exit=1"],
-    }
-    executor.update_parameters(**{key: value for key, value in given.items() if value is not None})
-    return executor
-
-
-def submit(attempt: Attempt, site: dict, resources: dict) -> dict:
-    """Submit the attempt's job and note beside it where it runs; -> the note.
-
-    Ctrl-C waits until that is done: a job that nobody noted would be submitted twice.
-    """
-    job = Job(attempt.spec, site, str(attempt.folder))
-    signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
-    try:
-        _submit(attempt, job, resources)
-        return attempt.job()
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
-
-
-def _submit(attempt: Attempt, job: Job, resources: dict) -> None:
-    if resources["launcher"] == "slurm":
-        try:
-            with submitit.helpers.clean_env():
-                submitted = slurm_executor(attempt.folder / "logs", resources).submit(job)
-        except (submitit.core.utils.FailedJobError, OSError, KeyError) as error:
-            raise LaunchError(f"sbatch refused the job: {error}") from error
-        attempt.note_job(launcher="slurm", job_id=submitted.job_id, resources=resources)
-    else:
-        submit_locally(attempt, job, resources)
-
-
-def submit_locally(attempt: Attempt, job: Job, resources: dict) -> None:
-    """Submit from a forked process with a session of its own.
-
-    So Ctrl-C in the terminal reaches the launcher alone, which then does what the profile says.
-    """
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setsid()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
-            nowhere = os.open(os.devnull, os.O_RDWR)
-            for stream in (0, 1, 2):  # or whoever reads our output would wait for the job's end
-                os.dup2(nowhere, stream)
-            submitted = local_executor(attempt.folder / "logs", resources).submit(job)
-            attempt.note_job(
-                launcher="local",
-                job_id=submitted.job_id,
-                session=os.getpid(),
-                host=os.uname().nodename,
-                started=executors.process_start(submitted.job_id),
-                resources=resources,
-            )
-        finally:
-            os._exit(0)
-    os.waitpid(child, 0)
-    if attempt.job() is None:
-        raise LaunchError(f"The job of {attempt.folder} could not be started.")
 
 
 def choose_attempt(spec: dict, folder: Path, output: Path, say) -> Attempt:
@@ -195,29 +99,42 @@ def publish(attempt: Attempt, spec_path: Path, output: Path) -> None:
     attempt.published.touch()
 
 
+def attach(attempt: Attempt, site: dict, resources: dict, say) -> None:
+    """See to it that the attempt's job lives: the one that was left, or a new one."""
+    job = attempt.job()
+    if job and executors.is_alive(job, attempt.folder):
+        say(f"Attempt {attempt.number}: re-attached to {job['launcher']} job {job['job_id']}.")
+        return
+    job = submit(attempt, site, resources)
+    say(
+        f"Attempt {attempt.number}: {job['launcher']} job {job['job_id']}, "
+        f"logs in {attempt.folder / 'logs'}."
+    )
+
+
+def leave(attempt: Attempt, resources: dict, say) -> None:
+    """Interrupted: end the job or let it go on, as the profile says, and say which."""
+    job = attempt.job()
+    if job is None:
+        say("Interrupted before anything was submitted.")
+    elif resources.get("on_interrupt") == "cancel":
+        executors.cancel(job, attempt.folder)
+        say(f"Interrupted: job {job['job_id']} is ended; the next start resumes it.")
+    else:
+        say(f"Interrupted: job {job['job_id']} goes on; the next start re-attaches to it.")
+
+
 def launch(spec_path: Path, output: Path, site: dict, resources: dict, say) -> None:
     """From spec to published record."""
     spec = json.loads(spec_path.read_text())
     folder = spec_path.parent
     attempt = choose_attempt(spec, folder, output, say)
     if not attempt.record.exists():
-        job = attempt.job()
-        if job and executors.is_alive(job, attempt.folder):
-            say(f"Attempt {attempt.number}: re-attached to {job['launcher']} job {job['job_id']}.")
-        else:
-            job = submit(attempt, site, resources)
-            say(
-                f"Attempt {attempt.number}: {job['launcher']} job {job['job_id']}, "
-                f"logs in {attempt.folder / 'logs'}."
-            )
         try:
+            attach(attempt, site, resources, say)
             wait(attempt, say)
         except Interrupted:
-            if resources.get("on_interrupt") == "cancel":
-                executors.cancel(job, attempt.folder)
-                say(f"Interrupted: job {job['job_id']} is ended; the next start resumes it.")
-            else:
-                say(f"Interrupted: job {job['job_id']} goes on; the next start re-attaches to it.")
+            leave(attempt, resources, say)
             raise
     publish(attempt, spec_path, output)
 
