@@ -17,7 +17,7 @@ from workflow import records
 
 pytestmark = pytest.mark.integration
 TRACKED = ("Snakefile", "environment.yml", "pyproject.toml", "workflow", "evovit", "baselines")
-RUNS = ("deit_tiny", "dynamic_deit_tiny", "evo_deit_tiny")
+RUNS = ("deit_tiny", "dynamic_deit_tiny", "svite_deit_tiny", "evo_deit_tiny")
 TABLE = "results/demo/table1.csv"
 DEMO = ("--profile", "demo")
 

@@ -43,6 +43,7 @@ FAMILIES = {
         "pooled_deit_tiny_patch16_224", {**DEIT, "pooling": "conv"}, 32, 24, 5,
         maps=(4,) * 6 + (2,) * 6,
     ),
+    "svite_deit": Family("svite_deit_tiny_patch16_224", DEIT, 32, 24, 17, maps=(4,) * 12),
     "plain_levit": Family(
         "plain_levit_128s", LEVIT, 128, 32, 4, ("head", "head_dist"),
         tuple(f"{name}.attention_biases" for name in ATTENTIONS),

@@ -19,7 +19,8 @@ def test_all_names_are_registered():
     sizes = [f"{size}_patch16_224" for size in ("base", "small", "tiny")]
     large = ["base_patch16_384", "small_patch16_384"]
     expected = [f"{kind}_deit_{s}" for kind in ("evo", "plain") for s in sizes + large]
-    expected += [f"{kind}_deit_{size}" for kind in ("dynamic", "pooled") for size in sizes]
+    expected += [f"{kind}_deit_{size}" for kind in ("dynamic", "pooled", "svite")
+                 for size in sizes]  # fmt: skip
     levits = ("128s", "128", "192", "256", "384")
     expected += [f"{kind}_levit_{size}" for kind in ("evo", "plain") for size in levits]
     assert sorted(NAMES) == sorted(expected)

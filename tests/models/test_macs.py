@@ -56,6 +56,13 @@ def pooled(width, conv):
     return frame(196, width) + halves + (49 * 4 * width**2 if conv else 0)
 
 
+def sparse(width, heads, neurons):
+    """Blocks with ``heads`` of 64 channels and ``neurons`` hidden ones, the width as it was."""
+    length, inner = 197, 64 * heads
+    attention = 4 * length * width * inner + 2 * length**2 * inner
+    return frame(196, width) + 12 * (attention + 2 * length * width * neurons)
+
+
 LEVIT = {  # widths, key width, heads and blocks per stage
     "128s": ((128, 256, 384), 16, (4, 6, 8), (2, 3, 4)),
     "128": ((128, 256, 384), 16, (4, 8, 12), (4, 4, 4)),
@@ -169,6 +176,20 @@ def test_dynamicvit(size):
     if size == "small":
         assert round(dynamic(196, width, once=False) / 1e9, 3) == 2.981
     assert counted(build(f"dynamic_deit_{size}_patch16_224")) == dynamic(196, width, once=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "heads", "neurons"), [("tiny", 2, 538), ("small", 4, 922), ("base", 8, 1843)]
+)
+def test_svite_as_deployed(size, heads, neurons):
+    model = timm.create_model(f"svite_deit_{size}_patch16_224").eval().deployed()
+    for layer in model.blocks:
+        layer.attn.fused_attn = False
+    form, width = sparse(WIDTH[size], heads, neurons), WIDTH[size]
+    assert counted(model, device="cpu") == form
+    shares = (0.7, 0.7 if size == "tiny" else 0.6)  # the authors'; whole units come close
+    implied = sparse(width, shares[0] * width / 64, shares[1] * 4 * width)
+    assert abs(form - implied) < 0.03 * dense(196, width)
 
 
 @pytest.mark.parametrize("pooling", ["average", "max", "conv"])

@@ -92,5 +92,5 @@ def test_throughput_measures_the_papers_size_in_every_setting(config):
     point = runs.throughput_point(config, "demo")
     assert point["device"] in ("cpu", "cuda")
     spec = runs.throughput_spec(config, "deit_tiny", point)
-    assert [model["kwargs"] for model in spec["models"]] == [{}, {}, {}]
+    assert [model["kwargs"] for model in spec["models"]] == [{}, {}, {}, {}]
     assert "setting" not in spec

@@ -37,11 +37,13 @@ class MeasurementError(RuntimeError):
 
 
 def prepare(model: dict, spec: dict, where: torch.device) -> nn.Module:
-    """The model in inference mode, with attention as the mode has it.
+    """The model as it runs for inference, with attention as the mode has it.
 
-    `paper` multiplies queries and keys into an attention matrix, as in 2021; `fused` does not.
+    A model that is rebuilt after its training says so with a `deployed` method. `paper` multiplies queries and keys into an attention matrix, as in 2021; `fused` does not.
     """
     module = build.build_model(model).eval().to(where)
+    if hasattr(module, "deployed"):
+        module = module.deployed()
     for part in module.modules():
         if hasattr(part, "fused_attn"):
             part.fused_attn = spec["mode"] != "paper"

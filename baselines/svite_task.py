@@ -1,0 +1,95 @@
+"""Training SViTE: units are killed and regrown until most of the training is done."""
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from timm.task import ClassificationTask
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+
+from .svite import GatedMlp, SparseVisionTransformer, UnitGate
+
+
+class SViTETask(ClassificationTask):
+    """Classification while a model's units are killed and regrown.
+
+    An update takes place after the first step of an epoch, scored by that step's gradients.
+    ceil(rate * alive) units of each layer die, but no more than there are dead ones to replace
+    them, and as many of those that were dead before are regrown.
+
+    Args (beside ClassificationTask's):
+        rate: share of the living units that the first update kills; it falls to 0 with a cosine.
+        until: share of the training after which nothing changes any more.
+        updates: updates in a training, evenly spread before ``until``; at most one per epoch. The
+            authors update every 7,000 to 20,000 steps, 15 to 43 times in 300 epochs of 1,250 steps.
+
+    Raises:
+        ValueError: for a model without gates, or a share outside [0, 1].
+    """
+
+    def __init__(
+        self, model: nn.Module, *args: Any, rate: float = 0.5, until: float = 0.8,
+        updates: int = 30, **kwargs: Any,
+    ):  # fmt: skip
+        super().__init__(model, *args, **kwargs)
+        for name, share in (("rate", rate), ("until", until)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}={share} must lie in [0, 1]")
+        if updates < 1:
+            raise ValueError(f"updates={updates} must be at least 1")
+        if not isinstance(unwrap_model(model), SparseVisionTransformer):
+            raise ValueError(f"{type(unwrap_model(model)).__name__} has no gates to move")
+        self.rate, self.until, self.updates = rate, until, updates
+        self._due: float | None = None  # rate of the update that this epoch's first step prepares
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Prepare the update of ``epoch`` (from 0) of ``epochs``, if it has one."""
+        self._due = self.rate_at(epoch, epochs) if epoch in self.update_epochs(epochs) else None
+        unwrap_model(self.trainable_module).set_collecting(self._due is not None)
+        self._scored = False
+
+    def update_epochs(self, epochs: int) -> list[int]:
+        """The epochs with an update, evenly spread after the first and before ``until``."""
+        end = math.ceil(self.until * epochs)
+        count = min(self.updates, max(end - 1, 0))
+        return sorted({1 + i * (end - 1) // count for i in range(count)})
+
+    def rate_at(self, epoch: int, epochs: int) -> float:
+        """Share of the living units that die in this epoch."""
+        return self.rate / 2 * (1 + math.cos(math.pi * epoch / (self.until * epochs)))
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) and targets to loss and logits (B, num_classes)."""
+        model = unwrap_model(self.trainable_module)
+        if self._due is not None and self.trainable_module.training:
+            if self._scored:
+                model.set_collecting(False)
+                for gate, layer in model.gated_layers():
+                    update(gate, layer, self._due)
+                self._due = None
+            self._scored = True
+        output = self.trainable_module(input)
+        return {"loss": self.criterion(output, target), "output": output}
+
+
+@torch.no_grad()
+def update(gate: UnitGate, layer: nn.Module, rate: float) -> None:
+    """Kill the least important units of a layer and regrow others.
+
+    Heads die by the smallest |sum of output * gradient|, neurons by the smallest L1 norm of their
+    weights in both linear layers; what is regrown had the largest gradient behind its gate.
+    """
+    importance, growth = gate.taylor.clone(), gate.growth.clone()
+    if isinstance(layer, GatedMlp):
+        importance = layer.fc1.weight.abs().sum(1) + layer.fc2.weight.abs().sum(0)
+    if dist.is_initialized():  # every process scored its own images
+        for scores in (importance, growth):
+            dist.all_reduce(scores)
+    alive = gate.alive.bool()
+    count = min(math.ceil(rate * gate.kept), gate.units - gate.kept)
+    killed = importance.masked_fill(~alive, torch.inf).argsort(stable=True)[:count]
+    regrown = growth.masked_fill(alive, -torch.inf).argsort(descending=True, stable=True)[:count]
+    gate.alive[killed] = 0
+    gate.alive[regrown] = 1

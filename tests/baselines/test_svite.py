@@ -1,0 +1,186 @@
+"""SViTE: what dies, what is regrown, and the dense model that is left."""
+
+import math
+
+import pytest
+import timm
+import torch
+from torch.testing import assert_close
+
+from baselines.svite import UnitGate
+from baselines.svite_task import SViTETask, update
+from tests.models import families
+
+KEY = "svite_deit"
+
+
+def alive(model):
+    return {layer: gate.alive.bool().tolist() for gate, layer in model.gated_layers()}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+def test_the_deployed_model_has_the_same_outputs(fused, dtype, limit):
+    model, images = families.build(KEY, num_heads=6).to(dtype).eval(), families.images(KEY)
+    for block in model.blocks:
+        block.attn.fused_attn = fused
+    small = model.deployed()
+    with torch.no_grad():
+        assert_close(small(images.to(dtype)), model(images.to(dtype)), rtol=0, atol=limit)
+    assert [block.attn.num_heads for block in small.blocks] == [4] * 12
+    assert [block.mlp.fc1.out_features for block in small.blocks] == [round(0.7 * 96)] * 12
+    assert small.gated_layers() == []
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, small))
+    assert after < 0.75 * before
+
+
+def test_dead_units_do_not_count():
+    model, images = families.build(KEY).eval(), families.images(KEY)
+    expected = model(images)
+    with torch.no_grad():
+        for gate, layer in model.gated_layers():
+            dead = ~gate.alive.bool()
+            if hasattr(layer, "fc2"):
+                layer.fc2.weight[:, dead] = 7.0
+            else:
+                layer.proj.weight[:, dead.repeat_interleave(layer.head_dim)] = 7.0
+    assert_close(model(images), expected)
+
+
+def test_units_live_at_random_at_first():
+    first, second = families.build(KEY), timm.create_model(
+        families.FAMILIES[KEY].example, **families.DEIT
+    )  # fmt: skip
+    assert list(alive(first).values()) != list(alive(second).values())
+    assert all(sum(units) == 2 for units in list(alive(first).values())[::2])  # of 3 heads
+
+
+def scored(units, share, taylor, growth):
+    gate = UnitGate(units, share)
+    gate.alive.zero_()
+    gate.alive[: gate.kept] = 1
+    gate.taylor.copy_(torch.tensor(taylor))
+    gate.growth.copy_(torch.tensor(growth))
+    return gate
+
+
+def test_heads_die_by_output_times_gradient_and_are_regrown_by_gradient():
+    gate = scored(6, 0.5, [3.0, 1.0, 2.0, 0.0, 0.0, 0.0], [9.0, 9.0, 9.0, 1.0, 3.0, 2.0])
+    update(gate, torch.nn.Identity(), rate=0.5)  # ceil(0.5 * 3) = 2
+    assert gate.alive.tolist() == [1, 0, 0, 0, 1, 1]
+
+
+def test_neurons_die_by_the_norm_of_their_weights():
+    layer = families.build(KEY).blocks[0].mlp
+    layer.gate_neurons = gate = scored(96, 0.5, [0.0] * 96, list(map(float, range(96))))
+    with torch.no_grad():
+        layer.fc1.weight[5], layer.fc2.weight[:, 5] = 0.0, 1e-3
+        layer.fc1.weight[9], layer.fc2.weight[:, 9] = 0.0, 0.0
+        layer.fc1.weight[60] = 0.0  # dead, so that it can't die
+    update(gate, layer, rate=2 / 48)
+    assert [i for i in range(48) if not gate.alive[i]] == [5, 9]
+    assert [i for i in range(48, 96) if gate.alive[i]] == [94, 95]
+
+
+def test_no_more_die_than_can_be_replaced():
+    gate = scored(3, 0.7, [1.0, 2.0, 0.0], [0.0, 0.0, 0.5])
+    update(gate, torch.nn.Identity(), rate=1.0)
+    assert gate.alive.tolist() == [0, 1, 1]
+
+
+def test_scores_are_those_of_the_definitions():
+    model = families.build(KEY).double()
+    model.set_collecting(True)
+    seen = {}
+    attn = model.blocks[3].attn
+
+    def keep(module, inputs, output):
+        output.retain_grad()
+        seen["out"] = output
+
+    attn.gate_heads.register_forward_hook(keep)
+    model(families.images(KEY).double()).square().sum().backward()
+    output, gradient = seen["out"], seen["out"].grad  # (B, L, H, D)
+    for head in range(3):
+        product = (output[:, :, head] * gradient[:, :, head]).sum().abs()
+        assert_close(attn.gate_heads.taylor[head].double(), product.detach(), rtol=1e-5, atol=1e-9)
+        norm = gradient[:, :, head].abs().sum()
+        assert_close(attn.gate_heads.growth[head].double(), norm, rtol=1e-5, atol=1e-9)
+        assert norm > 0  # also behind a closed gate
+
+
+def test_an_update_follows_the_first_step_of_an_epoch():
+    model = families.build(KEY)
+    task = SViTETask(model, criterion_kwargs=dict(smoothing=0.1), verbose=False).train()
+    images, target = families.images(KEY), torch.tensor([0, 3])
+    found = []
+    for epoch in (0, 1):
+        task.start_epoch(epoch, 25)
+        for _ in range(3):
+            task(images, target)["loss"].backward()
+            found.append(alive(model))
+    assert found[0] == found[1] == found[2] == found[3]  # nothing in epoch 0
+    assert found[4] != found[3]
+    assert found[5] == found[4]
+    kept = [sum(units) for units in found[0].values()]
+    assert [sum(units) for units in found[5].values()] == kept
+
+
+def test_when_and_how_many():
+    task = SViTETask(families.build(KEY), verbose=False)
+    assert task.update_epochs(25) == list(range(1, 20))
+    assert len(task.update_epochs(300)) == 30
+    assert max(task.update_epochs(300)) < 240
+    assert task.update_epochs(1) == []
+    assert task.rate_at(0, 300) == 0.5
+    assert task.rate_at(120, 300) == pytest.approx(0.25)
+    assert task.rate_at(240, 300) == pytest.approx(0.0)
+    assert math.isclose(task.rate_at(60, 300), 0.25 * (1 + math.cos(math.pi / 4)))
+
+
+def test_a_resumed_training_has_the_same_units():
+    images, target = families.images(KEY), torch.tensor([0, 3])
+
+    def train(task, epochs):
+        optimizer = torch.optim.SGD(task.trainable_module.parameters(), 0.1)
+        for epoch in epochs:
+            task.train().start_epoch(epoch, 10)
+            for _ in range(3):
+                task(images, target)["loss"].backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        return task.trainable_module
+
+    whole = train(SViTETask(families.build(KEY), verbose=False), range(4))
+    half = train(SViTETask(families.build(KEY), verbose=False), range(2)).state_dict()
+    torch.manual_seed(9)
+    fresh = timm.create_model(families.FAMILIES[KEY].example, **families.DEIT)
+    fresh.load_state_dict(half)
+    rest = train(SViTETask(fresh, verbose=False), range(2, 4))
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, rest.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("kwargs", [dict(head_ratio=0.1), dict(neuron_ratio=1.5)])
+def test_shares_are_checked(kwargs):
+    with pytest.raises(ValueError, match="it must leave one"):
+        families.build(KEY, **kwargs)
+
+
+@pytest.mark.parametrize("kwargs", [dict(rate=2.0), dict(until=-1.0), dict(updates=0)])
+def test_task_arguments_are_checked(kwargs):
+    with pytest.raises(ValueError, match="must"):
+        SViTETask(families.build(KEY), verbose=False, **kwargs)
+
+
+def test_other_models_have_nothing_to_move():
+    with pytest.raises(ValueError, match="has no gates"):
+        SViTETask(families.build("plain_deit"), verbose=False)
+
+
+def test_a_plain_deit_loads():
+    dense = timm.create_model("deit_tiny_patch16_224", **families.DEIT)
+    model = families.build(KEY)
+    fresh = model.load_pretrained_dense(dense.state_dict())
+    assert all(".gate_" in key for key in fresh)
+    assert torch.equal(model.blocks[3].mlp.fc1.weight, dense.blocks[3].mlp.fc1.weight)
