@@ -177,7 +177,12 @@ def throughput_spec(config: Config, section: str, point: dict) -> dict:
 
     `point` holds device, mode, precision, batch_size (images), threads and rounds.
     """
-    models = [{"run": row, **model_of(config, row)} for row in config.items["sections"][section]]
+    models = []
+    for row in config.items["sections"][section]:
+        model = {"run": row, **model_of(config, row)}
+        if profile := config.items["profiles"].get(row):  # stands for weights that are not there
+            model |= {"kwargs": model["kwargs"] | profile, "profile": "assumed"}
+        models.append(model)
     return {"kind": "throughput", "section": section, "models": models, **point}
 
 

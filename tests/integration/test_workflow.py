@@ -17,7 +17,7 @@ from workflow import records
 
 pytestmark = pytest.mark.integration
 TRACKED = ("Snakefile", "environment.yml", "pyproject.toml", "workflow", "evovit", "baselines")
-RUNS = ("deit_tiny", "dynamic_deit_tiny", "svite_deit_tiny", "evo_deit_tiny")
+RUNS = ("deit_tiny", "dynamic_deit_tiny", "svite_deit_tiny", "ia_red2_deit_tiny", "evo_deit_tiny")
 TABLE = "results/demo/table1.csv"
 DEMO = ("--profile", "demo")
 
@@ -35,6 +35,7 @@ def tree(tmp_path_factory) -> Path:
         (root / name).symlink_to(f"workflow/profiles/{name}")
     edit(root, "settings", lambda c: c["demo"]["recipe"].update(epochs=2, warmup_epochs=1))
     edit(root, "settings", lambda c: c["demo"]["recipes"]["dynamicvit"].update(epochs=2))
+    edit(root, "settings", lambda c: c["demo"]["recipes"]["ia_red2"].update(epochs=2))
     edit(root, "settings", lambda c: c["demo"]["throughput"].update(batch_size=1, rounds=5))
     edit(root, "settings", lambda c: c["demo"]["shrink"]["deit"].update(img_size=16))
     return root
@@ -162,7 +163,8 @@ def test_7_changing_a_runs_epochs_makes_it_and_what_starts_from_it_again(tree):
     before = times(tree)
     edit(tree, "runs", lambda c: c["deit_tiny"].update(overrides={"epochs": 3}))
     snakemake(tree, *DEMO, TABLE)
-    expected = {record("deit_tiny"), record("dynamic_deit_tiny"), TABLE}
+    started = ("deit_tiny", "dynamic_deit_tiny", "ia_red2_deit_tiny")
+    expected = {*map(record, started), TABLE}
     assert changed(before, times(tree)) == expected
     assert records.read(tree / record("deit_tiny"))["results"]["epochs"] == 3
 

@@ -44,6 +44,9 @@ FAMILIES = {
         maps=(4,) * 6 + (2,) * 6,
     ),
     "svite_deit": Family("svite_deit_tiny_patch16_224", DEIT, 32, 24, 17, maps=(4,) * 12),
+    "ia_red2_deit": Family(
+        "ia_red2_deit_tiny_patch16_224", {**DEIT, "interpreter_heads": 3}, 32, 24, 17
+    ),
     "plain_levit": Family(
         "plain_levit_128s", LEVIT, 128, 32, 4, ("head", "head_dist"),
         tuple(f"{name}.attention_biases" for name in ATTENTIONS),

@@ -92,5 +92,8 @@ def test_throughput_measures_the_papers_size_in_every_setting(config):
     point = runs.throughput_point(config, "demo")
     assert point["device"] in ("cpu", "cuda")
     spec = runs.throughput_spec(config, "deit_tiny", point)
-    assert [model["kwargs"] for model in spec["models"]] == [{}, {}, {}, {}]
+    kwargs = {model["run"]: model["kwargs"] for model in spec["models"]}
+    assert kwargs.pop("ia_red2_deit_tiny") == {"keep_profile": [0.8, 0.64, 0.512]}
+    assert not any(kwargs.values())
+    assert [model["run"] for model in spec["models"] if "profile" in model] == ["ia_red2_deit_tiny"]
     assert "setting" not in spec

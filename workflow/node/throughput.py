@@ -39,7 +39,8 @@ class MeasurementError(RuntimeError):
 def prepare(model: dict, spec: dict, where: torch.device) -> nn.Module:
     """The model as it runs for inference, with attention as the mode has it.
 
-    A model that is rebuilt after its training says so with a `deployed` method. `paper` multiplies queries and keys into an attention matrix, as in 2021; `fused` does not.
+    A model that is rebuilt after its training says so with a `deployed` method. `paper` multiplies
+    queries and keys into an attention matrix, as in 2021; `fused` does not.
     """
     module = build.build_model(model).eval().to(where)
     if hasattr(module, "deployed"):
@@ -127,6 +128,7 @@ def measure_section(spec: dict) -> dict:
             {
                 "run": model["run"],
                 "model": model["name"],
+                "profile": model.get("profile"),
                 "resolution": images.shape[-1],
                 "macs_g": macs.count(module, tuple(images.shape[1:])) / 1e9,
                 "params_m": sum(p.numel() for p in module.parameters()) / 1e6,

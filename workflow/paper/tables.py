@@ -67,22 +67,34 @@ class Records:
 def table1(found: Records) -> pd.DataFrame:
     """Table 1: every printed row in the paper's order, and beside it what was measured of it."""
     printed = pd.read_csv(PRINTED / "table1.csv")
+    wanted = found.config.settings[found.setting]["measure"]
     entries = {
         (row["backbone"], row["method"], row["resolution"]): row
         for row in found.config.items["table1"]
+        if found.partial or row["section"] in wanted
     }
-    wanted = found.config.settings[found.setting]["measure"]
     rows = []
     for line in printed.to_dict("records"):
         row = printed_columns(line, printed)
-        entry = entries.get((line["backbone"], line["method"], line["resolution"]))
-        if entry and (found.partial or entry["section"] in wanted):
+        entry = entries.pop((line["backbone"], line["method"], line["resolution"]), None)
+        if entry:
             measured = measured_columns(entry, found)
             flags = filter(None, (row["flags"], measured.pop("flags", None)))
             row |= {**measured, "flags": "; ".join(flags) or None}
         rows.append(row)
+    for entry in entries.values():  # which the paper has not
+        if row := extra_row(entry, found):
+            same = [i for i, other in enumerate(rows) if other["backbone"] == row["backbone"]]
+            rows.insert(same[-1] + 1, row)
     frame = pd.DataFrame(rows).reindex(columns=TABLE1_COLUMNS)
     return frame.astype({"batch_size": "Int64"})
+
+
+def extra_row(entry: dict, found: Records) -> dict | None:
+    """A row that the paper has not, if it was measured."""
+    measured = measured_columns(entry, found)
+    names = {key: entry[key] for key in ("backbone", "method", "resolution")}
+    return names | measured if measured else None
 
 
 def printed_columns(line: dict, printed: pd.DataFrame) -> dict:
@@ -128,18 +140,19 @@ def measured_columns(entry: dict, found: Records) -> dict:
         }
         if method is not baseline:
             row["speedup_pct"] = speedup_pct(method["images_per_s"], baseline["images_per_s"])
-        row |= unsteady(method)
+        profile = f"profile={method['profile']}" if method.get("profile") else None
+        row["flags"] = "; ".join(filter(None, (profile, unsteady(method)))) or None
         size = "the paper's model at full size, random weights"
         said.append(f"throughput, macs_g, params_m: {size}, {method['resolution']} px")
     return row | {"source": "measured (" + "; ".join(said) + ")"} if said else {}
 
 
-def unsteady(method: dict) -> dict:
+def unsteady(method: dict) -> str | None:
     """A flag where the speed-up varied between rounds: something else used the device."""
     low, high = method["speedup_quartiles"]
     if high - low <= STEADY * method["speedup"]:
-        return {}
-    return {"flags": f"suspect: speed-up between {low:.2f} and {high:.2f} in half of the rounds"}
+        return None
+    return f"suspect: speed-up between {low:.2f} and {high:.2f} in half of the rounds"
 
 
 def describe_seeds(accuracies: list[float]) -> str:
