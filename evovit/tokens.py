@@ -69,7 +69,7 @@ def subsample_scores(scores: Tensor, grid: tuple[int, int], keeps_tokens: bool) 
 
     Args:
         scores: (B, H * W) of the grid (H, W) in raster order.
-        keeps_tokens: the window's first token survives (stride) and keeps its own score; else the
+        keeps_tokens: the window's first token survives (a stride) and keeps its own score; else the
             window was merged (average, convolution) and its highest score counts.
 
     Returns:

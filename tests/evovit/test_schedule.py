@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from evovit.schedule import AssistedTokenTask
+from evovit.schedule import AssistedDistillationTask, AssistedTokenTask
 from tests.evovit import small
 
 
@@ -90,3 +90,43 @@ def test_soft_targets():
 def test_shares_are_checked(kwargs):
     with pytest.raises(ValueError, match="is a share of the training"):
         task_of(small.build(), **kwargs)
+
+
+@pytest.mark.parametrize(("given", "first"), [(None, 20), (0.5, 15), (0.0, 0)])
+def test_learned_tradeoffs_count_from_the_switch_on(given, first):
+    model = small.levit(tradeoff="learned")
+    task = task_of(model, learn_tradeoff_from=given)
+    for epoch in (29, 0, first, max(first - 1, 0)):
+        task.start_epoch(epoch, 30)
+        assert model.learning_tradeoff == (epoch >= first)
+    fixed = small.levit(tradeoff=0.5)
+    task_of(fixed).start_epoch(29, 30)
+    assert not fixed.learning_tradeoff
+
+
+def test_a_teacher_sees_its_own_normalisation_and_is_left_alone():
+    student, teacher = small.levit(torch.float32), small.levit(torch.float32, seed=1)
+    teacher.pretrained_cfg = {**teacher.pretrained_cfg, "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    task = AssistedDistillationTask(student, teacher=teacher, verbose=False).train()
+    images, target = small.images(2, 128).float(), torch.tensor([0, 3])
+    assert not teacher.training
+    task(images, target)["loss"].backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    mean, std = (torch.tensor(student.pretrained_cfg[k]).view(3, 1, 1) for k in ("mean", "std"))
+    predicted = teacher((images * std + mean - 0.5) / 0.25).argmax(1)
+    (average, average_dist), (token, token_dist) = student(images)
+    labels = sum(F.cross_entropy(out, target) for out in (average, token))
+    distilled = sum(F.cross_entropy(out, predicted) for out in (average_dist, token_dist))
+    found = task(images, target)
+    assert_close(found["loss"], (labels + distilled) / 2, rtol=1e-4, atol=1e-5)
+    assert_close(found["distill_loss"], distilled, rtol=1e-4, atol=1e-5)
+    assert not any(key.startswith("teacher") for key in task.get_checkpoint_state()["state_dict"])
+
+
+def test_what_can_not_be_distilled_is_refused():
+    with pytest.raises(ValueError, match="no heads to distil"):
+        AssistedDistillationTask(small.build(), teacher=small.build(), verbose=False)
+    with pytest.raises(ValueError, match="distill_weight=2"):
+        AssistedDistillationTask(
+            small.levit(), teacher=small.levit(), distill_weight=2, verbose=False
+        )

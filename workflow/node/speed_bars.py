@@ -15,6 +15,7 @@ from pathlib import Path
 
 from workflow.node import throughput
 
+PROFILE = {"keep_profile": [0.8, 0.64, 0.512]}  # as in items.yaml
 # section: the dense model, then label, model, kwargs and the bars in fp32 and bf16
 BARS = {
     "DeiT-S": [
@@ -23,6 +24,8 @@ BARS = {
         ("Evo, stage, official", "evo_deit_small_patch16_224", {"variant": "official"}, 1.50, 1.34),
         ("Evo, layer, paper", "evo_deit_small_patch16_224", {"schedule": "layer"}, 1.43, 1.19),
         ("DynamicViT 0.7", "dynamic_deit_small_patch16_224", {}, 1.48, 1.36),
+        ("SViTE, deployed", "svite_deit_small_patch16_224", {}, 1.25, None),
+        ("IA-RED2, assumed", "ia_red2_deit_small_patch16_224", PROFILE, 1.25, None),
     ],
     "DeiT-T": [
         ("dense", "plain_deit_tiny_patch16_224", {}, None, None),
