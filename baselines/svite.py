@@ -28,7 +28,7 @@ from .weights import load_exactly
 
 
 class UnitGate(nn.Module):
-    """Multiplies each unit's output with 1 (alive) or 0 (dead), and scores the units on request.
+    """Lets the living units' outputs through, and scores all units on request.
 
     Buffers, all (units,): ``alive``; ``taylor``, |sum of output * gradient|; ``growth``, L1 norm of
     the gradient behind the gate, which a dead unit has too.
@@ -38,7 +38,9 @@ class UnitGate(nn.Module):
         super().__init__()
         self.units, self.kept = units, kept_units(units, share)
         self.collecting = False
-        for name in ("alive", "taylor", "growth"):
+        # bool, so that averaging the weights (EMA) copies who lives instead of averaging it
+        self.register_buffer("alive", torch.empty(units, dtype=torch.bool, device=dd.get("device")))
+        for name in ("taylor", "growth"):
             self.register_buffer(name, torch.empty(units, **dd))
         self.reset_parameters()
 
@@ -46,7 +48,7 @@ class UnitGate(nn.Module):
     def reset_parameters(self) -> None:
         """The units that live at first are drawn at random."""
         drawn = torch.randperm(self.units)[: self.kept].to(self.alive.device)
-        self.alive.zero_().index_fill_(0, drawn, 1.0)
+        self.alive.zero_().index_fill_(0, drawn, True)
         self.taylor.zero_()
         self.growth.zero_()
 
@@ -182,7 +184,7 @@ def _cut(linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | None =
 
 
 def _without_dead_heads(attn: GatedAttention) -> Attention:
-    alive = attn.gate_heads.alive.bool()
+    alive = attn.gate_heads.alive
     channels = alive.repeat_interleave(attn.head_dim)
     heads = int(alive.sum())
     small = Attention(
@@ -197,7 +199,7 @@ def _without_dead_heads(attn: GatedAttention) -> Attention:
 
 
 def _without_dead_neurons(mlp: GatedMlp) -> Mlp:
-    alive = mlp.gate_neurons.alive.bool()
+    alive = mlp.gate_neurons.alive
     small = Mlp(mlp.fc1.in_features, int(alive.sum()), drop=mlp.drop1.p, device="meta")
     small.act, small.norm = mlp.act, mlp.norm
     small.fc1, small.fc2 = _cut(mlp.fc1, rows=alive), _cut(mlp.fc2, columns=alive)

@@ -87,9 +87,9 @@ def update(gate: UnitGate, layer: nn.Module, rate: float) -> None:
     if dist.is_initialized():  # every process scored its own images
         for scores in (importance, growth):
             dist.all_reduce(scores)
-    alive = gate.alive.bool()
+    alive = gate.alive.clone()
     count = min(math.ceil(rate * gate.kept), gate.units - gate.kept)
     killed = importance.masked_fill(~alive, torch.inf).argsort(stable=True)[:count]
     regrown = growth.masked_fill(alive, -torch.inf).argsort(descending=True, stable=True)[:count]
-    gate.alive[killed] = 0
-    gate.alive[regrown] = 1
+    gate.alive[killed] = False
+    gate.alive[regrown] = True

@@ -15,7 +15,7 @@ KEY = "svite_deit"
 
 
 def alive(model):
-    return {layer: gate.alive.bool().tolist() for gate, layer in model.gated_layers()}
+    return {layer: gate.alive.tolist() for gate, layer in model.gated_layers()}
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -39,7 +39,7 @@ def test_dead_units_do_not_count():
     expected = model(images)
     with torch.no_grad():
         for gate, layer in model.gated_layers():
-            dead = ~gate.alive.bool()
+            dead = ~gate.alive
             if hasattr(layer, "fc2"):
                 layer.fc2.weight[:, dead] = 7.0
             else:
@@ -58,7 +58,7 @@ def test_units_live_at_random_at_first():
 def scored(units, share, taylor, growth):
     gate = UnitGate(units, share)
     gate.alive.zero_()
-    gate.alive[: gate.kept] = 1
+    gate.alive[: gate.kept] = True
     gate.taylor.copy_(torch.tensor(taylor))
     gate.growth.copy_(torch.tensor(growth))
     return gate
@@ -184,3 +184,17 @@ def test_a_plain_deit_loads():
     fresh = model.load_pretrained_dense(dense.state_dict())
     assert all(".gate_" in key for key in fresh)
     assert torch.equal(model.blocks[3].mlp.fc1.weight, dense.blocks[3].mlp.fc1.weight)
+
+
+def test_the_averaged_model_has_the_same_units():
+    model = families.build(KEY)
+    task = SViTETask(model, verbose=False)
+    averaged = task.setup_ema(decay=0.9).module
+    images, target = families.images(KEY), torch.tensor([0, 3])
+    task.train().start_epoch(1, 10)
+    for step in range(3):
+        task(images, target)["loss"].backward()
+        task.update_ema(step=step)
+    assert list(alive(averaged).values()) == list(alive(model).values())
+    with torch.no_grad():
+        assert_close(averaged.eval().deployed()(images), averaged(images))
