@@ -63,6 +63,16 @@ def sparse(width, heads, neurons):
     return frame(196, width) + 12 * (attention + 2 * length * width * neurons)
 
 
+def interpreted(width, profile, patches=196):
+    """Three groups of four blocks; each interpreter reads the class token and the patches left."""
+    total, present = frame(patches, width), patches
+    for share in profile:
+        total += (1 + present) * width**2
+        present = int(share * patches)
+        total += 4 * block(1 + present, width)
+    return total
+
+
 LEVIT = {  # widths, key width, heads and blocks per stage
     "128s": ((128, 256, 384), 16, (4, 6, 8), (2, 3, 4)),
     "128": ((128, 256, 384), 16, (4, 8, 12), (4, 4, 4)),
@@ -190,6 +200,16 @@ def test_svite_as_deployed(size, heads, neurons):
     shares = (0.7, 0.7 if size == "tiny" else 0.6)  # the authors'; whole units come close
     implied = sparse(width, shares[0] * width / 64, shares[1] * 4 * width)
     assert abs(form - implied) < 0.03 * dense(196, width)
+
+
+@pytest.mark.parametrize("size", WIDTH)
+def test_ia_red2_at_its_assumed_profile(size):
+    profile, width = [0.8, 0.64, 0.512], WIDTH[size]
+    model = build(f"ia_red2_deit_{size}_patch16_224", device="cpu", keep_profile=profile)
+    assert counted(model, device="cpu") == interpreted(width, profile)
+    if size == "base":  # what the profile was chosen by: printed images/s
+        ratio = dense(196, width) / interpreted(width, profile)
+        assert abs(ratio / (453 / 299) - 1) < 0.03
 
 
 @pytest.mark.parametrize("pooling", ["average", "max", "conv"])
