@@ -23,6 +23,7 @@ wildcard_constraints:
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/search.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/throughput.smk"
 include: "workflow/rules/tables.smk"

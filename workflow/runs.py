@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 
 CONFIG = Path(__file__).parent / "config"
+ROLES = ("start", "teacher")  # whose weights a run starts from, and learns from
 FILES = {name: CONFIG / f"{name}.yaml" for name in ("settings", "recipes", "runs", "items")}
 
 
@@ -127,6 +128,13 @@ def recipe_of(config: Config, setting: str, row: str) -> dict:
     return {"name": name, **recipe}
 
 
+def take_search(recipe: dict) -> dict | None:
+    """Take what a recipe does before it trains out of it, with what both need; None: nothing."""
+    search = recipe.pop("search", None)
+    shared = ("name", "threads", "interpolation", "crop_pct")
+    return search and search | {key: recipe[key] for key in shared}
+
+
 def model_of(config: Config, row: str, setting: str | None = None) -> dict:
     """The row's model: at the paper's own size, or shrunk to a setting's."""
     entry = config.runs[row]
@@ -146,6 +154,20 @@ def data_of(config: Config, setting: str) -> dict:
 
 def train_spec(config: Config, setting: str, run: str) -> dict:
     """The spec of one training. Raises KeyError for a run that no row makes."""
+    spec = _run_spec(config, setting, run)
+    if take_search(spec["recipe"]) is not None:
+        spec["start"] = reference(search_spec(config, setting, run))
+    return spec
+
+
+def search_spec(config: Config, setting: str, run: str) -> dict:
+    """The spec of the search before a run's training, on the model that its row starts from."""
+    spec = _run_spec(config, setting, run)
+    spec.pop("teacher", None)
+    return spec | {"kind": "search", "recipe": take_search(spec["recipe"])}
+
+
+def _run_spec(config: Config, setting: str, run: str) -> dict:
     row, seed = config.split_run(run)
     spec = {
         "kind": "train",
@@ -157,19 +179,28 @@ def train_spec(config: Config, setting: str, run: str) -> dict:
         "data": data_of(config, setting),
         "recipe": recipe_of(config, setting, row),
     }
-    for role in ("start", "teacher"):
+    for role in ROLES:
         if other := config.runs[row].get(role):
             # the same seed's run where there is one, so that seeds stay independent
             other = run_name(other, seed if seed in config.seeds(other) else 0)
-            needed = train_spec(config, setting, other)
-            spec[role] = {"run": other, "spec_hash": spec_hash(needed), "model": needed["model"]}
+            spec[role] = reference(train_spec(config, setting, other))
     return spec
 
 
-def needed_runs(config: Config, setting: str, run: str) -> list[str]:
-    """The runs whose weights this run starts from or learns from, each once."""
-    spec = train_spec(config, setting, run)
-    return list(dict.fromkeys(spec[role]["run"] for role in ("start", "teacher") if role in spec))
+def reference(spec: dict) -> dict:
+    """How another spec names the job of this one and its weights."""
+    return {
+        "run": spec["run"],
+        "job": spec["kind"],
+        "spec_hash": spec_hash(spec),
+        "model": spec["model"],
+    }
+
+
+def needed_records(spec: dict) -> list[str]:
+    """The records, below the setting's results, of the jobs whose weights this one needs."""
+    needed = [spec[role] for role in ROLES if role in spec]
+    return list(dict.fromkeys(f"runs/{one['run']}/{one['job']}.json" for one in needed))
 
 
 def throughput_spec(config: Config, section: str, point: dict) -> dict:

@@ -17,6 +17,7 @@ from workflow import locks, records
 MODULES = {
     "data": "workflow.node.data",
     "preflight": "workflow.node.preflight",
+    "search": "workflow.node.search",
     "train": "workflow.node.train",
     "throughput": "workflow.node.throughput",
 }

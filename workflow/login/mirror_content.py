@@ -19,6 +19,7 @@ from workflow.login.attempts import Attempt
 
 SHOWN = ("model", "data", "recipe", "start", "teacher")
 POINT = ("section", "device", "mode", "precision", "batch_size", "threads", "rounds")
+STEPS = ("epoch", "layer")  # events of a journal that carry metrics
 FINAL = ("top1", "top5", "val_loss", "loss", "ema_top1")
 AS_THEY_ARE = ("best_top1", "best_epoch", "val_images")
 
@@ -106,8 +107,7 @@ def flatten(prefix: str, value) -> dict[str, str]:
 
 def item_tags(config: runs.Config, spec: dict) -> dict[str, str]:
     """Which tables show it, and under which method and backbone."""
-    train = spec["kind"] == "train"
-    field_, name = ("run", spec["row"]) if train else ("section", spec["section"])
+    field_, name = ("run", spec["row"]) if "row" in spec else ("section", spec["section"])
     tables, rows = [], []
     for item, content in config.items.items():
         found = [row for row in content if row[field_] == name] if item.startswith("table") else []
@@ -134,15 +134,14 @@ def describe_attempt(root: Path, source: Source, config: runs.Config) -> Content
     attempt = Attempt(source.path)
     spec, job = attempt.spec, attempt.job() or {}
     record = json.loads(attempt.record.read_text()) if attempt.record.exists() else None
-    train = spec["kind"] == "train"
     folder = source.path.parent.parent
     started = (source.path / "spec.json").stat().st_mtime
     content = Content(
         identity={"attempt_id": identity(source.path)},
         experiment=source.setting,
-        name=spec["run"] if train else f"{spec['section']}/{folder.name}",
+        name=display_name(spec, folder),
         started_ms=round(1000 * started),
-        params=flatten("", {key: spec[key] for key in (SHOWN if train else POINT) if key in spec}),
+        params=flatten("", {key: spec[key] for key in (*SHOWN, *POINT) if key in spec}),
         tags={
             "kind": spec["kind"],
             "folder": str(folder.relative_to(root)),
@@ -160,10 +159,17 @@ def describe_attempt(root: Path, source: Source, config: runs.Config) -> Content
     content.points = list(journal_points(attempt.journal))
     if record:
         content.points += record_points(record, content.ended_ms)
-        logs = [folder / name for name in ("train.log", "throughput.log")]
+        logs = [folder / f"{spec['kind']}.log"]
         files = [source.path / "spec.json", attempt.record, *logs]
         content.artifacts = [path for path in files if path.exists()]
     return content
+
+
+def display_name(spec: dict, folder: Path) -> str:
+    """The run's name; of what belongs to a run or a section, with that before it."""
+    if spec["kind"] == "train":
+        return spec["run"]
+    return f"{spec.get('run') or spec['section']}/{folder.name}"
 
 
 def settle(content: Content, attempt: Attempt, last: bool, job: dict, record: dict | None) -> None:
@@ -185,15 +191,17 @@ def settle(content: Content, attempt: Attempt, last: bool, job: dict, record: di
 
 
 def journal_points(path: Path) -> Iterator[Point]:
-    """The journal's epochs, each once: of one that stands twice the first, whatever was sent."""
+    """The journal's epochs or a search's layers, each once: of one that stands twice the first,
+    whatever was sent."""
     seen = set()
     for event, _ in journal.read(path):
-        if event["event"] != "epoch" or event["epoch"] in seen:
+        step = event.get(event["event"]) if event["event"] in STEPS else None
+        if step is None or step in seen:
             continue
-        seen.add(event["epoch"])
+        seen.add(step)
         for key, value in event["metrics"].items():
             if value is not None:
-                yield Point(key, value, round(1000 * event["time"]), event["epoch"])
+                yield Point(key, value, round(1000 * event["time"]), step)
 
 
 def record_points(record: dict, time_ms: int) -> list[Point]:
@@ -203,6 +211,9 @@ def record_points(record: dict, time_ms: int) -> list[Point]:
         found = {f"final_{key}": results.get(key) for key in FINAL}
         found |= {key: results.get(key) for key in AS_THEY_ARE}
         found["total_train_s"] = results.get("train_s")  # `train_s` is each epoch's
+    elif record["kind"] == "search":
+        found = {key: results[key] for key in ("macs_g", "images")}
+        found |= {f"kept.layer_{i + 1}": kept for i, kept in enumerate(results["counts"])}
     else:
         found = {}
         for method in results["methods"]:

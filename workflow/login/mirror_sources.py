@@ -36,7 +36,7 @@ class Results:
     def _folders(self) -> Iterator[tuple[str, Path]]:
         for name, setting in self.config.settings.items():
             folder = self.root / setting["results"]
-            for pattern in ("runs/*/attempts", "throughput/*/*/attempts"):
+            for pattern in ("runs/*/attempts", "runs/*/search/attempts", "throughput/*/*/attempts"):
                 for attempts in sorted(folder.glob(pattern)):
                     yield name, attempts
 

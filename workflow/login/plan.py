@@ -9,6 +9,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from snakemake.exceptions import WorkflowError
 from snakemake.io import ancient
 
 from workflow import records, runs
@@ -66,16 +67,28 @@ class Plan:
     # -- what a job needs -------------------------------------------------------------------
 
     def train_inputs(self, wildcards) -> dict:
-        """Spec; the data's manifest, the preflight and the runs it starts from, only for order."""
         root, run = wildcards.root, wildcards.run
-        setting = self.config.setting_of(root)
-        spec = runs.train_spec(self.config, setting, run)
-        needed = runs.needed_runs(self.config, setting, run)
-        first = [f"{root}/data.json", f"{root}/preflight.json"]
-        first += [f"{root}/runs/{other}/train.json" for other in needed]
+        spec = runs.train_spec(self.config, self.config.setting_of(root), run)
+        return self._run_inputs(root, spec, f"runs/{run}/spec.json", f"runs/{run}/train.json")
+
+    def search_inputs(self, wildcards) -> dict:
+        root, run = wildcards.root, wildcards.run
+        spec = runs.search_spec(self.config, self.config.setting_of(root), run)
+        if spec["recipe"] is None:
+            raise WorkflowError(
+                f"{root}/runs/{run}/search.json: the recipe of {run} has no `search` "
+                "(workflow/config/recipes.yaml)."
+            )
+        path = f"runs/{run}/search"
+        return self._run_inputs(root, spec, f"{path}/spec.json", f"{path}.json")
+
+    def _run_inputs(self, root: str, spec: dict, path: str, record: str) -> dict:
+        """Spec; the data's manifest, the preflight and the jobs it starts from, only for order."""
+        first = ["data.json", "preflight.json", *runs.needed_records(spec)]
+        first = [f"{root}/{name}" for name in first]
         return {
-            "spec": runs.write_spec(f"{root}/runs/{run}/spec.json", spec),
-            "first": for_order(first, f"{root}/runs/{run}/train.json", spec),
+            "spec": runs.write_spec(f"{root}/{path}", spec),
+            "first": for_order(first, f"{root}/{record}", spec),
         }
 
     def throughput_inputs(self, wildcards) -> dict:

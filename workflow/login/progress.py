@@ -74,5 +74,12 @@ class Follower:
             f"{self.epoch_s:.1f} s, {left}"
         )
 
+    def _layer(self, event: dict) -> str:
+        found = event["metrics"]
+        return (
+            f"layer {event['layer']} of {event['layers']} keeps {found['patches']} patches, "
+            f"error {found['error']:.4f}"
+        )
+
     def _note(self, event: dict) -> str:
         return event["text"]

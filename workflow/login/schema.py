@@ -75,6 +75,7 @@ def check_names(config: Config, files: dict[str, Path], keys: set[str]) -> None:
             if role in entry:
                 known(files["runs"], f"{row}.{role}", entry[role], config.runs)
         check_chain(config, files["runs"], row)
+        check_search(config, files["runs"], row)
     for name, rows in config.items["sections"].items():
         for row in rows:
             known(files["items"], f"sections.{name}", row, config.runs)
@@ -106,9 +107,18 @@ def check_ends(config: Config, path: Path, recipe: str, wanted: set[str]) -> Non
         name = config.recipes[name].get("extends")
         if name is not None and name not in config.recipes:
             return  # reported at that recipe
-    optional = {"extends", "task_args"}
+    optional = {"extends", "task_args", "search"}
     if missing := sorted(wanted - keys - optional):
         raise ConfigError(f"{path}: {recipe} lacks the key {missing[0]!r}.")
+
+
+def check_search(config: Config, path: Path, row: str) -> None:
+    """A row whose recipe searches has a trained model to search on."""
+    for setting in config.settings:
+        if "search" in runs.recipe_of(config, setting, row) and "start" not in config.runs[row]:
+            raise ConfigError(
+                f"{path}: {row} lacks the key 'start': its recipe searches on a trained model."
+            )
 
 
 def check_chain(config: Config, path: Path, row: str) -> None:

@@ -62,37 +62,55 @@ def _arguments(name: str) -> set[str]:
     } - {"self"}
 
 
-def task_class(path: str) -> type[TrainingTask]:
-    """The training task of a dotted path. Raises SpecError unless it is one of ours or timm's."""
+def task_class(path: str) -> type:
+    """The class of a dotted path. Raises SpecError unless it is there and one of ours or timm's."""
     module, _, name = path.rpartition(".")
     if not module.startswith(TASK_PACKAGES):
         raise SpecError(f"task {path!r} must lie in one of {', '.join(TASK_PACKAGES)}.")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise SpecError(f"No training task {path!r}: {error}") from None
-    if not (inspect.isclass(found) and issubclass(found, TrainingTask)):
-        raise SpecError(f"{path!r} is no timm TrainingTask.")
+        raise SpecError(f"No task {path!r}: {error}") from None
+    if not inspect.isclass(found):
+        raise SpecError(f"The task {path!r} is no class.")
     return found
+
+
+def build_started(spec: dict, site: dict) -> nn.Module:
+    """The spec's model with the weights that it starts from, if it names any."""
+    model = build_model(spec["model"])
+    if "start" in spec:
+        weights = checkpoints.final_weights(site, spec["start"])
+        if spec["start"]["model"]["name"] == spec["model"]["name"]:
+            model.load_state_dict(weights)
+        else:
+            model.load_pretrained_dense(weights)
+    return model
+
+
+def make_task(spec: dict, cls: type, *arguments, **kwargs):
+    """A task or search from its arguments. Raises SpecError with its sentence if it refuses."""
+    try:
+        return cls(*arguments, **kwargs)
+    except (TypeError, ValueError) as error:
+        place = f"{spec['run']}, recipe {spec['recipe']['name']} (workflow/config/recipes.yaml)"
+        raise SpecError(f"{place}: {cls.__name__} refuses its arguments: {error}") from error
 
 
 def build_task(spec: dict, site: dict, device: torch.device) -> TrainingTask:
     """The spec's model inside its task, with starting weights and frozen teacher if it has them."""
     recipe = spec["recipe"]
-    model = build_model(spec["model"])
-    if "start" in spec:
-        model.load_pretrained_dense(checkpoints.final_weights(site, spec["start"]))
+    model = build_started(spec, site)
     extra = {}
     if "teacher" in spec:
         teacher = build_model(spec["teacher"]["model"])
         teacher.load_state_dict(checkpoints.final_weights(site, spec["teacher"]))
         extra["teacher"] = teacher.to(device).eval().requires_grad_(False)
     mixes = recipe["mixup"] > 0 or recipe["cutmix"] > 0
-    return task_class(recipe["task"])(
-        model.to(device),
-        criterion_kwargs={"soft_targets": True} if mixes else {"smoothing": recipe["smoothing"]},
-        device=device,
-        verbose=False,
-        **recipe.get("task_args", {}),
-        **extra,
-    )
+    cls = task_class(recipe["task"])
+    if not issubclass(cls, TrainingTask):
+        raise SpecError(f"{recipe['task']!r} is no timm TrainingTask.")
+    extra |= recipe.get("task_args", {})
+    criterion = {"soft_targets": True} if mixes else {"smoothing": recipe["smoothing"]}
+    extra["criterion_kwargs"] = criterion
+    return make_task(spec, cls, model.to(device), device=device, verbose=False, **extra)

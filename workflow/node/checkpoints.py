@@ -70,28 +70,32 @@ class Checkpoints:
 
 
 def final_weights(site: dict, needed: dict) -> dict[str, torch.Tensor]:
-    """The state dict that another run of this setting ended with.
+    """The state dict that a training or search of this setting ended with.
 
-    Raises WeightsError unless that run's record is of the spec this run was planned with and the
-    file's sha256 is the one in the record.
+    `needed` is a spec's `start` or `teacher`. Raises WeightsError unless that job's record is of
+    the spec this one was planned with and the file's sha256 is the one in the record.
     """
     folder = Path(site["root"]) / "runs" / needed["run"]
+    source = folder / f"{needed['job']}.json"
     try:
-        record = records.read(folder / "train.json", needed["spec_hash"])
+        record = records.read(source, needed["spec_hash"])
     except records.RecordError as error:
         raise WeightsError(f"This run needs the weights of {needed['run']}: {error}") from None
     weights = record["results"]["weights"]
     path = folder / weights["path"]
     if not path.exists() or records.sha256(path) != weights["sha256"]:
         raise WeightsError(
-            f"{path} is missing or not the file that {folder / 'train.json'} names; "
-            f"train {needed['run']} again."
+            f"{path} is missing or not the file that {source} names; make {source} again."
         )
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def save_weights(path: Path, model: nn.Module) -> dict:
-    """Write the model's weights; -> what a record says of them (path from the run's folder)."""
+def save_weights(folder: Path, model: nn.Module, spec: dict) -> dict:
+    """Write weights.pt in the attempt's folder; -> what a record says of them.
+
+    The path counts from the run's folder, so that results can be moved as a whole.
+    """
+    path = folder / "weights.pt"
     save(path, {key: value.cpu() for key, value in model.state_dict().items()})
-    run_folder = path.parent.parent.parent
+    run_folder = next(above for above in path.parents if above.name == spec["run"])
     return {"path": str(path.relative_to(run_folder)), "sha256": records.sha256(path)}

@@ -145,6 +145,25 @@ def train_loader(
 
 def eval_loader(data: dict, site: dict, recipe: dict, model_cfg: dict, place) -> PrefetchLoader:
     """The validation split in order, each image once over all processes."""
+    dataset = eval_dataset(site, data["val"], recipe, model_cfg)
+    mine = range(place.rank, len(dataset), place.world_size)
+    batch_size = max(1, min(256, 2 * recipe["batch_size"]) // place.world_size)
+    return plain_loader(dataset, mine, batch_size, site, model_cfg, place.device)
+
+
+def sample(
+    data: dict, site: dict, recipe: dict, model_cfg: dict, count: int, seed: int, device
+) -> torch.Tensor:
+    """Training images (n, 3, H, W) drawn at random, as in evaluation; all, if fewer than count."""
+    dataset = eval_dataset(site, data["train"], recipe, model_cfg)
+    generator = torch.Generator().manual_seed(stream_seed(seed, -2, 0))
+    drawn = torch.randperm(len(dataset), generator=generator)[:count].tolist()
+    loader = plain_loader(dataset, drawn, min(count, 256), site, model_cfg, device)
+    return torch.cat([images for images, _ in loader])
+
+
+def eval_dataset(site: dict, split: str, recipe: dict, model_cfg: dict) -> StrictImageDataset:
+    """A split with the transforms of evaluation: resize, centre crop."""
     transform = create_transform(
         model_cfg["input_size"],
         is_training=False,
@@ -154,16 +173,22 @@ def eval_loader(data: dict, site: dict, recipe: dict, model_cfg: dict, place) ->
         std=model_cfg["std"],
         use_prefetcher=True,
     )
-    dataset = open_split(Path(site["data_root"]) / data["val"], transform)
+    return open_split(Path(site["data_root"]) / split, transform)
+
+
+def plain_loader(
+    dataset: StrictImageDataset, indices, batch_size: int, site: dict, model_cfg: dict, device
+) -> PrefetchLoader:
+    """Batches of these images in this order, normalised on the device."""
     loader = DataLoader(
         dataset,
-        batch_size=max(1, min(256, 2 * recipe["batch_size"]) // place.world_size),
-        sampler=range(place.rank, len(dataset), place.world_size),
+        batch_size=batch_size,
+        sampler=indices,
         num_workers=site["workers"],
         collate_fn=fast_collate,
-        pin_memory=place.device.type == "cuda",
+        pin_memory=device.type == "cuda",
     )
-    return PrefetchLoader(loader, mean=model_cfg["mean"], std=model_cfg["std"], device=place.device)
+    return PrefetchLoader(loader, mean=model_cfg["mean"], std=model_cfg["std"], device=device)
 
 
 def manifest(root: str | Path, splits: tuple[str, ...]) -> dict:

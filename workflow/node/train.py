@@ -239,7 +239,7 @@ def run(spec: dict, site: dict, folder: Path) -> dict | None:
         place.leave(where)
         return None
     results = summarise(journals.epochs(journal.path), spec["recipe"]["epochs"])
-    results["weights"] = save_weights(folder / "weights.pt", unwrap_model(training.model))
+    results["weights"] = save_weights(folder, unwrap_model(training.model), spec)
     results["val_images"] = len(training.val_loader.loader.dataset)
     journal.write("end")
     place.leave(where)

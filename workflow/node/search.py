@@ -1,0 +1,58 @@
+"""A search before a training: a trained model and one spec -> a record of what was found.
+
+Its weights, slimmed and tuned, are what the run's training starts from. The search itself is the
+method's own class, named by the recipe (`search.task`, as baselines.psvit_search.TopDownSearch).
+"""
+
+import time
+from pathlib import Path
+
+import torch
+from timm.data import resolve_model_data_config
+
+from workflow import layout, records
+from workflow.journal import Journal
+from workflow.node import build, checkpoints, data, device, macs
+
+
+def begin(spec: dict, site: dict, where: torch.device):
+    """The search before its first layer, on a random sample of the training images."""
+    recipe = spec["recipe"]
+    model = build.build_started(spec, site).to(where)
+    config = resolve_model_data_config(model)
+    config["input_size"] = (3, *build.image_size(model))
+    images = data.sample(spec["data"], site, recipe, config, recipe["images"], spec["seed"], where)
+    cls = build.task_class(recipe["task"])
+    return build.make_task(spec, cls, model, images, seed=spec["seed"], **recipe["task_args"])
+
+
+def run(spec: dict, site: dict, folder: Path) -> dict:
+    """Search layer by layer, going on after the last one in the checkpoint; -> record."""
+    started = time.time()
+    torch.set_num_threads(spec["recipe"]["threads"])
+    layout.check(spec["setting"], {**spec["data"], "root": site["data_root"]})
+    where = device.choose(site["device"])
+    journal = Journal(folder / "journal.jsonl")
+    saved = checkpoints.Checkpoints(
+        folder / "checkpoints",
+        records.runs.spec_hash(spec),
+        lambda text: journal.write("note", text=text),
+    )
+    search = begin(spec, site, where)
+    if state := saved.load(where):
+        search.load_state_dict(state["search"])
+    while not search.done:
+        found = search.next_layer()
+        metrics = {"patches": len(found.patches), "error": found.error}
+        journal.write("layer", layer=1 + found.layer, layers=search.model.depth, metrics=metrics)
+        saved.save(len(search.found), {"search": search.state_dict()})
+    size = tuple(search.images.shape[1:])
+    results = {
+        **search.summary(),
+        "images": len(search.images),
+        "macs_g": macs.count(search.model, size) / 1e9,
+        "weights": checkpoints.save_weights(folder, search.model, spec),
+    }
+    journal.write("end")
+    seen = {"device": device.describe(where), "manifest": data.manifest_hash(site)}
+    return records.make(spec, results, started, **seen)
