@@ -121,6 +121,14 @@ class SlimVisionTransformer(VisionTransformer):
             before = set(wanted)
         self._index([[0, *sorted(1 + index for index in wanted)] for wanted in patches])
 
+    def set_input_size(self, *args: Any, **kwargs: Any) -> None:
+        """timm's method; each patch of the new grid is kept where the nearest old one was."""
+        before = self.patch_embed.grid_size
+        super().set_input_size(*args, **kwargs)
+        old = self.kept.unflatten(1, before).unsqueeze(1).float()
+        self.kept = F.interpolate(old, self.patch_embed.grid_size).flatten(1).bool()
+        _read_kept(self)
+
     def _index(self, present: list[list[int]]) -> None:
         """Write down the tokens (class token 0) of each layer, and where they stand before it."""
         self._present = present
@@ -190,8 +198,8 @@ class SlimVisionTransformer(VisionTransformer):
         raise NotImplementedError("PS-ViT drops tokens: there are no feature maps")
 
 
-def _read_kept(model: SlimVisionTransformer, _: Any) -> None:
-    """After loading weights: compute the patches that they say."""
+def _read_kept(model: SlimVisionTransformer, *_: Any) -> None:
+    """After loading weights or a change of grid: compute the patches that the mask says."""
     model.set_patches([layer.nonzero().flatten().tolist() for layer in model.kept.cpu()])
 
 

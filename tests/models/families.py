@@ -25,6 +25,7 @@ class Family(NamedTuple):
 
 
 DEIT = dict(img_size=32, patch_size=8, embed_dim=24, num_heads=3, depth=12, num_classes=5)
+PROFILE = [1, 1, 1, 0.9, 0.8, 0.7, 0.6, 0.6, 0.5, 0.3, 0.2, 0.15]  # PS-ViT's shares per layer
 LEVIT = dict(img_size=128, embed_dim=(16, 24, 32), key_dim=8, num_heads=(2, 2, 3), depth=(3, 2, 2),
              num_classes=5)  # fmt: skip
 LEVIT_BLOCKS = ("stages.0.blocks.0.attn.qkv.linear.weight", "stages.2.blocks.1.mlp.ln1.bn.weight")
@@ -42,6 +43,9 @@ FAMILIES = {
     "pooled_deit": Family(
         "pooled_deit_tiny_patch16_224", {**DEIT, "pooling": "conv"}, 32, 24, 5,
         maps=(4,) * 6 + (2,) * 6,
+    ),
+    "ps_deit": Family(
+        "ps_deit_tiny_patch16_224", {**DEIT, "keep_profile": PROFILE}, 32, 24, 3
     ),
     "svite_deit": Family("svite_deit_tiny_patch16_224", DEIT, 32, 24, 17, maps=(4,) * 12),
     "ia_red2_deit": Family(

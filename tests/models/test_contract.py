@@ -20,7 +20,7 @@ def test_all_names_are_registered():
     large = ["base_patch16_384", "small_patch16_384"]
     expected = [f"{kind}_deit_{s}" for kind in ("evo", "plain") for s in sizes + large]
     expected += ["ia_red2_deit_base_patch16_384"]
-    expected += [f"{kind}_deit_{size}" for kind in ("dynamic", "pooled", "svite", "ia_red2")
+    expected += [f"{kind}_deit_{size}" for kind in ("dynamic", "pooled", "ps", "svite", "ia_red2")
                  for size in sizes]  # fmt: skip
     levits = ("128s", "128", "192", "256", "384")
     expected += [f"{kind}_levit_{size}" for kind in ("evo", "plain") for size in levits]

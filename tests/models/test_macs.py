@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import baselines  # noqa: F401 (registers its models)
 import evovit  # noqa: F401
+from workflow.runs import Config
 
 WIDTH = {"tiny": 192, "small": 384, "base": 768}
 
@@ -70,6 +71,16 @@ def interpreted(width, profile, patches=196):
         total += (1 + present) * width**2
         present = int(share * patches)
         total += 4 * block(1 + present, width)
+    return total
+
+
+def slim(width, profile, patches=196):
+    """Keys and values of what the layer before computed, all else of what this one computes."""
+    total, before = frame(patches, width), 1 + patches
+    for share in profile:
+        present = 1 + int(share * patches)
+        total += 2 * before * width**2 + 10 * present * width**2 + 2 * present * before * width
+        before = present
     return total
 
 
@@ -204,12 +215,24 @@ def test_svite_as_deployed(size, heads, neurons):
 
 @pytest.mark.parametrize("size", WIDTH)
 def test_ia_red2_at_its_assumed_profile(size):
-    profile, width = [0.8, 0.64, 0.512], WIDTH[size]
-    model = build(f"ia_red2_deit_{size}_patch16_224", device="cpu", keep_profile=profile)
+    profile, width = Config.load().items["profiles"][f"ia_red2_deit_{size}"], WIDTH[size]
+    model = build(f"ia_red2_deit_{size}_patch16_224", device="cpu", **profile)
+    profile = profile["keep_profile"]
     assert counted(model, device="cpu") == interpreted(width, profile)
     if size == "base":  # what the profile was chosen by: printed images/s
         ratio = dense(196, width) / interpreted(width, profile)
         assert abs(ratio / (453 / 299) - 1) < 0.03
+
+
+@pytest.mark.parametrize(("size", "rates"), [("tiny", (3563, 2536)), ("small", (1308, 940)),
+                                             ("base", (445, 299))])  # fmt: skip
+def test_ps_vit_at_its_assumed_profile(size, rates):
+    """The profile of items.yaml was chosen by the printed images/s of PS-ViT and the baseline."""
+    profile, width = Config.load().items["profiles"][f"ps_deit_{size}"], WIDTH[size]
+    model = build(f"ps_deit_{size}_patch16_224", **profile)
+    form = slim(width, profile["keep_profile"])
+    assert counted(model) == form
+    assert abs(dense(196, width) / form / (rates[0] / rates[1]) - 1) < 0.03
 
 
 @pytest.mark.parametrize("pooling", ["average", "max", "conv"])

@@ -59,14 +59,30 @@ def test_changing_a_teacher_changes_its_students_spec(config):
     assert runs.spec_hash(runs.train_spec(edited, "demo", "evo_deit_tiny")) == same
 
 
+def test_a_search_stands_between_the_dense_model_and_the_training(config):
+    trained = runs.train_spec(config, "demo", "ps_deit_tiny")
+    searched = runs.search_spec(config, "demo", "ps_deit_tiny")
+    assert runs.needed_records(trained) == ["runs/ps_deit_tiny/search.json"]
+    assert runs.needed_records(searched) == ["runs/deit_tiny/train.json"]
+    assert searched["recipe"]["task_args"]["epsilon"] == 0.01
+    # longer fine-tuning needs no new search; another search does need new fine-tuning
+    edited = changed(config, "runs", "ps_deit_tiny", overrides={"epochs": 7})
+    assert runs.search_spec(edited, "demo", "ps_deit_tiny") == searched
+    edited = changed(config, "runs", "ps_deit_tiny", overrides={"search": {
+        "task": "baselines.psvit_search.TopDownSearch", "images": 9, "task_args": {}}})  # fmt: skip
+    assert runs.train_spec(edited, "demo", "ps_deit_tiny")["start"] != trained["start"]
+    assert runs.search_spec(config, "demo", "deit_tiny")["recipe"] is None
+
+
 def test_seeds_make_runs_of_their_own(config):
     edited = changed(config, "runs", "deit_tiny", seeds=[0, 1])
     edited = changed(edited, "runs", "dynamic_deit_tiny", seeds=[0, 1, 2])
     assert edited.split_run("deit_tiny-s1") == ("deit_tiny", 1)
     assert runs.train_spec(edited, "demo", "deit_tiny-s1")["seed"] == 1
     # a seed starts from the same seed's teacher, or from the first where there is none
-    assert runs.needed_runs(edited, "demo", "dynamic_deit_tiny-s1") == ["deit_tiny-s1"]
-    assert runs.needed_runs(edited, "demo", "dynamic_deit_tiny-s2") == ["deit_tiny"]
+    for run, needed in (("s1", "deit_tiny-s1"), ("s2", "deit_tiny")):
+        spec = runs.train_spec(edited, "demo", f"dynamic_deit_tiny-{run}")
+        assert runs.needed_records(spec) == [f"runs/{needed}/train.json"]
     with pytest.raises(KeyError):
         edited.split_run("deit_tiny-s7")
 
@@ -93,7 +109,9 @@ def test_throughput_measures_the_papers_size_in_every_setting(config):
     assert point["device"] in ("cpu", "cuda")
     spec = runs.throughput_spec(config, "deit_tiny", point)
     kwargs = {model["run"]: model["kwargs"] for model in spec["models"]}
-    assert kwargs.pop("ia_red2_deit_tiny") == {"keep_profile": [0.8, 0.64, 0.512]}
+    profiled = ["ps_deit_tiny", "ia_red2_deit_tiny"]
+    for run in profiled:
+        assert kwargs.pop(run) == config.items["profiles"][run]
     assert not any(kwargs.values())
-    assert [model["run"] for model in spec["models"] if "profile" in model] == ["ia_red2_deit_tiny"]
+    assert [model["run"] for model in spec["models"] if "profile" in model] == profiled
     assert "setting" not in spec

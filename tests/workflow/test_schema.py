@@ -69,6 +69,11 @@ CASES = {
         ),
         r"both called 'deit_tiny-s1'",
     ),
+    "a search on nothing": (
+        "runs",
+        lambda c: c["ps_deit_tiny"].pop("start"),
+        r"runs.yaml: ps_deit_tiny lacks the key 'start': its recipe searches on a trained model",
+    ),
     "unknown option": (
         "settings",
         lambda c: c["demo"]["throughput"].update(mode="fusd"),

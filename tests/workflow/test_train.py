@@ -106,7 +106,8 @@ def test_a_student_starts_from_its_trained_teacher(site, tiny_spec):
     student = tiny_spec("dynamic_deit_tiny", epochs=1)
     for role in ("start", "teacher"):
         student[role] = {
-            "run": "deit_tiny", "spec_hash": record["spec_hash"], "model": teacher["model"],
+            "run": "deit_tiny", "job": "train", "spec_hash": record["spec_hash"],
+            "model": teacher["model"],
         }  # fmt: skip
     task = build.build_task(student, site, torch.device("cpu"))
     dense = weights(attempt(site, "deit_tiny"))
@@ -118,7 +119,7 @@ def test_a_student_starts_from_its_trained_teacher(site, tiny_spec):
 def test_weights_that_the_record_does_not_name_are_refused(site, tiny_spec):
     spec = tiny_spec("deit_tiny", epochs=1)
     record = fit(spec, site, attempt(site, "deit_tiny"))
-    needed = {"run": "deit_tiny", "spec_hash": record["spec_hash"]}
+    needed = {"run": "deit_tiny", "job": "train", "spec_hash": record["spec_hash"]}
     assert checkpoints.final_weights(site, needed)
     with pytest.raises(checkpoints.WeightsError, match="now says"):
         checkpoints.final_weights(site, needed | {"spec_hash": "0" * 16})
@@ -173,6 +174,7 @@ def test_backbone_and_predictors_learn_at_their_own_rates(tiny_spec, site):
     del spec["start"]
     spec["teacher"] = {
         "run": "deit_tiny",
+        "job": "train",
         "spec_hash": runs.spec_hash(tiny_spec("deit_tiny", epochs=1)),
         "model": spec["model"] | {"name": "plain_deit_tiny_patch16_224"},
     }

@@ -1,0 +1,100 @@
+"""The search as a job: resumed to the same bits, and what the training makes of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from baselines.psvit_search import TopDownSearch
+from workflow import journal, records, runs
+from workflow.node import build, search, train
+from workflow.node.build import SpecError
+
+RUN = "ps_deit_tiny"
+
+
+@pytest.fixture
+def specs(config, tiny_spec, site) -> dict:
+    """The search's and the training's small specs, the dense model trained."""
+    dense = tiny_spec("deit_tiny", epochs=1)
+    folder = Path(site["root"]) / "runs" / "deit_tiny" / "attempts" / "1"
+    records.write_json(folder.parent.parent / "train.json", train.run(dense, site, folder))
+    model = dense["model"] | {"name": "ps_deit_tiny_patch16_224"}
+    searched = runs.search_spec(config, "demo", RUN) | {"model": model}
+    searched["start"] = runs.reference(dense)
+    searched["recipe"] |= {"images": 12, "threads": 1}
+    searched["recipe"]["task_args"] = {"epsilon": 1e-5, "granularity": 5, "steps": 2, "lr": 1e-3}
+    trained = tiny_spec(RUN, epochs=1) | {"model": model, "start": runs.reference(searched)}
+    return {"search": searched, "train": trained}
+
+
+def folder(site, number=1):
+    return Path(site["root"]) / "runs" / RUN / "search" / "attempts" / str(number)
+
+
+def publish(record, site):
+    records.write_json(Path(site["root"]) / "runs" / RUN / "search.json", record)
+    return record
+
+
+def test_a_search_killed_in_the_middle_ends_the_same(specs, site, monkeypatch):
+    whole = search.run(specs["search"], site, folder(site, 1))
+
+    class Killed(Exception):
+        pass
+
+    next_layer = TopDownSearch.next_layer
+
+    def killed_after_three(self):
+        if len(self.found) == 3:
+            raise Killed
+        return next_layer(self)
+
+    monkeypatch.setattr(TopDownSearch, "next_layer", killed_after_three)
+    with pytest.raises(Killed):
+        search.run(specs["search"], site, folder(site, 2))
+    monkeypatch.setattr(TopDownSearch, "next_layer", next_layer)
+    resumed = search.run(specs["search"], site, folder(site, 2))
+    for key in whole["results"].keys() - {"weights"}:
+        assert whole["results"][key] == resumed["results"][key]
+    assert whole["results"]["weights"]["sha256"]
+    first, second = (torch.load(folder(site, n) / "weights.pt") for n in (1, 2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    events = [event for event, _ in journal.read(folder(site, 2) / "journal.jsonl")]
+    assert [e["layer"] for e in events if e["event"] == "layer"] == list(range(11, 0, -1))
+
+
+def test_the_training_starts_from_what_was_found(specs, site):
+    found = publish(search.run(specs["search"], site, folder(site)), site)
+    assert found["results"]["weights"]["path"] == "search/attempts/1/weights.pt"
+    assert len(json.dumps(found)) < 20_000
+    task = build.build_task(specs["train"], site, torch.device("cpu"))
+    assert task.get_trainable_module().patches == found["results"]["patches"]
+    attempt = Path(site["root"]) / "runs" / RUN / "attempts" / "1"
+    record = train.run(specs["train"], site, attempt)
+    assert record["results"]["top1"] >= 0
+    kept = torch.load(attempt / "weights.pt")["kept"]
+    assert kept.sum(1).tolist() == found["results"]["counts"]
+
+
+def test_images_are_a_sample_of_the_training_split(specs, site):
+    first = search.begin(specs["search"], site, torch.device("cpu")).images
+    again = search.begin(specs["search"], site, torch.device("cpu")).images
+    other = search.begin(specs["search"] | {"seed": 1}, site, torch.device("cpu")).images
+    assert first.shape == (12, 3, 16, 16)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_model_without_sets_is_answered_with_a_sentence(specs, site):
+    spec = specs["search"]
+    spec["model"] = spec["start"]["model"]
+    with pytest.raises(SpecError, match=r"ps_deit_tiny, recipe psvit .* has no patch sets"):
+        search.begin(spec, site, torch.device("cpu"))
+
+
+def test_an_unknown_option_is_answered_with_a_sentence(specs, site):
+    specs["search"]["recipe"]["task_args"]["epsylon"] = 1
+    with pytest.raises(SpecError, match="unexpected keyword argument 'epsylon'"):
+        search.begin(specs["search"], site, torch.device("cpu"))
