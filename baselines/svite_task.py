@@ -9,7 +9,8 @@ from timm.task import ClassificationTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from .svite import GatedMlp, SparseVisionTransformer, UnitGate
+from .svite import SparseVisionTransformer
+from .svite_layers import Gate, GatedLinear
 
 
 class SViTETask(ClassificationTask):
@@ -75,21 +76,25 @@ class SViTETask(ClassificationTask):
 
 
 @torch.no_grad()
-def update(gate: UnitGate, layer: nn.Module, rate: float) -> None:
-    """Kill the least important units of a layer and regrow others.
+def update(gate: Gate, layer: nn.Module, rate: float) -> None:
+    """Kill a layer's least important units and regrow as many others.
 
     Heads die by the smallest |sum of output * gradient|, neurons by the smallest L1 norm of their
-    weights in both linear layers; what is regrown had the largest gradient behind its gate.
+    weights in both linear layers, weights by the smallest absolute value; what is regrown had the
+    largest gradient behind its gate. A regrown head or neuron has the weights it died with, a
+    regrown weight starts at zero.
     """
-    importance, growth = gate.taylor.clone(), gate.growth.clone()
-    if isinstance(layer, GatedMlp):
-        importance = layer.fc1.weight.abs().sum(1) + layer.fc2.weight.abs().sum(0)
+    importance, growth = layer.importance().flatten(), gate.growth.flatten()
     if dist.is_initialized():  # every process scored its own images
+        importance, growth = importance.clone(), growth.clone()
         for scores in (importance, growth):
             dist.all_reduce(scores)
-    alive = gate.alive.clone()
+    alive = gate.alive.flatten()
     count = min(math.ceil(rate * gate.kept), gate.units - gate.kept)
     killed = importance.masked_fill(~alive, torch.inf).argsort(stable=True)[:count]
     regrown = growth.masked_fill(alive, -torch.inf).argsort(descending=True, stable=True)[:count]
-    gate.alive[killed] = False
-    gate.alive[regrown] = True
+    after = alive.clone()
+    after[killed], after[regrown] = False, True
+    gate.alive.copy_(after.view_as(gate.alive))
+    if isinstance(layer, GatedLinear):
+        layer.begin_anew(regrown)

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch.testing import assert_close
 
-from baselines.svite import UnitGate
+from baselines.svite_layers import UnitGate
 from baselines.svite_task import SViTETask, update
 from tests.models import families
 
@@ -66,7 +66,9 @@ def scored(units, share, taylor, growth):
 
 def test_heads_die_by_output_times_gradient_and_are_regrown_by_gradient():
     gate = scored(6, 0.5, [3.0, 1.0, 2.0, 0.0, 0.0, 0.0], [9.0, 9.0, 9.0, 1.0, 3.0, 2.0])
-    update(gate, torch.nn.Identity(), rate=0.5)  # ceil(0.5 * 3) = 2
+    layer = families.build(KEY).blocks[0].attn
+    layer.gate_heads = gate
+    update(gate, layer, rate=0.5)  # ceil(0.5 * 3) = 2
     assert gate.alive.tolist() == [1, 0, 0, 0, 1, 1]
 
 
@@ -84,7 +86,9 @@ def test_neurons_die_by_the_norm_of_their_weights():
 
 def test_no_more_die_than_can_be_replaced():
     gate = scored(3, 0.7, [1.0, 2.0, 0.0], [0.0, 0.0, 0.5])
-    update(gate, torch.nn.Identity(), rate=1.0)
+    layer = families.build(KEY).blocks[0].attn
+    layer.gate_heads = gate
+    update(gate, layer, rate=1.0)
     assert gate.alive.tolist() == [0, 1, 1]
 
 
@@ -109,8 +113,59 @@ def test_scores_are_those_of_the_definitions():
         assert norm > 0  # also behind a closed gate
 
 
-def test_an_update_follows_the_first_step_of_an_epoch():
-    model = families.build(KEY)
+@pytest.fixture
+def unstructured():
+    return families.build(KEY, sparsity="unstructured", weight_ratio=0.25)
+
+
+def test_dead_weights_do_not_count_and_are_zero_when_deployed(unstructured):
+    images = families.images(KEY)
+    expected = unstructured.eval()(images)
+    dense = unstructured.deployed()
+    assert_close(dense(images), expected, rtol=0, atol=1e-6)
+    for block in dense.blocks:
+        for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+            assert type(linear) is torch.nn.Linear
+            assert (linear.weight != 0).sum() == round(0.25 * linear.weight.numel())
+    plain = timm.create_model("deit_tiny_patch16_224", **families.DEIT).eval()
+    plain.load_state_dict(dense.state_dict())
+    assert_close(plain(images), expected, rtol=0, atol=1e-6)
+
+
+def test_weights_die_by_size_and_are_regrown_by_gradient_from_zero(unstructured):
+    layer = unstructured.blocks[2].mlp.fc1
+    gate = layer.gate_weights
+    gate.growth.copy_(torch.rand(gate.growth.shape))
+    size, before = layer.weight.detach().abs(), gate.alive.clone()
+    smallest = size[before].sort().values[9]  # ten of them die
+    largest = gate.growth[~before].sort(descending=True).values[9]
+    update(gate, layer, rate=10 / gate.kept)
+    assert torch.equal(before & ~gate.alive, before & (size <= smallest))
+    regrown = gate.alive & ~before
+    assert torch.equal(regrown, ~before & (gate.growth >= largest))
+    assert regrown.sum() == 10
+    assert (layer.weight[regrown] == 0).all()
+
+
+def test_dead_weights_have_a_gradient_to_be_regrown_by(unstructured):
+    unstructured.double().set_collecting(True)
+    layer = unstructured.blocks[3].attn.proj
+    seen = {}
+
+    def keep(module, inputs, output):
+        output.retain_grad()
+        seen["in"], seen["out"] = inputs[0], output
+
+    layer.register_forward_hook(keep)
+    unstructured(families.images(KEY).double()).square().sum().backward()
+    gradient = seen["out"].grad.flatten(0, 1).T @ seen["in"].flatten(0, 1)
+    assert_close(layer.gate_weights.growth, gradient.detach().abs())
+    assert (layer.weight.grad[~layer.gate_weights.alive] == 0).all()
+
+
+@pytest.mark.parametrize("sparsity", ["structured", "unstructured"])
+def test_an_update_follows_the_first_step_of_an_epoch(sparsity):
+    model = families.build(KEY, sparsity=sparsity)
     task = SViTETask(model, criterion_kwargs=dict(smoothing=0.1), verbose=False).train()
     images, target = families.images(KEY), torch.tensor([0, 3])
     found = []
@@ -122,8 +177,8 @@ def test_an_update_follows_the_first_step_of_an_epoch():
     assert found[0] == found[1] == found[2] == found[3]  # nothing in epoch 0
     assert found[4] != found[3]
     assert found[5] == found[4]
-    kept = [sum(units) for units in found[0].values()]
-    assert [sum(units) for units in found[5].values()] == kept
+    for layer, units in found[5].items():
+        assert torch.tensor(units).sum() == torch.tensor(found[0][layer]).sum()
 
 
 def test_when_and_how_many():
@@ -161,10 +216,16 @@ def test_a_resumed_training_has_the_same_units():
         assert torch.equal(value, rest.state_dict()[key]), key
 
 
-@pytest.mark.parametrize("kwargs", [dict(head_ratio=0.1), dict(neuron_ratio=1.5)])
+@pytest.mark.parametrize("kwargs", [dict(head_ratio=0.1), dict(neuron_ratio=1.5),
+                                    dict(sparsity="unstructured", weight_ratio=0.0)])  # fmt: skip
 def test_shares_are_checked(kwargs):
     with pytest.raises(ValueError, match="it must leave one"):
         families.build(KEY, **kwargs)
+
+
+def test_an_unknown_sparsity_is_refused():
+    with pytest.raises(ValueError, match="is not one of structured, unstructured"):
+        families.build(KEY, sparsity="weights")
 
 
 @pytest.mark.parametrize("kwargs", [dict(rate=2.0), dict(until=-1.0), dict(updates=0)])
@@ -178,16 +239,18 @@ def test_other_models_have_nothing_to_move():
         SViTETask(families.build("plain_deit"), verbose=False)
 
 
-def test_a_plain_deit_loads():
+@pytest.mark.parametrize("sparsity", ["structured", "unstructured"])
+def test_a_plain_deit_loads(sparsity):
     dense = timm.create_model("deit_tiny_patch16_224", **families.DEIT)
-    model = families.build(KEY)
+    model = families.build(KEY, sparsity=sparsity)
     fresh = model.load_pretrained_dense(dense.state_dict())
     assert all(".gate_" in key for key in fresh)
     assert torch.equal(model.blocks[3].mlp.fc1.weight, dense.blocks[3].mlp.fc1.weight)
 
 
-def test_the_averaged_model_has_the_same_units():
-    model = families.build(KEY)
+@pytest.mark.parametrize("sparsity", ["structured", "unstructured"])
+def test_the_averaged_model_has_the_same_units(sparsity):
+    model = families.build(KEY, sparsity=sparsity)
     task = SViTETask(model, verbose=False)
     averaged = task.setup_ema(decay=0.9).module
     images, target = families.images(KEY), torch.tensor([0, 3])
