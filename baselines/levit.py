@@ -73,6 +73,28 @@ class PlainLevit(LevitDistilled):
         self._forget_gathered_biases()
         self.img_size = size
 
+    def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights under facebookresearch/LeViT's keys, under ours."""
+        places = []  # ours, in the authors' order: attention and MLP in turn
+        for number, stage in enumerate(self.stages):
+            here = f"stages.{number}"
+            if number > 0:
+                places += [f"{here}.downsample.attn_downsample", f"{here}.downsample.mlp"]
+            for block in range(len(stage.blocks)):
+                places += [f"{here}.blocks.{block}.attn", f"{here}.blocks.{block}.mlp"]
+        renamed = {}
+        for key, value in state_dict.items():
+            if key.endswith("attention_bias_idxs"):
+                continue
+            if (match := re.fullmatch(r"blocks\.(\d+)\.(.+)", key)) and int(match[1]) < len(places):
+                layer = match[2].removeprefix("m.")
+                layer = re.sub(r"^([02])\.", lambda m: f"ln{int(m[1]) // 2 + 1}.", layer)
+                layer = re.sub(r"^(q|proj)\.1\.", r"\1.ln.", layer)
+                key = f"{places[int(match[1])]}.{layer}"
+            key = re.sub(r"^patch_embed\.(\d+)\.", lambda m: f"stem.conv{int(m[1]) // 2 + 1}.", key)
+            renamed[re.sub(r"\.[cl]\.", ".linear.", key)] = value
+        return renamed
+
 
 def _checked(img_size: int | tuple[int, int]) -> tuple[int, int]:
     size = to_2tuple(img_size)
@@ -128,25 +150,7 @@ def load_official(model: PlainLevit, state_dict: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: listing every missing, unexpected or misshapen key; nothing is loaded then.
     """
-    places = []  # ours, in the authors' order: attention and MLP in turn
-    for number, stage in enumerate(model.stages):
-        here = f"stages.{number}"
-        if number > 0:
-            places += [f"{here}.downsample.attn_downsample", f"{here}.downsample.mlp"]
-        for block in range(len(stage.blocks)):
-            places += [f"{here}.blocks.{block}.attn", f"{here}.blocks.{block}.mlp"]
-    renamed = {}
-    for key, value in state_dict.items():
-        if key.endswith("attention_bias_idxs"):
-            continue
-        if (match := re.fullmatch(r"blocks\.(\d+)\.(.+)", key)) and int(match[1]) < len(places):
-            layer = match[2].removeprefix("m.")
-            layer = re.sub(r"^([02])\.", lambda m: f"ln{int(m[1]) // 2 + 1}.", layer)
-            layer = re.sub(r"^(q|proj)\.1\.", r"\1.ln.", layer)
-            key = f"{places[int(match[1])]}.{layer}"
-        key = re.sub(r"^patch_embed\.(\d+)\.", lambda m: f"stem.conv{int(m[1]) // 2 + 1}.", key)
-        renamed[re.sub(r"\.[cl]\.", ".linear.", key)] = value
-    load_exactly(model, renamed)
+    load_exactly(model, model.from_official(state_dict))
 
 
 CFG = dict(

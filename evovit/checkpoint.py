@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.models import load_state_dict
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -15,14 +16,13 @@ _logger = logging.getLogger(__name__)
 
 
 def load_file(path: str | Path) -> dict[str, Tensor]:
-    """State dict of a published file, read with ``weights_only``.
+    """State dict (raw weights, not averaged ones) of a published file, .safetensors or pickled.
 
     Files of the DeiT family also hold the training script's argparse.Namespace; nothing else
     beyond tensors is allowed.
     """
     with torch.serialization.safe_globals([argparse.Namespace]):
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    return content.get("model", content)
+        return load_state_dict(str(path), use_ema=False)
 
 
 def load_official(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:

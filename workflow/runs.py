@@ -17,6 +17,7 @@ import yaml
 
 CONFIG = Path(__file__).parent / "config"
 ROLES = ("start", "teacher")  # whose weights a run starts from, and learns from
+EVALUATED = ("name", "batch_size", "threads", "amp", "interpolation", "crop_pct")
 FILES = {name: CONFIG / f"{name}.yaml" for name in ("settings", "recipes", "runs", "items")}
 
 
@@ -153,11 +154,23 @@ def data_of(config: Config, setting: str) -> dict:
 
 
 def train_spec(config: Config, setting: str, run: str) -> dict:
-    """The spec of one training. Raises KeyError for a run that no row makes."""
+    """The spec of one training, or of what the setting gives a run instead (`checkpoints`).
+
+    Raises KeyError for a run that no row makes.
+    """
+    if given := config.settings[setting].get("checkpoints", {}).get(run):
+        return evaluate_spec(config, setting, run, given)
     spec = _run_spec(config, setting, run)
     if take_search(spec["recipe"]) is not None:
         spec["start"] = reference(search_spec(config, setting, run))
     return spec
+
+
+def evaluate_spec(config: Config, setting: str, run: str, checkpoint: dict) -> dict:
+    """The spec of the evaluation of a file of weights in a training's place."""
+    spec = {k: v for k, v in _run_spec(config, setting, run).items() if k not in ROLES}
+    recipe = {key: spec["recipe"][key] for key in EVALUATED}
+    return spec | {"kind": "evaluate", "recipe": recipe, "checkpoint": checkpoint}
 
 
 def search_spec(config: Config, setting: str, run: str) -> dict:
@@ -191,7 +204,7 @@ def reference(spec: dict) -> dict:
     """How another spec names the job of this one and its weights."""
     return {
         "run": spec["run"],
-        "job": spec["kind"],
+        "job": "search" if spec["kind"] == "search" else "train",
         "spec_hash": spec_hash(spec),
         "model": spec["model"],
     }

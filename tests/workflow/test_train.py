@@ -6,6 +6,7 @@ import torch
 from workflow import journal, records, runs
 from workflow.node import build, checkpoints, train
 from workflow.node.build import SpecError
+from workflow.node.precision import PrecisionError
 from workflow.node.train import TrainingError
 
 
@@ -147,7 +148,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence(site, tiny_spec)
 
 
 def test_fp16_on_a_cpu_is_refused(site, tiny_spec):
-    with pytest.raises(TrainingError, match="needs a GPU"):
+    with pytest.raises(PrecisionError, match="needs a GPU"):
         train.run(tiny_spec("deit_tiny", amp="fp16"), site, attempt(site, "deit_tiny"))
 
 

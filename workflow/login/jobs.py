@@ -16,6 +16,7 @@ from workflow import locks, records
 
 MODULES = {
     "data": "workflow.node.data",
+    "evaluate": "workflow.node.evaluate",
     "preflight": "workflow.node.preflight",
     "search": "workflow.node.search",
     "train": "workflow.node.train",

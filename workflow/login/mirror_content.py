@@ -17,8 +17,9 @@ from workflow import journal, runs
 from workflow.login import executors
 from workflow.login.attempts import Attempt
 
-SHOWN = ("model", "data", "recipe", "start", "teacher")
+SHOWN = ("model", "data", "recipe", "start", "teacher", "checkpoint")
 POINT = ("section", "device", "mode", "precision", "batch_size", "threads", "rounds")
+RUNS = ("train", "evaluate")
 STEPS = ("epoch", "layer")  # events of a journal that carry metrics
 FINAL = ("top1", "top5", "val_loss", "loss", "ema_top1")
 AS_THEY_ARE = ("best_top1", "best_epoch", "val_images")
@@ -159,7 +160,7 @@ def describe_attempt(root: Path, source: Source, config: runs.Config) -> Content
     content.points = list(journal_points(attempt.journal))
     if record:
         content.points += record_points(record, content.ended_ms)
-        logs = [folder / f"{spec['kind']}.log"]
+        logs = folder.glob("*.log")
         files = [source.path / "spec.json", attempt.record, *logs]
         content.artifacts = [path for path in files if path.exists()]
     return content
@@ -167,7 +168,7 @@ def describe_attempt(root: Path, source: Source, config: runs.Config) -> Content
 
 def display_name(spec: dict, folder: Path) -> str:
     """The run's name; of what belongs to a run or a section, with that before it."""
-    if spec["kind"] == "train":
+    if spec["kind"] in RUNS:
         return spec["run"]
     return f"{spec.get('run') or spec['section']}/{folder.name}"
 
@@ -207,7 +208,7 @@ def journal_points(path: Path) -> Iterator[Point]:
 def record_points(record: dict, time_ms: int) -> list[Point]:
     """The record's single numbers."""
     results, step = record["results"], record["results"].get("epochs", 0)
-    if record["kind"] == "train":
+    if record["kind"] in RUNS:
         found = {f"final_{key}": results.get(key) for key in FINAL}
         found |= {key: results.get(key) for key in AS_THEY_ARE}
         found["total_train_s"] = results.get("train_s")  # `train_s` is each epoch's

@@ -91,6 +91,8 @@ def check_names(config: Config, files: dict[str, Path], keys: set[str]) -> None:
             )
         for section in setting["measure"]:
             known(files["settings"], f"{name}.measure", section, config.items["sections"])
+        for run in setting.get("checkpoints", {}):
+            known(files["settings"], f"{name}.checkpoints", run, config.runs)
         for recipe in setting.get("recipes", {}):
             known(files["settings"], f"{name}.recipes", recipe, config.recipes)
     check_seeds(config, files["runs"])

@@ -5,6 +5,7 @@
 
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 from snakemake.cli import get_argument_parser
 
@@ -70,17 +71,27 @@ def begin(workflow, stack: ExitStack, argv: list[str] | None = None) -> Plan:
         return plan  # reads what is there, also while another snakemake works
     for setting in plan.settings_asked_for(options.targets):
         data = config.settings[setting]["data"]
-        if data["name"] == "digits":
-            continue  # written by the workflow itself
         try:
-            layout.check(setting, data)
+            if data["name"] != "digits":  # written by the workflow itself
+                layout.check(setting, data)
         except layout.DataError as error:
             sys.exit(str(error))
+        check_checkpoints(setting, config.settings[setting].get("checkpoints", {}))
     try:
         stack.enter_context(locks.exclusive(LOCK))
     except locks.Held as error:
         sys.exit(f"Another snakemake works in this folder ({error}); wait for it, or end it.")
     return plan
+
+
+def check_checkpoints(setting: str, given: dict) -> None:
+    """The files that stand in for trainings are there; the node checks what is in them."""
+    for run, checkpoint in given.items():
+        if not Path(checkpoint["file"]).is_file():
+            sys.exit(
+                f"No file {checkpoint['file']} (workflow/config/settings.yaml, "
+                f"{setting}.checkpoints.{run}); download it there, or correct the path."
+            )
 
 
 def check_profile(default_resources) -> None:

@@ -8,6 +8,7 @@ from zipfile import BadZipFile
 import torch
 from torch import nn
 
+from evovit.checkpoint import load_exactly, load_file
 from workflow import records
 
 KEPT = 2
@@ -88,6 +89,29 @@ def final_weights(site: dict, needed: dict) -> dict[str, torch.Tensor]:
             f"{path} is missing or not the file that {source} names; make {source} again."
         )
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_given(model: nn.Module, spec: dict) -> None:
+    """Load the file that the spec names: our own, timm's, or the authors' keys.
+
+    Raises WeightsError unless it is the file of that sha256 and every key fits.
+    """
+    path, named = Path(spec["checkpoint"]["file"]), spec["checkpoint"]["sha256"]
+    place = f"settings.yaml, {spec['setting']}.checkpoints.{spec['run']}"
+    if not path.is_file():
+        raise WeightsError(f"{path} ({place}) is missing; download it, or correct the path.")
+    if (found := records.sha256(path)) != named:
+        raise WeightsError(f"{path} has the sha256 {found}, but {place} says {named}.")
+    try:
+        weights = load_file(path)
+        if hasattr(model, "from_official") and not weights.keys() <= model.state_dict().keys():
+            weights = model.from_official(weights)
+        load_exactly(model, weights, fresh=("_extra_state",))
+    except UNREADABLE as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        shown = reason if len(reason) < 400 else f"{reason[:400]} ..."
+        name = spec["model"]["name"]
+        raise WeightsError(f"{path} ({place}) does not fit {name}: {shown}") from None
 
 
 def save_weights(folder: Path, model: nn.Module, spec: dict) -> dict:

@@ -6,7 +6,6 @@ in which they are called, the journal and the checkpoints.
 
 import math
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ from timm.utils import dispatch_clip_grad, unwrap_model
 
 from workflow import layout, records
 from workflow.journal import Journal
-from workflow.node import build, data, device, place
+from workflow.node import build, data, device, evaluate, place, precision
 from workflow.node.checkpoints import Checkpoints, save_weights
 from workflow.node.place import Place
 
@@ -56,7 +55,7 @@ class Training:
             step_on_epochs=False,
             updates_per_epoch=self.sampler.steps,
         )
-        self.autocast, self.scaler = make_precision(recipe["amp"], where.device)
+        self.autocast, self.scaler = precision.make(recipe["amp"], where.device)
         if recipe["ema"] is not None:
             self.task.setup_ema(decay=recipe["ema"])
         if where.distributed:
@@ -145,18 +144,13 @@ class Training:
         self.task.update_ema(step=update)
         return {name: value for name, value in result.items() if name != "output"}
 
-    @torch.inference_mode()
     def evaluate(self, ema: bool = False) -> dict[str, float]:
         """{"val_loss", "top1", "top5"} in percent over the whole validation split."""
         # DDP would synchronise buffers for every batch, and ranks may have unequal numbers of them
         module = unwrap_model(self.task.get_eval_model(ema=ema)).eval()
         evaluator = self.task.create_evaluator()
-        for images, target in self.val_loader:
-            with self.autocast():
-                output = module(images)
-            evaluator.update(output, target)
-        found = evaluator.compute(distributed=self.where.distributed)
-        return {"val_loss": found["loss"], "top1": found["top1"], "top5": found["top5"]}
+        distributed = self.where.distributed
+        return evaluate.accuracy(module, self.val_loader, evaluator, self.autocast, distributed)
 
     def note(self, event: str, **values) -> None:
         if self.journal is not None:
@@ -187,19 +181,6 @@ def make_optimizer(task: TrainingTask, recipe: dict) -> torch.optim.Optimizer:
         weight_decay=recipe["weight_decay"],
         param_group_fn=groups and (lambda _: groups(recipe["weight_decay"])),
     )
-
-
-def make_precision(amp: str | None, where: torch.device):
-    """(a context factory for forward passes, a gradient scaler that does nothing unless fp16)."""
-    if amp == "fp16" and where.type != "cuda":
-        raise TrainingError(
-            "`amp: fp16` needs a GPU; set `amp: bf16` or `amp: null` in the recipe."
-        )
-    scaler = torch.amp.GradScaler(where.type, enabled=amp == "fp16")
-    if amp is None:
-        return nullcontext, scaler
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[amp]
-    return lambda: torch.autocast(where.type, dtype), scaler
 
 
 def summarise(metrics: list[dict], epochs: int) -> dict:

@@ -170,6 +170,8 @@ def describe_training(record: dict, config: Config) -> str:
     if shrunk and "img_size" in spec["model"]["kwargs"]:
         kwargs = spec["model"]["kwargs"]
         size += f" at {kwargs['img_size']} px, width {kwargs.get('embed_dim')}"
+    if spec["kind"] == "evaluate":
+        size += f" with the weights of {Path(spec['checkpoint']['file']).name}"
     return f"{size} on {spec['data']['name']}, {results['val_images']} validation images"
 
 

@@ -1,0 +1,61 @@
+"""Evaluation: weights from a file -> a record like a training's, so that others may start from it.
+
+What a run is given instead of a training is named in settings.yaml (`checkpoints`).
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from timm.data import resolve_model_data_config
+from timm.task import ClassificationEvaluator
+from torch import nn
+
+from workflow import layout, records
+from workflow.journal import Journal
+from workflow.node import build, checkpoints, data, device, place, precision
+
+
+@torch.inference_mode()
+def accuracy(
+    module: nn.Module,
+    loader,
+    evaluator: ClassificationEvaluator,
+    autocast: Callable[[], AbstractContextManager],
+    distributed: bool,
+) -> dict[str, float]:
+    """{"val_loss", "top1", "top5"} in percent over all of the loader's images, on all ranks."""
+    for images, target in loader:
+        with autocast():
+            output = module(images)
+        evaluator.update(output, target)
+    found = evaluator.compute(distributed=distributed)
+    return {"val_loss": found["loss"], "top1": found["top1"], "top5": found["top5"]}
+
+
+def run(spec: dict, site: dict, folder: Path) -> dict | None:
+    """Load, evaluate and keep a copy of the weights; -> the record on rank 0, None elsewhere."""
+    started = time.time()
+    recipe = spec["recipe"]
+    torch.set_num_threads(recipe["threads"])
+    layout.check(spec["setting"], {**spec["data"], "root": site["data_root"]})
+    where = place.join(site["device"])
+    model = build.build_model(spec["model"])
+    checkpoints.load_given(model, spec)
+    model.to(where.device).eval()
+    config = resolve_model_data_config(model)
+    config["input_size"] = (3, *build.image_size(model))
+    loader = data.eval_loader(spec["data"], site, recipe, config, where)
+    autocast, _ = precision.make(recipe["amp"], where.device)
+    evaluator = ClassificationEvaluator(device=where.device)
+    results = accuracy(model, loader, evaluator, autocast, where.distributed)
+    place.leave(where)
+    if not where.first:
+        return None
+    results["weights"] = checkpoints.save_weights(folder, model, spec)
+    results["val_images"] = len(loader.loader.dataset)
+    Journal(folder / "journal.jsonl").write("end")
+    seen = {"device": device.describe(where.device), "manifest": data.manifest_hash(site)}
+    return records.make(spec, results, started, world_size=where.world_size, **seen)

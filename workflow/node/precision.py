@@ -1,0 +1,23 @@
+"""Mixed precision for forward passes and for the gradients of fp16."""
+
+from contextlib import nullcontext
+
+import torch
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class PrecisionError(ValueError):
+    """A precision that this device does not have; says what to set."""
+
+
+def make(amp: str | None, where: torch.device):
+    """(a context factory for forward passes, a gradient scaler that does nothing unless fp16)."""
+    if amp == "fp16" and where.type != "cuda":
+        raise PrecisionError(
+            "`amp: fp16` needs a GPU; set `amp: bf16` or `amp: null` in the recipe."
+        )
+    scaler = torch.amp.GradScaler(where.type, enabled=amp == "fp16")
+    if amp is None:
+        return nullcontext, scaler
+    return lambda: torch.autocast(where.type, DTYPES[amp]), scaler
