@@ -13,7 +13,7 @@ print(
 )
 assert baseline["top1"] >= 93, "the baseline is below 93 %"
 assert evo["top1"] >= baseline["top1"] - 3, "Evo-ViT is more than 3 points below the baseline"
-for method in ("SViTE", "IA-RED2"):
+for method in ("PS-ViT", "SViTE", "IA-RED2"):
     print(f"{method} {tiny.loc[method]['top1']:.2f} %")
     assert tiny.loc[method]["top1"] >= baseline["top1"] - 6, f"{method} is 6 points below"
 if unsteady or evo["speedup_pct"] < 35:

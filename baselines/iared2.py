@@ -51,6 +51,8 @@ class InterpretedVisionTransformer(VisionTransformer):
         ValueError: for groups that are not the blocks, or a profile that rises or leaves nothing.
     """
 
+    cost_varies = True  # from image to image
+
     def __init__(
         self,
         *args: Any,

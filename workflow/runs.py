@@ -213,26 +213,39 @@ def reference(spec: dict) -> dict:
 def needed_records(spec: dict) -> list[str]:
     """The records, below the setting's results, of the jobs whose weights this one needs."""
     needed = [spec[role] for role in ROLES if role in spec]
+    needed += [model["weights"] for model in spec.get("models", []) if "weights" in model]
     return list(dict.fromkeys(f"runs/{one['run']}/{one['job']}.json" for one in needed))
 
 
-def throughput_spec(config: Config, section: str, point: dict) -> dict:
+def throughput_spec(config: Config, setting: str, section: str, point: dict) -> dict:
     """The spec of one measurement: the section's models at the paper's size, one device and mode.
 
-    `point` holds device, mode, precision, batch_size (images), threads and rounds.
+    `point` holds device, mode, precision, batch_size (images), threads and rounds. Rows whose speed
+    depends on weights have those of their training, on real images, or a declared profile.
     """
+    trained = config.settings[setting]["throughput"]["weights"] == "trained"
     models = []
     for row in config.items["sections"][section]:
         model = {"run": row, **model_of(config, row)}
-        if profile := config.items["profiles"].get(row):  # stands for weights that are not there
+        profile = config.items["profiles"].get(row)
+        if profile and trained:
+            training = train_spec(config, setting, row)
+            model |= training["model"] | {"weights": reference(training)}
+        elif profile:
             model |= {"kwargs": model["kwargs"] | profile, "profile": "assumed"}
         models.append(model)
-    return {"kind": "throughput", "section": section, "models": models, **point}
+    spec = {"kind": "throughput", "section": section, "models": models, **point}
+    if any("weights" in model for model in models):
+        recipe = recipe_of(config, setting, config.items["sections"][section][0])
+        shown = {key: recipe[key] for key in ("interpolation", "crop_pct")}
+        spec["images"] = {"data": data_of(config, setting), **shown}
+    return spec
 
 
 def throughput_point(config: Config, setting: str) -> dict:
     """The point of measurement that the setting's tables show; "auto" is this machine's device."""
     point = dict(config.settings[setting]["throughput"])
+    del point["weights"]
     if point["device"] == "auto":
         point["device"] = "cuda" if gpu_is_here() else "cpu"
     return point

@@ -107,7 +107,7 @@ def test_a_name_given_twice_is_an_error_with_its_line(tmp_path):
 def test_throughput_measures_the_papers_size_in_every_setting(config):
     point = runs.throughput_point(config, "demo")
     assert point["device"] in ("cpu", "cuda")
-    spec = runs.throughput_spec(config, "deit_tiny", point)
+    spec = runs.throughput_spec(config, "demo", "deit_tiny", point)
     kwargs = {model["run"]: model["kwargs"] for model in spec["models"]}
     profiled = ["ps_deit_tiny", "ia_red2_deit_tiny"]
     for run in profiled:
@@ -115,3 +115,17 @@ def test_throughput_measures_the_papers_size_in_every_setting(config):
     assert not any(kwargs.values())
     assert [model["run"] for model in spec["models"] if "profile" in model] == profiled
     assert "setting" not in spec
+
+
+def test_after_training_the_weights_are_measured_that_decide_the_speed(config):
+    spec = runs.throughput_spec(config, "imagenet", "deit_tiny", {"batch_size": 256})
+    trained = {model["run"]: model["weights"] for model in spec["models"] if "weights" in model}
+    assert list(trained) == ["ps_deit_tiny", "ia_red2_deit_tiny"]
+    for run, needed in trained.items():
+        assert needed["spec_hash"] == runs.spec_hash(runs.train_spec(config, "imagenet", run))
+    assert runs.needed_records(spec) == [f"runs/{run}/train.json" for run in trained]
+    assert not any("profile" in model for model in spec["models"])
+    assert spec["images"]["data"]["name"] == "imagenet"
+    demo = runs.throughput_spec(config, "demo", "deit_tiny", {"batch_size": 256})
+    assert "images" not in demo
+    assert runs.needed_records(demo) == []

@@ -16,7 +16,7 @@ ISSUE_COLUMNS = (
     "method backbone resolution top1 top1_paper throughput throughput_paper speedup_pct "
     "speedup_pct_paper macs_g params_m batch_size precision mode device seeds source flags run"
 )
-NUMBERS = {"macs_g": 1.0, "params_m": 5.0, "resolution": 224}
+NUMBERS = {"macs_g": 1.0, "params_m": 5.0, "resolution": 224, "weights": "random"}
 NUMBERS |= {"speedup": 1.5, "speedup_quartiles": [1.48, 1.52]}
 
 
@@ -35,7 +35,8 @@ def demo(tmp_path, monkeypatch, config):
     return write
 
 
-ALL = ("deit_tiny", "dynamic_deit_tiny", "svite_deit_tiny", "ia_red2_deit_tiny", "evo_deit_tiny")
+ALL = ("deit_tiny", "ps_deit_tiny", "dynamic_deit_tiny", "svite_deit_tiny", "ia_red2_deit_tiny",
+       "evo_deit_tiny")  # fmt: skip
 
 
 def compiled(config, partial=False) -> pd.DataFrame:
@@ -62,7 +63,7 @@ def test_what_was_not_measured_carries_the_printed_numbers_and_nothing_else(conf
     measured = [c for c in ISSUE_COLUMNS.split() if not c.endswith("_paper")]
     measured = set(measured) - {"method", "backbone", "resolution", "source", "flags"}
     frame = compiled(config, partial=True)
-    for backbone, name in (("DeiT-T", "PS-ViT"), ("DeiT-B", "IA-RED2")):
+    for backbone, name in (("DeiT-S", "PS-ViT"), ("DeiT-B", "IA-RED2")):
         quoted = row(frame, backbone, name)
         assert quoted["source"] == "paper"
         assert quoted[sorted(measured)].isna().all()
@@ -90,8 +91,8 @@ class TestWithThroughput:
         self.demo, self.config = demo, config
         demo(*ALL)
         point = runs.throughput_point(config, "demo")
-        spec = runs.throughput_spec(config, "deit_tiny", point)
-        rates = (100.0, 150.0, 140.0, 130.0, 152.5)
+        spec = runs.throughput_spec(config, "demo", "deit_tiny", point)
+        rates = (100.0, 120.0, 150.0, 140.0, 130.0, 152.5)
         methods = [
             {"run": name, "images_per_s": rate, **NUMBERS}
             for name, rate in zip(ALL, rates, strict=True)
@@ -112,6 +113,16 @@ class TestWithThroughput:
         assert "top1: a reduced model at" in source
         assert "on digits, 599 validation images" in source
         assert "throughput, macs_g, params_m: the paper's model at full size" in source
+
+    def test_macs_that_vary_are_a_mean_and_trained_weights_are_named(self):
+        record = records.read(self.path)
+        method = next(m for m in record["results"]["methods"] if m["run"] == "ia_red2_deit_tiny")
+        spread = {"mean_g": 1.0, "sd_g": 0.0312, "images": 256}
+        method |= {"weights": "trained", "macs_per_image": spread}
+        records.write_json(self.path, record)
+        source = row(compiled(self.config), "DeiT-T", "IA-RED2")["source"]
+        assert "the paper's model at full size, trained weights, 224 px" in source
+        assert "macs_g: mean of 256 images, sd 0.031" in source
 
     def test_a_record_of_an_old_spec_is_refused_and_partial_leaves_it_out(self):
         path = "results/demo/runs/evo_deit_tiny/train.json"

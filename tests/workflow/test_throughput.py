@@ -9,8 +9,11 @@ import pytest
 import timm
 import torch
 
-from workflow import records
-from workflow.node import device, macs, throughput
+from tests.models import families
+from workflow import records, runs
+from workflow.layout import DataError
+from workflow.node import device, macs, throughput, train
+from workflow.node.checkpoints import WeightsError
 from workflow.node.throughput import MeasurementError
 
 SIZE = {"img_size": 32, "embed_dim": 24, "num_classes": 10}
@@ -81,6 +84,62 @@ def test_the_ratio_is_taken_within_rounds():
     assert found["images_per_s"] == 6.0
     assert found["speedup"] == 2.0
     assert found["speedup_quartiles"] == [2.0, 2.0]
+
+
+@pytest.fixture
+def weighted(tiny_spec, site, short_rounds) -> dict:
+    """A measurement of IA-RED2 and PS-ViT with trained weights, on real images."""
+    models = []
+    for run in ("deit_tiny", "ia_red2_deit_tiny", "ps_deit_tiny"):
+        training = tiny_spec(run, epochs=1)
+        training.pop("start", None)
+        folder = Path(site["root"]) / "runs" / run / "attempts" / "1"
+        records.write_json(folder.parent.parent / "train.json", train.run(training, site, folder))
+        models.append({"run": run, **training["model"], "weights": runs.reference(training)})
+    del models[0]["weights"]
+    images = {"data": training["data"], "interpolation": "bicubic", "crop_pct": 1.0}
+    return spec(models=models, images=images, batch_size=4)
+
+
+def test_trained_weights_are_measured_on_named_images(weighted, site):
+    found = throughput.measure_section(weighted, site)
+    assert found["images"] == ["0/0.png", "2/1.png", "5/0.png", "7/1.png"]  # of 20, spread
+    dense, interpreted, slim = found["methods"]
+    assert [m["weights"] for m in found["methods"]] == ["random", "trained", "trained"]
+    assert "macs_per_image" not in dense
+    assert interpreted["macs_per_image"]["images"] == 4
+    assert interpreted["macs_g"] == interpreted["macs_per_image"]["mean_g"]
+    assert slim["macs_per_image"]["sd_g"] == 0  # the same for every image
+    assert slim["macs_g"] == pytest.approx(dense["macs_g"])  # nothing was searched
+
+
+def test_weights_that_are_not_there_are_no_measurement(weighted, site):
+    with pytest.raises(MeasurementError, match="ia_red2_deit_tiny needs its trained weights"):
+        throughput.measure_section(weighted)
+    (Path(site["root"]) / "runs/ps_deit_tiny/train.json").unlink()
+    with pytest.raises(WeightsError, match=r"ps_deit_tiny/train.json is missing"):
+        throughput.measure_section(weighted, site)
+
+
+def test_too_few_images_are_no_measurement(weighted, site):
+    with pytest.raises(DataError, match="has 20 images, but a batch of 21"):
+        throughput.measure_section(weighted | {"batch_size": 21}, site)
+
+
+def test_macs_are_counted_image_by_image():
+    """The first image keeps all patches and the second none, whoever stands beside it."""
+    model, images, here = families.build("ia_red2_deit").eval(), families.images("ia_red2_deit"), {}
+
+    def look(module, inputs):
+        here["first"] = bool((inputs[0][0] == images[0]).all())
+
+    model.register_forward_pre_hook(look)
+    model.choose = lambda group, scores, kept: kept & here["first"]
+    alone = [macs.per_image(model, image[None])["mean_g"] for image in images]
+    assert alone[1] < 0.5 * alone[0]
+    both = macs.per_image(model, images)
+    assert both["mean_g"] == pytest.approx(sum(alone) / 2)
+    assert both["sd_g"] == pytest.approx(abs(alone[0] - alone[1]) / 2**0.5)
 
 
 def test_fp16_on_a_cpu_is_refused():

@@ -148,7 +148,7 @@ def test_a_finished_run_has_its_numbers_and_files_and_is_left_alone(root, mirror
 
 def test_a_measurement_shows_each_model(root, mirror, config):
     point = {"device": "cpu", "mode": "fused", "precision": "fp32", "batch_size": 32}
-    spec = runs.throughput_spec(config, "deit_tiny", {**point, "threads": 2, "rounds": 5})
+    spec = runs.throughput_spec(config, "demo", "deit_tiny", {**point, "threads": 2, "rounds": 5})
     folder = root / "results/demo/throughput/deit_tiny/cpu-fused-fp32-b32/attempts/1"
     runs.write_spec(folder / "spec.json", spec)
     method = {"images_per_s": 20.0, "speedup": 1.5, "macs_g": 0.7, "params_m": 5.9}

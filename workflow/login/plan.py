@@ -94,13 +94,15 @@ class Plan:
     def throughput_inputs(self, wildcards) -> dict:
         root = wildcards.root
         wanted = {key: getattr(wildcards, key) for key in ("device", "mode", "precision")}
-        point = runs.throughput_point(self.config, self.config.setting_of(root))
+        setting = self.config.setting_of(root)
+        point = runs.throughput_point(self.config, setting)
         point |= {**wanted, "batch_size": int(wildcards.batch)}
         record = runs.throughput_path(root, wildcards.section, point)
-        spec = runs.throughput_spec(self.config, wildcards.section, point)
+        spec = runs.throughput_spec(self.config, setting, wildcards.section, point)
+        first = [f"{root}/{name}" for name in ("preflight.json", *runs.needed_records(spec))]
         return {
             "spec": runs.write_spec(Path(record).with_suffix("") / "spec.json", spec),
-            "first": for_order([f"{root}/preflight.json"], record, spec),
+            "first": for_order(first, record, spec),
         }
 
     def data_spec(self, wildcards) -> str:

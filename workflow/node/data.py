@@ -162,6 +162,26 @@ def sample(
     return torch.cat([images for images, _ in loader])
 
 
+def named_images(
+    images: dict, site: dict, model_cfg: dict, count: int, device
+) -> tuple[torch.Tensor, list[str]]:
+    """Validation images (count, 3, H, W), evenly spaced over the split, and their paths in it.
+
+    Raises DataError if there are fewer.
+    """
+    split = images["data"]["val"]
+    dataset = eval_dataset(site, split, images, model_cfg)
+    if len(dataset) < count:
+        raise DataError(
+            f"{site['data_root']}/{split} has {len(dataset)} images, but a batch of {count} is to "
+            "be timed; lower `throughput.batch_size` in workflow/config/settings.yaml."
+        )
+    spaced = [index * len(dataset) // count for index in range(count)]
+    loader = plain_loader(dataset, spaced, min(count, 256), site, model_cfg, device)
+    names = [str(dataset.filename(index)) for index in spaced]
+    return torch.cat([batch for batch, _ in loader]), names
+
+
 def eval_dataset(site: dict, split: str, recipe: dict, model_cfg: dict) -> StrictImageDataset:
     """A split with the transforms of evaluation: resize, centre crop."""
     transform = create_transform(

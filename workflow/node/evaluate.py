@@ -56,6 +56,8 @@ def run(spec: dict, site: dict, folder: Path) -> dict | None:
         return None
     results["weights"] = checkpoints.save_weights(folder, model, spec)
     results["val_images"] = len(loader.loader.dataset)
-    Journal(folder / "journal.jsonl").write("end")
+    journal = Journal(folder / "journal.jsonl")
+    journal.write("note", text=f"{spec['checkpoint']['file']}: top-1 {results['top1']:.2f} %")
+    journal.write("end")
     seen = {"device": device.describe(where.device), "manifest": data.manifest_hash(site)}
     return records.make(spec, results, started, world_size=where.world_size, **seen)

@@ -17,16 +17,19 @@ import time
 from pathlib import Path
 
 import torch
-from torch import nn
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
 
 from workflow import records
-from workflow.node import build, device, macs
+from workflow.node import build, checkpoints, data, device, macs
 
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
     "MALLOC_TRIM_THRESHOLD_": "16000000000",
 }
 FAULT = ".fault"  # beside the output: why there is none
+IMAGENET = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+UNUSABLE = (checkpoints.WeightsError, data.DataError)
 WARM_UP_PASSES = 2
 ROUND_S = 1.0  # each model's share of a round is at least one pass and about this long
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -36,13 +39,19 @@ class MeasurementError(RuntimeError):
     """A measurement can't be made or can't be trusted; the message says which and why."""
 
 
-def prepare(model: dict, spec: dict, where: torch.device) -> nn.Module:
+def prepare(model: dict, spec: dict, where: torch.device, site: dict | None = None) -> nn.Module:
     """The model as it runs for inference, with attention as the mode has it.
 
     A model that is rebuilt after its training says so with a `deployed` method. `paper` multiplies
-    queries and keys into an attention matrix, as in 2021; `fused` does not.
+    queries and keys into an attention matrix, as in 2021; `fused` does not. `site` is needed where
+    the model has the weights of a training.
     """
-    module = build.build_model(model).eval().to(where)
+    module = build.build_model(model)
+    if "weights" in model:
+        if site is None:
+            raise MeasurementError(f"{model['run']} needs its trained weights: give --site.")
+        module.load_state_dict(checkpoints.final_weights(site, model["weights"]))
+    module = module.eval().to(where)
     if hasattr(module, "deployed"):
         module = module.deployed()
     for part in module.modules():
@@ -106,7 +115,23 @@ def forward_only(spec: dict, where: torch.device) -> contextlib.ExitStack:
     return stack
 
 
-def measure_section(spec: dict) -> dict:
+def make_inputs(
+    modules: list[nn.Module], spec: dict, site: dict | None, where: torch.device
+) -> tuple[list[Tensor], list[str] | None]:
+    """Each model's batch, and the images' names: real ones where weights are, else noise."""
+    names, sizes = None, {}
+    for size in {build.image_size(module) for module in modules}:
+        if "images" in spec:
+            config = {**IMAGENET, "input_size": (3, *size)}
+            sizes[size], names = data.named_images(
+                spec["images"], site, config, spec["batch_size"], where
+            )
+        else:
+            sizes[size] = torch.randn(spec["batch_size"], 3, *size, device=where)
+    return [sizes[build.image_size(module)] for module in modules], names
+
+
+def measure_section(spec: dict, site: dict | None = None) -> dict:
     """Build and time every model of the section; -> the record's results."""
     if spec["precision"] == "fp16" and spec["device"] == "cpu":
         raise MeasurementError("fp16 needs a GPU; set `precision: bf16` or `fp32`.")
@@ -115,11 +140,8 @@ def measure_section(spec: dict) -> dict:
     torch.backends.cudnn.allow_tf32 = False
     torch.manual_seed(0)
     where = device.choose(spec["device"])
-    modules = [prepare(model, spec, where) for model in spec["models"]]
-    inputs = [
-        torch.randn(spec["batch_size"], 3, *build.image_size(module), device=where)
-        for module in modules
-    ]
+    modules = [prepare(model, spec, where, site) for model in spec["models"]]
+    inputs, names = make_inputs(modules, spec, site, where)
     with forward_only(spec, where):
         rates = measure(modules, inputs, spec, where)
     methods = []
@@ -129,13 +151,23 @@ def measure_section(spec: dict) -> dict:
                 "run": model["run"],
                 "model": model["name"],
                 "profile": model.get("profile"),
+                "weights": "trained" if "weights" in model else "random",
                 "resolution": images.shape[-1],
-                "macs_g": macs.count(module, tuple(images.shape[1:])) / 1e9,
+                **operations(model, module, images),
                 "params_m": sum(p.numel() for p in module.parameters()) / 1e6,
                 **summarise(found, rates[0]),
             }
         )
-    return {"device": device.describe(where), "methods": methods, "environment": environment()}
+    results = {"device": device.describe(where), "methods": methods, "environment": environment()}
+    return results | ({"images": names} if names else {})
+
+
+def operations(model: dict, module: nn.Module, images: Tensor) -> dict:
+    """MACs of one image; of a model with trained weights the mean over the timed images."""
+    if "weights" not in model:
+        return {"macs_g": macs.count(module, tuple(images.shape[1:])) / 1e9}
+    counts = macs.per_image(module, images)
+    return {"macs_g": counts["mean_g"], "macs_per_image": counts}
 
 
 def environment() -> dict:
@@ -145,7 +177,6 @@ def environment() -> dict:
         "allocator": {name: os.environ.get(name) for name in ALLOCATOR},
         "tf32": torch.backends.cuda.matmul.allow_tf32,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "weights": "random",
     }
 
 
@@ -154,7 +185,7 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
     spec_path, output = folder / "measure.json", folder / "measured.json"
     records.write_json(spec_path, spec)
     command = [sys.executable, "-m", "workflow.node.throughput"]
-    command += ["--spec", str(spec_path), "--output", str(output)]
+    command += ["--spec", str(spec_path), "--output", str(output), "--site", json.dumps(site)]
     threads = {"OMP_NUM_THREADS": str(spec["threads"]), "MKL_NUM_THREADS": str(spec["threads"])}
     fault = output.with_suffix(FAULT)
     fault.unlink(missing_ok=True)
@@ -170,6 +201,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--spec", required=True, type=Path, help="JSON file: what to measure")
     parser.add_argument("--output", required=True, type=Path, help="the record to write")
+    parser.add_argument(
+        "--site", type=json.loads, help="JSON: where trained weights and images lie"
+    )
     arguments = parser.parse_args()
     if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
         os.execve(
@@ -180,8 +214,8 @@ def main() -> None:
     started = time.time()
     spec = json.loads(arguments.spec.read_text())
     try:
-        results = measure_section(spec)
-    except (MeasurementError, device.DeviceError, build.SpecError) as error:
+        results = measure_section(spec, arguments.site)
+    except (MeasurementError, device.DeviceError, build.SpecError, *UNUSABLE) as error:
         arguments.output.with_suffix(FAULT).write_text(str(error))
         sys.exit(str(error))
     record = records.make(spec, results, started, device=results["device"])

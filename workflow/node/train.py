@@ -17,11 +17,12 @@ from timm.utils import dispatch_clip_grad, unwrap_model
 
 from workflow import layout, records
 from workflow.journal import Journal
-from workflow.node import build, data, device, evaluate, place, precision
+from workflow.node import build, data, device, evaluate, macs, place, precision
 from workflow.node.checkpoints import Checkpoints, save_weights
 from workflow.node.place import Place
 
 REPORT_EVERY_S = 20
+MACS_IMAGES = 256
 
 
 class TrainingError(RuntimeError):
@@ -37,7 +38,7 @@ class Training:
         data.seed_everything(data.stream_seed(spec["seed"], -1, 0))  # the same on every rank
         self.task = build.build_task(spec, site, where.device)
         self.model = self.task.get_trainable_module()
-        config = resolve_model_data_config(self.model)
+        config = self.config = resolve_model_data_config(self.model)
         config["input_size"] = (3, *build.image_size(self.model))
         self.loader, self.sampler = data.train_loader(
             spec["data"], site, recipe, config, spec["seed"], where
@@ -152,6 +153,13 @@ class Training:
         distributed = self.where.distributed
         return evaluate.accuracy(module, self.val_loader, evaluator, self.autocast, distributed)
 
+    def operations(self, site: dict, val_images: int) -> dict[str, float]:
+        """MACs of a model whose cost depends on the image, over some of the validation split."""
+        shown = {"data": self.spec["data"], **self.recipe}
+        count = min(MACS_IMAGES, val_images)
+        images, _ = data.named_images(shown, site, self.config, count, self.where.device)
+        return macs.per_image(unwrap_model(self.model), images)
+
     def note(self, event: str, **values) -> None:
         if self.journal is not None:
             self.journal.write(event, **values)
@@ -222,6 +230,8 @@ def run(spec: dict, site: dict, folder: Path) -> dict | None:
     results = summarise(journals.epochs(journal.path), spec["recipe"]["epochs"])
     results["weights"] = save_weights(folder, unwrap_model(training.model), spec)
     results["val_images"] = len(training.val_loader.loader.dataset)
+    if getattr(unwrap_model(training.model), "cost_varies", False):
+        results["macs_per_image"] = training.operations(site, results["val_images"])
     journal.write("end")
     place.leave(where)
     return records.make(

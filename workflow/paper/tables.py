@@ -60,7 +60,7 @@ class Records:
         point = runs.throughput_point(self.config, self.setting)
         return self._read(
             runs.throughput_path(self.root, section, point),
-            runs.throughput_spec(self.config, section, point),
+            runs.throughput_spec(self.config, self.setting, section, point),
         )
 
 
@@ -142,8 +142,11 @@ def measured_columns(entry: dict, found: Records) -> dict:
             row["speedup_pct"] = speedup_pct(method["images_per_s"], baseline["images_per_s"])
         profile = f"profile={method['profile']}" if method.get("profile") else None
         row["flags"] = "; ".join(filter(None, (profile, unsteady(method)))) or None
-        size = "the paper's model at full size, random weights"
+        size = f"the paper's model at full size, {method['weights']} weights"
         said.append(f"throughput, macs_g, params_m: {size}, {method['resolution']} px")
+        if "macs_per_image" in method:
+            spread = method["macs_per_image"]
+            said.append(f"macs_g: mean of {spread['images']} images, sd {spread['sd_g']:.3f}")
     return row | {"source": "measured (" + "; ".join(said) + ")"} if said else {}
 
 
