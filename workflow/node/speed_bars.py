@@ -14,9 +14,10 @@ import tempfile
 from pathlib import Path
 
 from workflow.node import throughput
+from workflow.runs import Config
 
-PROFILE = {"keep_profile": [0.8, 0.64, 0.512]}  # as in items.yaml
-# section: the dense model, then label, model, kwargs and the bars in fp32 and bf16
+# section: the dense model, then label, model, kwargs (or the row of items.yaml whose declared profile
+# is measured) and the bars in fp32 and bf16
 BARS = {
     "DeiT-S": [
         ("dense", "plain_deit_small_patch16_224", {}, None, None),
@@ -25,7 +26,8 @@ BARS = {
         ("Evo, layer, paper", "evo_deit_small_patch16_224", {"schedule": "layer"}, 1.43, 1.19),
         ("DynamicViT 0.7", "dynamic_deit_small_patch16_224", {}, 1.48, 1.36),
         ("SViTE, deployed", "svite_deit_small_patch16_224", {}, 1.25, None),
-        ("IA-RED2, assumed", "ia_red2_deit_small_patch16_224", PROFILE, 1.25, None),
+        ("PS-ViT, assumed", "ps_deit_small_patch16_224", "ps_deit_small", 1.25, None),
+        ("IA-RED2, assumed", "ia_red2_deit_small_patch16_224", "ia_red2_deit_small", 1.25, None),
     ],
     "DeiT-T": [
         ("dense", "plain_deit_tiny_patch16_224", {}, None, None),
@@ -49,8 +51,14 @@ FIELDS = ("section", "model", "precision", "images_per_s", "speedup", "low", "hi
 def measure(section: str, precision: str, rounds: int) -> list[dict]:
     """One row of FIELDS per model of the section, dense first; ``low`` and ``high`` are quartiles
     of the speed-up over the rounds."""
+    profiles = Config.load().items["profiles"]
     models = [
-        {"run": label, "name": name, "kwargs": kwargs} for label, name, kwargs, *_ in BARS[section]
+        {
+            "run": label,
+            "name": name,
+            "kwargs": profiles[kwargs] if isinstance(kwargs, str) else kwargs,
+        }
+        for label, name, kwargs, *_ in BARS[section]
     ]
     spec = POINT | dict(section=section, precision=precision, rounds=rounds, models=models)
     with tempfile.TemporaryDirectory() as folder:
