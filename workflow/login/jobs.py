@@ -22,6 +22,7 @@ MODULES = {
     "train": "workflow.node.train",
     "throughput": "workflow.node.throughput",
 }
+DISTRIBUTED = ("train", "evaluate")
 
 
 class Job(submitit.helpers.Checkpointable):
@@ -36,6 +37,8 @@ class Job(submitit.helpers.Checkpointable):
 
     def __call__(self) -> None:
         environment = submitit.JobEnvironment()
+        if environment.global_rank > 0 and self.spec["kind"] not in DISTRIBUTED:
+            return  # resources for several processes were given to a job that is one
         if environment.num_tasks > 1:
             # each process chooses its GPU by local rank; hiding the others would number them anew
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)

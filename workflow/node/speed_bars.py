@@ -16,8 +16,8 @@ from pathlib import Path
 from workflow.node import throughput
 from workflow.runs import Config
 
-# section: the dense model, then label, model, kwargs (or the row of items.yaml whose declared profile
-# is measured) and the bars in fp32 and bf16
+# section: the dense model, then label, model, kwargs (a name: the profile that items.yaml declares
+# for that row) and the bars in fp32 and bf16
 BARS = {
     "DeiT-S": [
         ("dense", "plain_deit_small_patch16_224", {}, None, None),
