@@ -17,7 +17,8 @@ from workflow import records
 
 pytestmark = pytest.mark.integration
 TRACKED = ("Snakefile", "environment.yml", "pyproject.toml", "workflow", "evovit", "baselines")
-RUNS = ("deit_tiny", "dynamic_deit_tiny", "svite_deit_tiny", "ia_red2_deit_tiny", "evo_deit_tiny")
+RUNS = ("deit_tiny", "ps_deit_tiny", "dynamic_deit_tiny", "svite_deit_tiny", "ia_red2_deit_tiny",
+        "evo_deit_tiny")  # fmt: skip
 TABLE = "results/demo/table1.csv"
 DEMO = ("--profile", "demo")
 
@@ -36,6 +37,7 @@ def tree(tmp_path_factory) -> Path:
     edit(root, "settings", lambda c: c["demo"]["recipe"].update(epochs=2, warmup_epochs=1))
     edit(root, "settings", lambda c: c["demo"]["recipes"]["dynamicvit"].update(epochs=2))
     edit(root, "settings", lambda c: c["demo"]["recipes"]["ia_red2"].update(epochs=2))
+    edit(root, "settings", lambda c: c["demo"]["recipes"]["psvit"].update(epochs=2))
     edit(root, "settings", lambda c: c["demo"]["throughput"].update(batch_size=1, rounds=5))
     edit(root, "settings", lambda c: c["demo"]["shrink"]["deit"].update(img_size=16))
     return root
