@@ -165,8 +165,8 @@ def test_7_changing_a_runs_epochs_makes_it_and_what_starts_from_it_again(tree):
     before = times(tree)
     edit(tree, "runs", lambda c: c["deit_tiny"].update(overrides={"epochs": 3}))
     snakemake(tree, *DEMO, TABLE)
-    started = ("deit_tiny", "dynamic_deit_tiny", "ia_red2_deit_tiny")
-    expected = {*map(record, started), TABLE}
+    started = ("deit_tiny", "ps_deit_tiny", "dynamic_deit_tiny", "ia_red2_deit_tiny")
+    expected = {*map(record, started), "results/demo/runs/ps_deit_tiny/search.json", TABLE}
     assert changed(before, times(tree)) == expected
     assert records.read(tree / record("deit_tiny"))["results"]["epochs"] == 3
 
