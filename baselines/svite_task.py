@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from timm.task import ClassificationTask
 from timm.utils import unwrap_model
-from torch import Tensor, nn
+from torch import nn
 
 from .svite import SparseVisionTransformer
 from .svite_layers import Gate, GatedLinear
@@ -16,7 +16,8 @@ from .svite_layers import Gate, GatedLinear
 class SViTETask(ClassificationTask):
     """Classification while a model's units are killed and regrown.
 
-    An update takes place after the first step of an epoch, scored by that step's gradients.
+    An update takes place after the first step of an epoch, scored by that step's gradients (its
+    last batch's, where a step has several).
     ceil(rate * alive) units of each layer die, but no more than there are dead ones to replace
     them, and as many of those that were dead before are regrown.
 
@@ -43,13 +44,11 @@ class SViTETask(ClassificationTask):
         if not isinstance(unwrap_model(model), SparseVisionTransformer):
             raise ValueError(f"{type(unwrap_model(model)).__name__} has no gates to move")
         self.rate, self.until, self.updates = rate, until, updates
-        self._due: float | None = None  # rate of the update that this epoch's first step prepares
+        self._due: float | None = None  # rate of this epoch's update
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Prepare the update of ``epoch`` (from 0) of ``epochs``, if it has one."""
         self._due = self.rate_at(epoch, epochs) if epoch in self.update_epochs(epochs) else None
-        unwrap_model(self.trainable_module).set_collecting(self._due is not None)
-        self._scored = False
 
     def update_epochs(self, epochs: int) -> list[int]:
         """The epochs with an update, evenly spread after the first and before ``until``."""
@@ -61,18 +60,16 @@ class SViTETask(ClassificationTask):
         """Share of the living units that die in this epoch."""
         return self.rate / 2 * (1 + math.cos(math.pi * epoch / (self.until * epochs)))
 
-    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Images (B, 3, H, W) and targets to loss and logits (B, num_classes)."""
+    def start_step(self, step: int) -> None:
+        """Before step ``step`` (from 0) of the epoch: score in the first, move before the second.
+
+        What it does follows from the step and the gates' buffers alone, also after a resume.
+        """
         model = unwrap_model(self.trainable_module)
-        if self._due is not None and self.trainable_module.training:
-            if self._scored:
-                model.set_collecting(False)
-                for gate, layer in model.gated_layers():
-                    update(gate, layer, self._due)
-                self._due = None
-            self._scored = True
-        output = self.trainable_module(input)
-        return {"loss": self.criterion(output, target), "output": output}
+        model.set_collecting(self._due is not None and step == 0)
+        if self._due is not None and step == 1:
+            for gate, layer in model.gated_layers():
+                update(gate, layer, self._due)
 
 
 @torch.no_grad()

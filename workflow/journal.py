@@ -61,3 +61,12 @@ def epochs(path: str | Path) -> list[dict]:
         if event["event"] == "epoch":
             found[event["epoch"]] = {"epoch": event["epoch"], **event["metrics"]}
     return [found[epoch] for epoch in sorted(found)]
+
+
+def deviations(path: str | Path) -> list[dict]:
+    """What a training did differently from its recipe, each once: update, time and why."""
+    found = {}
+    for event, _ in read(path):
+        if event["event"] == "deviation":
+            found[event["update"]] = {key: event[key] for key in ("update", "time", "text")}
+    return [found[update] for update in sorted(found)]

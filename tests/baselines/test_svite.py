@@ -171,7 +171,8 @@ def test_an_update_follows_the_first_step_of_an_epoch(sparsity):
     found = []
     for epoch in (0, 1):
         task.start_epoch(epoch, 25)
-        for _ in range(3):
+        for step in range(3):
+            task.start_step(step)
             task(images, target)["loss"].backward()
             found.append(alive(model))
     assert found[0] == found[1] == found[2] == found[3]  # nothing in epoch 0
@@ -200,7 +201,8 @@ def test_a_resumed_training_has_the_same_units():
         optimizer = torch.optim.SGD(task.trainable_module.parameters(), 0.1)
         for epoch in epochs:
             task.train().start_epoch(epoch, 10)
-            for _ in range(3):
+            for step in range(3):
+                task.start_step(step)
                 task(images, target)["loss"].backward()
                 optimizer.step()
                 optimizer.zero_grad()
@@ -256,6 +258,7 @@ def test_the_averaged_model_has_the_same_units(sparsity):
     images, target = families.images(KEY), torch.tensor([0, 3])
     task.train().start_epoch(1, 10)
     for step in range(3):
+        task.start_step(step)
         task(images, target)["loss"].backward()
         task.update_ema(step=step)
     assert list(alive(averaged).values()) == list(alive(model).values())

@@ -8,6 +8,7 @@ from workflow import layout
 from workflow.layout import DataError
 from workflow.node import data
 from workflow.node.digits import write_digits
+from workflow.node.order import EpochSampler
 from workflow.node.place import Place
 
 CPU = Place(torch.device("cpu"))
@@ -83,14 +84,19 @@ def test_a_bad_image_is_an_error_with_its_path_never_the_next_image(images, spli
         dataset[index]
 
 
-def indices(epoch=0, repeats=1, world=1, size=50, batch=8, seed=0):
+def draws(epoch=0, repeats=1, world=1, size=50, batch=8, seed=0, first=0):
+    """For each rank the (seed, image) of each of its draws."""
     ranks = []
     for rank in range(world):
-        sampler = data.EpochSampler(size, batch, seed, repeats, rank, world)
-        sampler.epoch = epoch
+        sampler = EpochSampler(size, batch, seed, repeats, rank, world)
+        sampler.epoch, sampler.first = epoch, first
         ranks.append(list(sampler))
         assert len(ranks[-1]) == len(sampler)
     return ranks
+
+
+def indices(*arguments, **options):
+    return [[image for _, image in rank] for rank in draws(*arguments, **options)]
 
 
 def test_an_epoch_draws_each_image_at_most_once_in_an_order_of_its_own():
@@ -106,6 +112,21 @@ def test_repeated_augmentation_draws_each_image_three_times():
     assert {drawn.count(index) for index in set(drawn)} == {3}
 
 
+def test_each_draw_has_random_numbers_of_its_own():
+    (drawn,) = draws(repeats=3)
+    assert len({seed for seed, _ in drawn}) == 48  # of an image's three draws too
+    (other,) = draws(repeats=3, epoch=1)
+    assert not {seed for seed, _ in drawn} & {seed for seed, _ in other}
+
+
+def test_an_epoch_is_taken_up_at_any_step_by_any_number_of_processes():
+    (whole,) = draws(repeats=3)
+    for first in (0, 1, 5):
+        assert draws(repeats=3, first=first) == [whole[8 * first :]]
+        ranks = draws(repeats=3, first=first, world=4)
+        assert [draw for step in zip(*ranks, strict=True) for draw in step] == whole[8 * first :]
+
+
 def test_the_ranks_of_a_step_share_its_global_batch():
     (alone,), together = indices(), indices(world=2)
     for step in range(6):
@@ -115,7 +136,7 @@ def test_the_ranks_of_a_step_share_its_global_batch():
 
 def test_too_few_images_for_a_batch_is_said():
     with pytest.raises(DataError, match="less than one global batch of 64"):
-        data.EpochSampler(50, 64, 0, 1, 0, 1)
+        EpochSampler(50, 64, 0, 1, 0, 1)
 
 
 def test_each_validation_image_comes_once_whatever_the_number_of_processes(images, tiny_spec):
@@ -132,11 +153,21 @@ def test_each_validation_image_comes_once_whatever_the_number_of_processes(image
         assert sum(counts) == 20
 
 
-def test_a_batch_that_the_processes_cannot_share_is_refused(images, tiny_spec):
-    spec = tiny_spec("deit_tiny")
-    config = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    three = Place(torch.device("cpu"), 0, 3)
-    with pytest.raises(DataError, match="8 can't be shared by 3 processes"):
-        data.train_loader(
-            spec["data"], {"data_root": str(images), "workers": 0}, spec["recipe"], config, 0, three
-        )
+@pytest.mark.parametrize(
+    ("total", "most", "processes", "expected"),
+    [(1024, None, 1, (1024, 1)), (1024, 128, 8, (128, 1)), (1024, 128, 1, (128, 8)),
+     (1024, 128, 2, (128, 4)), (96, 36, 1, (32, 3)), (90, 40, 1, (30, 3))],
+)  # fmt: skip
+def test_fewer_gpus_accumulate_to_the_same_global_batch(total, most, processes, expected):
+    recipe = {"batch_size": total, "device_batch": most, "mixup": 0.8, "cutmix": 0.0}
+    assert data.shares(recipe, processes) == expected
+
+
+@pytest.mark.parametrize(
+    ("total", "processes", "sentence"),
+    [(1024, 3, r"1024 = 3 x 341 \+ 1"), (10, 2, "gives each of 2 processes 5 images")],
+)
+def test_a_batch_that_the_processes_cannot_share_is_refused(total, processes, sentence):
+    recipe = {"batch_size": total, "device_batch": None, "mixup": 0.8, "cutmix": 0.0}
+    with pytest.raises(DataError, match=sentence):
+        data.shares(recipe, processes)

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from workflow import journal, records, runs
-from workflow.node import build, checkpoints, train
+from workflow.node import build, checkpoints, recipes, train
 from workflow.node.build import SpecError
 from workflow.node.precision import PrecisionError
-from workflow.node.train import TrainingError
+from workflow.node.training import TrainingError
 
 
 def fit(spec, site, folder):
@@ -32,53 +32,17 @@ def assert_same(first, second):
         assert torch.equal(first[key], second[key]), key
 
 
-@pytest.mark.parametrize(
-    ("run", "epochs"),
-    # SViTE moves units in epochs 1 and 2; IA-RED2 is then in the middle of its curriculum
-    [("deit_tiny", 3), ("evo_deit_tiny", 3), ("svite_deit_tiny", 4), ("ia_red2_deit_tiny", 6)],
-)
-def test_a_run_stopped_between_epochs_ends_with_the_same_bits(
-    run, epochs, site, tiny_spec, monkeypatch
-):
-    spec = tiny_spec(run, epochs=epochs, ema=0.9, mixup=0.8, cutmix=1.0, random_erasing=0.25)
-    spec["model"]["kwargs"]["drop_path_rate"] = 0.1
-    spec.pop("start", None)
-    whole = fit(spec, site, attempt(site, run, 1))
-
-    class Killed(Exception):
-        pass
-
-    def killed_after_two(self, epoch):
-        if epoch == 2:
-            raise Killed
-        return train_epoch(self, epoch)
-
-    train_epoch = train.Training.train_epoch
-    monkeypatch.setattr(train.Training, "train_epoch", killed_after_two)
-    with pytest.raises(Killed):
-        train.run(spec, site, attempt(site, run, 2))
-    monkeypatch.setattr(train.Training, "train_epoch", train_epoch)
-    resumed = train.run(spec, site, attempt(site, run, 2))
-
-    assert_same(weights(attempt(site, run, 1)), weights(attempt(site, run, 2)))
-    for one, two in zip(whole["results"]["history"], resumed["results"]["history"], strict=True):
-        times = {"train_s", "epoch_s"}
-        assert {k: v for k, v in one.items() if k not in times} == {
-            k: v for k, v in two.items() if k not in times
-        }
-
-
 def test_a_checkpoint_cut_short_anywhere_gives_way_to_the_one_before(tmp_path):
     said = []
     saved = checkpoints.Checkpoints(tmp_path, "hash", said.append)
     for epoch in (1, 2, 3):
-        saved.save(epoch, {"state_dict": {"w": torch.full((4,), float(epoch))}})
+        saved.save(epoch, {"w": torch.full((4,), float(epoch))})
     paths = sorted(tmp_path.iterdir())
-    assert [path.name for path in paths] == ["epoch-00002.pt", "epoch-00003.pt"]
+    assert [path.name for path in paths] == ["step-000000002.pt", "step-000000003.pt"]
     whole = paths[1].read_bytes()
     for cut in range(0, len(whole), 37):
         paths[1].write_bytes(whole[:cut])
-        assert saved.load(torch.device("cpu"))["epoch"] == 2
+        assert saved.load(torch.device("cpu"))["w"][0] == 2
     assert "taking the one before" in said[0]
 
 
@@ -180,6 +144,6 @@ def test_backbone_and_predictors_learn_at_their_own_rates(tiny_spec, site):
         "model": spec["model"] | {"name": "plain_deit_tiny_patch16_224"},
     }
     task = build.build_task(spec, site, torch.device("cpu"))
-    optimizer = train.make_optimizer(task, spec["recipe"])
+    optimizer = recipes.make_optimizer(task, spec["recipe"])
     scales = {group.get("lr_scale", 1.0) for group in optimizer.param_groups}
     assert scales == {1.0, 0.01}

@@ -51,6 +51,8 @@ class Job(submitit.helpers.Checkpointable):
                 self._wait_for_device()
                 module = importlib.import_module(MODULES[self.spec["kind"]])
                 record = module.run(self.spec, self.site, folder)
+            except SystemExit:  # submitit's, after it has requeued the job
+                raise
             except BaseException as error:
                 self._keep_error(folder, environment.global_rank, error)
                 raise

@@ -54,9 +54,14 @@ class Follower:
         return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min left"
 
     def _start(self, event: dict) -> str | None:
-        if event["epoch"]:
-            return f"resumed after epoch {event['epoch']} of {event['epochs']}"
+        if event["epoch"] or event["step"]:
+            return (
+                f"resumed after epoch {event['epoch']} of {event['epochs']}, step {event['step']}"
+            )
         return None
+
+    def _deviation(self, event: dict) -> str:
+        return event["text"]
 
     def _progress(self, event: dict) -> str:
         done = event["epoch"] + event["step"] / event["steps"]

@@ -154,6 +154,7 @@ def site_of(arguments: argparse.Namespace) -> dict:
         "root": arguments.root,
         "data_root": str(Path(data["root"]).resolve()) if data else None,
         "workers": data.get("workers", 0),
+        "checkpoint_minutes": resources.get("checkpoint_minutes", 15),
         "device": device,
     }
 

@@ -1,7 +1,10 @@
 """Checkpoints that survive a kill at any byte, and weights that other runs start from."""
 
+import json
+import math
 import os
 import pickle
+import time
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -37,27 +40,54 @@ def save(path: Path, state: dict) -> None:
 
 
 class Checkpoints:
-    """The newest checkpoints of one attempt, `epoch-00012.pt` after twelve completed epochs."""
+    """An attempt's newest checkpoints, `step-000001250.pt` before step 1250 (from 0), and its best.
 
-    def __init__(self, folder: Path, spec_hash: str, report):
+    Args:
+        report: takes a sentence for the user.
+        minutes: after which another is due.
+    """
+
+    def __init__(self, folder: Path, spec_hash: str, report, minutes: float = math.inf):
         self.folder, self.spec_hash, self.report = folder, spec_hash, report
+        self.minutes, self.saved_at = minutes, time.monotonic()
 
     def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("epoch-*.pt"))
+        return sorted(self.folder.glob("step-*.pt"))
 
-    def save(self, epoch: int, state: dict) -> None:
-        """Keep the last two. A failed save is reported and does not end the run."""
-        path = self.folder / f"epoch-{epoch:05d}.pt"
+    def due(self) -> bool:
+        return time.monotonic() - self.saved_at > 60 * self.minutes
+
+    def save(self, step: int, state: dict, best: float | None = None) -> None:
+        """Keep the last two, and a copy of the one with the highest `best`, as best.pt.
+
+        A failed save is reported and does not end the run.
+        """
+        path = self.folder / f"step-{step:09d}.pt"
+        self.saved_at = time.monotonic()
         try:
-            save(path, {"epoch": epoch, "spec_hash": self.spec_hash, **state})
+            save(path, {"spec_hash": self.spec_hash, "best": best, **state})
+            if best is not None:
+                self._keep_best(path, best)
         except OSError as error:
-            self.report(f"The checkpoint after epoch {epoch} was not saved: {error}. Going on.")
+            self.report(f"The checkpoint before step {step} was not saved: {error}. Going on.")
             return
         for old in self._paths()[:-KEPT]:
             old.unlink()
 
+    def _keep_best(self, path: Path, value: float) -> None:
+        note = self.folder / "best.json"
+        if not note.exists() or json.loads(note.read_text())["value"] < value:
+            beside = self.folder / "best.unfinished"
+            beside.unlink(missing_ok=True)
+            os.link(path, beside)
+            beside.replace(self.folder / "best.pt")
+            records.write_json(note, {"value": value, "was": path.name})
+
     def load(self, device: torch.device) -> dict | None:
-        """The newest checkpoint that is whole and of this spec; None if there is none."""
+        """The newest checkpoint that is whole and of this spec; None if there is none.
+
+        One that is neither is set aside, with a word to the user.
+        """
         for path in reversed(self._paths()):
             try:
                 state = torch.load(path, map_location=device, weights_only=True)
@@ -66,7 +96,9 @@ class Checkpoints:
                 reason = f"it is of another spec ({state['spec_hash']})"
             except UNREADABLE as error:
                 reason = (str(error) or type(error).__name__).splitlines()[0]  # EOFError is mute
-            self.report(f"{path} can't be used, taking the one before: {reason}.")
+            aside = path.with_name(f"{path.name}.aside")
+            path.replace(aside)
+            self.report(f"{path} can't be used ({reason}): set aside, taking the one before.")
         return None
 
 

@@ -1,21 +1,21 @@
 """Images from folders to batches, by timm's datasets, transforms and prefetcher."""
 
 import hashlib
-import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
 from timm.data.dataset import ImageDataset
 from timm.data.loader import PrefetchLoader, fast_collate
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from workflow import layout, records
 from workflow.layout import DataError
+from workflow.node.order import EpochSampler, SeededDraws, SeededErasing, stream_seed
+from workflow.node.place import Place
 
 
 class StrictImageDataset(ImageDataset):
@@ -38,109 +38,87 @@ class StrictImageDataset(ImageDataset):
         return self.transform(pixels), target
 
 
-class EpochSampler(Sampler[int]):
-    """Image indices of one rank for one epoch, a function of (seed, epoch) alone.
-
-    Each of the epoch's images stands `repeats` times in a row, spread over the ranks, and the epoch
-    ends after as many images as the data set has (repeated augmentation, Hoffer et al. 2020).
-    Only whole global batches are drawn.
-    """
-
-    def __init__(self, size: int, batch_size: int, seed: int, repeats: int, rank: int, world: int):
-        if size < batch_size:
-            raise DataError(
-                f"The training split has {size} images, less than one global batch of "
-                f"{batch_size}; lower `batch_size` in workflow/config/."
-            )
-        self.size, self.seed, self.repeats = size, seed, repeats
-        self.rank, self.world, self.epoch = rank, world, 0
-        self.steps = size // batch_size
-        self.drawn = self.steps * batch_size
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(stream_seed(self.seed, self.epoch, 0))
-        order = torch.randperm(self.size, generator=generator)
-        order = order[: -(-self.drawn // self.repeats)].repeat_interleave(self.repeats)
-        return iter(order[: self.drawn][self.rank :: self.world].tolist())
-
-    def __len__(self) -> int:
-        return self.drawn // self.world
-
-
-def stream_seed(seed: int, epoch: int, rank: int) -> int:
-    """A 63-bit seed for the random numbers of one epoch on one rank."""
-    digest = hashlib.sha256(f"{seed}/{epoch}/{rank}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python's, numpy's and torch's generators (timm's augmentation uses all three)."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def _seed_worker(worker_id: int) -> None:
-    seed_everything(torch.initial_seed())
-
-
 def open_split(folder: str | Path, transform) -> StrictImageDataset:
     return StrictImageDataset(str(folder), transform=transform)
 
 
-def train_loader(
-    data: dict, site: dict, recipe: dict, model_cfg: dict, seed: int, place
-) -> tuple[PrefetchLoader, EpochSampler]:
-    """Batches of (images (B, 3, H, W) normalised on the device, labels (B,)).
+class TrainLoader:
+    """One process's batches of the training split, from any step of any epoch.
 
-    B is the global batch over the number of processes. Raises DataError if that leaves a rest.
+    A step draws its share of the global batch, in `accumulate` batches of equal size if the
+    recipe's `device_batch` allows no larger ones. Raises DataError if the shares can't be equal.
     """
-    transform = create_transform(
-        model_cfg["input_size"],
-        is_training=True,
-        scale=tuple(recipe["crop_scale"]),
-        hflip=recipe["hflip"],
-        color_jitter=recipe["color_jitter"],
-        auto_augment=recipe["auto_augment"],
-        interpolation=recipe["interpolation"],
-        mean=model_cfg["mean"],
-        std=model_cfg["std"],
-        use_prefetcher=True,
-    )
-    dataset = open_split(Path(site["data_root"]) / data["train"], transform)
-    batch_size, rest = divmod(recipe["batch_size"], place.world_size)
+
+    def __init__(
+        self, data: dict, site: dict, recipe: dict, model_cfg: dict, seed: int, place: Place
+    ):
+        transform = create_transform(
+            model_cfg["input_size"],
+            is_training=True,
+            scale=tuple(recipe["crop_scale"]),
+            hflip=recipe["hflip"],
+            color_jitter=recipe["color_jitter"],
+            auto_augment=recipe["auto_augment"],
+            interpolation=recipe["interpolation"],
+            mean=model_cfg["mean"],
+            std=model_cfg["std"],
+            use_prefetcher=True,
+        )
+        dataset = open_split(Path(site["data_root"]) / data["train"], transform)
+        batch_size, repeats = recipe["batch_size"], recipe["repeated_augmentation"]
+        self.batch_size, self.accumulate = shares(recipe, place.world_size)
+        self.sampler = EpochSampler(
+            len(dataset), batch_size, seed, repeats, place.rank, place.world_size
+        )
+        self.steps = self.sampler.steps
+        loader = DataLoader(
+            SeededDraws(dataset),
+            batch_size=self.batch_size,
+            sampler=self.sampler,
+            num_workers=site["workers"],
+            collate_fn=fast_collate,
+            pin_memory=place.device.type == "cuda",
+        )
+        self.prefetcher = PrefetchLoader(
+            loader,
+            mean=model_cfg["mean"],
+            std=model_cfg["std"],
+            device=place.device,
+            re_prob=recipe["random_erasing"],
+            re_mode="pixel",
+        )
+        if self.prefetcher.random_erasing is not None:
+            erasing = SeededErasing(self.prefetcher.random_erasing, seed, place.rank)
+            self.prefetcher.random_erasing = erasing
+
+    def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Images (B, 3, H, W), normalised on the device, and labels (B,), from step `first` on."""
+        self.sampler.epoch, self.sampler.first = epoch, first
+        if self.prefetcher.random_erasing is not None:
+            self.prefetcher.random_erasing.batch = (epoch * self.steps + first) * self.accumulate
+        return iter(self.prefetcher)
+
+
+def shares(recipe: dict, processes: int) -> tuple[int, int]:
+    """Images of one process in one pass, and passes per step.
+
+    Raises DataError, with the arithmetic, if the processes' shares can't be equal.
+    """
+    total, most = recipe["batch_size"], recipe["device_batch"]
+    share, rest = divmod(total, processes)
     if rest:
         raise DataError(
-            f"batch_size {recipe['batch_size']} can't be shared by {place.world_size} processes; "
-            "choose a number of GPUs that divides it."
+            f"batch_size {total} can't be shared by {processes} processes: {total} = {processes} x "
+            f"{share} + {rest}; choose a number of GPUs that divides it."
         )
-    sampler = EpochSampler(
-        len(dataset),
-        recipe["batch_size"],
-        seed,
-        recipe["repeated_augmentation"],
-        place.rank,
-        place.world_size,
+    even = recipe["mixup"] > 0 or recipe["cutmix"] > 0  # images are mixed in pairs
+    for passes in range(-(-share // (most or share)), share + 1):
+        if share % passes == 0 and not (even and (share // passes) % 2):
+            return share // passes, passes
+    raise DataError(
+        f"batch_size {total} gives each of {processes} processes {share} images, which can't be "
+        f"mixed in pairs at {most or share} at a time; choose an even share."
     )
-    loader = DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        num_workers=site["workers"],
-        collate_fn=fast_collate,
-        pin_memory=place.device.type == "cuda",
-        worker_init_fn=_seed_worker,
-        generator=torch.Generator(),  # seeded anew for each epoch by the training loop
-    )
-    prefetcher = PrefetchLoader(
-        loader,
-        mean=model_cfg["mean"],
-        std=model_cfg["std"],
-        device=place.device,
-        re_prob=recipe["random_erasing"],
-        re_mode="pixel",
-    )
-    return prefetcher, sampler
 
 
 def eval_loader(data: dict, site: dict, recipe: dict, model_cfg: dict, place) -> PrefetchLoader:
@@ -156,7 +134,7 @@ def sample(
 ) -> torch.Tensor:
     """Training images (n, 3, H, W) drawn at random, as in evaluation; all, if fewer than count."""
     dataset = eval_dataset(site, data["train"], recipe, model_cfg)
-    generator = torch.Generator().manual_seed(stream_seed(seed, -2, 0))
+    generator = torch.Generator().manual_seed(stream_seed(seed, "sample"))
     drawn = torch.randperm(len(dataset), generator=generator)[:count].tolist()
     loader = plain_loader(dataset, drawn, min(count, 256), site, model_cfg, device)
     return torch.cat([images for images, _ in loader])

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ class Place:
     device: torch.device
     rank: int = 0
     world_size: int = 1
+    control: dist.ProcessGroup | None = None  # for small things between CPUs
 
     @property
     def first(self) -> bool:
@@ -22,6 +24,29 @@ class Place:
     @property
     def distributed(self) -> bool:
         return self.world_size > 1
+
+    def gather(self, value: Any) -> list:
+        """Every rank's value, on every rank."""
+        if not self.distributed:
+            return [value]
+        values = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def share_of(self, sums: list[dict]) -> dict:
+        """This rank's of the sums that ranks gathered; rank 0 has all if there were others."""
+        if len(sums) == self.world_size:
+            return sums[self.rank]
+        names = sums[0] if self.first else ()
+        return {name: sum(rank[name] for rank in sums) for name in names}
+
+    def agree(self, values: list[float]) -> list[float]:
+        """The largest of each value on any rank."""
+        if not self.distributed:
+            return values
+        largest = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.control)
+        return largest.tolist()
 
 
 def join(wanted: str) -> Place:
@@ -36,7 +61,7 @@ def join(wanted: str) -> Place:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return Place(device, dist.get_rank(), world_size)
+    return Place(device, dist.get_rank(), world_size, dist.new_group(backend="gloo"))
 
 
 def leave(place: Place) -> None:

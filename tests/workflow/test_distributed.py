@@ -1,0 +1,103 @@
+"""Two processes over gloo: the same losses as one, the same bits after a kill."""
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as processes
+
+from workflow import journal, records
+from workflow.node import train
+from workflow.node.training import Training
+
+KILLED = 7
+
+
+def work(rank: int, world: int, port: int, spec: dict, site: dict, folder: str, steps: int | None):
+    """One process of a training; killed before its `steps` + 1st step."""
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world),
+        "RANK": str(rank), "LOCAL_RANK": str(rank),
+    }  # fmt: skip
+    if steps is not None:
+        step_of, done = Training.train_step, []
+
+        def killing(self, batches):
+            if len(done) == steps:
+                os._exit(KILLED)
+            step_of(self, batches)
+            done.append(self.update)
+
+        Training.train_step = killing
+    record = train.run(spec, site, Path(folder))
+    if rank == 0:
+        records.write_json(Path(folder) / "record.json", record)
+    else:
+        assert record is None
+
+
+def together(spec: dict, site: dict, folder: Path, world: int = 2, steps: int | None = None):
+    """Train with so many processes; -> the record, None if they were killed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = (world, port, spec, site | {"checkpoint_minutes": 0}, str(folder), steps)
+    context = processes.spawn(work, arguments, nprocs=world, join=False)
+    try:
+        while not context.join():
+            pass
+    except processes.ProcessExitedException as error:
+        if error.exit_code != KILLED:
+            raise
+        return None
+    return json.loads((folder / "record.json").read_text())
+
+
+def attempt(site, run, number) -> Path:
+    return Path(site["root"]) / "runs" / run / "attempts" / str(number)
+
+
+def weights(folder: Path) -> dict:
+    return torch.load(folder / "weights.pt")
+
+
+@pytest.mark.parametrize("most", [None, 2])
+def test_two_processes_have_the_losses_of_one(most, site, tiny_spec):
+    spec = tiny_spec("deit_tiny", repeated_augmentation=3, hflip=0.5, crop_scale=[0.3, 1.0])
+    alone = train.run(spec, site, attempt(site, "deit_tiny", 1))
+    spec["recipe"]["device_batch"] = most
+    both = together(spec, site, attempt(site, "deit_tiny", 2))
+    for one, two in zip(alone["results"]["history"], both["results"]["history"], strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert two["val_loss"] == pytest.approx(one["val_loss"], rel=1e-5)
+        assert two["top1"] == one["top1"]
+    assert both["provenance"]["world_size"] == 2
+    assert both["results"]["val_images"] == 20  # each once
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("run", ["evo_deit_tiny", "ia_red2_deit_tiny"])
+def test_two_processes_killed_at_any_step_end_with_the_same_bits(run, site, tiny_spec):
+    random = {"mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.5, "ema": 0.9}
+    spec = tiny_spec(run, **random)
+    spec.pop("start", None)
+    spec["model"]["kwargs"]["drop_path_rate"] = 0.1
+    whole = together(spec, site, attempt(site, run, 1))
+    assert together(spec, site, attempt(site, run, 2), steps=3) is None
+    assert together(spec, site, attempt(site, run, 2), steps=4) is None
+    resumed = together(spec, site, attempt(site, run, 2))
+    for key, value in weights(attempt(site, run, 1)).items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, weights(attempt(site, run, 2))[key]), key
+    timed = {"train_s", "epoch_s"}
+    for one, two in zip(whole["results"]["history"], resumed["results"]["history"], strict=True):
+        assert {k: v for k, v in one.items() if k not in timed} == {
+            k: v for k, v in two.items() if k not in timed
+        }
+    events = [e for e, _ in journal.read(attempt(site, run, 2) / "journal.jsonl")]
+    starts = [(e["epoch"], e["step"]) for e in events if e["event"] == "start"]
+    assert starts[0] == (0, 0)
+    assert starts[1] == (0, 3)  # in the middle of the first epoch
