@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-from PIL import Image
 
 from workflow import layout
 from workflow.layout import DataError
 from workflow.node import data
-from workflow.node.digits import write_digits
 from workflow.node.order import EpochSampler
 from workflow.node.place import Place
 
@@ -47,26 +45,6 @@ def test_other_flat_folders_are_told_apart(images):
     (images / "flat" / "a.png").touch()
     with pytest.raises(DataError, match="no class folders but 1 files"):
         layout.check("demo", block(images, val="flat"))
-
-
-def test_the_digits_are_split_the_same_way_every_time(tmp_path):
-    write_digits(tmp_path / "a")
-    write_digits(tmp_path / "b")
-    found = data.manifest(tmp_path / "a", ("train", "val"))
-    assert found == data.manifest(tmp_path / "b", ("train", "val"))
-    assert found["splits"]["train"]["images"] + found["splits"]["val"]["images"] == 1797
-    assert found["splits"]["val"]["images"] == 599
-    assert found["splits"]["val"]["classes"] == 10
-    image = Image.open(next((tmp_path / "a" / "val" / "0").iterdir()))
-    assert (image.size, image.mode) == ((8, 8), "L")
-
-
-def test_the_manifest_sees_a_renamed_and_a_changed_file(images):
-    before = data.manifest(images, ("train", "val"))["hash"]
-    (images / "train/0/0.png").rename(images / "train/0/9.png")
-    renamed = data.manifest(images, ("train", "val"))["hash"]
-    (images / "train/0/9.png").write_bytes(b"x")
-    assert len({before, renamed, data.manifest(images, ("train", "val"))["hash"]}) == 3
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

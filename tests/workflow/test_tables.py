@@ -85,6 +85,16 @@ def test_the_printed_percentages_that_do_not_follow_are_flagged(config, demo):
     ]
 
 
+def test_steps_that_were_left_out_are_flagged(config, demo):
+    demo(*ALL)
+    path = "results/demo/runs/evo_deit_tiny/train.json"
+    record = records.read(path)
+    record["results"]["deviations"] = [{"update": 7, "time": 0.0, "text": "left out"}]
+    records.write_json(path, record)
+    flags = compiled(config, partial=True).set_index(["backbone", "method", "resolution"])["flags"]
+    assert flags["DeiT-T", "Evo-ViT", 224] == "1 training steps left out, their loss not finite"
+
+
 class TestWithThroughput:
     @pytest.fixture(autouse=True)
     def _written(self, demo, config):

@@ -15,7 +15,7 @@ import submitit
 from workflow import locks, records
 
 MODULES = {
-    "data": "workflow.node.data",
+    "data": "workflow.node.manifest",
     "evaluate": "workflow.node.evaluate",
     "preflight": "workflow.node.preflight",
     "search": "workflow.node.search",

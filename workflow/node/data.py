@@ -1,7 +1,5 @@
 """Images from folders to batches, by timm's datasets, transforms and prefetcher."""
 
-import hashlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +10,6 @@ from timm.data.dataset import ImageDataset
 from timm.data.loader import PrefetchLoader, fast_collate
 from torch.utils.data import DataLoader
 
-from workflow import layout, records
 from workflow.layout import DataError
 from workflow.node.order import EpochSampler, SeededDraws, SeededErasing, stream_seed
 from workflow.node.place import Place
@@ -187,44 +184,3 @@ def plain_loader(
         pin_memory=device.type == "cuda",
     )
     return PrefetchLoader(loader, mean=model_cfg["mean"], std=model_cfg["std"], device=device)
-
-
-def manifest(root: str | Path, splits: tuple[str, ...]) -> dict:
-    """Classes, image counts, bytes and a hash over every path and size below root/<split>/.
-
-    Raises DataError for an empty class: the splits would number their classes differently.
-    """
-    digest, found = hashlib.sha256(), {}
-    for split in splits:
-        folder = Path(root) / split
-        for label in layout.class_folders(folder):
-            if not any(path.is_file() for path in (folder / label).iterdir()):
-                raise DataError(f"{folder / label} is empty; restore its images.")
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        sizes = [path.stat().st_size for path in files]
-        for path, size in zip(files, sizes, strict=True):
-            digest.update(f"{split}/{path.relative_to(folder)} {size}\n".encode())
-        found[split] = {
-            "classes": len(layout.class_folders(folder)),
-            "images": len(files),
-            "bytes": sum(sizes),
-        }
-    return {"splits": found, "hash": digest.hexdigest()[:16]}
-
-
-def manifest_hash(site: dict) -> str | None:
-    """The hash of the setting's manifest; None outside the workflow, where there is none."""
-    path = Path(site["root"]) / "data.json"
-    return records.read(path)["results"]["hash"] if path.exists() else None
-
-
-def run(spec: dict, site: dict, folder: Path) -> dict:
-    """The data job: write the demo's digits, or look through the user's folders; -> record."""
-    started = time.time()
-    data = spec["data"]
-    if data["name"] == "digits":
-        from workflow.node.digits import write_digits
-
-        write_digits(site["data_root"], data["train"], data["val"])
-    layout.check(spec["setting"], {**data, "root": site["data_root"]})
-    return records.make(spec, manifest(site["data_root"], (data["train"], data["val"])), started)

@@ -15,7 +15,7 @@ from torch import nn
 
 from workflow import layout, records
 from workflow.journal import Journal
-from workflow.node import build, checkpoints, data, device, place, precision
+from workflow.node import build, checkpoints, data, device, manifest, place, precision
 
 
 @torch.inference_mode()
@@ -59,5 +59,5 @@ def run(spec: dict, site: dict, folder: Path) -> dict | None:
     journal = Journal(folder / "journal.jsonl")
     journal.write("note", text=f"{spec['checkpoint']['file']}: top-1 {results['top1']:.2f} %")
     journal.write("end")
-    seen = {"device": device.describe(where.device), "manifest": data.manifest_hash(site)}
+    seen = {"device": device.describe(where.device), "manifest": manifest.hash_of(site)}
     return records.make(spec, results, started, world_size=where.world_size, **seen)

@@ -12,7 +12,7 @@ from timm.data import resolve_model_data_config
 
 from workflow import layout, records
 from workflow.journal import Journal
-from workflow.node import build, checkpoints, data, device, macs
+from workflow.node import build, checkpoints, data, device, macs, manifest
 
 
 def begin(spec: dict, site: dict, where: torch.device):
@@ -54,5 +54,5 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
         "weights": checkpoints.save_weights(folder, search.model, spec),
     }
     journal.write("end")
-    seen = {"device": device.describe(where), "manifest": data.manifest_hash(site)}
+    seen = {"device": device.describe(where), "manifest": manifest.hash_of(site)}
     return records.make(spec, results, started, **seen)

@@ -9,7 +9,7 @@ from timm.utils import unwrap_model
 from workflow import journal as journals
 from workflow import layout, records
 from workflow.journal import Journal
-from workflow.node import data, device, place
+from workflow.node import device, manifest, place
 from workflow.node.checkpoints import Checkpoints, save_weights
 from workflow.node.stop import StopFlag
 from workflow.node.training import Training, TrainingError
@@ -70,5 +70,5 @@ def run(spec: dict, site: dict, folder: Path) -> dict | None:
         started,
         device=device.describe(where.device),
         world_size=where.world_size,
-        manifest=data.manifest_hash(site),
+        manifest=manifest.hash_of(site),
     )

@@ -157,13 +157,15 @@ class Training:
         update, parts = self.update, self.loader.accumulate
         if hasattr(self.task, "start_step"):
             self.task.start_step(self.step)
-        images = [next(batches) for _ in range(parts)]
         if update in self.skipped:
+            for _ in range(parts):
+                next(batches)
             return
         self.scheduler.step_update(update)
         self.optimizer.zero_grad()
         found: dict[str, torch.Tensor] = {}
-        for part, (inputs, target) in enumerate(images):
+        for part in range(parts):
+            inputs, target = next(batches)  # may draw random numbers, so before the seed
             seed_everything(stream_seed(self.spec["seed"], update, part, self.where.rank, "step"))
             for name, value in self.forward_backward(inputs, target, part, parts).items():
                 found[name] = found.get(name, 0) + value.detach() / parts

@@ -119,7 +119,7 @@ def printed_columns(line: dict, printed: pd.DataFrame) -> dict:
 
 def measured_columns(entry: dict, found: Records) -> dict:
     """What our records say of a row; {} where there is none."""
-    row, said = {}, []
+    row, said, flags = {}, [], []
     if trained := found.trained(entry["run"]):
         accuracies = [record["results"]["top1"] for record in trained]
         row |= {
@@ -128,6 +128,8 @@ def measured_columns(entry: dict, found: Records) -> dict:
             "run": entry["run"],
         }
         said.append(f"top1: {describe_training(trained[0], found.config)}")
+        left_out = sum(len(record["results"].get("deviations", [])) for record in trained)
+        flags += [f"{left_out} training steps left out, their loss not finite"] * bool(left_out)
     if record := found.throughput(entry["section"]):
         methods = {method["run"]: method for method in record["results"]["methods"]}
         method, baseline = methods[entry["run"]], record["results"]["methods"][0]
@@ -141,13 +143,15 @@ def measured_columns(entry: dict, found: Records) -> dict:
         if method is not baseline:
             row["speedup_pct"] = speedup_pct(method["images_per_s"], baseline["images_per_s"])
         profile = f"profile={method['profile']}" if method.get("profile") else None
-        row["flags"] = "; ".join(filter(None, (profile, unsteady(method)))) or None
+        flags += filter(None, (profile, unsteady(method)))
         size = f"the paper's model at full size, {method['weights']} weights"
         said.append(f"throughput, macs_g, params_m: {size}, {method['resolution']} px")
         if "macs_per_image" in method:
             spread = method["macs_per_image"]
             said.append(f"macs_g: mean of {spread['images']} images, sd {spread['sd_g']:.3f}")
-    return row | {"source": "measured (" + "; ".join(said) + ")"} if said else {}
+    if not said:
+        return {}
+    return row | {"source": f"measured ({'; '.join(said)})", "flags": "; ".join(flags) or None}
 
 
 def unsteady(method: dict) -> str | None:
