@@ -1,5 +1,6 @@
 """Where a process stands: its device, its rank, and how many there are."""
 
+import gc
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,9 @@ class Place:
     device: torch.device
     rank: int = 0
     world_size: int = 1
-    control: dist.ProcessGroup | None = None  # for small things between CPUs
+    control: dist.ProcessGroup | None = (
+        None  # for small things between CPUs; None: the one there is
+    )
 
     @property
     def first(self) -> bool:
@@ -60,10 +63,19 @@ def join(wanted: str) -> Place:
     device = devices.choose(wanted, int(os.environ["LOCAL_RANK"]))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cpu":
+        dist.init_process_group("gloo")
+        return Place(device, dist.get_rank(), world_size)
+    dist.init_process_group("nccl")
     return Place(device, dist.get_rank(), world_size, dist.new_group(backend="gloo"))
 
 
 def leave(place: Place) -> None:
+    """Part from the other processes, once all are done.
+
+    Whatever used the processes' group (DDP) must be gone: destroyed after the group it can hang.
+    """
     if place.distributed:
+        gc.collect()
+        dist.barrier(group=place.control)
         dist.destroy_process_group()

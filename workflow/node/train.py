@@ -11,6 +11,7 @@ from workflow import layout, records
 from workflow.journal import Journal
 from workflow.node import device, manifest, place
 from workflow.node.checkpoints import Checkpoints, save_weights
+from workflow.node.place import Place
 from workflow.node.stop import StopFlag
 from workflow.node.training import Training, TrainingError
 
@@ -40,6 +41,16 @@ def run(spec: dict, site: dict, folder: Path) -> dict | None:
     torch.set_num_threads(spec["recipe"]["threads"])
     layout.check(spec["setting"], {**spec["data"], "root": site["data_root"]})
     where = place.join(site["device"])
+    results = fit(spec, site, folder, where)
+    place.leave(where)
+    if not where.first:
+        return None
+    seen = {"device": device.describe(where.device), "manifest": manifest.hash_of(site)}
+    return records.make(spec, results, started, world_size=where.world_size, **seen)
+
+
+def fit(spec: dict, site: dict, folder: Path, where: Place) -> dict | None:
+    """Train and keep the weights; -> the record's results on rank 0, None elsewhere."""
     journal = Journal(folder / "journal.jsonl") if where.first else None
 
     def report(text: str) -> None:
@@ -54,7 +65,6 @@ def run(spec: dict, site: dict, folder: Path) -> dict | None:
             report(f"Asked to stop: saved before step {training.step} of epoch {training.epoch}.")
             stop.hand_on(where.first)
     if not where.first:
-        place.leave(where)
         return None
     results = summarise(journals.epochs(journal.path), spec["recipe"]["epochs"])
     results["weights"] = save_weights(folder, unwrap_model(training.model), spec)
@@ -63,12 +73,4 @@ def run(spec: dict, site: dict, folder: Path) -> dict | None:
     if getattr(unwrap_model(training.model), "cost_varies", False):
         results["macs_per_image"] = training.operations(results["val_images"])
     journal.write("end")
-    place.leave(where)
-    return records.make(
-        spec,
-        results,
-        started,
-        device=device.describe(where.device),
-        world_size=where.world_size,
-        manifest=manifest.hash_of(site),
-    )
+    return results
