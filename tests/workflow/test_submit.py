@@ -79,7 +79,7 @@ def test_a_killed_launcher_leaves_the_job_and_the_next_one_finds_it(job, tmp_pat
 
 def test_a_killed_job_is_resumed_by_the_next_launcher(job, tmp_path):
     first = job(epochs=12)
-    wait_for(lambda: list((tmp_path / "demo").rglob("epoch-*.pt")))
+    wait_for(lambda: list((tmp_path / "demo").rglob("best.pt")))
     os.killpg(attempt_of(tmp_path).job()["session"], signal.SIGKILL)
     _, said = first.communicate(timeout=60)
     assert first.returncode == 1

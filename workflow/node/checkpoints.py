@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import time
 from pathlib import Path
 from zipfile import BadZipFile
@@ -79,18 +80,21 @@ class Checkpoints:
         if not note.exists() or json.loads(note.read_text())["value"] < value:
             beside = self.folder / "best.unfinished"
             beside.unlink(missing_ok=True)
-            os.link(path, beside)
+            try:
+                os.link(path, beside)
+            except OSError:  # a file system without links
+                shutil.copyfile(path, beside)
             beside.replace(self.folder / "best.pt")
             records.write_json(note, {"value": value, "was": path.name})
 
-    def load(self, device: torch.device) -> dict | None:
+    def load(self) -> dict | None:
         """The newest checkpoint that is whole and of this spec; None if there is none.
 
         One that is neither is set aside, with a word to the user.
         """
         for path in reversed(self._paths()):
             try:
-                state = torch.load(path, map_location=device, weights_only=True)
+                state = torch.load(path, map_location="cpu", weights_only=True)
                 if state["spec_hash"] == self.spec_hash:
                     return state
                 reason = f"it is of another spec ({state['spec_hash']})"

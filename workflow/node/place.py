@@ -36,6 +36,13 @@ class Place:
         dist.all_gather_object(values, value, group=self.control)
         return values
 
+    def from_first(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        held = [value]
+        if self.distributed:
+            dist.broadcast_object_list(held, src=0, group=self.control)
+        return held[0]
+
     def share_of(self, sums: list[dict]) -> dict:
         """This rank's of the sums that ranks gathered; rank 0 has all if there were others."""
         if len(sums) == self.world_size:

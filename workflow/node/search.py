@@ -39,7 +39,7 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
         lambda text: journal.write("note", text=text),
     )
     search = begin(spec, site, where)
-    if state := saved.load(where):
+    if state := saved.load():
         search.load_state_dict(state["search"])
     while not search.done:
         found = search.next_layer()

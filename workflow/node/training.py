@@ -110,7 +110,7 @@ class Training:
 
     def fit(self, saved: Checkpoints, stop: StopFlag) -> bool:
         """Train to the recipe's last epoch from the newest checkpoint; False: asked to stop."""
-        if state := saved.load(self.where.device):
+        if state := self.newest(saved):
             self.load(state)
         else:
             self.save(saved)  # something to go back to
@@ -142,7 +142,8 @@ class Training:
             self.spent_s = before + time.time() - started
             if self.step % look_every and self.step < steps:
                 continue
-            stopping, due = self.look(stop.received is not None, saved.due())
+            due = self.where.first and saved.due()
+            stopping, due = self.look(stop.received is not None, due)
             if stopping or (due and self.step < steps):
                 self.save(saved)
             if stopping:
@@ -210,7 +211,7 @@ class Training:
         epoch, step = divmod(found.update, self.loader.steps)
         place = f"The loss became {found.loss} in epoch {epoch + 1}, step {step + 1}"
         skipped = [*self.skipped, found.update]
-        state = saved.load(self.where.device)
+        state = self.newest(saved)
         if len(skipped) > MOST_SKIPPED or state is None:
             before = f" after {len(self.skipped)} steps were left out" if self.skipped else ""
             raise TrainingError(
@@ -234,6 +235,10 @@ class Training:
         self.note("epoch", epoch=self.epoch + 1, metrics=metrics)
         self.epoch, self.step, self.spent_s, self.sums = self.epoch + 1, 0, 0.0, {}
         self.save(saved, best=metrics["top1"])
+
+    def newest(self, saved: Checkpoints) -> dict | None:
+        """The checkpoint to go on from; the first rank's, since the others may see other files."""
+        return self.where.from_first(saved.load() if self.where.first else None)
 
     def save(self, saved: Checkpoints, best: float | None = None) -> None:
         state = self.state()
