@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import baselines  # noqa: F401 (registers its models)
 import evovit  # noqa: F401
-from workflow.runs import Config
+from workflow.campaign import Config
 
 WIDTH = {"tiny": 192, "small": 384, "base": 768}
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from workflow import runs
-from workflow.runs import Config
+from workflow.campaign import Config
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from baselines.levit import PlainLevit
 from tests.models import families
 from workflow import records, runs
+from workflow.campaign import Config
 from workflow.node import build, checkpoints, evaluate, train
 from workflow.node.checkpoints import WeightsError
-from workflow.runs import Config
 
 
 def attempt(site, number=1) -> Path:

@@ -5,11 +5,11 @@ import copy
 import pytest
 
 from workflow import runs
-from workflow.runs import Config, ConfigError
+from workflow.campaign import FILES, Config, ConfigError, read_yaml
 
 
 def changed(config: Config, part: str, name: str, **values) -> Config:
-    parts = {key: copy.deepcopy(getattr(config, key)) for key in runs.FILES}
+    parts = {key: copy.deepcopy(getattr(config, key)) for key in FILES}
     parts[part][name] |= values
     return Config(**parts)
 
@@ -101,7 +101,7 @@ def test_a_name_given_twice_is_an_error_with_its_line(tmp_path):
     path = tmp_path / "runs.yaml"
     path.write_text("a: {b: 1}\nc: 2\na: {b: 3}\n")
     with pytest.raises(ConfigError, match=r"line 3: the name 'a' stands twice"):
-        runs.read_yaml(path)
+        read_yaml(path)
 
 
 def test_throughput_measures_the_papers_size_in_every_setting(config):

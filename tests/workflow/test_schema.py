@@ -5,16 +5,15 @@ import shutil
 import pytest
 import yaml
 
-from workflow import runs
+from workflow.campaign import FILES, ConfigError
 from workflow.login import schema
-from workflow.runs import ConfigError
 
 
 @pytest.fixture
 def files(tmp_path):
     """Copies of the configuration, and a function that edits one of them."""
-    copies = {name: tmp_path / path.name for name, path in runs.FILES.items()}
-    for name, path in runs.FILES.items():
+    copies = {name: tmp_path / path.name for name, path in FILES.items()}
+    for name, path in FILES.items():
         shutil.copy(path, copies[name])
 
     def edit(name, change):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from workflow import journal, runs
+from workflow.campaign import Config
 from workflow.login import executors
 from workflow.login.attempts import Attempt
 
@@ -106,7 +107,7 @@ def flatten(prefix: str, value) -> dict[str, str]:
     return {prefix: str(value)}
 
 
-def item_tags(config: runs.Config, spec: dict) -> dict[str, str]:
+def item_tags(config: Config, spec: dict) -> dict[str, str]:
     """Which tables show it, and under which method and backbone."""
     field_, name = ("run", spec["row"]) if "row" in spec else ("section", spec["section"])
     tables, rows = [], []
@@ -130,7 +131,7 @@ def provenance_tags(record: dict) -> dict[str, str]:
     return tags | {"versions": ", ".join(f"{name} {is_}" for name, is_ in versions.items())}
 
 
-def describe_attempt(root: Path, source: Source, config: runs.Config) -> Content:
+def describe_attempt(root: Path, source: Source, config: Config) -> Content:
     """Status first, then the journal: a run that is shown as finished has all its epochs."""
     attempt = Attempt(source.path)
     spec, job = attempt.spec, attempt.job() or {}

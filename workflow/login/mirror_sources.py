@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from workflow import runs
+from workflow.campaign import FILES, Config, ConfigError
 from workflow.login.attempts import Attempt
 from workflow.login.mirror_content import Content, Source, alive, describe_attempt, describe_table
 
@@ -18,17 +18,17 @@ class Results:
 
     def __init__(self, root: Path):
         self.root = root
-        self._config: runs.Config | None = None
+        self._config: Config | None = None
         self._read_at = 0
 
     @property
-    def config(self) -> runs.Config:
+    def config(self) -> Config:
         """workflow/config/ as it is now; as it was, while someone has a mistake in it."""
         try:
-            changed = max(path.stat().st_mtime_ns for path in runs.FILES.values())
+            changed = max(path.stat().st_mtime_ns for path in FILES.values())
             if changed != self._read_at:
-                self._config, self._read_at = runs.Config.load(), changed
-        except (OSError, runs.ConfigError):
+                self._config, self._read_at = Config.load(), changed
+        except (OSError, ConfigError):
             if self._config is None:
                 raise
         return self._config

@@ -13,7 +13,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.io import ancient
 
 from workflow import records, runs
-from workflow.runs import Config
+from workflow.campaign import FILES, Config, run_name
 
 # A launcher's command, the same for every kind of job; the rule says the rest by its name.
 PYTHON = shlex.quote(sys.executable).replace("{", "{{").replace("}", "}}")
@@ -57,7 +57,7 @@ class Plan:
 
     @property
     def run_names(self) -> str:
-        names = [runs.run_name(row, s) for row in self.config.runs for s in self.config.seeds(row)]
+        names = [run_name(row, s) for row in self.config.runs for s in self.config.seeds(row)]
         return "|".join(sorted(names, key=len, reverse=True))
 
     @property
@@ -129,7 +129,7 @@ class Plan:
         point = runs.throughput_point(self.config, self.config.setting_of(root))
         rows = [row for row in self.config.items["table1"] if row["section"] in wanted]
         trained = [
-            f"{root}/runs/{runs.run_name(row['run'], seed)}/train.json"
+            f"{root}/runs/{run_name(row['run'], seed)}/train.json"
             for row in rows
             for seed in self.config.seeds(row["run"])
         ]
@@ -145,7 +145,7 @@ class Plan:
         """Notes of what was published, and the YAML that says which of it is current."""
         # not the records themselves: asking for those would start what is missing or outdated
         published = Path(wildcards.root).glob("*/**/attempts/*/published")
-        return [*sorted(map(str, published)), *map(str, runs.FILES.values()), PRINTED]
+        return [*sorted(map(str, published)), *map(str, FILES.values()), PRINTED]
 
     # -- a rule's parameters ----------------------------------------------------------------
 

@@ -7,15 +7,15 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
 from workflow import runs
-from workflow.runs import FILES, Config, ConfigError
+from workflow.campaign import CONFIG, FILES, Config, ConfigError, read_yaml, run_name
 
-SCHEMA = runs.CONFIG / "schema.yaml"
+SCHEMA = CONFIG / "schema.yaml"
 
 
 def load(files: dict[str, Path] = FILES) -> Config:
     """The configuration, read and checked. Raises ConfigError with one sentence."""
     config = Config.load(files)
-    shapes = runs.read_yaml(SCHEMA)
+    shapes = read_yaml(SCHEMA)
     for name, path in files.items():
         schema = {"$defs": shapes["$defs"], **shapes[name]}
         error = best_match(Draft202012Validator(schema).iter_errors(getattr(config, name)))
@@ -141,7 +141,7 @@ def check_seeds(config: Config, path: Path) -> None:
     owners: dict[str, str] = {}
     for row in config.runs:
         for seed in config.seeds(row):
-            name = runs.run_name(row, seed)
+            name = run_name(row, seed)
             if owners.setdefault(name, row) != row:
                 raise ConfigError(
                     f"{path}: {row} with seed {seed} and {owners[name]} are both called {name!r}; "

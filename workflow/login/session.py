@@ -9,7 +9,8 @@ from pathlib import Path
 
 from snakemake.cli import get_argument_parser
 
-from workflow import layout, locks, runs
+from workflow import layout, locks
+from workflow.campaign import ConfigError
 from workflow.login import schema
 from workflow.login.plan import Plan
 
@@ -60,7 +61,7 @@ def begin(workflow, stack: ExitStack, argv: list[str] | None = None) -> Plan:
     """
     try:
         config = schema.load()
-    except runs.ConfigError as error:
+    except ConfigError as error:
         sys.exit(str(error))
     plan = Plan(config)
     options = arguments(argv)

@@ -15,7 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from workflow import locks, records, runs
+from workflow import locks, records
+from workflow.campaign import ConfigError
 from workflow.login.mirror_content import Content, Point
 from workflow.login.mirror_process import (
     Followed,
@@ -72,7 +73,7 @@ class Mirror:
         """One pass over all that changed; False if something is left for the next."""
         try:
             sources = [*self.results.attempts(), *self.results.tables()]
-        except (OSError, runs.ConfigError) as error:
+        except (OSError, ConfigError) as error:
             self._trouble(None, "The results can't be read", error)
             return False
         try:

@@ -13,8 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from workflow.campaign import Config
 from workflow.node import throughput
-from workflow.runs import Config
 
 # section: the dense model, then label, model, kwargs (a name: the profile that items.yaml declares
 # for that row) and the bars in fp32 and bf16

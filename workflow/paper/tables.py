@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from workflow import records, runs
-from workflow.runs import Config
+from workflow.campaign import Config, ConfigError, run_name
 
 PRINTED = records.ROOT / "results" / "paper"
 PERCENT_TOLERANCE = 0.15  # of a printed percentage from the printed img/s, in points
@@ -45,7 +45,7 @@ class Records:
 
     def trained(self, row: str) -> list[dict]:
         """The records of a row's seeds."""
-        names = [runs.run_name(row, seed) for seed in self.config.seeds(row)]
+        names = [run_name(row, seed) for seed in self.config.seeds(row)]
         found = (
             self._read(
                 f"{self.root}/runs/{name}/train.json",
@@ -194,7 +194,7 @@ def main() -> None:
     try:
         found = Records(Config.load(), arguments.root, partial=bool(partial))
         frame = TABLES[name](found)
-    except (records.RecordError, runs.ConfigError) as error:
+    except (records.RecordError, ConfigError) as error:
         sys.exit(f"ERROR: {error}")
     beside = arguments.output.with_name(f".{arguments.output.name}")
     frame.round(3).to_csv(beside, index=False)

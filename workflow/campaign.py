@@ -1,0 +1,87 @@
+"""The campaign's YAML (workflow/config/), as read: settings, recipes, runs and items.
+
+Standard library and yaml only: launchers import this.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+CONFIG = Path(__file__).parent / "config"
+FILES = {name: CONFIG / f"{name}.yaml" for name in ("settings", "recipes", "runs", "items")}
+
+
+class ConfigError(ValueError):
+    """A mistake in the YAML; the message names file, key, value and remedy."""
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML says keys are unique, PyYAML takes the last one in silence."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                mark = key_node.start_mark
+                raise ConfigError(
+                    f"{mark.name}, line {mark.line + 1}: put the key {key} in quotes."
+                )
+            if key in seen:
+                mark = key_node.start_mark
+                raise ConfigError(
+                    f"{mark.name}, line {mark.line + 1}: the name {key!r} stands twice; rename one."
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict:
+    """One YAML mapping. Raises ConfigError for bad syntax, a missing file or a name given twice."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            content = yaml.load(stream, _UniqueKeyLoader)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; restore it from git.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a mapping of names, got {content!r}.")
+    return content
+
+
+@dataclass(frozen=True)
+class Config:
+    """The content of workflow/config/, as read."""
+
+    settings: dict
+    recipes: dict
+    runs: dict
+    items: dict
+
+    @classmethod
+    def load(cls, files: dict[str, Path] = FILES) -> "Config":
+        return cls(**{name: read_yaml(path) for name, path in files.items()})
+
+    def setting_of(self, root: str) -> str:
+        """The setting whose results lie under `root` ("results/demo" -> "demo")."""
+        for name, setting in self.settings.items():
+            if setting["results"] == root:
+                return name
+        raise ConfigError(f"{FILES['settings']}: no setting has `results: {root}`.")
+
+    def split_run(self, run: str) -> tuple[str, int]:
+        """A run's row and seed: "deit_tiny-s2" -> ("deit_tiny", 2)."""
+        for row in self.runs:
+            for seed in self.seeds(row):
+                if run == run_name(row, seed):
+                    return row, seed
+        raise KeyError(run)
+
+    def seeds(self, row: str) -> list[int]:
+        return self.runs[row].get("seeds", [0])
+
+
+def run_name(row: str, seed: int) -> str:
+    return row if seed == 0 else f"{row}-s{seed}"
