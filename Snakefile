@@ -20,11 +20,13 @@ wildcard_constraints:
     root=plan.roots,
     run=plan.run_names,
     section=plan.section_names,
+    evaluation=plan.evaluation_names,
 
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/search.smk"
 include: "workflow/rules/train.smk"
+include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/throughput.smk"
 include: "workflow/rules/tables.smk"
 

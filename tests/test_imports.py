@@ -23,6 +23,7 @@ ALLOWED = {
     "workflow/login": {"workflow", "snakemake", "jsonschema"},
     "workflow/login/jobs.py": {"workflow", "submitit"},
     "workflow/login/submission.py": {"workflow", "submitit"},
+    "workflow/login/fetch.py": {"workflow", "huggingface_hub"},
     "workflow/login/tracking.py": {"workflow", "mlflow"},
     "workflow/node": {
         *("workflow", "evovit", "baselines", "torch", "torchvision", "timm", "numpy", "PIL"),

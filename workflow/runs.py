@@ -60,10 +60,10 @@ def take_search(recipe: dict) -> dict | None:
 
 def model_of(config: Config, row: str, setting: str | None = None) -> dict:
     """The row's model: at the paper's own size, or shrunk to a setting's."""
-    entry = config.runs[row]
+    scale = config.settings.get(setting, {})
+    entry = config.runs[row] | scale.get("models", {}).get(row, {})
     kwargs = dict(entry.get("kwargs", {}))
     if setting is not None:
-        scale = config.settings[setting]
         kwargs |= scale["shrink"].get(entry["family"], {})
         kwargs["num_classes"] = scale["data"]["num_classes"]
     return {"name": entry["model"], "kwargs": kwargs}
@@ -89,10 +89,23 @@ def train_spec(config: Config, setting: str, run: str) -> dict:
 
 
 def evaluate_spec(config: Config, setting: str, run: str, checkpoint: dict) -> dict:
-    """The spec of the evaluation of a file of weights in a training's place."""
+    """The spec of the evaluation of given weights in a training's place."""
     spec = {k: v for k, v in _run_spec(config, setting, run).items() if k not in ROLES}
     recipe = {key: spec["recipe"][key] for key in EVALUATED}
     return spec | {"kind": "evaluate", "recipe": recipe, "checkpoint": checkpoint}
+
+
+def evaluation_spec(config: Config, setting: str, name: str) -> dict:
+    """The spec of one of the setting's `evaluations`: any weights, beside the campaign's runs."""
+    wanted = config.settings[setting].get("evaluations", {})[name]
+    spec = evaluate_spec(config, setting, wanted["run"], wanted["checkpoint"])
+    kwargs = spec["model"]["kwargs"] | wanted.get("kwargs", {})
+    return spec | {"evaluation": name, "model": spec["model"] | {"kwargs": kwargs}}
+
+
+def fetch_spec(checkpoint: dict) -> dict:
+    """The spec of the download of weights from timm's hub."""
+    return {"kind": "fetch", **checkpoint}
 
 
 def search_spec(config: Config, setting: str, run: str) -> dict:
@@ -136,7 +149,10 @@ def needed_records(spec: dict) -> list[str]:
     """The records, below the setting's results, of the jobs whose weights this one needs."""
     needed = [spec[role] for role in ROLES if role in spec]
     needed += [model["weights"] for model in spec.get("models", []) if "weights" in model]
-    return list(dict.fromkeys(f"runs/{one['run']}/{one['job']}.json" for one in needed))
+    paths = [f"runs/{one['run']}/{one['job']}.json" for one in needed]
+    if tag := spec.get("checkpoint", {}).get("timm"):
+        paths.append(f"weights/{tag}.json")
+    return list(dict.fromkeys(paths))
 
 
 def throughput_spec(config: Config, setting: str, section: str, point: dict) -> dict:

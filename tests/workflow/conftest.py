@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from workflow import runs
+from workflow import records, runs
 from workflow.campaign import Config
+from workflow.node import train
 
 
 @pytest.fixture(scope="session")
@@ -36,12 +37,40 @@ def site(tmp_path, images) -> dict:
 
 
 @pytest.fixture
+def with_needed(tiny_spec, site):
+    """A function: the spec, once the runs that it starts or learns from are trained."""
+
+    def make(spec: dict) -> dict:
+        for role in runs.ROLES:
+            if role in spec:
+                needed = with_needed_of(spec[role]["run"])
+                spec[role] = runs.reference(needed)
+        return spec
+
+    def with_needed_of(run: str) -> dict:
+        needed, folder = tiny_spec(run, epochs=1), Path(site["root"]) / "runs" / run
+        if not (folder / "train.json").exists():
+            record = train.run(needed, site, folder / "attempts" / "1")
+            records.write_json(folder / "train.json", record)
+        return needed
+
+    return make
+
+
+@pytest.fixture
 def tiny_spec(config):
     """A function: the demo's spec of a run, shrunk to seconds."""
 
+    small = {
+        "deit": {"img_size": 16, "embed_dim": 24},
+        "levit": {"embed_dim": [16, 24, 32], "num_heads": [1, 2, 2], "key_dim": 8},
+    }
+
     def make(run: str, epochs: int = 2, **recipe) -> dict:
         spec = copy.deepcopy(runs.train_spec(config, "demo", run))
-        spec["model"]["kwargs"] |= {"img_size": 16, "embed_dim": 24}
+        families = [config.runs[spec["row"]]["family"]]
+        families += [config.settings["demo"]["models"].get(spec["row"], {}).get("family")]
+        spec["model"]["kwargs"] |= small[families[-1] or families[0]]
         spec["recipe"] |= {"epochs": epochs, "batch_size": 8, "warmup_epochs": 1, "threads": 1}
         spec["recipe"] |= recipe
         return spec

@@ -64,12 +64,16 @@ def weights(folder: Path) -> dict:
     return torch.load(folder / "weights.pt")
 
 
-@pytest.mark.parametrize("most", [None, 2])
-def test_two_processes_have_the_losses_of_one(most, site, tiny_spec):
-    spec = tiny_spec("deit_tiny", repeated_augmentation=3, hflip=0.5, crop_scale=[0.3, 1.0])
-    alone = train.run(spec, site, attempt(site, "deit_tiny", 1))
+@pytest.mark.parametrize(
+    ("run", "most"), [("deit_tiny", None), ("deit_tiny", 2), ("levit_128s", None)]
+)
+def test_two_processes_have_the_losses_of_one(run, most, site, tiny_spec, with_needed):
+    spec = tiny_spec(run, repeated_augmentation=3, hflip=0.5, crop_scale=[0.3, 1.0])
+    spec["recipe"]["batch_norm"] = "frozen"  # LeViT's; a process has only half of the images
+    with_needed(spec)
+    alone = train.run(spec, site, attempt(site, run, 1))
     spec["recipe"]["device_batch"] = most
-    both = together(spec, site, attempt(site, "deit_tiny", 2))
+    both = together(spec, site, attempt(site, run, 2))
     for one, two in zip(alone["results"]["history"], both["results"]["history"], strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
         assert two["val_loss"] == pytest.approx(one["val_loss"], rel=1e-5)
@@ -79,11 +83,12 @@ def test_two_processes_have_the_losses_of_one(most, site, tiny_spec):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("run", ["evo_deit_tiny", "ia_red2_deit_tiny"])
-def test_two_processes_killed_at_any_step_end_with_the_same_bits(run, site, tiny_spec):
+@pytest.mark.parametrize("run", ["evo_deit_tiny", "ia_red2_deit_tiny", "evo_levit_128s"])
+def test_two_processes_killed_at_any_step_end_with_the_same_bits(
+    run, site, tiny_spec, with_needed
+):
     random = {"mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.5, "ema": 0.9}
-    spec = tiny_spec(run, **random)
-    spec.pop("start", None)
+    spec = with_needed(tiny_spec(run, **random))
     spec["model"]["kwargs"]["drop_path_rate"] = 0.1
     whole = together(spec, site, attempt(site, run, 1))
     assert together(spec, site, attempt(site, run, 2), steps=3) is None

@@ -34,7 +34,6 @@ def spec_of(tiny_spec, run="evo_deit_tiny", **changes) -> dict:
     } | changes  # fmt: skip
     spec = tiny_spec(run, **changes)
     spec["model"]["kwargs"]["drop_path_rate"] = 0.1
-    spec.pop("start", None)
     return spec
 
 
@@ -83,11 +82,25 @@ def assert_same_end(site, run, first, second):
         }
 
 
-@pytest.mark.parametrize("run", ["evo_deit_tiny", "svite_deit_tiny", "ia_red2_deit_tiny"])
-def test_killed_at_any_step_it_ends_with_the_same_bits(run, site, tiny_spec, run_and_kill):
-    spec = spec_of(tiny_spec, run, epochs=4 if run == "svite_deit_tiny" else 2)
+@pytest.mark.parametrize(
+    ("run", "epochs", "kills"),
+    [
+        ("evo_deit_tiny", 2, (1, 2, 4, 5, 6, 8)),
+        ("svite_deit_tiny", 4, (1, 4, 5, 8, 12)),
+        ("ia_red2_deit_tiny", 2, (1, 4, 5, 8)),
+        ("dynamic_deit_tiny", 2, (1, 4, 5, 8)),
+        ("levit_128s", 2, (2, 5, 8)),
+        ("evo_levit_128s", 3, (4, 10, 13)),
+    ],
+)
+def test_killed_at_any_step_it_ends_with_the_same_bits(
+    run, epochs, kills, site, tiny_spec, with_needed, run_and_kill
+):
+    spec = with_needed(spec_of(tiny_spec, run, epochs=epochs))
+    if run == "evo_levit_128s":
+        spec["model"]["kwargs"]["tradeoff"] = "learned"  # from the schedule's switch on
     train.run(spec, site, attempt(site, run, 1))
-    for number, step in enumerate((1, 2, 4, 5, 6, 8), 2):
+    for number, step in enumerate(kills, 2):
         run_and_kill(spec, attempt(site, run, number), step)
         train.run(spec, site, attempt(site, run, number))
         assert_same_end(site, run, 1, number)

@@ -109,6 +109,8 @@ def flatten(prefix: str, value) -> dict[str, str]:
 
 def item_tags(config: Config, spec: dict) -> dict[str, str]:
     """Which tables show it, and under which method and backbone."""
+    if "evaluation" in spec:
+        return {}
     field_, name = ("run", spec["row"]) if "row" in spec else ("section", spec["section"])
     tables, rows = [], []
     for item, content in config.items.items():
@@ -169,6 +171,8 @@ def describe_attempt(root: Path, source: Source, config: Config) -> Content:
 
 def display_name(spec: dict, folder: Path) -> str:
     """The run's name; of what belongs to a run or a section, with that before it."""
+    if "evaluation" in spec:
+        return f"evaluations/{spec['evaluation']}"
     if spec["kind"] in RUNS:
         return spec["run"]
     return f"{spec.get('run') or spec['section']}/{folder.name}"

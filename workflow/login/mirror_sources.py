@@ -12,6 +12,9 @@ from workflow.campaign import FILES, Config, ConfigError
 from workflow.login.attempts import Attempt
 from workflow.login.mirror_content import Content, Source, alive, describe_attempt, describe_table
 
+PATTERNS = ("runs/*/attempts", "runs/*/search/attempts", "evaluations/*/attempts",
+            "throughput/*/*/attempts")  # fmt: skip
+
 
 class Results:
     """The results of every setting under one root."""
@@ -36,7 +39,7 @@ class Results:
     def _folders(self) -> Iterator[tuple[str, Path]]:
         for name, setting in self.config.settings.items():
             folder = self.root / setting["results"]
-            for pattern in ("runs/*/attempts", "runs/*/search/attempts", "throughput/*/*/attempts"):
+            for pattern in PATTERNS:
                 for attempts in sorted(folder.glob(pattern)):
                     yield name, attempts
 

@@ -21,6 +21,10 @@ SUBMIT = (
     f"{PYTHON} -m workflow.login.submit --spec {{input.spec:q}} --output {{output:q}} "
     "--log {log:q} --root {wildcards.root} --data {params.data:q} --resources {params.resources:q}"
 )
+FETCH = (
+    f"{PYTHON} -m workflow.login.fetch --spec {{input.spec:q}} --output {{output:q}} "
+    "--log {log:q}"
+)
 COMPILE = (
     f"{PYTHON} -m workflow.paper.tables --root {{wildcards.root}} "
     "--output {output:q} > {log:q} 2>&1 || (cat {log:q} >&2; exit 1)"
@@ -61,6 +65,12 @@ class Plan:
         return "|".join(sorted(names, key=len, reverse=True))
 
     @property
+    def evaluation_names(self) -> str:
+        settings = self.config.settings.values()
+        names = {name for setting in settings for name in setting.get("evaluations", {})}
+        return "|".join(sorted(names, key=len, reverse=True)) or "(?!)"  # or nothing at all
+
+    @property
     def section_names(self) -> str:
         return "|".join(self.config.items["sections"])
 
@@ -90,6 +100,26 @@ class Plan:
             "spec": runs.write_spec(f"{root}/{path}", spec),
             "first": for_order(first, f"{root}/{record}", spec),
         }
+
+    def evaluation_inputs(self, wildcards) -> dict:
+        root, name = wildcards.root, wildcards.evaluation
+        spec = runs.evaluation_spec(self.config, self.config.setting_of(root), name)
+        path = f"evaluations/{name}"
+        return self._run_inputs(root, spec, f"{path}/spec.json", f"{path}.json")
+
+    def fetch_spec(self, wildcards) -> str:
+        """The spec of a download that the setting's checkpoints or evaluations name."""
+        setting = self.config.settings[self.config.setting_of(wildcards.root)]
+        given = [*setting.get("checkpoints", {}).values()]
+        given += [one["checkpoint"] for one in setting.get("evaluations", {}).values()]
+        for checkpoint in given:
+            if checkpoint.get("timm") == wildcards.tag:
+                spec = runs.fetch_spec(checkpoint)
+                return runs.write_spec(f"{wildcards.root}/weights/{wildcards.tag}/spec.json", spec)
+        raise WorkflowError(
+            f"{wildcards.root}/weights/{wildcards.tag}.json: no checkpoint in "
+            f"workflow/config/settings.yaml says `timm: {wildcards.tag}`."
+        )
 
     def throughput_inputs(self, wildcards) -> dict:
         root = wildcards.root

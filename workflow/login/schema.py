@@ -91,8 +91,11 @@ def check_names(config: Config, files: dict[str, Path], keys: set[str]) -> None:
             )
         for section in setting["measure"]:
             known(files["settings"], f"{name}.measure", section, config.items["sections"])
-        for run in setting.get("checkpoints", {}):
-            known(files["settings"], f"{name}.checkpoints", run, config.runs)
+        for part in ("checkpoints", "models"):
+            for run in setting.get(part, {}):
+                known(files["settings"], f"{name}.{part}", run, config.runs)
+        for key, wanted in setting.get("evaluations", {}).items():
+            known(files["settings"], f"{name}.evaluations.{key}.run", wanted["run"], config.runs)
         for recipe in setting.get("recipes", {}):
             known(files["settings"], f"{name}.recipes", recipe, config.recipes)
     check_seeds(config, files["runs"])

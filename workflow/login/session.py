@@ -77,7 +77,7 @@ def begin(workflow, stack: ExitStack, argv: list[str] | None = None) -> Plan:
                 layout.check(setting, data)
         except layout.DataError as error:
             sys.exit(str(error))
-        check_checkpoints(setting, config.settings[setting].get("checkpoints", {}))
+        check_checkpoints(setting, config.settings[setting])
     try:
         stack.enter_context(locks.exclusive(LOCK))
     except locks.Held as error:
@@ -85,10 +85,10 @@ def begin(workflow, stack: ExitStack, argv: list[str] | None = None) -> Plan:
     return plan
 
 
-def check_checkpoints(setting: str, given: dict) -> None:
+def check_checkpoints(setting: str, scale: dict) -> None:
     """The files that stand in for trainings are there; the node checks what is in them."""
-    for run, checkpoint in given.items():
-        if not Path(checkpoint["file"]).is_file():
+    for run, checkpoint in scale.get("checkpoints", {}).items():
+        if "file" in checkpoint and not Path(checkpoint["file"]).is_file():
             sys.exit(
                 f"No file {checkpoint['file']} (workflow/config/settings.yaml, "
                 f"{setting}.checkpoints.{run}); download it there, or correct the path."

@@ -5,8 +5,10 @@ import inspect
 
 import timm
 import torch
+from timm.layers import convert_sync_batchnorm
 from timm.task import TrainingTask
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import baselines  # noqa: F401 (registers its models with timm)
 import evovit  # noqa: F401
@@ -48,7 +50,10 @@ def build_model(model: dict, device: torch.device | str | None = None) -> nn.Mod
 
 def image_size(model: nn.Module) -> tuple[int, int]:
     """Height and width in pixels of the images a model takes."""
-    return tuple(getattr(model, "img_size", None) or model.patch_embed.img_size)
+    size = getattr(model, "img_size", None) or getattr(model, "patch_embed", None)
+    if size is None:  # a convolutional network takes any; timm says what it is for
+        return tuple(model.pretrained_cfg["input_size"][1:])
+    return tuple(getattr(size, "img_size", size))
 
 
 def _arguments(name: str) -> set[str]:
@@ -97,10 +102,29 @@ def make_task(spec: dict, cls: type, *arguments, **kwargs):
         raise SpecError(f"{place}: {cls.__name__} refuses its arguments: {error}") from error
 
 
+def synchronise_statistics(model: nn.Module, device: torch.device) -> nn.Module:
+    """BatchNorm over the images of all processes. Raises SpecError without a GPU."""
+    if device.type != "cuda":
+        raise SpecError("batch_norm: sync (recipes.yaml) needs GPUs; use local or frozen on a CPU.")
+    return convert_sync_batchnorm(model)
+
+
+def freeze_statistics(module: nn.Module) -> None:
+    """Normalise with the running statistics, and leave them as they are, until the next train()."""
+    for layer in module.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.eval()
+
+
 def build_task(spec: dict, site: dict, device: torch.device) -> TrainingTask:
-    """The spec's model inside its task, with starting weights and frozen teacher if it has them."""
+    """The spec's model inside its task, with starting weights and frozen teacher if it has them.
+
+    Raises SpecError for a task that is none and for what it or the device refuses.
+    """
     recipe = spec["recipe"]
     model = build_started(spec, site)
+    if recipe["batch_norm"] == "sync":
+        model = synchronise_statistics(model, device)
     extra = {}
     if "teacher" in spec:
         teacher = build_model(spec["teacher"]["model"])

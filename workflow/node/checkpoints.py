@@ -127,13 +127,28 @@ def final_weights(site: dict, needed: dict) -> dict[str, torch.Tensor]:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def load_given(model: nn.Module, spec: dict) -> None:
+def given_file(spec: dict, site: dict) -> tuple[Path, str, str]:
+    """Where the weights lie that a spec names, their sha256, and who says so."""
+    given = spec["checkpoint"]
+    if "file" in given:
+        group = f"evaluations.{spec['evaluation']}" if "evaluation" in spec else None
+        key = group or f"checkpoints.{spec['run']}"
+        return Path(given["file"]), given["sha256"], f"settings.yaml, {spec['setting']}.{key}"
+    source = Path(site["root"]) / "weights" / f"{given['timm']}.json"
+    try:
+        fetched = records.read(source, records.runs.spec_hash(records.runs.fetch_spec(given)))
+    except records.RecordError as error:
+        raise WeightsError(f"This evaluation needs fetched weights: {error}") from None
+    results = fetched["results"]
+    return Path(site["root"]) / results["path"], results["sha256"], str(source)
+
+
+def load_given(model: nn.Module, spec: dict, site: dict) -> None:
     """Load the file that the spec names: our own, timm's, or the authors' keys.
 
     Raises WeightsError unless it is the file of that sha256 and every key fits.
     """
-    path, named = Path(spec["checkpoint"]["file"]), spec["checkpoint"]["sha256"]
-    place = f"settings.yaml, {spec['setting']}.checkpoints.{spec['run']}"
+    path, named, place = given_file(spec, site)
     if not path.is_file():
         raise WeightsError(f"{path} ({place}) is missing; download it, or correct the path.")
     if (found := records.sha256(path)) != named:

@@ -1,6 +1,7 @@
 """Evaluation: weights from a file -> a record like a training's, so that others may start from it.
 
-What a run is given instead of a training is named in settings.yaml (`checkpoints`).
+settings.yaml names what a run is given instead of a training (`checkpoints`), and weights to
+evaluate beside the campaign's runs (`evaluations`).
 """
 
 import time
@@ -43,7 +44,7 @@ def run(spec: dict, site: dict, folder: Path) -> dict | None:
     layout.check(spec["setting"], {**spec["data"], "root": site["data_root"]})
     where = place.join(site["device"])
     model = build.build_model(spec["model"])
-    checkpoints.load_given(model, spec)
+    checkpoints.load_given(model, spec, site)
     model.to(where.device).eval()
     config = resolve_model_data_config(model)
     config["input_size"] = (3, *build.image_size(model))
@@ -54,10 +55,12 @@ def run(spec: dict, site: dict, folder: Path) -> dict | None:
     place.leave(where)
     if not where.first:
         return None
-    results["weights"] = checkpoints.save_weights(folder, model, spec)
+    if "evaluation" not in spec:  # others may start from it
+        results["weights"] = checkpoints.save_weights(folder, model, spec)
     results["val_images"] = len(loader.loader.dataset)
     journal = Journal(folder / "journal.jsonl")
-    journal.write("note", text=f"{spec['checkpoint']['file']}: top-1 {results['top1']:.2f} %")
+    given = spec["checkpoint"].get("file") or f"timm/{spec['checkpoint']['timm']}"
+    journal.write("note", text=f"{given}: top-1 {results['top1']:.2f} %")
     journal.write("end")
     seen = {"device": device.describe(where.device), "manifest": manifest.hash_of(site)}
     return records.make(spec, results, started, world_size=where.world_size, **seen)

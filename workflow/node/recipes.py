@@ -6,6 +6,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.task import TrainingTask
+from timm.utils import dispatch_clip_grad
 
 
 def make_mixup(recipe: dict, num_classes: int) -> Mixup | None:
@@ -32,6 +33,13 @@ def make_optimizer(task: TrainingTask, recipe: dict) -> torch.optim.Optimizer:
         weight_decay=recipe["weight_decay"],
         param_group_fn=groups and (lambda _: groups(recipe["weight_decay"])),
     )
+
+
+def clip(task: TrainingTask, recipe: dict) -> None:
+    """Clip the gradients; adaptively all but the head's (Brock et al. 2021), as timm does."""
+    adaptive = recipe["clip_mode"] == "agc"
+    parameters = task.get_clip_parameters(exclude_head=adaptive)
+    dispatch_clip_grad(parameters, recipe["clip_grad"], recipe["clip_mode"])
 
 
 def make_scheduler(

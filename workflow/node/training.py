@@ -11,7 +11,7 @@ from contextlib import nullcontext
 
 import torch
 from timm.data import resolve_model_data_config
-from timm.utils import dispatch_clip_grad, unwrap_model
+from timm.utils import distribute_bn, unwrap_model
 
 from workflow.journal import Journal
 from workflow.node import build, data, evaluate, macs, precision, recipes
@@ -63,6 +63,8 @@ class Training:
         self.autocast, self.scaler = precision.make(recipe["amp"], where.device)
         if recipe["ema"] is not None:
             self.task.setup_ema(decay=recipe["ema"])
+        if recipe["compile"]:
+            self.task.compile()
         if where.distributed:
             self.task.prepare_distributed(
                 device_ids=[where.device] if where.device.type == "cuda" else None
@@ -132,6 +134,8 @@ class Training:
         if hasattr(self.task, "start_epoch"):
             self.task.start_epoch(self.epoch, self.recipe["epochs"])
         self.task.train()
+        if self.recipe["batch_norm"] == "frozen":
+            build.freeze_statistics(self.model)
         steps, look_every = self.loader.steps, LOOK_EVERY[self.where.device.type]
         batches = self.loader.batches(self.epoch, self.step)
         before, started = self.spent_s, time.time()
@@ -172,9 +176,7 @@ class Training:
                 found[name] = found.get(name, 0) + value.detach() / parts
         if self.recipe["clip_grad"] is not None:
             self.scaler.unscale_(self.optimizer)
-            dispatch_clip_grad(
-                self.task.get_clip_parameters(), self.recipe["clip_grad"], self.recipe["clip_mode"]
-            )
+            recipes.clip(self.task, self.recipe)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.task.update_ema(step=update)
@@ -258,6 +260,8 @@ class Training:
         """{"val_loss", "top1", "top5"} in percent over the whole validation split."""
         # DDP would synchronise buffers for every batch, and ranks may have unequal numbers of them
         module = unwrap_model(self.task.get_eval_model(ema=ema)).eval()
+        if self.where.distributed:  # all ranks evaluate what the first one saves
+            distribute_bn(module, self.where.world_size, reduce=False)
         evaluator = self.task.create_evaluator()
         distributed = self.where.distributed
         return evaluate.accuracy(module, self.val_loader, evaluator, self.autocast, distributed)
