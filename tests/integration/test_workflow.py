@@ -3,72 +3,21 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-import yaml
 
+from tests.integration.project import command, edit, environment, snakemake
 from workflow import records
 
 pytestmark = pytest.mark.integration
-TRACKED = ("Snakefile", "environment.yml", "pyproject.toml", "workflow", "evovit", "baselines")
 RUNS = ("deit_tiny", "ps_deit_tiny", "dynamic_deit_tiny", "svite_deit_tiny", "ia_red2_deit_tiny",
         "evo_deit_tiny")  # fmt: skip
 TABLE = "results/demo/table1.csv"
 DEMO = ("--profile", "demo")
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory) -> Path:
-    """A copy of the project whose demo takes seconds: two epochs, one small thing timed."""
-    root = tmp_path_factory.mktemp("tree")
-    for name in TRACKED:
-        source = records.ROOT / name
-        copy = shutil.copytree if source.is_dir() else shutil.copy
-        copy(source, root / name)
-    shutil.copytree(records.ROOT / "results/paper", root / "results/paper")
-    for name in ("demo", "slurm"):
-        (root / name).symlink_to(f"workflow/profiles/{name}")
-    edit(root, "settings", lambda c: c["demo"]["recipe"].update(epochs=2, warmup_epochs=1))
-    edit(root, "settings", lambda c: c["demo"]["recipes"]["dynamicvit"].update(epochs=2))
-    edit(root, "settings", lambda c: c["demo"]["recipes"]["ia_red2"].update(epochs=2))
-    edit(root, "settings", lambda c: c["demo"]["recipes"]["psvit"].update(epochs=2))
-    edit(root, "settings", lambda c: c["demo"]["throughput"].update(batch_size=1, rounds=5))
-    edit(root, "settings", lambda c: c["demo"]["shrink"]["deit"].update(img_size=16))
-    return root
-
-
-def edit(root: Path, name: str, change) -> None:
-    path = root / f"workflow/config/{name}.yaml"
-    content = yaml.safe_load(path.read_text())
-    change(content)
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
-
-
-def command(*arguments: str) -> list[str]:
-    return [str(Path(sys.executable).with_name("snakemake")), *arguments]
-
-
-def environment(root: Path) -> dict:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    found = {**os.environ, "PATH": path, "PYTHONPATH": str(root)}
-    found.pop("MLFLOW_TRACKING_URI", None)
-    return found
-
-
-def snakemake(root: Path, *arguments: str, code: int = 0) -> str:
-    done = subprocess.run(
-        command(*arguments), cwd=root, env=environment(root), capture_output=True, text=True,
-        timeout=400, check=False,
-    )  # fmt: skip
-    said = done.stdout + done.stderr
-    assert done.returncode == code, said
-    return said
 
 
 def times(root: Path) -> dict[str, int]:

@@ -1,0 +1,36 @@
+"""A copy of the project, its YAML edited and snakemake run in it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+
+def edit(root: Path, name: str, change) -> None:
+    path = root / f"workflow/config/{name}.yaml"
+    content = yaml.safe_load(path.read_text())
+    change(content)
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def command(*arguments: str) -> list[str]:
+    return [str(Path(sys.executable).with_name("snakemake")), *arguments]
+
+
+def environment(root: Path) -> dict:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    found = {**os.environ, "PATH": path, "PYTHONPATH": str(root)}
+    found.pop("MLFLOW_TRACKING_URI", None)
+    return found
+
+
+def snakemake(root: Path, *arguments: str, code: int = 0) -> str:
+    done = subprocess.run(
+        command(*arguments), cwd=root, env=environment(root), capture_output=True, text=True,
+        timeout=400, check=False,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert done.returncode == code, said
+    return said
