@@ -1,4 +1,4 @@
-"""Do an ImageFolder's folders stand where the YAML says? Standard library only: the login node asks
+"""Do the images' folders stand where the YAML says? Standard library only: the login node asks
 before anything is launched, the node once more before it reads."""
 
 import os
@@ -13,17 +13,34 @@ def class_folders(split: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(split) if entry.is_dir())
 
 
-def check(setting: str, data: dict) -> None:
-    """Raise DataError unless `data["root"]` holds both splits as one folder per class.
+def tar_files(split: Path) -> list[Path]:
+    """The tar files that a split consists of: itself, or those in its folder; mostly none."""
+    if split.suffix == ".tar":
+        return [split] if split.is_file() else []
+    return sorted(split.glob("*.tar")) if split.is_dir() else []
 
-    `data` is a setting's data block; only folder names are read, no images.
+
+def check(setting: str, data: dict) -> None:
+    """Raise DataError unless `data["root"]` holds both splits, as tar files or a folder per class.
+
+    `data` is a setting's data block; only folder names are read, no images. What is in tar files,
+    or in the data set that its `reader` names, the data job will see.
     """
     key = f"settings.yaml, {setting}.data.root: {data['root']}"
     root = Path(data["root"])
+    if reader := data.get("reader"):
+        if not reader.startswith("hfds/"):
+            raise DataError(
+                f"settings.yaml, {setting}.data.reader: {reader} is no `hfds/<name>`; other "
+                "readers give streams, in which no training can go on where it was stopped."
+            )
+        return
     shape = f"{root}/{{{data['train']},{data['val']}}}/<class>/<image>"
     classes = {}
     for split in (data["train"], data["val"]):
         folder = root / split
+        if tar_files(folder):
+            continue
         if not folder.is_dir():
             raise DataError(
                 f"No folder {folder} (workflow/config/{key}); expected {shape}. "
@@ -38,7 +55,7 @@ def check(setting: str, data: dict) -> None:
                 f"(workflow/config/{key}); expected {shape}."
             )
         classes[split] = set(found)
-    if odd := sorted(classes[data["train"]] ^ classes[data["val"]]):
+    if len(classes) == 2 and (odd := sorted(set.symmetric_difference(*classes.values()))):
         raise DataError(
             f"The class {odd[0]!r} is in one of {root}/{{{data['train']},{data['val']}}} alone "
             f"(workflow/config/{key}); both splits need the same class folders."

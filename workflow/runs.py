@@ -72,7 +72,8 @@ def model_of(config: Config, row: str, setting: str | None = None) -> dict:
 def data_of(config: Config, setting: str) -> dict:
     """What the data are, without where they lie and how many processes read them."""
     data = config.settings[setting]["data"]
-    return {key: data[key] for key in ("name", "train", "val", "num_classes")}
+    named = ("name", "reader", "train", "val", "num_classes")
+    return {key: data[key] for key in named if key in data}
 
 
 def train_spec(config: Config, setting: str, run: str) -> dict:

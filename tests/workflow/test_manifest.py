@@ -4,17 +4,23 @@ import pytest
 from PIL import Image
 
 from workflow.layout import DataError
-from workflow.node import manifest
+from workflow.node import manifest, sources
 from workflow.node.digits import write_digits
 
-SPLITS = ("train", "val")
+
+def listings(root, **data) -> dict:
+    return {split: sources.listing(data, root, split) for split in ("train", "val")}
+
+
+def manifest_of(root) -> dict:
+    return manifest.manifest(listings(root))
 
 
 def test_the_digits_are_split_the_same_way_every_time(tmp_path):
     write_digits(tmp_path / "a")
     write_digits(tmp_path / "b")
-    found = manifest.manifest(tmp_path / "a", ("train", "val"))
-    assert found == manifest.manifest(tmp_path / "b", ("train", "val"))
+    found = manifest_of(tmp_path / "a")
+    assert found == manifest_of(tmp_path / "b")
     assert found["splits"]["train"]["images"] + found["splits"]["val"]["images"] == 1797
     assert found["splits"]["val"]["images"] == 599
     assert found["splits"]["val"]["classes"] == 10
@@ -23,11 +29,11 @@ def test_the_digits_are_split_the_same_way_every_time(tmp_path):
 
 
 def test_the_manifest_sees_a_renamed_and_a_changed_file(images):
-    before = manifest.manifest(images, ("train", "val"))["hash"]
+    before = manifest_of(images)["hash"]
     (images / "train/0/0.png").rename(images / "train/0/9.png")
-    renamed = manifest.manifest(images, ("train", "val"))["hash"]
+    renamed = manifest_of(images)["hash"]
     (images / "train/0/9.png").write_bytes(b"x")
-    assert len({before, renamed, manifest.manifest(images, ("train", "val"))["hash"]}) == 3
+    assert len({before, renamed, manifest_of(images)["hash"]}) == 3
 
 
 @pytest.fixture
@@ -48,8 +54,8 @@ def damaged(images) -> dict:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_all_bad_images_are_named_at_once(workers, images, damaged, tmp_path, monkeypatch):
     monkeypatch.setattr(manifest, "TOGETHER", 7)  # several parts, also across processes
-    with pytest.raises(DataError, match="4 of 61 files below") as raised:
-        manifest.check_images(str(images), SPLITS, workers, tmp_path / "undecodable.txt")
+    with pytest.raises(DataError, match="4 of 61 files are no") as raised:
+        manifest.check_images(listings(images), workers, tmp_path / "undecodable.txt")
     listed = (tmp_path / "undecodable.txt").read_text().splitlines()
     assert {line.partition(": ")[0] for line in listed} == set(damaged)
     for path, reason in damaged.items():
@@ -61,7 +67,7 @@ def test_a_long_list_is_cut_in_the_sentence_and_whole_in_the_file(images, tmp_pa
     for path in (images / "train/3").iterdir():
         path.write_bytes(b"")
     with pytest.raises(DataError, match="and 2 more"):
-        manifest.check_images(str(images), SPLITS, 0, tmp_path / "undecodable.txt")
+        manifest.check_images(listings(images), 0, tmp_path / "undecodable.txt")
     assert len((tmp_path / "undecodable.txt").read_text().splitlines()) == 4
 
 

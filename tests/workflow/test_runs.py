@@ -42,7 +42,9 @@ def test_every_row_resolves_in_every_setting(config):
     for setting in config.settings:
         for row in config.runs:
             spec = runs.train_spec(config, setting, row)
-            assert spec["recipe"]["epochs"] > 0
+            given = row in config.settings[setting].get("checkpoints", {})
+            assert spec["kind"] == ("evaluate" if given else "train")
+            assert given or spec["recipe"]["epochs"] > 0
 
 
 def test_a_spec_says_nothing_of_where(config):

@@ -1,42 +1,16 @@
-"""Images from folders to batches, by timm's datasets, transforms and prefetcher."""
+"""Images to batches, by timm's datasets, transforms and prefetcher."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
-from PIL import Image
 from timm.data import create_transform
-from timm.data.dataset import ImageDataset
 from timm.data.loader import PrefetchLoader, fast_collate
 from torch.utils.data import DataLoader
 
 from workflow.layout import DataError
 from workflow.node.order import EpochSampler, SeededDraws, SeededErasing, stream_seed
 from workflow.node.place import Place
-
-
-class StrictImageDataset(ImageDataset):
-    """timm's dataset of a class-per-folder tree.
-
-    Modifications:
-    - an image that can't be read raises DataError with its path; timm takes the next image.
-    """
-
-    def __getitem__(self, index: int):
-        stream, target = self.reader[index]
-        try:
-            with stream, Image.open(stream) as image:
-                pixels = image.convert(self.input_img_mode)
-        except (OSError, SyntaxError, ValueError) as error:
-            path = self.filename(index, absolute=True)
-            raise DataError(
-                f"{path} can't be decoded ({error}); replace it with the original image."
-            ) from None
-        return self.transform(pixels), target
-
-
-def open_split(folder: str | Path, transform) -> StrictImageDataset:
-    return StrictImageDataset(str(folder), transform=transform)
+from workflow.node.sources import StrictImageDataset, open_split
 
 
 class TrainLoader:
@@ -61,7 +35,7 @@ class TrainLoader:
             std=model_cfg["std"],
             use_prefetcher=True,
         )
-        dataset = open_split(Path(site["data_root"]) / data["train"], transform)
+        dataset = open_split(data, site["data_root"], data["train"], transform)
         batch_size, repeats = recipe["batch_size"], recipe["repeated_augmentation"]
         self.batch_size, self.accumulate = shares(recipe, place.world_size)
         self.sampler = EpochSampler(
@@ -120,7 +94,7 @@ def shares(recipe: dict, processes: int) -> tuple[int, int]:
 
 def eval_loader(data: dict, site: dict, recipe: dict, model_cfg: dict, place) -> PrefetchLoader:
     """The validation split in order, each image once over all processes."""
-    dataset = eval_dataset(site, data["val"], recipe, model_cfg)
+    dataset = eval_dataset(data, site, "val", recipe, model_cfg)
     mine = range(place.rank, len(dataset), place.world_size)
     batch_size = max(1, min(256, 2 * recipe["batch_size"]) // place.world_size)
     return plain_loader(dataset, mine, batch_size, site, model_cfg, place.device)
@@ -130,7 +104,7 @@ def sample(
     data: dict, site: dict, recipe: dict, model_cfg: dict, count: int, seed: int, device
 ) -> torch.Tensor:
     """Training images (n, 3, H, W) drawn at random, as in evaluation; all, if fewer than count."""
-    dataset = eval_dataset(site, data["train"], recipe, model_cfg)
+    dataset = eval_dataset(data, site, "train", recipe, model_cfg)
     generator = torch.Generator().manual_seed(stream_seed(seed, "sample"))
     drawn = torch.randperm(len(dataset), generator=generator)[:count].tolist()
     loader = plain_loader(dataset, drawn, min(count, 256), site, model_cfg, device)
@@ -145,7 +119,7 @@ def named_images(
     Raises DataError if there are fewer.
     """
     split = images["data"]["val"]
-    dataset = eval_dataset(site, split, images, model_cfg)
+    dataset = eval_dataset(images["data"], site, "val", images, model_cfg)
     if len(dataset) < count:
         raise DataError(
             f"{site['data_root']}/{split} has {len(dataset)} images, but a batch of {count} is to "
@@ -157,8 +131,10 @@ def named_images(
     return torch.cat([batch for batch, _ in loader]), names
 
 
-def eval_dataset(site: dict, split: str, recipe: dict, model_cfg: dict) -> StrictImageDataset:
-    """A split with the transforms of evaluation: resize, centre crop."""
+def eval_dataset(
+    data: dict, site: dict, split: str, recipe: dict, model_cfg: dict
+) -> StrictImageDataset:
+    """The "train" or "val" split with the transforms of evaluation: resize, centre crop."""
     transform = create_transform(
         model_cfg["input_size"],
         is_training=False,
@@ -168,7 +144,7 @@ def eval_dataset(site: dict, split: str, recipe: dict, model_cfg: dict) -> Stric
         std=model_cfg["std"],
         use_prefetcher=True,
     )
-    return open_split(Path(site["data_root"]) / split, transform)
+    return open_split(data, site["data_root"], data[split], transform)
 
 
 def plain_loader(

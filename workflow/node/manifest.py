@@ -7,44 +7,45 @@ as the setting's `workers`.
 import hashlib
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from itertools import chain
 from pathlib import Path
 
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 from workflow import layout, records
 from workflow.layout import DataError
+from workflow.node import sources
+from workflow.node.sources import UNREADABLE, Folder, Listed
 
+Listing = Folder | Listed
 TOGETHER = 256  # images that a process decodes before it takes others
 SHOWN = 20
 
 
-def manifest(root: str | Path, splits: tuple[str, ...]) -> dict:
-    """Classes, image counts, bytes and a hash over every path and size below root/<split>/.
-
-    Raises DataError for an empty class: the splits would number their classes differently.
-    """
+def manifest(listings: dict[str, Listing]) -> dict:
+    """Classes, image counts, bytes and a hash over every path and size of all splits."""
     digest, found = hashlib.sha256(), {}
-    for split in splits:
-        folder = Path(root) / split
-        for label in layout.class_folders(folder):
-            if not any(path.is_file() for path in (folder / label).iterdir()):
-                raise DataError(f"{folder / label} is empty; restore its images.")
-        paths = files(root, split)
-        sizes = [path.stat().st_size for path in paths]
-        for path, size in zip(paths, sizes, strict=True):
-            digest.update(f"{split}/{path.relative_to(folder)} {size}\n".encode())
+    for split, listing in listings.items():
+        for name, size in zip(listing.names, listing.sizes, strict=True):
+            digest.update(f"{split}/{name} {size}\n".encode())
         found[split] = {
-            "classes": len(layout.class_folders(folder)),
-            "images": len(paths),
-            "bytes": sum(sizes),
+            "classes": len(listing.classes),
+            "images": len(listing.names),
+            "bytes": sum(listing.sizes),
         }
     return {"splits": found, "hash": digest.hexdigest()[:16]}
 
 
-def files(root: str | Path, split: str) -> list[Path]:
-    return sorted(path for path in (Path(root) / split).rglob("*") if path.is_file())
+def check_classes(setting: str, num_classes: int, listings: dict[str, Listing]) -> None:
+    """Raise DataError unless all splits have the same classes, as many as the YAML says."""
+    train, val = listings.values()
+    if len(train.classes) != num_classes or train.classes != val.classes:
+        odd = sorted(set(train.classes) ^ set(val.classes))
+        raise DataError(
+            f"The splits of {setting} have {len(train.classes)} and {len(val.classes)} classes"
+            f"{f', {odd[0]!r} only one of them' if odd else ''}; needed are the same {num_classes} "
+            f"in both (workflow/config/settings.yaml, {setting}.data)."
+        )
 
 
 def hash_of(site: dict) -> str | None:
@@ -53,42 +54,46 @@ def hash_of(site: dict) -> str | None:
     return records.read(path)["results"]["hash"] if path.exists() else None
 
 
-def undecodable(paths: list[Path]) -> list[tuple[Path, str]]:
-    """Those that are no whole image, each with the reason."""
-    found = []
-    for path in paths:
+class Decoding(Dataset):
+    """Of each of a listing's files None, or why it is no whole image."""
+
+    def __init__(self, listing: Listing):
+        self.listing = listing
+
+    def __len__(self) -> int:
+        return len(self.listing.names)
+
+    def __getitem__(self, index: int) -> str | None:
         try:
-            with Image.open(path) as image:
+            with self.listing.open(index) as stream, Image.open(stream) as image:
                 image.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            reason = "it is empty" if not path.stat().st_size else str(error).partition(": ")[0]
-            found.append((path, reason))
-    return found
+        except UNREADABLE as error:
+            empty = not self.listing.sizes[index]
+            reason = "it is empty" if empty else str(error).partition(": ")[0]
+            return f"{self.listing.place(index)}: {reason}"
+        return None
 
 
-def decode(paths: list[Path], workers: int) -> Iterator[tuple[Path, str]]:
-    """Decode every file; -> those that are no whole image."""
-    parts = [paths[i : i + TOGETHER] for i in range(0, len(paths), TOGETHER)]
-    if workers < 2 or len(parts) < 2:
-        return chain.from_iterable(map(undecodable, parts))
-    with ProcessPoolExecutor(workers) as pool:
-        return chain.from_iterable(list(pool.map(undecodable, parts)))
+def undecodable(listing: Listing, workers: int) -> Iterator[str]:
+    """Decode every file, by so many processes; -> those that are no whole image."""
+    loader = DataLoader(
+        Decoding(listing), batch_size=TOGETHER, num_workers=workers, collate_fn=list
+    )
+    return (reason for reasons in loader for reason in reasons if reason)
 
 
-def check_images(root: str, splits: tuple[str, ...], workers: int, listed: Path) -> None:
+def check_images(listings: dict[str, Listing], workers: int, listed: Path) -> None:
     """Raise DataError naming the files that are no whole images; `listed` takes all of them."""
-    paths = [path for split in splits for path in files(root, split)]
-    faults = [f"{path}: {reason}" for path, reason in decode(paths, workers)]
+    faults = [fault for one in listings.values() for fault in undecodable(one, workers)]
     if not faults:
         return
     listed.parent.mkdir(parents=True, exist_ok=True)
     listed.write_text("\n".join(faults) + "\n")
+    count = sum(len(one.names) for one in listings.values())
     more = f"\n... and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
     raise DataError(
-        f"{len(faults)} of {len(paths)} files below {root} are no whole images; replace them with "
-        f"the originals or delete what is none (all are listed in {listed}):\n"
-        + "\n".join(faults[:SHOWN])
-        + more
+        f"{len(faults)} of {count} files are no whole images; replace them with the originals or "
+        f"delete what is none (all are listed in {listed}):\n" + "\n".join(faults[:SHOWN]) + more
     )
 
 
@@ -102,10 +107,12 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
         write_digits(site["data_root"], data["train"], data["val"])
     layout.check(spec["setting"], {**data, "root": site["data_root"]})
     splits = (data["train"], data["val"])
-    found = manifest(site["data_root"], splits)
+    listings = {split: sources.listing(data, site["data_root"], split) for split in splits}
+    check_classes(spec["setting"], data["num_classes"], listings)
+    found = manifest(listings)
     decoded = Path(site["root"]) / "data" / f"decoded-{found['hash']}"
     if not decoded.exists():
-        check_images(site["data_root"], splits, site["workers"], folder / "undecodable.txt")
+        check_images(listings, site["workers"], folder / "undecodable.txt")
         decoded.parent.mkdir(parents=True, exist_ok=True)
         decoded.touch()
     return records.make(spec, found, started)
