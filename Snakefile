@@ -28,6 +28,7 @@ include: "workflow/rules/search.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/throughput.smk"
+include: "workflow/rules/training_cost.smk"
 include: "workflow/rules/tables.smk"
 
 

@@ -36,15 +36,15 @@ def write_spec(path: str | Path, spec: dict) -> str:
     return str(path)
 
 
-def recipe_of(config: Config, setting: str, row: str) -> dict:
+def recipe_of(config: Config, setting: str | None, row: str) -> dict:
     """The recipe with every override applied: recipe < setting < setting's recipe < row."""
     name = config.runs[row]["recipe"]
     chain, parent = [], name
     while parent is not None:
         chain.append(config.recipes[parent])
         parent = chain[-1].get("extends")
-    scale = config.settings[setting]
-    layers = [*reversed(chain), scale["recipe"]]
+    scale = config.settings.get(setting, {})
+    layers = [*reversed(chain), scale.get("recipe", {})]
     layers += [scale.get("recipes", {}).get(name, {}), config.runs[row].get("overrides", {})]
     recipe = {key: value for layer in layers for key, value in layer.items()}
     recipe.pop("extends", None)
@@ -181,10 +181,37 @@ def throughput_spec(config: Config, setting: str, section: str, point: dict) -> 
     return spec
 
 
+def training_cost_spec(config: Config, setting: str, section: str, point: dict) -> dict:
+    """The spec of the measurement of training steps: of the section's models that train from
+    scratch, at the paper's size and with its recipe.
+
+    `point` holds device, mode, precision, threads, rounds, batch_sizes and extrapolate_to (images),
+    and memory_gib (of the GPU that is meant, or null).
+    """
+    models = []
+    for row in config.items["sections"][section]:
+        recipe = recipe_of(config, None, row)
+        if "search" not in recipe and not any(role in config.runs[row] for role in ROLES):
+            models.append({"run": row, "model": model_of(config, row), "recipe": recipe})
+    return {"kind": "training_cost", "section": section, "models": models, **point}
+
+
+def training_cost_path(root: str, section: str, point: dict) -> str:
+    return f"{root}/training/{section}/{point['device']}-{point['mode']}-{point['precision']}.json"
+
+
 def throughput_point(config: Config, setting: str) -> dict:
     """The point of measurement that the setting's tables show; "auto" is this machine's device."""
-    point = dict(config.settings[setting]["throughput"])
-    del point["weights"]
+    return _point(config.settings[setting]["throughput"], without="weights")
+
+
+def training_cost_point(config: Config, setting: str) -> dict:
+    """Likewise for the cost of training."""
+    return _point(config.settings[setting]["training_cost"])
+
+
+def _point(values: dict, without: str | None = None) -> dict:
+    point = {key: value for key, value in values.items() if key != without}
     if point["device"] == "auto":
         point["device"] = "cuda" if gpu_is_here() else "cpu"
     return point

@@ -12,9 +12,9 @@ import torch
 from tests.models import families
 from workflow import records, runs
 from workflow.layout import DataError
-from workflow.node import device, macs, throughput, train
+from workflow.node import device, fresh, macs, throughput, train
 from workflow.node.checkpoints import WeightsError
-from workflow.node.throughput import MeasurementError
+from workflow.node.fresh import MeasurementError
 
 SIZE = {"img_size": 32, "embed_dim": 24, "num_classes": 10}
 
@@ -35,8 +35,8 @@ def short_rounds(monkeypatch):
 
 
 def test_the_job_measures_in_a_process_with_the_allocator_tuned(tmp_path, site):
-    record = throughput.run(spec(), site, tmp_path)
-    assert record["results"]["environment"]["allocator"] == throughput.ALLOCATOR
+    record = fresh.run(spec(), site, tmp_path)
+    assert record["results"]["environment"]["allocator"] == fresh.ALLOCATOR
     assert record["results"]["environment"]["threads"] == 1
     assert os.environ.get("MALLOC_MMAP_THRESHOLD_") != "4000000000"  # not in this one
     first, second = record["results"]["methods"]
@@ -205,10 +205,10 @@ def test_the_command_runs_where_only_torch_and_timm_are(tmp_path):
         "for name in ('snakemake', 'submitit', 'mlflow', 'pandas', 'seaborn'):\n"
         "    sys.modules[name] = None\n"
         "sys.argv = ['throughput', '--spec', sys.argv[1], '--output', sys.argv[2]]\n"
-        "runpy.run_module('workflow.node.throughput', run_name='__main__')\n"
+        "runpy.run_module('workflow.node.fresh', run_name='__main__')\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "spec.json"), str(tmp_path / "r.json")]
     root = Path(__file__).parent.parent.parent
-    environment = {**os.environ, **throughput.ALLOCATOR}
+    environment = {**os.environ, **fresh.ALLOCATOR}
     subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True)
     assert records.read(tmp_path / "r.json")["results"]["methods"]

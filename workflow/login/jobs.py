@@ -20,8 +20,10 @@ MODULES = {
     "preflight": "workflow.node.preflight",
     "search": "workflow.node.search",
     "train": "workflow.node.train",
-    "throughput": "workflow.node.throughput",
+    "throughput": "workflow.node.fresh",
+    "training_cost": "workflow.node.fresh",
 }
+ALONE = ("throughput", "training_cost")
 DISTRIBUTED = ("train", "evaluate")
 
 
@@ -65,7 +67,7 @@ class Job(submitit.helpers.Checkpointable):
         Snakemake sees to that among its own jobs; those that a killed one left are not its own.
         """
         if path := self.site.get("device_lock"):
-            shared = self.spec["kind"] != "throughput"
+            shared = self.spec["kind"] not in ALONE
             self._device = locks.exclusive(path, patience_s=7 * 24 * 3600, shared=shared)
             self._device.__enter__()  # until the process ends
 

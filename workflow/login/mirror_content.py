@@ -222,6 +222,8 @@ def record_points(record: dict, time_ms: int) -> list[Point]:
     elif record["kind"] == "search":
         found = {key: results[key] for key in ("macs_g", "images")}
         found |= {f"kept.layer_{i + 1}": kept for i, kept in enumerate(results["counts"])}
+    elif record["kind"] == "training_cost":
+        found = dict(training_cost_values(results))
     else:
         found = {}
         for method in results["methods"]:
@@ -230,6 +232,16 @@ def record_points(record: dict, time_ms: int) -> list[Point]:
             found |= {f"{key}.{method['run']}": method[key] for key in ("macs_g", "params_m")}
     found["wall_s"] = record["provenance"]["wall_s"]
     return [Point(key, value, time_ms, step) for key, value in found.items() if value is not None]
+
+
+def training_cost_values(results: dict) -> Iterator[tuple[str, float]]:
+    """Step times and bytes by batch size and run."""
+    for method in results["methods"]:
+        for size in method["sizes"]:
+            for key in ("step_s_first", "step_s_last", "bytes"):
+                if key in size:
+                    yield f"{key}.b{size['batch_size']}.{method['run']}", size[key]
+            yield f"out_of_memory.b{size['batch_size']}.{method['run']}", size["out_of_memory"]
 
 
 def describe_table(source: Source) -> Content:

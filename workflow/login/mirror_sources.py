@@ -13,7 +13,8 @@ from workflow.login.attempts import Attempt
 from workflow.login.mirror_content import Content, Source, alive, describe_attempt, describe_table
 
 PATTERNS = ("runs/*/attempts", "runs/*/search/attempts", "evaluations/*/attempts",
-            "throughput/*/*/attempts")  # fmt: skip
+            "throughput/*/*/attempts",
+            "training/*/*/attempts")  # fmt: skip
 
 
 class Results:

@@ -135,6 +135,17 @@ class Plan:
             "first": for_order(first, record, spec),
         }
 
+    def training_cost_inputs(self, wildcards) -> dict:
+        root, setting = wildcards.root, self.config.setting_of(wildcards.root)
+        wanted = {key: getattr(wildcards, key) for key in ("device", "mode", "precision")}
+        point = runs.training_cost_point(self.config, setting) | wanted
+        record = runs.training_cost_path(root, wildcards.section, point)
+        spec = runs.training_cost_spec(self.config, setting, wildcards.section, point)
+        return {
+            "spec": runs.write_spec(Path(record).with_suffix("") / "spec.json", spec),
+            "first": for_order([f"{root}/preflight.json"], record, spec),
+        }
+
     def data_spec(self, wildcards) -> str:
         setting = self.config.setting_of(wildcards.root)
         # the one spec that says where: another folder is looked through anew

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from workflow.campaign import Config
-from workflow.node import throughput
+from workflow.node import fresh
 
 # section: the dense model, then label, model, kwargs (a name: the profile that items.yaml declares
 # for that row) and the bars in fp32 and bf16
@@ -62,7 +62,7 @@ def measure(section: str, precision: str, rounds: int) -> list[dict]:
     ]
     spec = POINT | dict(section=section, precision=precision, rounds=rounds, models=models)
     with tempfile.TemporaryDirectory() as folder:
-        found = throughput.run(spec, {}, Path(folder))["results"]["methods"]
+        found = fresh.run(spec, {}, Path(folder))["results"]["methods"]
     rows = []
     for (label, _, _, *bars), method in zip(BARS[section], found, strict=True):
         bar = bars[precision == "bf16"]

@@ -1,50 +1,31 @@
 """Throughput: the models of one section, interleaved in one process that has the device to itself.
 
-The measurement runs in a process of its own, because glibc's allocator is set up before Python
-starts: untuned, it maps every block over 32 MB afresh, which punishes dense models more than
-reduced ones and makes ratios exceed their MAC ceiling. `--spec` holds what runs.throughput_spec
-makes.
+`python -m workflow.node.fresh --spec spec.json --output record.json` measures by hand; the spec is
+what runs.throughput_spec makes.
 """
 
-import argparse
 import contextlib
-import json
-import os
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from workflow import records
 from workflow.node import build, checkpoints, data, device, macs
+from workflow.node.fresh import MeasurementError, environment
 
-ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": "4000000000",
-    "MALLOC_TRIM_THRESHOLD_": "16000000000",
-}
-FAULT = ".fault"  # beside the output: why there is none
 IMAGENET = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
-UNUSABLE = (checkpoints.WeightsError, data.DataError)
 WARM_UP_PASSES = 2
 ROUND_S = 1.0  # each model's share of a round is at least one pass and about this long
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class MeasurementError(RuntimeError):
-    """A measurement can't be made or can't be trusted; the message says which and why."""
-
-
 def prepare(model: dict, spec: dict, where: torch.device, site: dict | None = None) -> nn.Module:
     """The model as it runs for inference, with attention as the mode has it.
 
-    A model that is rebuilt after its training says so with a `deployed` method. `paper` multiplies
-    queries and keys into an attention matrix, as in 2021; `fused` does not. `site` is needed where
-    the model has the weights of a training.
+    A model that is rebuilt after its training says so with a `deployed` method. `site` is needed
+    where the model has the weights of a training.
     """
     module = build.build_model(model)
     if "weights" in model:
@@ -54,10 +35,15 @@ def prepare(model: dict, spec: dict, where: torch.device, site: dict | None = No
     module = module.eval().to(where)
     if hasattr(module, "deployed"):
         module = module.deployed()
+    set_attention(module, spec["mode"])
+    return module
+
+
+def set_attention(module: nn.Module, mode: str) -> None:
+    """`paper` multiplies queries and keys into an attention matrix, as in 2021; `fused` not."""
     for part in module.modules():
         if hasattr(part, "fused_attn"):
-            part.fused_attn = spec["mode"] != "paper"
-    return module
+            part.fused_attn = mode != "paper"
 
 
 def synchronise(where: torch.device) -> None:
@@ -168,59 +154,3 @@ def operations(model: dict, module: nn.Module, images: Tensor) -> dict:
         return {"macs_g": macs.count(module, tuple(images.shape[1:])) / 1e9}
     counts = macs.per_image(module, images)
     return {"macs_g": counts["mean_g"], "macs_per_image": counts}
-
-
-def environment() -> dict:
-    """What besides the spec decides how fast this process is."""
-    return {
-        "threads": torch.get_num_threads(),
-        "allocator": {name: os.environ.get(name) for name in ALLOCATOR},
-        "tf32": torch.backends.cuda.matmul.allow_tf32,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-    }
-
-
-def run(spec: dict, site: dict, folder: Path) -> dict:
-    """The job: measure in a fresh process with the allocator tuned; -> record."""
-    spec_path, output = folder / "measure.json", folder / "measured.json"
-    records.write_json(spec_path, spec)
-    command = [sys.executable, "-m", "workflow.node.throughput"]
-    command += ["--spec", str(spec_path), "--output", str(output), "--site", json.dumps(site)]
-    threads = {"OMP_NUM_THREADS": str(spec["threads"]), "MKL_NUM_THREADS": str(spec["threads"])}
-    fault = output.with_suffix(FAULT)
-    fault.unlink(missing_ok=True)
-    done = subprocess.run(command, env={**os.environ, **ALLOCATOR, **threads}, check=False)
-    if fault.exists():
-        raise MeasurementError(fault.read_text())
-    if done.returncode:
-        raise MeasurementError(f"The measuring process ended with code {done.returncode}.")
-    return json.loads(output.read_text())
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--spec", required=True, type=Path, help="JSON file: what to measure")
-    parser.add_argument("--output", required=True, type=Path, help="the record to write")
-    parser.add_argument(
-        "--site", type=json.loads, help="JSON: where trained weights and images lie"
-    )
-    arguments = parser.parse_args()
-    if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
-        os.execve(
-            sys.executable,
-            [sys.executable, "-m", __spec__.name, *sys.argv[1:]],
-            {**os.environ, **ALLOCATOR},
-        )
-    started = time.time()
-    spec = json.loads(arguments.spec.read_text())
-    try:
-        results = measure_section(spec, arguments.site)
-    except (MeasurementError, device.DeviceError, build.SpecError, *UNUSABLE) as error:
-        arguments.output.with_suffix(FAULT).write_text(str(error))
-        sys.exit(str(error))
-    record = records.make(spec, results, started, device=results["device"])
-    records.write_json(arguments.output, record)
-
-
-if __name__ == "__main__":
-    main()

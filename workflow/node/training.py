@@ -4,6 +4,7 @@ What is here is the order in which they are called, and that a training which is
 goes on to the same bits.
 """
 
+import functools
 import math
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from contextlib import nullcontext
 
 import torch
 from timm.data import resolve_model_data_config
+from timm.data.loader import PrefetchLoader
 from timm.utils import distribute_bn, unwrap_model
 
 from workflow.journal import Journal
@@ -47,7 +49,8 @@ class Training:
     training) left out because their loss was not finite.
     """
 
-    def __init__(self, spec: dict, site: dict, where: Place, journal: Journal | None):
+    def __init__(self, spec: dict, site: dict, where: Place, journal: Journal | None, loader=None):
+        """`loader` takes the place of the training split's, for measurements."""
         self.spec, self.site, self.where, self.journal = spec, site, where, journal
         recipe = self.recipe = spec["recipe"]
         seed_everything(stream_seed(spec["seed"], "weights"))  # the same on every rank
@@ -55,8 +58,9 @@ class Training:
         self.model = self.task.get_trainable_module()
         config = self.config = resolve_model_data_config(self.model)
         config["input_size"] = (3, *build.image_size(self.model))
-        self.loader = data.TrainLoader(spec["data"], site, recipe, config, spec["seed"], where)
-        self.val_loader = data.eval_loader(spec["data"], site, recipe, config, where)
+        self.loader = loader or data.TrainLoader(
+            spec["data"], site, recipe, config, spec["seed"], where
+        )
         self.mixup = recipes.make_mixup(recipe, spec["data"]["num_classes"])
         self.optimizer = recipes.make_optimizer(self.task, recipe)
         self.scheduler = recipes.make_scheduler(self.optimizer, recipe, self.loader.steps)
@@ -73,6 +77,12 @@ class Training:
         self.sums: dict[str, torch.Tensor] = {}
         self.skipped: list[int] = []
         self.unseen: dict[int, torch.Tensor] = {}  # losses since the last look, by update
+
+    @functools.cached_property
+    def val_loader(self) -> PrefetchLoader:
+        """Every rank's share of the validation split."""
+        spec = self.spec
+        return data.eval_loader(spec["data"], self.site, self.recipe, self.config, self.where)
 
     # -- its state --------------------------------------------------------------------------
 
@@ -131,11 +141,7 @@ class Training:
 
         Raises NotFinite, on every rank, after a step whose loss was not.
         """
-        if hasattr(self.task, "start_epoch"):
-            self.task.start_epoch(self.epoch, self.recipe["epochs"])
-        self.task.train()
-        if self.recipe["batch_norm"] == "frozen":
-            build.freeze_statistics(self.model)
+        self.start_epoch()
         steps, look_every = self.loader.steps, LOOK_EVERY[self.where.device.type]
         batches = self.loader.batches(self.epoch, self.step)
         before, started = self.spent_s, time.time()
@@ -156,6 +162,14 @@ class Training:
                 reported = time.time()
                 self.note("progress", epoch=self.epoch, step=self.step, steps=steps)
         return True
+
+    def start_epoch(self) -> None:
+        """What holds during this epoch, also where it is taken up in the middle."""
+        if hasattr(self.task, "start_epoch"):
+            self.task.start_epoch(self.epoch, self.recipe["epochs"])
+        self.task.train()
+        if self.recipe["batch_norm"] == "frozen":
+            build.freeze_statistics(self.model)
 
     def train_step(self, batches: Iterator) -> None:
         """Forward and backward of the step's batches, then one update; skipped ones only draw."""

@@ -1,0 +1,121 @@
+"""Seconds and bytes of a training step."""
+
+import copy
+
+import pytest
+import torch
+
+from workflow import runs
+from workflow.node import training_cost
+from workflow.node.fresh import MeasurementError
+
+SIZE = {"img_size": 64, "embed_dim": 24, "num_heads": 3, "depth": 6}
+
+
+@pytest.fixture
+def spec(config):
+    """A function: the demo's spec of two small models."""
+
+    def make(**changes) -> dict:
+        point = runs.training_cost_point(config, "demo") | {"device": "cpu", "threads": 1}
+        point |= {"rounds": 2, **changes}
+        found = runs.training_cost_spec(config, "demo", "deit_small_384", point)
+        for model in found["models"]:
+            model["model"] = copy.deepcopy(model["model"])
+            model["model"]["kwargs"] |= SIZE
+        return found
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def short_rounds(monkeypatch):
+    monkeypatch.setattr(training_cost, "ROUND_S", 0.0)
+
+
+def test_only_models_that_train_from_scratch_with_the_papers_recipe_are_measured(config):
+    point = runs.training_cost_point(config, "demo")
+    models = runs.training_cost_spec(config, "demo", "deit_small", point)["models"]
+    assert [model["run"] for model in models] == [
+        "deit_small",
+        "svite_deit_small",
+        "evo_deit_small",
+    ]
+    assert {model["recipe"]["epochs"] for model in models} == {300}
+
+
+def test_reduced_models_keep_fewer_bytes(spec):
+    results = training_cost.measure_section(spec(extrapolate_to=[8]))
+    assert results["bytes_are"] == "counted"
+    dense, evo = results["methods"]
+    assert evo["macs_g"] < dense["macs_g"]
+    for method in (dense, evo):
+        two, four = method["sizes"]
+        assert [two["batch_size"], four["batch_size"]] == [2, 4]
+        assert 0 < two["bytes"] < four["bytes"] < 2 * two["bytes"]  # weights do not double
+        assert two["step_s_first"] > 0
+        (further,) = method["extrapolated"]
+        assert further["bytes"] == pytest.approx(four["bytes"] + 2 * (four["bytes"] - two["bytes"]))
+    # what the batch adds, weights aside
+    added = [m["sizes"][1]["bytes"] - m["sizes"][0]["bytes"] for m in (dense, evo)]
+    assert added[1] < added[0]
+
+
+def test_counted_bytes_are_those_of_weights_gradients_moments_and_kept_tensors(spec):
+    model = spec()["models"][0]
+    training = training_cost.make_training(model, spec(), 2, torch.device("cpu"))
+    training.start_epoch()
+    weights = sum(4 * p.numel() for p in training.model.parameters())
+    buffers = sum(b.untyped_storage().nbytes() for b in training.task.buffers())
+    before, _ = training_cost.static_bytes(training)
+    assert before == 2 * weights + buffers  # the averaged weights beside them
+    training.train_step(training.loader.batches(0))
+    after, known = training_cost.static_bytes(training)
+    steps = 4 * len(list(training.model.parameters()))  # AdamW counts its steps
+    assert after == 5 * weights + buffers + steps
+    with training_cost.Kept() as kept:
+        a = torch.ones(1000, requires_grad=True)
+        b = a.exp()  # keeps its result
+        b.exp()
+    assert kept.bytes(set()) == 2 * 4000
+    assert kept.bytes({b.untyped_storage().data_ptr()}) == 4000
+    assert known
+
+
+def test_running_out_of_memory_is_a_result(spec, monkeypatch):
+    measure_once = training_cost.measure_once
+
+    def small_gpu(model, spec, batch_size, where):
+        if batch_size == 4 and model["run"] == "deit_small_384":
+            return None
+        return measure_once(model, spec, batch_size, where)
+
+    monkeypatch.setattr(training_cost, "measure_once", small_gpu)
+    dense, evo = training_cost.measure_section(spec())["methods"]
+    assert dense["sizes"][1] == {"batch_size": 4, "out_of_memory": True}
+    assert not dense["sizes"][0]["out_of_memory"]
+    assert not evo["sizes"][1]["out_of_memory"]
+    assert dense["extrapolated"] == []
+
+
+def test_the_allocators_error_is_that_result_and_nothing_stays_behind(spec, monkeypatch):
+    def full(*arguments):
+        raise torch.cuda.OutOfMemoryError("full")
+
+    monkeypatch.setattr(training_cost, "time_steps", full)
+    once = training_cost.measure_once(spec()["models"][0], spec(), 2, torch.device("cpu"))
+    assert once is None
+
+
+def test_larger_batches_are_compared_with_the_gpu_that_is_meant(spec):
+    sizes = [{"batch_size": n, "bytes": n * 2**30, "out_of_memory": False} for n in (2, 4)]
+    asked = {"extrapolate_to": [16, 64], "memory_gib": 32}
+    assert training_cost.extrapolate(sizes, asked) == [
+        {"batch_size": 16, "bytes": 16 * 2**30, "over_limit": False},
+        {"batch_size": 64, "bytes": 64 * 2**30, "over_limit": True},
+    ]
+
+
+def test_fp16_on_a_cpu_is_refused(spec):
+    with pytest.raises(MeasurementError, match="fp16 needs a GPU"):
+        training_cost.measure_section(spec(precision="fp16"))

@@ -1,0 +1,96 @@
+"""A measurement in a process of its own, with its allocator set up.
+
+That is done before Python starts: untuned, glibc's maps every block over 32 MB afresh, which
+punishes dense models more than reduced ones and makes ratios exceed their MAC ceiling.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from workflow import layout, records
+from workflow.node import build, checkpoints, device
+
+MEASUREMENTS = {
+    "throughput": "workflow.node.throughput",
+    "training_cost": "workflow.node.training_cost",
+}
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TRIM_THRESHOLD_": "16000000000",
+}
+FAULT = ".fault"  # beside the output: why there is none
+
+
+class MeasurementError(RuntimeError):
+    """A measurement can't be made or can't be trusted; the message says which and why."""
+
+
+UNUSABLE = (checkpoints.WeightsError, layout.DataError, device.DeviceError, build.SpecError)
+
+
+def environment() -> dict:
+    """What besides the spec decides how fast this process is."""
+    return {
+        "threads": torch.get_num_threads(),
+        "allocator": {name: os.environ.get(name) for name in ALLOCATOR},
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def run(spec: dict, site: dict, folder: Path) -> dict:
+    """The job of any of MEASUREMENTS; -> record."""
+    spec_path, output = folder / "measure.json", folder / "measured.json"
+    records.write_json(spec_path, spec)
+    command = [sys.executable, "-m", "workflow.node.fresh"]
+    command += ["--spec", str(spec_path), "--output", str(output), "--site", json.dumps(site)]
+    threads = {"OMP_NUM_THREADS": str(spec["threads"]), "MKL_NUM_THREADS": str(spec["threads"])}
+    fault = output.with_suffix(FAULT)
+    fault.unlink(missing_ok=True)
+    done = subprocess.run(command, env={**os.environ, **ALLOCATOR, **threads}, check=False)
+    if fault.exists():
+        raise MeasurementError(fault.read_text())
+    if done.returncode:
+        raise MeasurementError(f"The measuring process ended with code {done.returncode}.")
+    return json.loads(output.read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--spec", required=True, type=Path, help="JSON file: what to measure")
+    parser.add_argument("--output", required=True, type=Path, help="the record to write")
+    parser.add_argument(
+        "--site", type=json.loads, help="JSON: where trained weights and images lie"
+    )
+    arguments = parser.parse_args()
+    if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", __spec__.name, *sys.argv[1:]],
+            {**os.environ, **ALLOCATOR},
+        )
+    started = time.time()
+    spec = json.loads(arguments.spec.read_text())
+    try:
+        results = importlib.import_module(MEASUREMENTS[spec["kind"]]).measure_section(
+            spec, arguments.site
+        )
+    except (MeasurementError, *UNUSABLE) as error:
+        arguments.output.with_suffix(FAULT).write_text(str(error))
+        sys.exit(str(error))
+    record = records.make(spec, results, started, device=results["device"])
+    records.write_json(arguments.output, record)
+
+
+if __name__ == "__main__":
+    from workflow.node import fresh  # the module whose MeasurementError the measurements raise
+
+    fresh.main()

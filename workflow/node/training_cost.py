@@ -1,0 +1,208 @@
+"""What a training step costs: seconds and bytes, the models of a section in turns.
+
+On a GPU the bytes are the largest that torch's allocator held at once, and running out of them is a
+result. On a CPU they are counted: weights, gradients, optimiser state and what the forward pass
+keeps for the backward pass; two small batches give the line on which larger ones lie.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from workflow.node import build, device, macs
+from workflow.node.fresh import MeasurementError, environment
+from workflow.node.place import Place
+from workflow.node.throughput import set_attention, synchronise
+from workflow.node.training import Training
+
+ROUND_S = 1.0  # a model's share of a round is at least one step and about this long
+GIB = 2**30
+CLASSES = 1000
+
+
+class Noise:
+    """Stands for a TrainLoader: the same random images again and again, on the device."""
+
+    accumulate = 1
+
+    def __init__(self, batch_size: int, size: tuple[int, int], classes: int, steps: int, where):
+        self.images = torch.randn(batch_size, 3, *size, device=where)
+        self.labels = torch.randint(classes, (batch_size,), device=where)
+        self.steps = steps
+
+    def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(first, self.steps):
+            yield self.images, self.labels
+
+
+class Kept:
+    """Bytes of the tensors that autograd keeps while this context is open, each storage once."""
+
+    def __enter__(self) -> "Kept":
+        self.sizes: dict[int, int] = {}
+        self._hooks = saved_tensors_hooks(self._pack, lambda tensor: tensor)
+        self._hooks.__enter__()
+        return self
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        self.sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def __exit__(self, *error) -> None:
+        self._hooks.__exit__(*error)
+
+    def bytes(self, known: set[int]) -> int:
+        """Without the storages (by address) that are there anyway."""
+        return sum(size for address, size in self.sizes.items() if address not in known)
+
+
+def make_training(model: dict, spec: dict, batch_size: int, where: torch.device) -> Training:
+    """The engine around one model, with its recipe, fed with noise."""
+    amp = None if spec["precision"] == "fp32" else spec["precision"]
+    recipe = {**model["recipe"], "batch_size": batch_size, "amp": amp}
+    size = build.image_size(build.build_model(model["model"], "meta"))
+    noise = Noise(batch_size, size, CLASSES, 10**6, where)
+    data = {"num_classes": CLASSES}
+    known = {"run": model["run"], "model": model["model"], "recipe": recipe, "data": data}
+    training = Training({**known, "seed": 0}, {}, Place(where), None, loader=noise)
+    set_attention(training.task, spec["mode"])
+    return training
+
+
+def static_bytes(training: Training) -> tuple[int, set[int]]:
+    """Weights, buffers, averaged weights, gradients and optimiser state; and their addresses."""
+    held = [*training.task.parameters(), *training.task.buffers()]
+    held += [weight.grad for weight in training.task.parameters() if weight.grad is not None]
+    states = training.optimizer.state.values()
+    held += [value for state in states for value in state.values() if torch.is_tensor(value)]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in held}
+    return sum(storage.nbytes() for storage in storages.values()), set(storages)
+
+
+def time_steps(training: Training, epoch: int, where: torch.device) -> tuple[float, int]:
+    """Seconds of a step in that epoch, and the bytes that training needs there."""
+    training.epoch, training.step = epoch, 0
+    training.start_epoch()
+    batches = training.loader.batches(epoch)
+    if where.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(where)
+    training.train_step(batches)  # the optimiser's state is there only after a step
+    with Kept() as kept:
+        training.train_step(batches)
+    static, known = static_bytes(training)
+    synchronise(where)
+    started = time.perf_counter()
+    training.train_step(batches)
+    synchronise(where)
+    more = max(0, round(ROUND_S / (time.perf_counter() - started)) - 1)
+    for _ in range(more):
+        training.train_step(batches)
+    synchronise(where)
+    seconds = (time.perf_counter() - started) / (1 + more)
+    if where.type == "cuda":
+        return seconds, torch.cuda.max_memory_allocated(where)
+    return seconds, static + kept.bytes(known)
+
+
+def measure_once(model: dict, spec: dict, batch_size: int, where: torch.device) -> dict | None:
+    """{"first": (s, bytes), "last": (s, bytes)} of the training's epochs; None: out of memory.
+
+    Evo-ViT selects in each layer in the first epochs and once per stage in the last ones.
+    """
+    training = None
+    try:
+        training = make_training(model, spec, batch_size, where)
+        last = training.recipe["epochs"] - 1
+        return {
+            name: time_steps(training, epoch, where)
+            for name, epoch in (("first", 0), ("last", last))
+        }
+    except torch.cuda.OutOfMemoryError:
+        return None
+    finally:
+        del training
+        gc.collect()
+        if where.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def summarise(rounds: list[dict | None]) -> dict:
+    """Medians over the rounds; a model that ran out of memory once has no numbers."""
+    if None in rounds:
+        return {"out_of_memory": True}
+    found: dict = {"out_of_memory": False}
+    for phase in ("first", "last"):
+        seconds = [one[phase][0] for one in rounds]
+        low, _, high = statistics.quantiles(seconds, n=4, method="inclusive")
+        found[f"step_s_{phase}"] = statistics.median(seconds)
+        found[f"step_s_{phase}_quartiles"] = [low, high]
+        found[f"bytes_{phase}"] = max(one[phase][1] for one in rounds)
+    found["bytes"] = max(found["bytes_first"], found["bytes_last"])
+    return found
+
+
+def extrapolate(sizes: list[dict], spec: dict) -> list[dict]:
+    """Bytes at the batch sizes asked for, on the line through the smallest and largest measured."""
+    fits = [size for size in sizes if not size["out_of_memory"]]
+    if len(fits) < 2 or not spec["extrapolate_to"]:
+        return []
+    one, two = fits[0], fits[-1]
+    slope = (two["bytes"] - one["bytes"]) / (two["batch_size"] - one["batch_size"])
+    limit = spec["memory_gib"] and spec["memory_gib"] * GIB
+    found = []
+    for batch_size in spec["extrapolate_to"]:
+        needed = round(one["bytes"] + slope * (batch_size - one["batch_size"]))
+        over = None if limit is None else needed > limit
+        found.append({"batch_size": batch_size, "bytes": needed, "over_limit": over})
+    return found
+
+
+def measure_section(spec: dict, site: dict | None = None) -> dict:
+    """Measure every model of the section at every batch size; -> the record's results."""
+    if spec["precision"] == "fp16" and spec["device"] == "cpu":
+        raise MeasurementError("fp16 needs a GPU; set `precision: bf16` or `fp32`.")
+    torch.set_num_threads(spec["threads"])
+    where = device.choose(spec["device"])
+    emulated = False
+    if where.type == "cuda" and spec["memory_gib"] is not None:
+        share = spec["memory_gib"] * GIB / torch.cuda.get_device_properties(where).total_memory
+        emulated = share < 1  # a larger GPU stands for a smaller one
+        if emulated:
+            torch.cuda.set_per_process_memory_fraction(share, where)
+    rounds: dict[tuple[int, int], list] = {}
+    for _ in range(spec["rounds"]):
+        for batch_size in spec["batch_sizes"]:
+            for index, model in enumerate(spec["models"]):
+                told = rounds.setdefault((index, batch_size), [])
+                if None not in told:
+                    told.append(measure_once(model, spec, batch_size, where))
+    methods = []
+    for index, model in enumerate(spec["models"]):
+        sizes = [
+            {"batch_size": size, **summarise(rounds[index, size])} for size in spec["batch_sizes"]
+        ]
+        module = build.build_model(model["model"])
+        image = (3, *build.image_size(module))
+        methods.append(
+            {
+                "run": model["run"],
+                "model": model["model"]["name"],
+                "resolution": image[-1],
+                "macs_g": macs.count(module, image) / 1e9,
+                "sizes": sizes,
+                "extrapolated": extrapolate(sizes, spec),
+            }
+        )
+    return {
+        "device": device.describe(where),
+        "bytes_are": "largest held by the allocator" if where.type == "cuda" else "counted",
+        "memory_limit_emulated": emulated,
+        "methods": methods,
+        "environment": environment(),
+    }
