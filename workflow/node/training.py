@@ -1,25 +1,21 @@
-"""The training engine: timm's task, optimiser, schedule, mixup and EMA, step by step.
+"""The training's loop: epochs, checkpoints, evaluation, and the way back from a step that failed.
 
-What is here is the order in which they are called, and that a training which is stopped at any step
-goes on to the same bits.
+A training that is stopped at any step goes on to the same bits.
 """
 
 import functools
 import math
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
 
 import torch
-from timm.data import resolve_model_data_config
 from timm.data.loader import PrefetchLoader
 from timm.utils import distribute_bn, unwrap_model
 
 from workflow.journal import Journal
-from workflow.node import build, data, evaluate, macs, precision, recipes
+from workflow.node import data, evaluate, macs
 from workflow.node.checkpoints import Checkpoints
-from workflow.node.order import seed_everything, stream_seed
 from workflow.node.place import Place
+from workflow.node.stepping import Stepper
 from workflow.node.stop import StopFlag
 
 REPORT_EVERY_S = 20
@@ -41,84 +37,19 @@ class NotFinite(ArithmeticError):
         self.update, self.loss = update, loss
 
 
-class Training:
-    """All that one process holds while it trains; `fit` runs it from wherever it stands.
-
-    It stands before step `step` of epoch `epoch`; `sums` are this rank's sums over the epoch's
-    steps so far, `spent_s` the seconds they took. `skipped` are updates (steps of the whole
-    training) left out because their loss was not finite.
-    """
+class Training(Stepper):
+    """A training from wherever it stands to its end, by `fit`."""
 
     def __init__(self, spec: dict, site: dict, where: Place, journal: Journal | None, loader=None):
         """`loader` takes the place of the training split's, for measurements."""
-        self.spec, self.site, self.where, self.journal = spec, site, where, journal
-        recipe = self.recipe = spec["recipe"]
-        seed_everything(stream_seed(spec["seed"], "weights"))  # the same on every rank
-        self.task = build.build_task(spec, site, where.device)
-        self.model = self.task.get_trainable_module()
-        config = self.config = resolve_model_data_config(self.model)
-        config["input_size"] = (3, *build.image_size(self.model))
-        self.loader = loader or data.TrainLoader(
-            spec["data"], site, recipe, config, spec["seed"], where
-        )
-        self.mixup = recipes.make_mixup(recipe, spec["data"]["num_classes"])
-        self.optimizer = recipes.make_optimizer(self.task, recipe)
-        self.scheduler = recipes.make_scheduler(self.optimizer, recipe, self.loader.steps)
-        self.autocast, self.scaler = precision.make(recipe["amp"], where.device)
-        if recipe["ema"] is not None:
-            self.task.setup_ema(decay=recipe["ema"])
-        if recipe["compile"]:
-            self.task.compile()
-        if where.distributed:
-            self.task.prepare_distributed(
-                device_ids=[where.device] if where.device.type == "cuda" else None
-            )
-        self.epoch, self.step, self.spent_s = 0, 0, 0.0
-        self.sums: dict[str, torch.Tensor] = {}
-        self.skipped: list[int] = []
-        self.unseen: dict[int, torch.Tensor] = {}  # losses since the last look, by update
+        super().__init__(spec, site, where, loader)
+        self.journal = journal
 
     @functools.cached_property
     def val_loader(self) -> PrefetchLoader:
         """Every rank's share of the validation split."""
         spec = self.spec
         return data.eval_loader(spec["data"], self.site, self.recipe, self.config, self.where)
-
-    # -- its state --------------------------------------------------------------------------
-
-    def state(self) -> dict:
-        """All that a checkpoint needs; of every rank, so every rank must ask."""
-        sums = self.where.gather({name: value.cpu() for name, value in self.sums.items()})
-        return {
-            **self.task.get_checkpoint_state(),
-            **(self.task.get_checkpoint_state(ema=True) if self.task.has_ema() else {}),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "epoch": self.epoch,
-            "step": self.step,
-            "spent_s": self.spent_s,
-            "skipped": self.skipped,
-            "sums": sums,
-        }
-
-    def load(self, state: dict) -> None:
-        self.task.load_checkpoint_state(state["state_dict"], state.get("task_state"))
-        if self.task.has_ema():
-            self.task.load_checkpoint_state(
-                state["state_dict_ema"], state.get("task_state_ema"), ema=True
-            )
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.step, self.spent_s = state["epoch"], state["step"], state["spent_s"]
-        self.skipped = list(state["skipped"])
-        self.sums = self.where.share_of(state["sums"])
-
-    @property
-    def update(self) -> int:
-        """The step of the whole training that comes next."""
-        return self.epoch * self.loader.steps + self.step
-
-    # -- the loop ---------------------------------------------------------------------------
 
     def fit(self, saved: Checkpoints, stop: StopFlag) -> bool:
         """Train to the recipe's last epoch from the newest checkpoint; False: asked to stop."""
@@ -162,54 +93,6 @@ class Training:
                 reported = time.time()
                 self.note("progress", epoch=self.epoch, step=self.step, steps=steps)
         return True
-
-    def start_epoch(self) -> None:
-        """What holds during this epoch, also where it is taken up in the middle."""
-        if hasattr(self.task, "start_epoch"):
-            self.task.start_epoch(self.epoch, self.recipe["epochs"])
-        self.task.train()
-        if self.recipe["batch_norm"] == "frozen":
-            build.freeze_statistics(self.model)
-
-    def train_step(self, batches: Iterator) -> None:
-        """Forward and backward of the step's batches, then one update; skipped ones only draw."""
-        update, parts = self.update, self.loader.accumulate
-        if hasattr(self.task, "start_step"):
-            self.task.start_step(self.step)
-        if update in self.skipped:
-            for _ in range(parts):
-                next(batches)
-            return
-        self.scheduler.step_update(update)
-        self.optimizer.zero_grad()
-        found: dict[str, torch.Tensor] = {}
-        for part in range(parts):
-            inputs, target = next(batches)  # may draw random numbers, so before the seed
-            seed_everything(stream_seed(self.spec["seed"], update, part, self.where.rank, "step"))
-            for name, value in self.forward_backward(inputs, target, part, parts).items():
-                found[name] = found.get(name, 0) + value.detach() / parts
-        if self.recipe["clip_grad"] is not None:
-            self.scaler.unscale_(self.optimizer)
-            recipes.clip(self.task, self.recipe)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.task.update_ema(step=update)
-        self.unseen[update] = found["loss"]
-        for name, value in found.items():
-            self.sums[name] = self.sums.get(name, 0) + value
-
-    def forward_backward(self, images, target, part: int, parts: int) -> dict[str, torch.Tensor]:
-        """One of a step's batches; -> the task's scalar tensors."""
-        if self.mixup is not None:
-            images, target = self.mixup(images, target)
-        module = self.task.trainable_module
-        # gradients travel between processes once per step, with its last batch
-        quiet = self.where.distributed and part < parts - 1
-        with module.no_sync() if quiet else nullcontext():
-            with self.autocast():
-                result = self.task(images, target)
-            self.scaler.scale(result["loss"] / parts).backward()
-        return {name: value for name, value in result.items() if name != "output"}
 
     def look(self, stopping: bool, due: bool) -> tuple[bool, bool]:
         """What all ranks do now: (stop, save). Raises NotFinite for the first such loss."""

@@ -17,8 +17,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from workflow.node import build, device, macs
 from workflow.node.fresh import MeasurementError, environment
 from workflow.node.place import Place
+from workflow.node.stepping import Stepper
 from workflow.node.throughput import set_attention, synchronise
-from workflow.node.training import Training
 
 ROUND_S = 1.0  # a model's share of a round is at least one step and about this long
 GIB = 2**30
@@ -62,7 +62,7 @@ class Kept:
         return sum(size for address, size in self.sizes.items() if address not in known)
 
 
-def make_training(model: dict, spec: dict, batch_size: int, where: torch.device) -> Training:
+def make_training(model: dict, spec: dict, batch_size: int, where: torch.device) -> Stepper:
     """The engine around one model, with its recipe, fed with noise."""
     amp = None if spec["precision"] == "fp32" else spec["precision"]
     recipe = {**model["recipe"], "batch_size": batch_size, "amp": amp}
@@ -70,12 +70,12 @@ def make_training(model: dict, spec: dict, batch_size: int, where: torch.device)
     noise = Noise(batch_size, size, CLASSES, 10**6, where)
     data = {"num_classes": CLASSES}
     known = {"run": model["run"], "model": model["model"], "recipe": recipe, "data": data}
-    training = Training({**known, "seed": 0}, {}, Place(where), None, loader=noise)
+    training = Stepper({**known, "seed": 0}, {}, Place(where), loader=noise)
     set_attention(training.task, spec["mode"])
     return training
 
 
-def static_bytes(training: Training) -> tuple[int, set[int]]:
+def static_bytes(training: Stepper) -> tuple[int, set[int]]:
     """Weights, buffers, averaged weights, gradients and optimiser state; and their addresses."""
     held = [*training.task.parameters(), *training.task.buffers()]
     held += [weight.grad for weight in training.task.parameters() if weight.grad is not None]
@@ -85,7 +85,7 @@ def static_bytes(training: Training) -> tuple[int, set[int]]:
     return sum(storage.nbytes() for storage in storages.values()), set(storages)
 
 
-def time_steps(training: Training, epoch: int, where: torch.device) -> tuple[float, int]:
+def time_steps(training: Stepper, epoch: int, where: torch.device) -> tuple[float, int]:
     """Seconds of a step in that epoch, and the bytes that training needs there."""
     training.epoch, training.step = epoch, 0
     training.start_epoch()
