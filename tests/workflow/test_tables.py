@@ -163,6 +163,24 @@ def test_a_speed_up_that_varies_between_rounds_is_flagged():
     assert flag == "suspect: speed-up between 1.20 and 1.52 in half of the rounds"
 
 
+def trained_record(run: str, seconds: list[float], macs_g: float, **provenance) -> dict:
+    results = {"history": [{"train_s": s} for s in seconds], "macs_g": macs_g}
+    place = {"device": "a GPU", "world_size": 8, **provenance}
+    return {"spec": {"run": run}, "results": results, "provenance": place}
+
+
+def test_the_time_of_an_epoch_stands_beside_the_dense_ones_and_the_macs():
+    dense, evo = trained_record("dense", [30, 30], 1.5), trained_record("evo", [26, 24], 1.0)
+    assert tables.describe_epochs(dense, [dense]) == ["epochs of 30.0 s"]
+    (said,) = tables.describe_epochs(evo, [dense])
+    assert said == "epochs of 25.0 s, the dense one's over this 1.20, its MACs over these 1.50"
+    elsewhere = trained_record("evo", [26, 24], 1.0, device="another GPU")
+    assert tables.describe_epochs(elsewhere, [dense]) == ["epochs of 25.0 s"]
+    given = {"spec": {}, "results": {"top1": 80.0}}
+    assert tables.describe_epochs(given, [dense]) == []
+    assert tables.describe_epochs(evo, [given]) == ["epochs of 25.0 s"]
+
+
 def test_seeds_give_mean_and_deviation():
     assert tables.describe_seeds([1.0]) == "n=1"
     assert tables.describe_seeds([1.0, 2.0, 3.0]) == "n=3, sd 1.00"

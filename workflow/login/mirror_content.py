@@ -217,7 +217,7 @@ def record_points(record: dict, time_ms: int) -> list[Point]:
         found = {f"final_{key}": results.get(key) for key in FINAL}
         found |= {key: results.get(key) for key in AS_THEY_ARE}
         found["deviations"] = len(results.get("deviations", []))
-        found["macs_g"] = results.get("macs_per_image", {}).get("mean_g")
+        found["macs_g"] = results.get("macs_g")
         found["total_train_s"] = results.get("train_s")  # `train_s` is each epoch's
     elif record["kind"] == "search":
         found = {key: results[key] for key in ("macs_g", "images")}

@@ -9,7 +9,7 @@ from timm.utils import unwrap_model
 from workflow import journal as journals
 from workflow import layout, records
 from workflow.journal import Journal
-from workflow.node import device, manifest, place
+from workflow.node import device, macs, manifest, place
 from workflow.node.checkpoints import Checkpoints, save_weights
 from workflow.node.place import Place
 from workflow.node.stop import StopFlag
@@ -70,7 +70,11 @@ def fit(spec: dict, site: dict, folder: Path, where: Place) -> dict | None:
     results["weights"] = save_weights(folder, unwrap_model(training.model), spec)
     results["deviations"] = journals.deviations(journal.path)
     results["val_images"] = len(training.val_loader.loader.dataset)
-    if getattr(unwrap_model(training.model), "cost_varies", False):
+    model = unwrap_model(training.model)
+    if getattr(model, "cost_varies", False):
         results["macs_per_image"] = training.operations(results["val_images"])
+        results["macs_g"] = results["macs_per_image"]["mean_g"]
+    else:
+        results["macs_g"] = macs.count(model, training.config["input_size"]) / 1e9
     journal.write("end")
     return results

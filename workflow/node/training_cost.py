@@ -44,14 +44,14 @@ class Kept:
     """Bytes of the tensors that autograd keeps while this context is open, each storage once."""
 
     def __enter__(self) -> "Kept":
-        self.sizes: dict[int, int] = {}
+        self.storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
         self._hooks = saved_tensors_hooks(self._pack, lambda tensor: tensor)
         self._hooks.__enter__()
         return self
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        self.sizes[storage.data_ptr()] = storage.nbytes()
+        self.storages[storage.data_ptr()] = storage
         return tensor
 
     def __exit__(self, *error) -> None:
@@ -59,7 +59,7 @@ class Kept:
 
     def bytes(self, known: set[int]) -> int:
         """Without the storages (by address) that are there anyway."""
-        return sum(size for address, size in self.sizes.items() if address not in known)
+        return sum(s.nbytes() for address, s in self.storages.items() if address not in known)
 
 
 def make_training(model: dict, spec: dict, batch_size: int, where: torch.device) -> Stepper:
@@ -96,6 +96,8 @@ def time_steps(training: Stepper, epoch: int, where: torch.device) -> tuple[floa
     with Kept() as kept:
         training.train_step(batches)
     static, known = static_bytes(training)
+    needed = static + kept.bytes(known)
+    del kept
     synchronise(where)
     started = time.perf_counter()
     training.train_step(batches)
@@ -107,7 +109,7 @@ def time_steps(training: Stepper, epoch: int, where: torch.device) -> tuple[floa
     seconds = (time.perf_counter() - started) / (1 + more)
     if where.type == "cuda":
         return seconds, torch.cuda.max_memory_allocated(where)
-    return seconds, static + kept.bytes(known)
+    return seconds, needed
 
 
 def measure_once(model: dict, spec: dict, batch_size: int, where: torch.device) -> dict | None:

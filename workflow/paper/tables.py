@@ -128,6 +128,8 @@ def measured_columns(entry: dict, found: Records) -> dict:
             "run": entry["run"],
         }
         said.append(f"top1: {describe_training(trained[0], found.config)}")
+        dense = found.config.items["sections"][entry["section"]][0]
+        said += describe_epochs(trained[0], found.trained(dense))
         left_out = sum(len(record["results"].get("deviations", [])) for record in trained)
         flags += [f"{left_out} training steps left out, their loss not finite"] * bool(left_out)
     if record := found.throughput(entry["section"]):
@@ -154,6 +156,25 @@ def measured_columns(entry: dict, found: Records) -> dict:
     return row | {"source": f"measured ({'; '.join(said)})", "flags": "; ".join(flags) or None}
 
 
+def describe_epochs(record: dict, dense: list[dict]) -> list[str]:
+    """How long an epoch's training steps take; beside the dense row's, where it was trained on the
+    same device, and beside the MACs of both."""
+    history = record["results"].get("history")
+    if history is None:  # its weights were given
+        return []
+    seconds = statistics.mean(epoch["train_s"] for epoch in history)
+    said = f"epochs of {seconds:.1f} s"
+    place = ("device", "world_size")
+    if not dense or "history" not in dense[0]["results"] or dense[0]["spec"] == record["spec"]:
+        return [said]
+    if any(dense[0]["provenance"][key] != record["provenance"][key] for key in place):
+        return [said]
+    other = dense[0]["results"]
+    faster = statistics.mean(epoch["train_s"] for epoch in other["history"]) / seconds
+    fewer = other["macs_g"] / record["results"]["macs_g"]
+    return [f"{said}, the dense one's over this {faster:.2f}, its MACs over these {fewer:.2f}"]
+
+
 def unsteady(method: dict) -> str | None:
     """A flag where the speed-up varied between rounds: something else used the device."""
     low, high = method["speedup_quartiles"]
@@ -178,7 +199,8 @@ def describe_training(record: dict, config: Config) -> str:
         kwargs = spec["model"]["kwargs"]
         size += f" at {kwargs['img_size']} px, width {kwargs.get('embed_dim')}"
     if spec["kind"] == "evaluate":
-        size += f" with the weights of {Path(spec['checkpoint']['file']).name}"
+        given = spec["checkpoint"].get("file") or spec["checkpoint"]["timm"]
+        size += f" with the weights of {Path(given).name}"
     return f"{size} on {spec['data']['name']}, {results['val_images']} validation images"
 
 
