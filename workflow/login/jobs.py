@@ -81,8 +81,16 @@ class Job(submitit.helpers.Checkpointable):
         ours = type(error).__module__.startswith(("workflow", "evovit", "baselines"))
         content = {
             "rank": rank,
-            "sentence": str(error) if ours else None,
+            "sentence": sentence(error) if ours else None,
             "traceback": "".join(traceback.format_exception(error)),
         }
         path = folder / f"error-rank{rank}.json"
         path.write_text(json.dumps(content, indent=1))
+
+
+def sentence(error: BaseException) -> str:
+    """What an error of ours says, also where a loader's process wrapped it in its traceback."""
+    said = str(error)
+    if said.startswith("Caught "):
+        return said.strip().rpartition(f"{type(error).__name__}: ")[2]
+    return said
