@@ -65,7 +65,12 @@ def weights(folder: Path) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("run", "most"), [("deit_tiny", None), ("deit_tiny", 2), ("levit_128s", None)]
+    ("run", "most"),
+    [
+        ("deit_tiny", 2),
+        pytest.param("deit_tiny", None, marks=pytest.mark.integration),
+        pytest.param("levit_128s", None, marks=pytest.mark.integration),
+    ],
 )
 def test_two_processes_have_the_losses_of_one(run, most, site, tiny_spec, with_needed):
     spec = tiny_spec(run, repeated_augmentation=3, hflip=0.5, crop_scale=[0.3, 1.0])
