@@ -113,6 +113,6 @@ def test_the_authors_keys_are_understood(tmp_path):
     checkpoint = {"file": str(tmp_path / "levit.pth")}
     checkpoint["sha256"] = records.sha256(tmp_path / "levit.pth")
     spec = {"setting": "demo", "run": "levit", "model": {"name": "levit"}, "checkpoint": checkpoint}
-    checkpoints.load_given(other, spec)
+    checkpoints.load_given(other, spec, {})
     assert isinstance(other, PlainLevit)
     assert torch.equal(other.stem.conv1.linear.weight, model.stem.conv1.linear.weight)
