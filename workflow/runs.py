@@ -98,7 +98,7 @@ def evaluate_spec(config: Config, setting: str, run: str, checkpoint: dict) -> d
 
 def evaluation_spec(config: Config, setting: str, name: str) -> dict:
     """The spec of one of the setting's `evaluations`: any weights, beside the campaign's runs."""
-    wanted = config.settings[setting].get("evaluations", {})[name]
+    wanted = config.settings[setting]["evaluations"][name]
     spec = evaluate_spec(config, setting, wanted["run"], wanted["checkpoint"])
     kwargs = spec["model"]["kwargs"] | wanted.get("kwargs", {})
     return spec | {"evaluation": name, "model": spec["model"] | {"kwargs": kwargs}}

@@ -103,7 +103,13 @@ class Plan:
 
     def evaluation_inputs(self, wildcards) -> dict:
         root, name = wildcards.root, wildcards.evaluation
-        spec = runs.evaluation_spec(self.config, self.config.setting_of(root), name)
+        setting = self.config.setting_of(root)
+        if name not in self.config.settings[setting].get("evaluations", {}):
+            raise WorkflowError(
+                f"{root}/evaluations/{name}.json: {setting}.evaluations in "
+                f"workflow/config/settings.yaml has no {name!r}; another setting has."
+            )
+        spec = runs.evaluation_spec(self.config, setting, name)
         path = f"evaluations/{name}"
         return self._run_inputs(root, spec, f"{path}/spec.json", f"{path}.json")
 
