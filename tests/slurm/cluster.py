@@ -1,0 +1,234 @@
+"""A real Slurm on this one machine: munged, slurmctld and a slurmd for each of a few virtual nodes.
+
+    python -m tests.slurm.cluster start DIR [--accounting]     then: . DIR/env
+    python -m tests.slurm.cluster stop DIR
+
+Needs Debian's slurm-wlm and munge (for --accounting also slurmdbd, slurm-wlm-mysql-plugin and
+mariadb-server); neither systemd nor cgroups. Everything lies under DIR. The GPUs are false: any
+character device will do for Slurm to hand them out.
+"""
+
+import argparse
+import contextlib
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "squeue")
+SBIN = "/usr/sbin:/sbin"
+TEMPLATE = Path(__file__).with_name("slurm.conf.in")
+MUNGE = ["--force", "--key-file={d}/munge.key", "--socket={d}/munge.socket",
+         "--pid-file={d}/munged.pid", "--log-file={d}/munged.log",
+         "--seed-file={d}/munge.seed"]  # fmt: skip
+
+
+def missing() -> list[str]:
+    """The programs that a cluster needs and this machine has not."""
+    path = f"{os.environ['PATH']}:{SBIN}"
+    return [name for name in NEEDED if shutil.which(name, path=path) is None]
+
+
+def names_resolve(nodes: int) -> bool:
+    """Whether node1, node2, ... are this machine; root writes them into /etc/hosts."""
+    for name in (f"node{i + 1}" for i in range(nodes)):
+        with contextlib.suppress(OSError):
+            socket.gethostbyname(name)
+            continue
+        if not os.access("/etc/hosts", os.W_OK):
+            return False
+        with open("/etc/hosts", "a") as hosts:
+            hosts.write(f"127.0.0.1 {name}\n")
+    return True
+
+
+class Cluster:
+    """Its daemons, by their process id files; each can be killed and started again."""
+
+    def __init__(self, folder: Path, nodes: int = 2, cpus: int = 16, port: int = 7300):
+        self.folder, self.nodes, self.cpus, self.port = Path(folder).resolve(), nodes, cpus, port
+        self.conf = self.folder / "slurm.conf"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs to talk to it."""
+        path = os.environ["PATH"]
+        return {**os.environ, "SLURM_CONF": str(self.conf), "PATH": f"{path}:{SBIN}"}
+
+    @property
+    def node_names(self) -> list[str]:
+        return [f"node{i + 1}" for i in range(self.nodes)]
+
+    def run(self, *command: str, check: bool = True) -> str:
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, check=False, timeout=60
+        )
+        if check and done.returncode:
+            raise RuntimeError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
+        return done.stdout.strip()
+
+    # -- daemons ----------------------------------------------------------------------------
+
+    def start(self, accounting: bool = False) -> None:
+        """Start everything and wait until the nodes are idle. Raises RuntimeError if they don't."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o755)  # munge's socket must be within reach
+        key = self.folder / "munge.key"
+        if not key.exists():
+            key.touch(mode=0o600)
+            key.write_bytes(os.urandom(1024))
+        self.run("munged", *(option.format(d=self.folder) for option in MUNGE))
+        self._configure(accounting)
+        if accounting:
+            self._start_accounting()
+        self.start_controller()
+        for node in self.node_names:
+            self.start_node(node)
+        self.wait(lambda: self.idle() == self.nodes, 60)
+
+    def _configure(self, accounting: bool) -> None:
+        ports = f"[{self.port + 1}-{self.port + self.nodes}]" if self.nodes > 1 else self.port + 1
+        names = f"node[1-{self.nodes}]" if self.nodes > 1 else "node1"
+        values = {
+            "DIR": self.folder, "HOST": socket.gethostname().split(".")[0], "PORT": self.port,
+            "USER": getpass.getuser(), "NODES": names, "PORTS": ports, "CPUS": self.cpus,
+            "ACCOUNTING": "slurmdbd" if accounting else "none",
+        }  # fmt: skip
+        text = TEMPLATE.read_text()
+        for key, value in values.items():
+            text = text.replace(f"@{key}@", str(value))
+        if accounting:
+            text += f"AccountingStorageHost=127.0.0.1\nAccountingStoragePort={self.port + 91}\n"
+            # without it slurmctld ends with "no TRES"
+            text += f"AccountingStoragePass={self.folder}/munge.socket\n"
+        self.conf.write_text(text)
+        (self.folder / "gres.conf").write_text("Name=gpu Type=v100 File=/dev/tty[1-2]\n")
+        (self.folder / "env").write_text(f"export SLURM_CONF='{self.conf}' PATH=\"$PATH:{SBIN}\"\n")
+
+    def _start_accounting(self) -> None:
+        data, socket_ = self.folder / "mysql", self.folder / "mysqld.sock"
+        user = getpass.getuser()
+        self.run("mariadb-install-db", "--no-defaults", f"--datadir={data}", f"--user={user}",
+                 "--auth-root-authentication-method=normal", "--skip-test-db")  # fmt: skip
+        subprocess.Popen(
+            ["mariadbd", "--no-defaults", f"--user={user}", f"--datadir={data}",
+             f"--socket={socket_}", f"--pid-file={self.folder}/mariadbd.pid", "--skip-networking",
+             "--innodb-buffer-pool-size=64M", "--innodb-lock-wait-timeout=900"],
+            env=self.environment, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        self.wait(socket_.exists, 60)
+        (self.folder / "mysql.sock").symlink_to(socket_)
+        settings = self.folder / "slurmdbd.conf"
+        settings.touch(mode=0o600)
+        settings.write_text(
+            f"AuthType=auth/munge\nAuthInfo=socket={self.folder}/munge.socket\nDbdHost=localhost\n"
+            f"DbdAddr=127.0.0.1\nDbdPort={self.port + 91}\nSlurmUser={user}\n"
+            f"PidFile={self.folder}/slurmdbd.pid\nLogFile={self.folder}/slurmdbd.log\n"
+            "StorageType=accounting_storage/mysql\nStorageHost=localhost\nStorageUser=root\n"
+            "StorageLoc=slurm_acct\n"
+        )
+        here = {**self.environment, "MYSQL_UNIX_PORT": str(socket_)}
+        subprocess.run(["slurmdbd"], env=here, check=True)
+        self.wait(lambda: self.run("timeout", "5", "sacctmgr", "-n", "list", "cluster", check=False)
+                  or self.run("sacctmgr", "-i", "add", "cluster", "lab", check=False), 30)  # fmt: skip
+        self.run("sacctmgr", "-i", "add", "account", "lab", "Cluster=lab", check=False)
+        self.run("sacctmgr", "-i", "add", "user", user, "Account=lab", check=False)
+
+    def start_controller(self) -> None:
+        self.run("slurmctld")
+        self.wait(lambda: "UP" in self.run("scontrol", "ping", check=False), 30)
+
+    def start_node(self, node: str) -> None:
+        self.run("slurmd", "-N", node)
+
+    def kill(self, daemon: str, number: int = signal.SIGKILL) -> None:
+        """Kill a daemon ("slurmctld", "slurmd.node1", ...) and wait until it is gone."""
+        path = self.folder / f"{daemon}.pid"
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(path.read_text())
+            os.kill(pid, number)
+            self.wait(lambda: not Path(f"/proc/{pid}").exists(), 30)
+
+    def stop(self) -> None:
+        """End all jobs, which would outlive their slurmd, and then the daemons."""
+        with contextlib.suppress(RuntimeError, subprocess.TimeoutExpired):
+            self.run("scancel", "--full", f"--user={getpass.getuser()}")
+            self.wait(lambda: not self.run("squeue", "--noheader"), 30)
+        nodes = [f"slurmd.{node}" for node in self.node_names]
+        for daemon in (*nodes, "slurmctld", "slurmdbd", "mariadbd", "munged"):
+            self.kill(daemon, signal.SIGTERM)
+
+    # -- what is asked of it ----------------------------------------------------------------
+
+    def idle(self) -> int:
+        """How many nodes could run something."""
+        command = ["sinfo", "--noheader", "--Node", "--partition=gpu", "--states=idle,alloc,mix"]
+        return len(set(self.run(*command, "--format=%N", check=False).split()))
+
+    def jobs(self) -> list[str]:
+        """The ids of all jobs it was ever given; it forgets none here."""
+        shown = self.run("scontrol", "--oneliner", "show", "job", check=False)
+        return [word.partition("=")[2] for word in shown.split() if word.startswith("JobId=")]
+
+    def job(self, job_id: str) -> dict[str, str]:
+        """What `scontrol show job` says, by its keys."""
+        shown = self.run("scontrol", "--oneliner", "show", "job", job_id)
+        return dict(word.split("=", 1) for word in shown.split() if "=" in word)
+
+    def release(self, job_id: str) -> None:
+        """Let a requeued job start at once, which Slurm otherwise makes wait for two minutes."""
+        self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now", check=False)
+
+    def processes(self, job_id: str, kind: str = "submitit.core._submit") -> list[int]:
+        """The job's processes on this machine whose command line has `kind` in it."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                of_job = f"SLURM_JOB_ID={job_id}\0".encode() in (entry / "environ").read_bytes()
+                if of_job and kind.encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+        return found
+
+    def step_daemons(self, job_id: str) -> list[int]:
+        """The slurmstepd processes of a job."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if (entry / "cmdline").read_bytes().startswith(f"slurmstepd: [{job_id}.".encode()):
+                    found.append(int(entry.name))
+        return found
+
+    @staticmethod
+    def wait(condition, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"waited {seconds} s in vain")
+            time.sleep(0.2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("action", choices=("start", "stop"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--accounting", action="store_true", help="with slurmdbd and MariaDB")
+    arguments = parser.parse_args()
+    if lacking := missing():
+        sys.exit(f"No {', '.join(lacking)} here: install slurm-wlm and munge.")
+    cluster = Cluster(arguments.folder)
+    if arguments.action == "stop":
+        cluster.stop()
+        return
+    names_resolve(cluster.nodes)
+    cluster.start(arguments.accounting)
+    print(f"{cluster.nodes} nodes are up; now: . {cluster.folder}/env")
+
+
+if __name__ == "__main__":
+    main()
