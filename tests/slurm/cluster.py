@@ -47,11 +47,22 @@ def names_resolve(nodes: int) -> bool:
     return True
 
 
+def free_ports(count: int) -> int:
+    """The first of so many ports in a row that nobody listens on."""
+    for first in range(17300, 32000, 100):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+    raise RuntimeError("no ports are free")
+
+
 class Cluster:
     """Its daemons, by their process id files; each can be killed and started again."""
 
-    def __init__(self, folder: Path, nodes: int = 2, cpus: int = 16, port: int = 7300):
-        self.folder, self.nodes, self.cpus, self.port = Path(folder).resolve(), nodes, cpus, port
+    def __init__(self, folder: Path, nodes: int = 2, cpus: int = 16):
+        self.folder, self.nodes, self.cpus = Path(folder).resolve(), nodes, cpus
+        self.port = free_ports(92)
         self.conf = self.folder / "slurm.conf"
 
     @property
@@ -135,8 +146,9 @@ class Cluster:
         )
         here = {**self.environment, "MYSQL_UNIX_PORT": str(socket_)}
         subprocess.run(["slurmdbd"], env=here, check=True)
-        self.wait(lambda: self.run("timeout", "5", "sacctmgr", "-n", "list", "cluster", check=False)
-                  or self.run("sacctmgr", "-i", "add", "cluster", "lab", check=False), 30)  # fmt: skip
+        named = ("sacctmgr", "--noheader", "list", "cluster")
+        add = ("sacctmgr", "-i", "add", "cluster", "lab")
+        self.wait(lambda: self.run(*named, check=False) or self.run(*add, check=False), 30)
         self.run("sacctmgr", "-i", "add", "account", "lab", "Cluster=lab", check=False)
         self.run("sacctmgr", "-i", "add", "user", user, "Account=lab", check=False)
 

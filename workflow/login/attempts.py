@@ -11,6 +11,7 @@ history. Nothing is ever deleted here.
 """
 
 import base64
+import hashlib
 import json
 from pathlib import Path
 
@@ -26,6 +27,12 @@ class Attempt:
         self.record = folder / "record.json"
         self.journal = folder / "journal.jsonl"
         self.published = folder / "published"
+
+    @property
+    def job_name(self) -> str:
+        """What Slurm shows, and by which a job that nobody noted is found again."""
+        place = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:8]
+        return f"{self.folder.parent.parent.name}-{self.number}-{place}"
 
     @property
     def spec(self) -> dict:
@@ -48,6 +55,10 @@ class Attempt:
         paths = self.folder.glob("error-rank*.json")
         ordered = sorted(paths, key=lambda path: path.stat().st_mtime)
         return [json.loads(path.read_text()) for path in ordered]
+
+    def progress(self) -> str:
+        """Changes whenever the attempt would be resumed from somewhere else."""
+        return max((path.name for path in self.folder.glob("checkpoints/step-*.pt")), default="")
 
 
 def _numbers(job_folder: Path) -> list[int]:

@@ -1,4 +1,4 @@
-"""What can be asked of a job after its launcher is gone: does it live, and end it.
+"""What can be asked of a job after its launcher is gone: how it stands, and end it.
 
 A job is known by what was noted beside its attempt: {"launcher", "job_id", "host", ...}.
 """
@@ -6,39 +6,43 @@ A job is known by what was noted beside its attempt: {"launcher", "job_id", "hos
 import contextlib
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 from workflow import locks
+from workflow.login import slurm_queue
+from workflow.login.slurm_queue import Queue, Status
 
-ALIVE_STATES = {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED"}
-ALIVE_STATES |= {"REQUEUE_HOLD", "REQUEUE_FED", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED"}
 
-
-def is_alive(job: dict, attempt_folder: Path) -> bool:
-    """Whether the job still waits or runs."""
+def status(job: dict, attempt_folder: Path, queue: Queue | None = None) -> Status:
+    """How the job stands; on Slurm as of at most half a minute ago."""
     if job["launcher"] == "slurm":
-        return slurm_state(job["job_id"]) in ALIVE_STATES
+        return (queue or Queue()).status(job["job_id"], job["submitted"])
     if locks.is_held(attempt_folder / "rank0.lock"):
-        return True
-    if job["host"] != os.uname().nodename or job["started"] is None:
-        return False
-    return process_start(job["job_id"]) == job["started"]
+        return Status("RUNNING")
+    here = job["host"] == os.uname().nodename and job["started"] is not None
+    lives = here and process_start(job["job_id"]) == job["started"]
+    return Status("RUNNING" if lives else slurm_queue.UNKNOWN)
 
 
-def cancel(job: dict, attempt_folder: Path) -> None:
-    """End the job; a local one is gone on return, whatever it was doing: checkpoints survive that.
+def is_alive(job: dict, attempt_folder: Path, queue: Queue | None = None) -> bool:
+    """Whether the job still waits or runs."""
+    return status(job, attempt_folder, queue).alive
 
-    A local job's processes share a session of their own, begun by the forked submitter.
+
+def cancel(job: dict, attempt_folder: Path) -> str:
+    """End the job; -> why it could not be ended, mostly "".
+
+    A local one is gone on return, whatever it was doing: checkpoints survive that. Its processes
+    share a session of their own, begun by the forked submitter.
     """
     if job["launcher"] == "slurm":
-        subprocess.run(["scancel", job["job_id"]], check=False)
-        return
+        return slurm_queue.ask("scancel", job["job_id"])[1]
     with contextlib.suppress(ProcessLookupError):
         os.killpg(job["session"], signal.SIGKILL)
     while is_alive(job, attempt_folder):
         time.sleep(0.05)
+    return ""
 
 
 def process_start(pid: int | str) -> str | None:
@@ -49,16 +53,3 @@ def process_start(pid: int | str) -> str | None:
         return None
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] == "Z" else fields[19]
-
-
-def slurm_state(job_id: str) -> str:
-    """Slurm's word for the job's state, "UNKNOWN" once it is forgotten.
-
-    A controller that does not answer says nothing about the job: it counts as running.
-    """
-    command = ["squeue", "--noheader", "--states=all", "--format=%T", "--jobs", job_id]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    if answer.returncode:
-        return "UNKNOWN" if "Invalid job id" in answer.stderr else "RUNNING"
-    states = answer.stdout.split()
-    return states[0] if states else "UNKNOWN"

@@ -25,6 +25,8 @@ MODULES = {
 }
 ALONE = ("throughput", "training_cost")
 DISTRIBUTED = ("train", "evaluate")
+READ_IMAGES = ("train", "search", "evaluate")
+UNTIL_THE_TIME_LIMIT_S = 365 * 24 * 3600.0
 
 
 class Job(submitit.helpers.Checkpointable):
@@ -47,19 +49,31 @@ class Job(submitit.helpers.Checkpointable):
         if self.site.get("visible_gpus") is not None:  # submitit numbers a local job's anew
             os.environ["CUDA_VISIBLE_DEVICES"] = self.site["visible_gpus"]
         folder = Path(self.folder)
-        # a requeued job may find its predecessor alive: only one may write
-        with locks.exclusive(folder / f"rank{environment.global_rank}.lock", patience_s=5):
+        rank = environment.global_rank
+        # A requeued job may find its predecessor alive, on a node that Slurm holds to be dead. Only
+        # one may write: this one waits, and goes on where the other ends.
+        with locks.exclusive(folder / f"rank{rank}.lock", UNTIL_THE_TIME_LIMIT_S):
+            if (folder / "record.json").exists():
+                return
+            error_note(folder, rank).unlink(missing_ok=True)  # of this job's last start
             try:
                 self._wait_for_device()
-                module = importlib.import_module(MODULES[self.spec["kind"]])
-                record = module.run(self.spec, self.site, folder)
+                record = self._run(folder)
             except SystemExit:  # submitit's, after it has requeued the job
                 raise
             except BaseException as error:
-                self._keep_error(folder, environment.global_rank, error)
+                keep_error(folder, rank, error)
                 raise
-            if environment.global_rank == 0:
+            if rank == 0:
                 records.write_json(folder / "record.json", record)
+
+    def _run(self, folder: Path) -> dict:
+        site = self.site
+        if site.get("stage") and self.spec["kind"] in READ_IMAGES:
+            staging = importlib.import_module("workflow.node.staging")
+            copy = staging.stage(self.spec["data"], site["data_root"], site["stage"])
+            site = {**site, "data_root": copy}
+        return importlib.import_module(MODULES[self.spec["kind"]]).run(self.spec, site, folder)
 
     def _wait_for_device(self) -> None:
         """Locally a measurement waits until no other job computes, and the others for it.
@@ -75,17 +89,27 @@ class Job(submitit.helpers.Checkpointable):
         """Asked for at a time limit or preemption: the same job again, from its own checkpoint."""
         return submitit.helpers.DelayedSubmission(Job(self.spec, self.site, self.folder))
 
-    @staticmethod
-    def _keep_error(folder: Path, rank: int, error: BaseException) -> None:
-        """The reason, where the launcher finds it; our own errors are one sentence for the user."""
-        ours = type(error).__module__.startswith(("workflow", "evovit", "baselines"))
-        content = {
-            "rank": rank,
-            "sentence": sentence(error) if ours else None,
-            "traceback": "".join(traceback.format_exception(error)),
-        }
-        path = folder / f"error-rank{rank}.json"
-        path.write_text(json.dumps(content, indent=1))
+
+def error_note(folder: Path, rank: int) -> Path:
+    return folder / f"error-rank{rank}.json"
+
+
+def keep_error(folder: Path, rank: int, error: BaseException) -> None:
+    """The reason, where the launcher finds it; our own errors are one sentence for the user."""
+    ours = type(error).__module__.startswith(("workflow", "evovit", "baselines"))
+    content = {
+        "rank": rank,
+        "sentence": sentence(error) if ours else None,
+        # asked to end by the cluster, with its checkpoint saved: not a fault of the job
+        "stopped": type(error).__name__ == "Stopped",
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+    if isinstance(error, submitit.core.utils.UncompletedJobError):  # submitit's at a time limit
+        content["sentence"] = (
+            "The job reached its time limit and can't go on where it was; give it more by "
+            "--set-resources <rule>:runtime=<minutes>."
+        )
+    error_note(folder, rank).write_text(json.dumps(content, indent=1))
 
 
 def sentence(error: BaseException) -> str:

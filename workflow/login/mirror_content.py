@@ -69,14 +69,6 @@ class Source:
     last: bool = True  # of its job's attempts
 
 
-def alive(job: dict, folder: Path) -> bool:
-    """executors.is_alive, where a scheduler that this machine does not have knows of no job."""
-    try:
-        return executors.is_alive(job, folder)
-    except OSError:
-        return False
-
-
 def identity(attempt: Path) -> str:
     """A name that the attempt keeps for good, wherever its folder is moved or copied to.
 
@@ -187,7 +179,7 @@ def settle(content: Content, attempt: Attempt, last: bool, job: dict, record: di
     elif not last:  # its spec changed: another attempt took its place, nothing resumes it
         content.status, ended = "KILLED", max(p.stat().st_mtime for p in attempt.folder.iterdir())
     elif errors and job:
-        if alive(job, attempt.folder):
+        if executors.is_alive(job, attempt.folder):
             content.settled = False  # its other processes may go on; ask again
             return
         content.status, ended = "FAILED", max(path.stat().st_mtime for path in errors)

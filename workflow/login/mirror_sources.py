@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from workflow.campaign import FILES, Config, ConfigError
+from workflow.login import executors
 from workflow.login.attempts import Attempt
-from workflow.login.mirror_content import Content, Source, alive, describe_attempt, describe_table
+from workflow.login.mirror_content import Content, Source, describe_attempt, describe_table
 
 PATTERNS = ("runs/*/attempts", "runs/*/search/attempts", "evaluations/*/attempts",
             "throughput/*/*/attempts",
@@ -78,7 +79,7 @@ class Results:
             key = (str(source.path), job and job["job_id"])
             if not source.last or job is None or attempt.record.exists() or key in dead:
                 continue
-            if alive(job, source.path):
+            if executors.is_alive(job, source.path):
                 return True
             dead.add(key)
         return False

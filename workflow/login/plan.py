@@ -47,6 +47,11 @@ def for_order(paths: list[str], record: str, spec: dict) -> list[str]:
     return [ancient(path) for path in paths]
 
 
+def own_resources(resources) -> dict:
+    """A job's resources without those that Snakemake adds for itself."""
+    return {k: v for k, v in resources.items() if not k.startswith("_") and k not in NOT_OURS}
+
+
 class Plan:
     """The campaign as files: from wildcards to specs, records and their order."""
 
@@ -203,8 +208,7 @@ class Plan:
 
     def resources(self, wildcards, resources) -> str:
         """The job's resources for the launcher, as JSON."""
-        found = {key: value for key, value in resources.items() if not key.startswith("_")}
-        return json.dumps({key: value for key, value in found.items() if key not in NOT_OURS})
+        return json.dumps(own_resources(resources))
 
     # -- before anything starts -------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 `-n`, `--lint`, `--report`, `--unlock`, `--summary` and the like only look, and need no profile.
 """
 
+import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,8 +12,8 @@ from snakemake.cli import get_argument_parser
 
 from workflow import layout, locks
 from workflow.campaign import ConfigError
-from workflow.login import schema
-from workflow.login.plan import Plan
+from workflow.login import schema, slurm_queue, slurm_request
+from workflow.login.plan import Plan, own_resources
 
 LOCK = ".snakemake/evovit.lock"
 PARTIAL = ".partial.csv"
@@ -104,3 +105,22 @@ def check_profile(default_resources) -> None:
             "(--default-resources on the command line replaces the profile's; "
             "use --set-resources instead.)"
         )
+
+
+def check_requests(jobs, ask=slurm_queue.ask) -> None:
+    """Ends snakemake with one sentence if Slurm could never run one of the jobs to come.
+
+    `jobs` are Snakemake's; those that are not submitted carry no `resources` parameter.
+    """
+    seen = set()
+    for job in jobs:
+        resources = own_resources(job.resources)
+        key = (job.rule.name, json.dumps(resources, sort_keys=True))
+        submits = "resources" in job.params.keys()  # noqa: SIM118 (a list with names)
+        if not submits or key in seen or resources.get("launcher") != "slurm":
+            continue
+        seen.add(key)
+        try:
+            slurm_request.check(job.rule.name, resources, ask)
+        except slurm_request.RequestError as error:
+            sys.exit(str(error))

@@ -1,87 +1,89 @@
-"""Handing an attempt's job to submitit, on this machine or to Slurm."""
+"""Submitting an attempt's job, once, whatever happens meanwhile: Ctrl-C, a kill, Slurm away.
+
+submitit is imported in a forked child alone, so that a waiting launcher stays small.
+"""
 
 import os
 import signal
-from pathlib import Path
+import time
 
-import submitit
-
-from workflow.login import executors
+from workflow.login import slurm_queue, slurm_request
 from workflow.login.attempts import Attempt
-from workflow.login.jobs import Job
 
 INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
-FOREVER_MIN = 60 * 24 * 365
+FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 300.0
 
 
 class LaunchError(RuntimeError):
     """The job could not be launched or gave no record; the message says why, and where to look."""
 
 
-def local_executor(folder: Path, resources: dict) -> submitit.Executor:
-    executor = submitit.LocalExecutor(folder=folder)
-    executor.update_parameters(
-        timeout_min=FOREVER_MIN,
-        gpus_per_node=max(1, resources.get("gpus", 0)),
-        tasks_per_node=max(1, resources.get("tasks", 1)),
-    )
-    return executor
-
-
-def slurm_executor(folder: Path, resources: dict) -> submitit.Executor:
-    """submitit's Slurm executor for Snakemake's resource names."""
-    gpus = resources.get("gpus", 0)
-    executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=1000)
-    given = {
-        "time": resources["runtime"],
-        "nodes": resources.get("nodes", 1),
-        "gpus_per_node": gpus or None,
-        "ntasks_per_node": max(1, gpus),
-        "cpus_per_task": resources.get("cpus_per_task"),
-        "mem": f"{resources['mem_mb']}MB" if "mem_mb" in resources else None,
-        "partition": resources.get("slurm_partition"),
-        "account": resources.get("slurm_account"),
-        "qos": resources.get("slurm_qos"),
-        "constraint": resources.get("constraint"),
-        "exclusive": True if resources.get("exclusive") else None,
-        "signal_delay_s": 120,
-        "srun_args": ["--kill-on-bad-exit=1"],
-    }
-    executor.update_parameters(**{key: value for key, value in given.items() if value is not None})
-    return executor
-
-
-def submit(attempt: Attempt, site: dict, resources: dict) -> dict:
+def submit(attempt: Attempt, site: dict, resources: dict, say) -> dict:
     """Submit the attempt's job and note beside it where it runs; -> the note.
 
-    Ctrl-C waits until that is done: a job that nobody noted would be submitted twice.
+    Waits, with growing pauses, for a Slurm that is away or takes no more jobs for now. Raises
+    LaunchError for a refusal. Ctrl-C waits until a submission is noted: a job that nobody noted
+    would be submitted twice.
     """
-    job = Job(attempt.spec, site, str(attempt.folder))
-    signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
-    try:
-        _submit(attempt, job, resources)
-        return attempt.job()
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
-
-
-def _submit(attempt: Attempt, job: Job, resources: dict) -> None:
-    if resources["launcher"] == "slurm":
+    pause_s = FIRST_WAIT_S
+    while True:
+        signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
         try:
-            with submitit.helpers.clean_env():
-                submitted = slurm_executor(attempt.folder / "logs", resources).submit(job)
-        except (submitit.core.utils.FailedJobError, OSError, KeyError) as error:
-            raise LaunchError(f"sbatch refused the job: {error}") from error
-        attempt.note_job(launcher="slurm", job_id=submitted.job_id, resources=resources)
-    else:
-        submit_locally(attempt, job, resources)
+            error = try_once(attempt, site, resources)
+            if error is None:
+                return attempt.job()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
+        if resources["launcher"] != "slurm" or not slurm_request.is_temporary(error):
+            raise LaunchError(f"The job of {attempt.folder} was not accepted: {error}")
+        last = error.strip().splitlines()[-1]
+        say(f"Slurm takes no job now ({last}); trying again in {pause_s:.0f} s.")
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, LONGEST_WAIT_S)
 
 
-def submit_locally(attempt: Attempt, job: Job, resources: dict) -> None:
-    """Submit from a forked process with a session of its own.
+def try_once(attempt: Attempt, site: dict, resources: dict) -> str | None:
+    """One submission; -> why it failed, None if the job is noted."""
+    before = attempt.job()
+    if resources["launcher"] == "slurm":
+        found, error = unnoted(attempt, resources)
+        if found or error:
+            return error or None
+    error = in_a_child(lambda: _hand_over(attempt, site, resources))
+    if not error and attempt.job() == before:
+        error = "nothing was noted of it (killed?)"
+    return error or None
+
+
+def _hand_over(attempt: Attempt, site: dict, resources: dict) -> None:
+    from workflow.login import handover
+
+    handover.hand_over(attempt, site, resources)
+
+
+def unnoted(attempt: Attempt, resources: dict) -> tuple[bool, str]:
+    """Whether Slurm has the attempt's job although its launcher could not note it; (found, error).
+
+    The launcher was killed in between, or sbatch did not hear the answer. Such a job is taken over
+    if it is complete, and ended if its pickled function is missing, without which it can't start.
+    """
+    command = ("squeue", "--me", f"--name={attempt.job_name}", "--noheader", "--format=%i")
+    shown, error = slurm_queue.ask(*command)
+    for job_id in shown.split():
+        if (attempt.folder / "logs" / f"{job_id}_submitted.pkl").exists():
+            known = {"launcher": "slurm", "submitted": time.time(), "resources": resources}
+            attempt.note_job(job_id=job_id, **known)
+            return True, ""
+        slurm_queue.ask("scancel", job_id)
+    return False, error
+
+
+def in_a_child(function) -> str:
+    """Run it in a forked process with a session of its own; -> its error's text, mostly "".
 
     So Ctrl-C in the terminal reaches the launcher alone, which then does what the profile says.
     """
+    reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
@@ -90,17 +92,13 @@ def submit_locally(attempt: Attempt, job: Job, resources: dict) -> None:
             nowhere = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):  # or whoever reads our output would wait for the job's end
                 os.dup2(nowhere, stream)
-            submitted = local_executor(attempt.folder / "logs", resources).submit(job)
-            attempt.note_job(
-                launcher="local",
-                job_id=submitted.job_id,
-                session=os.getpid(),
-                host=os.uname().nodename,
-                started=executors.process_start(submitted.job_id),
-                resources=resources,
-            )
+            function()
+        except BaseException as error:
+            os.write(writing, (str(error) or type(error).__name__).encode()[-4000:])
         finally:
             os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as answer:
+        text = answer.read().decode(errors="replace")
     os.waitpid(child, 0)
-    if attempt.job() is None:
-        raise LaunchError(f"The job of {attempt.folder} could not be started.")
+    return text

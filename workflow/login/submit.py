@@ -10,18 +10,17 @@ import json
 import os
 import signal
 import sys
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
 from workflow import locks, records, runs
-from workflow.login import attempts, executors, progress
+from workflow.login import attempts, executors, following, progress
 from workflow.login.attempts import Attempt
+from workflow.login.slurm_request import RequestError
 from workflow.login.submission import INTERRUPTS, LaunchError, submit
 
-POLL_S = {"local": 0.3, "slurm": 20.0}
+LAUNCHERS = ("local", "slurm")
 WAIT_FOR_TWIN_S = 7 * 24 * 3600
-GRACE_S = {"local": 0.0, "slurm": 120.0}  # a network file system shows the record late
 
 
 class Interrupted(BaseException):
@@ -47,45 +46,6 @@ def choose_attempt(spec: dict, folder: Path, output: Path, say) -> Attempt:
     return last
 
 
-def wait(attempt: Attempt, say) -> None:
-    """Follow the job until its record lies there; raise LaunchError if it ends without one."""
-    job = attempt.job()
-    follower = progress.Follower(attempt.journal, attempt.spec)
-    ended: float | None = None
-    while True:
-        alive = executors.is_alive(job, attempt.folder)  # before looking for the record
-        for line in follower.news():
-            say(line)
-        if attempt.record.exists():
-            return
-        if alive:
-            ended = None
-        elif ended is None and not attempt.errors():
-            ended = time.monotonic()
-        if ended is not None and time.monotonic() - ended < GRACE_S[job["launcher"]]:
-            os.listdir(attempt.folder)  # makes NFS look again
-        elif not alive:
-            raise LaunchError(why_failed(attempt, say))
-        time.sleep(POLL_S[job["launcher"]])
-
-
-def why_failed(attempt: Attempt, say) -> str:
-    """One sentence; the traceback goes before it where it isn't one of our own errors."""
-    logs = attempt.folder / "logs"
-    errors = attempt.errors()
-    if not errors:
-        tails = sorted(logs.glob("*_log.err"), key=lambda path: path.stat().st_mtime)
-        for line in tails[-1].read_text().splitlines()[-30:] if tails else []:
-            say(f"  {line}")
-        return f"The job ended without a record (killed?); its logs are in {logs}."
-    first = errors[0]
-    if first["sentence"]:
-        return first["sentence"]
-    for line in first["traceback"].splitlines():
-        say(f"  {line}")
-    return f"The job failed on rank {first['rank']}; its logs are in {logs}."
-
-
 def publish(attempt: Attempt, spec_path: Path, output: Path) -> None:
     """Hand the record to Snakemake, unless the YAML meanwhile asks for something else."""
     wanted = runs.spec_hash(json.loads(spec_path.read_text()))
@@ -102,24 +62,23 @@ def publish(attempt: Attempt, spec_path: Path, output: Path) -> None:
 def attach(attempt: Attempt, site: dict, resources: dict, say) -> None:
     """See to it that the attempt's job lives: the one that was left, or a new one."""
     job = attempt.job()
-    if job and executors.is_alive(job, attempt.folder):
-        say(f"Attempt {attempt.number}: re-attached to {job['launcher']} job {job['job_id']}.")
-        return
-    job = submit(attempt, site, resources)
-    say(
-        f"Attempt {attempt.number}: {job['launcher']} job {job['job_id']}, "
-        f"logs in {attempt.folder / 'logs'}."
-    )
+    found = job and executors.is_alive(job, attempt.folder)
+    if not found:
+        job = submit(attempt, site, resources, say)
+    verb = ": re-attached to" if found else ":"
+    logs = attempt.folder / "logs"
+    say(f"Attempt {attempt.number}{verb} {job['launcher']} job {job['job_id']}, logs in {logs}.")
 
 
 def leave(attempt: Attempt, resources: dict, say) -> None:
     """Interrupted: end the job or let it go on, as the profile says, and say which."""
     job = attempt.job()
-    if job is None:
-        say("Interrupted before anything was submitted.")
+    if job is None or not executors.is_alive(job, attempt.folder):
+        say("Interrupted; no job of this attempt waits or runs.")
     elif resources.get("on_interrupt") == "cancel":
-        executors.cancel(job, attempt.folder)
-        say(f"Interrupted: job {job['job_id']} is ended; the next start resumes it.")
+        error = executors.cancel(job, attempt.folder)
+        done = f"could not be ended ({error})" if error else "is ended"
+        say(f"Interrupted: job {job['job_id']} {done}; the next start resumes it.")
     else:
         say(f"Interrupted: job {job['job_id']} goes on; the next start re-attaches to it.")
 
@@ -131,8 +90,15 @@ def launch(spec_path: Path, output: Path, site: dict, resources: dict, say) -> N
     attempt = choose_attempt(spec, folder, output, say)
     if not attempt.record.exists():
         try:
-            attach(attempt, site, resources, say)
-            wait(attempt, say)
+            patience = following.Patience(attempt)
+            while True:
+                attach(attempt, site, resources, say)
+                ended = following.follow(attempt, say)
+                if ended is None:
+                    break
+                if not patience.another(ended):
+                    raise LaunchError(following.why_failed(attempt, ended, say))
+                say(f"{following.what_ended(attempt, ended)}: the cluster's doing, once more.")
         except Interrupted:
             leave(attempt, resources, say)
             raise
@@ -156,6 +122,7 @@ def site_of(arguments: argparse.Namespace) -> dict:
         "workers": data.get("workers", 0),
         "checkpoint_minutes": resources.get("checkpoint_minutes", 15),
         "device": device,
+        "stage": resources.get("stage"),
     }
 
 
@@ -173,7 +140,7 @@ def main() -> None:
     parser.add_argument("--resources", required=True, help="JSON: where and with what the job runs")
     arguments = parser.parse_args()
     resources = json.loads(arguments.resources)
-    if resources.get("launcher") not in POLL_S:
+    if resources.get("launcher") not in LAUNCHERS:
         sys.exit(
             "No launcher is set: run snakemake with --profile slurm or --profile demo "
             "(--default-resources on the command line replaces the profile's)."
@@ -188,7 +155,7 @@ def main() -> None:
                 say(f"Waiting for {lock}: {lock.read_text().strip()} is launching the same job.")
             stack.enter_context(locks.exclusive(lock, WAIT_FOR_TWIN_S))
             launch(arguments.spec, arguments.output, site_of(arguments), resources, say)
-        except (LaunchError, records.RecordError, locks.Held, OSError) as error:
+        except (LaunchError, RequestError, records.RecordError, locks.Held, OSError) as error:
             say(f"ERROR: {error}")
             sys.exit(1)
         except Interrupted:

@@ -1,0 +1,151 @@
+"""The cluster, once for all tests of this folder, and trainings on it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.slurm import cluster as clusters
+from tests.workflow.conftest import config, images, tiny_spec  # noqa: F401 (fixtures)
+from workflow import journal, records, runs
+from workflow.login import attempts
+
+NOTICE_S = 90  # within which a launcher must see that its job died
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "tests/slurm" in str(item.path):
+            item.add_marker(pytest.mark.integration)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    if lacking := clusters.missing():
+        pytest.skip(f"no {', '.join(lacking)} here: apt-get install slurm-wlm munge")
+    if not clusters.names_resolve(2):
+        pytest.skip("node1 and node2 do not resolve: add `127.0.0.1 node1 node2` to /etc/hosts")
+    one = clusters.Cluster(tmp_path_factory.mktemp("slurm"))
+    try:
+        one.start()
+        yield one
+    finally:
+        one.stop()
+
+
+class Training:
+    """A small training on the cluster, followed by the real launcher.
+
+    `bin` may hold programs that take precedence over Slurm's.
+    """
+
+    def __init__(self, cluster, folder: Path, images: Path, spec: dict, **resources):
+        self.cluster, self.folder, self.images = cluster, folder, images
+        self.bin = folder / "bin"
+        self.resources = {"launcher": "slurm", "runtime": 10, "cpus_per_task": 1, "mem_mb": 3000}
+        self.resources |= {"checkpoint_minutes": 15, "signal_delay_s": 10, **resources}
+        self.job_folder = folder / "demo/runs/deit_tiny"
+        runs.write_spec(self.job_folder / "spec.json", spec)
+        self.spec = spec
+        self.output, self.log = folder / "train.json", folder / "train.log"
+        self.launcher: subprocess.Popen | None = None
+
+    def launch(self) -> subprocess.Popen:
+        command = [sys.executable, "-m", "workflow.login.submit"]
+        command += ["--spec", str(self.job_folder / "spec.json"), "--output", str(self.output)]
+        command += ["--log", str(self.log), "--root", str(self.folder / "demo")]
+        command += ["--data", json.dumps({"root": str(self.images), "workers": 0})]
+        command += ["--resources", json.dumps(self.resources)]
+        found = self.cluster.environment
+        # the shared answer of squeue lies below the working directory, the code elsewhere
+        found |= {"PATH": f"{self.bin}:{found['PATH']}", "PYTHONPATH": str(records.ROOT)}
+        self.launcher = subprocess.Popen(
+            command, cwd=self.folder, env=found, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, start_new_session=True,
+        )  # fmt: skip
+        return self.launcher
+
+    def end(self, seconds: float = 180) -> tuple[int, str]:
+        """Wait for the launcher; -> its exit code and what it said."""
+        said, _ = self.launcher.communicate(timeout=seconds)
+        return self.launcher.returncode, said
+
+    @property
+    def attempt(self) -> attempts.Attempt:
+        return attempts.newest(self.job_folder)
+
+    @property
+    def job_id(self) -> str:
+        self.wait(lambda: self.attempt and self.attempt.job(), 60)
+        return self.attempt.job()["job_id"]
+
+    def epochs(self) -> int:
+        return len(journal.epochs(self.attempt.journal)) if self.attempt else 0
+
+    def wait_for_epochs(self, count: int, seconds: float = 90) -> None:
+        """Until so many more epochs are done than now."""
+        goal = self.epochs() + count
+        self.wait(lambda: self.epochs() >= goal, seconds)
+
+    def wait(self, condition, seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            said = self.log.read_text()[-3000:] if self.log.exists() else ""
+            assert time.monotonic() < deadline, f"waited in vain; {said}"
+            assert self.launcher is None or self.launcher.poll() is None or condition(), said
+            time.sleep(0.2)
+
+    def starts(self) -> list[dict]:
+        found = [event for event, _ in journal.read(self.attempt.journal)]
+        return [event for event in found if event["event"] == "start"]
+
+    def state(self) -> str:
+        return self.cluster.job(self.job_id)["JobState"]
+
+    def wait_for_requeue(self) -> None:
+        """Until the job is pending again; then let it start at once."""
+        self.wait(lambda: self.state() == "PENDING", 60)
+        self.cluster.release(self.job_id)
+        self.wait(lambda: self.state() == "RUNNING", 60)
+
+    def kill_launcher(self) -> None:
+        os.killpg(self.launcher.pid, signal.SIGKILL)
+        self.launcher.wait()
+
+
+def curve(path: Path) -> list[dict]:
+    """Every epoch's metrics but the times, and nothing lost on the way to them."""
+    epochs, standing = [], 0
+    for event, _ in journal.read(path):
+        if event["event"] == "start":
+            # an epoch may be noted whose checkpoint its death forestalled
+            assert event["epoch"] >= standing - 1
+        elif event["event"] == "epoch":
+            standing = event["epoch"]
+    timed = {"train_s", "epoch_s"}
+    for epoch in journal.epochs(path):
+        epochs.append({key: value for key, value in epoch.items() if key not in timed})
+    return epochs
+
+
+@pytest.fixture
+def training(cluster, tmp_path, images, tiny_spec):  # noqa: F811
+    """A function that makes a training; what it leaves on the cluster is ended."""
+    made = []
+
+    def make(epochs: int = 150, **resources) -> Training:
+        spec = tiny_spec("deit_tiny", epochs=epochs)
+        made.append(Training(cluster, tmp_path, images, spec, **resources))
+        return made[-1]
+
+    yield make
+    for one in made:
+        if one.launcher and one.launcher.poll() is None:
+            one.kill_launcher()
+    cluster.run("scancel", "--full", "--me", check=False)
+    cluster.wait(lambda: not cluster.run("squeue", "--noheader"), 60)

@@ -1,0 +1,108 @@
+"""Following a job to its record or its end, and saying what became of it."""
+
+import os
+import re
+import time
+
+from workflow.login import executors, progress
+from workflow.login.attempts import Attempt
+from workflow.login.slurm_queue import UNKNOWN, Queue, Status
+
+POLL_S = {"local": 0.3, "slurm": 5.0}
+# How long a job must seem to be gone. A network file system shows a record late; a requeued job is
+# for a moment in the state that it ended with.
+GRACE_S = {"local": 0.0, "slurm": 40.0}
+BY_THE_CLUSTER = {"PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "TIMEOUT"}
+FRUITLESS = 3  # such ends in a row without a new checkpoint
+TAIL = 30
+OUT_OF_MEMORY = re.compile(r"exceeded memory limit|oom.kill|out.of.memory", re.IGNORECASE)
+FIRST_TASK = re.compile(r"srun: error: .*tasks? (\d+)[^:]*: (?:Killed|Exited|Out Of Memory|Termin)")
+
+
+class Patience:
+    """Whether a job that ended without a record is submitted once more."""
+
+    def __init__(self, attempt: Attempt):
+        self.attempt, self.left, self.stood = attempt, FRUITLESS, attempt.progress()
+
+    def another(self, ended: Status) -> bool:
+        """Yes if the cluster ended it, and not for ever at the same checkpoint."""
+        errors, job = self.attempt.errors(), self.attempt.job()
+        # the user's own scancel also stops it
+        stopped = errors and all(error["stopped"] for error in errors)
+        if ended.state == "CANCELLED" or job["launcher"] != "slurm":
+            return False
+        if not stopped and (errors or ended.state not in BY_THE_CLUSTER):
+            return False
+        if self.attempt.progress() != self.stood:
+            self.left, self.stood = FRUITLESS, self.attempt.progress()
+        self.left -= 1
+        return self.left >= 0
+
+
+def follow(attempt: Attempt, say) -> Status | None:
+    """Say what the job does until its record lies there (None) or it ended without one."""
+    job, queue = attempt.job(), Queue()
+    launcher = job["launcher"]
+    follower = progress.Follower(attempt.journal, attempt.spec)
+    ended_at, shown = None, ""
+    while True:
+        status = executors.status(job, attempt.folder, queue)  # before looking for the record
+        for line in follower.news():
+            say(line)
+        if attempt.record.exists():
+            return None
+        if status.alive:
+            ended_at = None
+            if launcher == "slurm" and status.words != shown:
+                shown = status.words
+                say(f"job {job['job_id']}: {shown}")
+        else:
+            ended_at = ended_at or time.monotonic()
+            os.listdir(attempt.folder)  # makes NFS look again
+            if time.monotonic() - ended_at >= GRACE_S[launcher]:
+                return status
+        time.sleep(POLL_S[launcher])
+
+
+def what_ended(attempt: Attempt, ended: Status) -> str:
+    job = attempt.job()
+    if job["launcher"] == "local":
+        return "The job ended without a record (killed?)"
+    state = f" as {ended.state}" if ended.state != UNKNOWN else ""
+    note = f" ({ended.note})" if ended.note else ""
+    return f"Slurm job {job['job_id']} ended{state} without a record{note}"
+
+
+def why_failed(attempt: Attempt, ended: Status, say) -> str:
+    """One sentence; what it rests on goes before it: the traceback or the log of the process that
+    failed first, unless the error is one of our own sentences."""
+    logs, job = attempt.folder / "logs", attempt.job()
+    errors = attempt.errors()
+    if errors and errors[0]["sentence"]:
+        return errors[0]["sentence"]
+    if errors:
+        for line in errors[0]["traceback"].splitlines():
+            say(f"  {line}")
+        return f"The job failed on rank {errors[0]['rank']}; its logs are in {logs}."
+    main = logs / f"{job['job_id']}_0_log.err"
+    text = main.read_text(errors="replace") if main.exists() else ""
+    rank = first_to_fail(text)
+    log = logs / f"{job['job_id']}_{rank}_log.err"
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    if lines:
+        say(f"  The last lines of rank {rank} ({log}):")
+    for line in lines[-TAIL:]:
+        say(f"  {line}")
+    remedy = ""
+    if ended.state == "OUT_OF_MEMORY" or OUT_OF_MEMORY.search(text):
+        remedy = f" It needs more than {job['resources'].get('mem_mb', '?')} MB of memory (mem_mb)."
+    elif ended.state == "CANCELLED":
+        remedy = " It was cancelled; started again, it goes on."
+    return f"{what_ended(attempt, ended)}; its logs are in {logs}.{remedy}"
+
+
+def first_to_fail(text: str) -> int:
+    """The rank that srun names first; 0 if it names none."""
+    found = FIRST_TASK.search(text)
+    return int(found.group(1)) if found else 0
