@@ -34,6 +34,7 @@ include: "workflow/rules/tables.smk"
 
 onstart:
     session.check_requests(workflow.dag.needrun_jobs())
+    session.announce(plan, workflow.dag.needrun_jobs())
     mirror.append(tracking.start_mirror())
 
 

@@ -231,7 +231,23 @@ def throughput_path(root: str, section: str, point: dict) -> str:
     return f"{root}/throughput/{section}/{name}.json"
 
 
-def preflight_spec(models: list[dict]) -> dict:
-    """The spec of the job that builds every given model without weights before any training."""
+def data_spec(config: Config, setting: str) -> dict:
+    """The spec of the job that looks through all images; the one that says where they lie."""
+    data = data_of(config, setting)
+    root = config.settings[setting]["data"]["root"]
+    return {"kind": "data", "setting": setting, "data": data, "root": root}
+
+
+def preflight_spec(config: Config, setting: str) -> dict:
+    """The spec of the job that builds every model of the setting, and of the paper, unweighted."""
+    models = [model_of(config, row, scale) for scale in (setting, None) for row in config.runs]
     unique = {json.dumps(model, sort_keys=True): model for model in models}
     return {"kind": "preflight", "models": [unique[key] for key in sorted(unique)]}
+
+
+def first_records(spec: dict) -> list[str]:
+    """All records, below the setting's results, that must be there before this spec's job."""
+    checks = {"data": [], "preflight": [], "fetch": []}
+    measured = ("throughput", "training_cost")
+    both = ["preflight.json"] if spec["kind"] in measured else ["data.json", "preflight.json"]
+    return [*checks.get(spec["kind"], both), *needed_records(spec)]

@@ -183,10 +183,10 @@ class Cluster:
         command = ["sinfo", "--noheader", "--Node", "--partition=gpu", "--states=idle,alloc,mix"]
         return len(set(self.run(*command, "--format=%N", check=False).split()))
 
-    def jobs(self) -> list[str]:
-        """The ids of all jobs it was ever given; it forgets none here."""
-        shown = self.run("scontrol", "--oneliner", "show", "job", check=False)
-        return [word.partition("=")[2] for word in shown.split() if word.startswith("JobId=")]
+    def jobs_named(self, name: str) -> list[str]:
+        """The ids of all jobs of that name that it was ever given; it forgets none here."""
+        command = ("squeue", "--states=all", "--noheader", f"--name={name}", "--format=%i")
+        return self.run(*command).split()
 
     def job(self, job_id: str) -> dict[str, str]:
         """What `scontrol show job` says, by its keys."""

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.slurm import cluster as clusters
-from tests.workflow.conftest import config, images, tiny_spec  # noqa: F401 (fixtures)
+from tests.workflow.conftest import config, images, site, tiny_spec  # noqa: F401 (fixtures)
 from workflow import journal, records, runs
 from workflow.login import attempts
+from workflow.node import train
 
+EPOCHS = 150  # of the trainings here: about 20 s
 NOTICE_S = 90  # within which a launcher must see that its job died
 
 
@@ -44,8 +46,8 @@ class Training:
     `bin` may hold programs that take precedence over Slurm's.
     """
 
-    def __init__(self, cluster, folder: Path, images: Path, spec: dict, **resources):
-        self.cluster, self.folder, self.images = cluster, folder, images
+    def __init__(self, cluster, folder: Path, data: Path, spec: dict, **resources):
+        self.cluster, self.folder, self.data = cluster, folder, data
         self.bin = folder / "bin"
         self.resources = {"launcher": "slurm", "runtime": 10, "cpus_per_task": 1, "mem_mb": 3000}
         self.resources |= {"checkpoint_minutes": 15, "signal_delay_s": 10, **resources}
@@ -59,7 +61,7 @@ class Training:
         command = [sys.executable, "-m", "workflow.login.submit"]
         command += ["--spec", str(self.job_folder / "spec.json"), "--output", str(self.output)]
         command += ["--log", str(self.log), "--root", str(self.folder / "demo")]
-        command += ["--data", json.dumps({"root": str(self.images), "workers": 0})]
+        command += ["--data", json.dumps({"root": str(self.data), "workers": 0})]
         command += ["--resources", json.dumps(self.resources)]
         found = self.cluster.environment
         # the shared answer of squeue lies below the working directory, the code elsewhere
@@ -138,7 +140,7 @@ def training(cluster, tmp_path, images, tiny_spec):  # noqa: F811
     """A function that makes a training; what it leaves on the cluster is ended."""
     made = []
 
-    def make(epochs: int = 150, **resources) -> Training:
+    def make(epochs: int = EPOCHS, **resources) -> Training:
         spec = tiny_spec("deit_tiny", epochs=epochs)
         made.append(Training(cluster, tmp_path, images, spec, **resources))
         return made[-1]
@@ -149,3 +151,23 @@ def training(cluster, tmp_path, images, tiny_spec):  # noqa: F811
             one.kill_launcher()
     cluster.run("scancel", "--full", "--me", check=False)
     cluster.wait(lambda: not cluster.run("squeue", "--noheader"), 60)
+
+
+@pytest.fixture(scope="session")
+def curves() -> dict[int, list]:
+    """Curves of trainings that nothing disturbed, by their epochs."""
+    return {}
+
+
+@pytest.fixture
+def undisturbed(curves, tiny_spec, site, tmp_path):  # noqa: F811
+    """A function: the curve of the same training, run here, with nothing happening to it."""
+
+    def make(epochs: int) -> list[dict]:
+        if epochs not in curves:
+            folder = tmp_path / "runs/deit_tiny/attempts/1"
+            train.run(tiny_spec("deit_tiny", epochs=epochs), site, folder)
+            curves[epochs] = curve(folder / "journal.jsonl")
+        return curves[epochs]
+
+    return make

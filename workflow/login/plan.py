@@ -14,6 +14,7 @@ from snakemake.io import ancient
 
 from workflow import records, runs
 from workflow.campaign import FILES, Config, run_name
+from workflow.login import targets
 
 # A launcher's command, the same for every kind of job; the rule says the rest by its name.
 PYTHON = shlex.quote(sys.executable).replace("{", "{{").replace("}", "}}")
@@ -99,8 +100,7 @@ class Plan:
 
     def _run_inputs(self, root: str, spec: dict, path: str, record: str) -> dict:
         """Spec; the data's manifest, the preflight and the jobs it starts from, only for order."""
-        first = ["data.json", "preflight.json", *runs.needed_records(spec)]
-        first = [f"{root}/{name}" for name in first]
+        first = [f"{root}/{name}" for name in runs.first_records(spec)]
         return {
             "spec": runs.write_spec(f"{root}/{path}", spec),
             "first": for_order(first, f"{root}/{record}", spec),
@@ -140,7 +140,7 @@ class Plan:
         point |= {**wanted, "batch_size": int(wildcards.batch)}
         record = runs.throughput_path(root, wildcards.section, point)
         spec = runs.throughput_spec(self.config, setting, wildcards.section, point)
-        first = [f"{root}/{name}" for name in ("preflight.json", *runs.needed_records(spec))]
+        first = [f"{root}/{name}" for name in runs.first_records(spec)]
         return {
             "spec": runs.write_spec(Path(record).with_suffix("") / "spec.json", spec),
             "first": for_order(first, record, spec),
@@ -158,40 +158,21 @@ class Plan:
         }
 
     def data_spec(self, wildcards) -> str:
-        setting = self.config.setting_of(wildcards.root)
-        # the one spec that says where: another folder is looked through anew
-        data = self.config.settings[setting]["data"]
-        spec = {"kind": "data", "setting": setting, "data": runs.data_of(self.config, setting)}
-        spec["root"] = data["root"]
+        spec = runs.data_spec(self.config, self.config.setting_of(wildcards.root))
         return runs.write_spec(f"{wildcards.root}/data/spec.json", spec)
 
     def preflight_spec(self, wildcards) -> str:
         """The spec of the check that every model of the setting builds."""
-        setting = self.config.setting_of(wildcards.root)
-        rows = list(self.config.runs)
-        models = [runs.model_of(self.config, row, setting) for row in rows]
-        models += [runs.model_of(self.config, row) for row in rows]
-        spec = runs.preflight_spec(models)
+        spec = runs.preflight_spec(self.config, self.config.setting_of(wildcards.root))
         return runs.write_spec(f"{wildcards.root}/preflight/spec.json", spec)
 
     # -- what a table needs -----------------------------------------------------------------
-
-    def table1_records(self, root: str, wanted: list[str]) -> list[str]:
-        """The records of the rows that these sections measure."""
-        point = runs.throughput_point(self.config, self.config.setting_of(root))
-        rows = [row for row in self.config.items["table1"] if row["section"] in wanted]
-        trained = [
-            f"{root}/runs/{run_name(row['run'], seed)}/train.json"
-            for row in rows
-            for seed in self.config.seeds(row["run"])
-        ]
-        return trained + [runs.throughput_path(root, section, point) for section in wanted]
 
     def table_inputs(self, wildcards) -> list[str]:
         """What the setting asks for, and the printed numbers."""
         setting = self.config.setting_of(wildcards.root)
         wanted = self.config.settings[setting]["measure"]
-        return [*self.table1_records(wildcards.root, wanted), PRINTED]
+        return [*targets.table1_records(self.config, wildcards.root, wanted), PRINTED]
 
     def partial_inputs(self, wildcards) -> list[str]:
         """Notes of what was published, and the YAML that says which of it is current."""
@@ -212,11 +193,11 @@ class Plan:
 
     # -- before anything starts -------------------------------------------------------------
 
-    def settings_asked_for(self, targets) -> list[str]:
+    def settings_asked_for(self, wanted) -> list[str]:
         """The settings whose results the targets name; all of ImageNet's where none is named."""
         by_length = sorted(self.config.settings, key=self._depth, reverse=True)
         found = set()
-        for target in targets or ["results/table1.csv"]:
+        for target in wanted or ["results/table1.csv"]:
             for name in by_length:
                 if str(target).startswith(self.config.settings[name]["results"] + "/"):
                     found.add(name)

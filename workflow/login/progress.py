@@ -42,10 +42,13 @@ class Follower:
         lines = []
         for event, offset in journal.read(self.path, self.offset):
             self.offset = offset
-            line = getattr(self, f"_{event['event']}", lambda event: None)(event)
-            if line:
+            if line := self.line(event):
                 lines.append(line)
         return lines
+
+    def line(self, event: dict) -> str | None:
+        """What a person should read of the event."""
+        return getattr(self, f"_{event['event']}", lambda event: None)(event)
 
     def _left(self, epochs_to_go: float) -> str:
         seconds = round(epochs_to_go * (self.epoch_s or 0))

@@ -12,7 +12,7 @@ from snakemake.cli import get_argument_parser
 
 from workflow import layout, locks
 from workflow.campaign import ConfigError
-from workflow.login import schema, slurm_queue, slurm_request
+from workflow.login import forecast, schema, slurm_queue, slurm_request, targets
 from workflow.login.plan import Plan, own_resources
 
 LOCK = ".snakemake/evovit.lock"
@@ -124,3 +124,14 @@ def check_requests(jobs, ask=slurm_queue.ask) -> None:
             slurm_request.check(job.rule.name, resources, ask)
         except slurm_request.RequestError as error:
             sys.exit(str(error))
+
+
+def announce(plan: Plan, jobs) -> None:
+    """Say what is about to run and what it may cost, before anything is submitted."""
+    jobs = list(jobs)
+    trainings = [str(job.output[0]) for job in jobs if job.rule.name == "train"]
+    costs = forecast.of_trainings(
+        plan.config, {path: targets.spec_of(plan.config, path) for path in trainings}
+    )
+    for line in forecast.summary(costs):
+        print(line, file=sys.stderr)

@@ -46,8 +46,7 @@ class Status:
     def words(self) -> str:
         """For a person: "queued (Resources)", "running on node3"."""
         if self.state == "PENDING":
-            expected = f", expected start {self.start}" if self.start else ""
-            return f"queued ({self.reason or 'no reason given'}{expected})"
+            return f"queued ({self.reason})" if self.reason else "queued"
         if self.state == UNANSWERED:
             return "Slurm does not answer; the job is taken to go on"
         return f"{self.state.lower()}{f' on {self.node}' if self.node else ''}"

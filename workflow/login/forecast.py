@@ -1,0 +1,151 @@
+"""What trainings to come will cost, from step times that were measured here; always an estimate."""
+
+import json
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from workflow import journal, runs
+from workflow.campaign import Config
+from workflow.login.targets import job_folder, split_root
+
+LAYERWISE = 2 / 3  # of a training, before its schedule becomes stage-wise
+NOTHING = "no step was measured yet"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Device-hours that a training still needs, None if nothing was measured, and on what basis."""
+
+    path: str
+    hours: float | None
+    device: str
+    basis: str
+
+
+class Forecast:
+    """What was measured below one results folder, and what follows from it for a training."""
+
+    def __init__(self, config: Config, root: str):
+        self.root = Path(root)
+        setting = config.setting_of(root)
+        counted = _read(self.root / "data.json").get("results", {})
+        declared = config.settings[setting]["data"].get("train_images")
+        self.images = counted["splits"]["train"]["images"] if counted else declared
+        self.steps = dict(_measured_steps(self.root))
+        self.macs_g = dict(_measured_macs(self.root))
+
+    def of(self, path: str, spec: dict) -> Cost:
+        """From the epochs of the row's trainings, its measured steps, or those of another row."""
+        if found := _from_epochs(path, spec):
+            return found
+        row = spec["row"]
+        if row in self.steps:
+            return self._from_steps(path, spec, row, 1.0, "")
+        others = [one for one in self.steps if one in self.macs_g]
+        if row in self.macs_g and others:
+            # the nearest in size: the larger a model, the better it fills a device
+            near = min(others, key=lambda one: abs(self.macs_g[one] - self.macs_g[row]))
+            return self._from_steps(path, spec, near, self.macs_g[row] / self.macs_g[near],
+                                    ", scaled by MACs")  # fmt: skip
+        return Cost(path, None, "", NOTHING)
+
+    def _from_steps(self, path: str, spec: dict, row: str, factor: float, how: str) -> Cost:
+        if self.images is None:
+            return Cost(path, None, "", "the images are not counted yet")
+        image_s, device, batch = self.steps[row]
+        hours = factor * image_s * self.images * spec["recipe"]["epochs"] / 3600
+        return Cost(path, hours, device, f"steps of {row} at batch {batch}, without loading{how}")
+
+
+def _measured_steps(root: Path) -> Iterator[tuple[str, tuple[float, str, int]]]:
+    """Of each row in the folder's training costs: seconds per image and device, batch size; at the
+    largest batch that fitted. A GPU's come last, and count."""
+    records = [_read(path) for path in root.glob("training/*/*.json")]
+    records = [record for record in records if record.get("results")]
+    for record in sorted(records, key=lambda one: one["spec"]["device"] == "cuda"):
+        device = "GPU" if record["spec"]["device"] == "cuda" else "machine"
+        for method in record["results"]["methods"]:
+            sizes = [size for size in method["sizes"] if "step_s_first" in size]
+            if sizes:
+                size = max(sizes, key=lambda one: one["batch_size"])
+                step_s = LAYERWISE * size["step_s_first"] + (1 - LAYERWISE) * size["step_s_last"]
+                batch = size["batch_size"]
+                yield method["run"], (step_s / batch, device, batch)
+
+
+def _measured_macs(root: Path) -> Iterator[tuple[str, float]]:
+    """Rows and their MACs in 1e9, from the measurements of throughput and training."""
+    for pattern in ("throughput/*/*.json", "training/*/*.json"):
+        for path in root.glob(pattern):
+            for method in _read(path).get("results", {}).get("methods", []):
+                yield method["run"], method["macs_g"]
+
+
+def _from_epochs(path: str, spec: dict) -> Cost | None:
+    """Of this run or another seed's; its own finished epochs are not paid again."""
+    mine = job_folder(path)
+    seeds = [mine, *mine.parent.glob(f"{spec['row']}-s*"), mine.parent / spec["row"]]
+    for folder in seeds:
+        for attempt in sorted(folder.glob("attempts/*"), key=_number, reverse=True):
+            epochs = journal.epochs(attempt / "journal.jsonl")
+            known = _read(attempt / "spec.json")
+            alike = all(known.get(key) == spec[key] for key in ("model", "data"))
+            if epochs and alike:
+                going_on = folder == mine and known == spec
+                left = spec["recipe"]["epochs"] - (len(epochs) if going_on else 0)
+                resources = _read(attempt / "job.json").get("resources", {})
+                devices = max(1, resources.get("gpus", 0))
+                epoch_s = statistics.median(epoch["epoch_s"] for epoch in epochs)
+                kind = "GPU" if resources.get("gpus") else "machine"
+                basis = f"{len(epochs)} epochs of {folder.name}, {epoch_s:.1f} s each"
+                return Cost(path, left * epoch_s * devices / 3600, kind, basis)
+    return None
+
+
+def summary(costs: list[Cost]) -> list[str]:
+    """For a person, before anything is submitted."""
+    lines = []
+    for device in ("GPU", "machine"):
+        known = [cost for cost in costs if cost.hours is not None and cost.device == device]
+        if known:
+            hours = sum(cost.hours for cost in known)
+            amount = f"{hours:,.0f}" if hours >= 10 else f"{hours:.2f}"
+            lines.append(f"Estimate: {len(known)} training(s), about {amount} {device}-hours, "
+                         "from measured step times.")  # fmt: skip
+    if unknown := [Path(cost.path).parent.name for cost in costs if cost.hours is None]:
+        named = ", ".join(unknown[:4]) + (", ..." if len(unknown) > 4 else "")
+        lines.append(
+            f"No estimate for {len(unknown)} training(s) ({named}): no step was measured yet; "
+            "targets like results/training/deit_small/cuda-paper-fp16.json measure a section's."
+        )
+    return lines
+
+
+def of_trainings(config: Config, records: dict[str, dict]) -> list[Cost]:
+    """The costs of the trainings among the records, by path."""
+    known: dict[str, Forecast] = {}
+    costs = []
+    for path, spec in records.items():
+        if spec["kind"] == "train":
+            root = split_root(config, path)[1]
+            known[root] = known.get(root) or Forecast(config, root)
+            costs.append(known[root].of(path, spec))
+    return costs
+
+
+def _number(attempt: Path) -> int:
+    return int(attempt.name) if attempt.name.isdigit() else 0
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
+def is_current(path: str, spec: dict) -> bool:
+    """Whether the record lies there and is of this spec."""
+    return _read(Path(path)).get("spec_hash") == runs.spec_hash(spec)

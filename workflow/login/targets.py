@@ -1,0 +1,114 @@
+"""What a target stands on: the records it needs, directly or through others, with their specs.
+
+Snakemake plans with rules; this is for those who only look (status, forecast) and write nothing.
+"""
+
+import re
+from pathlib import Path
+
+from workflow import runs
+from workflow.campaign import Config, run_name
+
+POINT = r"(?P<device>cpu|cuda)-(?P<mode>\w+)-(?P<precision>\w+)"
+PATTERNS = {
+    "data": re.compile(r"data\.json"),
+    "preflight": re.compile(r"preflight\.json"),
+    "train": re.compile(r"runs/(?P<run>[^/]+)/train\.json"),
+    "search": re.compile(r"runs/(?P<run>[^/]+)/search\.json"),
+    "evaluate": re.compile(r"evaluations/(?P<name>[^/]+)\.json"),
+    "fetch": re.compile(r"weights/(?P<tag>[^/]+)\.json"),
+    "throughput": re.compile(rf"throughput/(?P<section>\w+)/{POINT}-b(?P<batch_size>\d+)\.json"),
+    "training_cost": re.compile(rf"training/(?P<section>\w+)/{POINT}\.json"),
+    "table1": re.compile(r"table1(\.partial)?\.csv"),
+}
+
+
+class TargetError(ValueError):
+    """No rule of the workflow makes the target."""
+
+
+def split_root(config: Config, target: str) -> tuple[str, str, str]:
+    """A target's setting, results folder and the rest of its path."""
+    by_length = sorted(config.settings.items(), key=lambda item: -len(item[1]["results"]))
+    for name, setting in by_length:
+        if target.startswith(setting["results"] + "/"):
+            return name, setting["results"], target.removeprefix(setting["results"] + "/")
+    raise TargetError(f"{target} lies in no setting's results (workflow/config/settings.yaml).")
+
+
+def table1_records(config: Config, root: str, sections: list[str]) -> list[str]:
+    """The records of Table 1's rows that these sections measure."""
+    point = runs.throughput_point(config, config.setting_of(root))
+    rows = [row for row in config.items["table1"] if row["section"] in sections]
+    trained = [
+        f"{root}/runs/{run_name(row['run'], seed)}/train.json"
+        for row in rows
+        for seed in config.seeds(row["run"])
+    ]
+    return trained + [runs.throughput_path(root, section, point) for section in sections]
+
+
+def spec_of(config: Config, target: str) -> dict | None:
+    """The spec of the record at this path; None for a table. Raises TargetError."""
+    setting, _, name = split_root(config, target)
+    for kind, pattern in PATTERNS.items():
+        if found := pattern.fullmatch(name):
+            try:
+                return _spec(config, setting, kind, found.groupdict())
+            except (KeyError, StopIteration):
+                break
+    raise TargetError(f"{target} is no table and no record of a run in workflow/config/.")
+
+
+def _spec(config: Config, setting: str, kind: str, named: dict) -> dict | None:
+    scale = config.settings[setting]
+    if kind == "data":
+        return runs.data_spec(config, setting)
+    if kind == "preflight":
+        return runs.preflight_spec(config, setting)
+    if kind == "train":
+        return runs.train_spec(config, setting, named["run"])
+    if kind == "search":
+        return runs.search_spec(config, setting, named["run"])
+    if kind == "evaluate":
+        return runs.evaluation_spec(config, setting, named["name"])
+    if kind == "fetch":
+        given = [*scale.get("checkpoints", {}).values()]
+        given += [one["checkpoint"] for one in scale.get("evaluations", {}).values()]
+        return runs.fetch_spec(next(one for one in given if one.get("timm") == named["tag"]))
+    if kind == "throughput":
+        section = named.pop("section")
+        named["batch_size"] = int(named["batch_size"])
+        point = runs.throughput_point(config, setting) | named
+        return runs.throughput_spec(config, setting, section, point)
+    if kind == "training_cost":
+        section = named.pop("section")
+        point = runs.training_cost_point(config, setting) | named
+        return runs.training_cost_spec(config, setting, section, point)
+    return None
+
+
+def needed(config: Config, target: str) -> dict[str, dict]:
+    """Every record that the target needs, itself included, by path: what is needed first, first.
+
+    Raises TargetError for a target that nothing makes.
+    """
+    _, root, _ = split_root(config, target)
+    spec = spec_of(config, target)
+    if spec is None:
+        sections = config.settings[config.setting_of(root)]["measure"]
+        first = table1_records(config, root, sections)
+    else:
+        first = [f"{root}/{name}" for name in runs.first_records(spec)]
+    found: dict[str, dict] = {}
+    for path in first:
+        found |= {name: one for name, one in needed(config, path).items() if name not in found}
+    if spec is not None:
+        found[target] = spec
+    return found
+
+
+def job_folder(record: str) -> Path:
+    """Where a record's attempts lie: `runs/x/` for `runs/x/train.json`, else the path's stem."""
+    path = Path(record)
+    return path.parent if path.name == "train.json" else path.with_suffix("")
