@@ -197,13 +197,14 @@ class Cluster:
         """Let a requeued job start at once, which Slurm otherwise makes wait for two minutes."""
         self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now", check=False)
 
-    def processes(self, job_id: str, kind: str = "submitit.core._submit") -> list[int]:
-        """The job's processes on this machine whose command line has `kind` in it."""
+    def processes(self, job_id: str, kind: str = "python", words: str = "_submit") -> list[int]:
+        """The job's processes of that kind of program whose command line has `words` in it."""
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 of_job = f"SLURM_JOB_ID={job_id}\0".encode() in (entry / "environ").read_bytes()
-                if of_job and kind.encode() in (entry / "cmdline").read_bytes():
+                program, _, rest = (entry / "cmdline").read_bytes().partition(b"\0")
+                if of_job and kind.encode() in program and words.encode() in rest:
                     found.append(int(entry.name))
         return found
 

@@ -15,7 +15,7 @@ from workflow import journal, records, runs
 from workflow.login import attempts
 from workflow.node import train
 
-EPOCHS = 150  # of the trainings here: about 20 s
+EPOCHS = 100  # of the trainings here: about 12 s
 NOTICE_S = 90  # within which a launcher must see that its job died
 
 
@@ -149,7 +149,8 @@ def training(cluster, tmp_path, images, tiny_spec):
         if one.launcher and one.launcher.poll() is None:
             one.kill_launcher()
     cluster.run("scancel", "--full", "--me", check=False)
-    cluster.wait(lambda: not cluster.run("squeue", "--noheader"), 60)
+    states = "--states=pending,running"
+    cluster.wait(lambda: not cluster.run("squeue", "--noheader", states), 60)
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,10 @@ class Attempt:
             error.unlink()  # of the job before
         records.write_json(self.folder / "job.json", values)
 
+    def note_cancelled(self) -> None:
+        """Its job was ended from here; while it dies, another may already be submitted."""
+        records.write_json(self.folder / "job.json", {**self.job(), "cancelled": True})
+
     def errors(self) -> list[dict]:
         """Why its processes failed, the first to fail first."""
         paths = self.folder.glob("error-rank*.json")

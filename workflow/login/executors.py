@@ -16,6 +16,8 @@ from workflow.login.slurm_queue import Queue, Status
 
 def status(job: dict, attempt_folder: Path, queue: Queue | None = None) -> Status:
     """How the job stands; on Slurm as of at most half a minute ago."""
+    if job.get("cancelled"):
+        return Status("CANCELLED")
     if job["launcher"] == "slurm":
         return (queue or Queue()).status(job["job_id"], job["submitted"])
     if locks.is_held(attempt_folder / "rank0.lock"):

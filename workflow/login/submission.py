@@ -69,7 +69,10 @@ def unnoted(attempt: Attempt, resources: dict) -> tuple[bool, str]:
     """
     command = ("squeue", "--me", f"--name={attempt.job_name}", "--noheader", "--format=%i")
     shown, error = slurm_queue.ask(*command)
+    noted = attempt.job() or {}
     for job_id in shown.split():
+        if job_id == noted.get("job_id") and noted.get("cancelled"):
+            continue  # it is dying
         if (attempt.folder / "logs" / f"{job_id}_submitted.pkl").exists():
             known = {"launcher": "slurm", "submitted": time.time(), "resources": resources}
             attempt.note_job(job_id=job_id, **known)

@@ -77,6 +77,8 @@ def leave(attempt: Attempt, resources: dict, say) -> None:
         say("Interrupted; no job of this attempt waits or runs.")
     elif resources.get("on_interrupt") == "cancel":
         error = executors.cancel(job, attempt.folder)
+        if not error:
+            attempt.note_cancelled()
         done = f"could not be ended ({error})" if error else "is ended"
         say(f"Interrupted: job {job['job_id']} {done}; the next start resumes it.")
     else:

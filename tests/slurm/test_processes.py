@@ -1,0 +1,98 @@
+"""Several processes on several nodes: the same numbers, the right GPUs, and one that fails."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.slurm.conftest import curve
+from workflow import records
+
+
+def losses(path) -> list[float]:
+    return [epoch["loss"] for epoch in curve(path)]
+
+
+def test_two_nodes_with_two_processes_each_train_what_one_does(training, undisturbed, cluster):
+    epochs = 4
+    one = training(epochs=epochs, nodes=2, tasks=4)
+    one.launch()
+    code, said = one.end()
+    assert code == 0, said
+    record = records.read(one.output)
+    assert record["provenance"]["world_size"] == 4
+    assert cluster.job(one.job_id)["NumNodes"] == "2"
+    alone = [epoch["loss"] for epoch in undisturbed(epochs)]
+    assert losses(one.attempt.journal) == pytest.approx(alone, rel=1e-4)
+
+
+def test_a_process_that_fails_ends_the_job_and_its_reason_is_what_is_read(training, images):
+    """One process draws an image that went bad; the others would wait for it for ever."""
+    next(images.glob("train/3/*.png")).write_bytes(b"no image")
+    one = training(nodes=2, tasks=2)
+    one.launch()
+    code, said = one.end()
+    assert code == 1
+    assert "can't be decoded" in said
+    assert str(images / "train/3") in said
+    assert "Traceback" not in said
+
+
+PROBE = """
+import json, os, sys, time
+from workflow.login.jobs import Job
+
+class Probe(Job):
+    def __call__(self):
+        self._wait_for_device = lambda: None
+        self._run = self.look
+        super().__call__()
+
+    def look(self, folder):
+        names = ("CUDA_VISIBLE_DEVICES", "LOCAL_RANK", "RANK", "WORLD_SIZE")
+        path = folder / f"rank{os.environ.get('RANK', 0)}.json"
+        path.write_text(json.dumps({name: os.environ.get(name) for name in names}))
+        time.sleep(4)
+        return {}
+"""
+SUBMIT = """
+import json, sys
+from pathlib import Path
+from probe import Probe
+from workflow.login import handover
+from workflow.login.attempts import Attempt
+for number, gpus in (("1", 1), ("2", 1), ("3", 4)):
+    attempt = Attempt(Path(sys.argv[1]) / number)
+    job = Probe(attempt.spec, {}, str(attempt.folder))
+    resources = {"runtime": 5, "gpus": gpus, "nodes": 2 if gpus > 2 else 1, "cpus_per_task": 1,
+                 "mem_mb": 1000}
+    handover.to_slurm(attempt, job, resources)
+"""
+
+
+def test_every_process_sees_the_gpus_that_slurm_gave_its_job(cluster, tmp_path):
+    """Two jobs on one node must not both take the first GPU."""
+    (tmp_path / "probe.py").write_text(PROBE)
+    for number in "123":
+        (tmp_path / "jobs" / number).mkdir(parents=True)
+        (tmp_path / "jobs" / number / "spec.json").write_text('{"kind": "train"}')
+    path = f"{tmp_path}:{records.ROOT}"
+    here = {**cluster.environment, "PYTHONPATH": path}
+    subprocess.run([sys.executable, "-c", SUBMIT, str(tmp_path / "jobs")], env=here, check=True)
+    cluster.wait(lambda: len(list(tmp_path.glob("jobs/*/record.json"))) == 3, 90)
+
+    def seen(number: str) -> list[dict]:
+        paths = sorted((tmp_path / "jobs" / number).glob("rank?.json"))
+        return [json.loads(path.read_text()) for path in paths]
+
+    alone = [seen(number)[0]["CUDA_VISIBLE_DEVICES"] for number in "12"]
+    notes = [tmp_path / "jobs" / number / "job.json" for number in "12"]
+    ids = [json.loads(path.read_text())["job_id"] for path in notes]
+    nodes = [cluster.job(job_id)["NodeList"] for job_id in ids]
+    if nodes[0] == nodes[1]:
+        assert sorted(alone) == ["0", "1"]
+    four = seen("3")
+    assert [one["RANK"] for one in four] == ["0", "1", "2", "3"]
+    assert [one["LOCAL_RANK"] for one in four] == ["0", "1", "0", "1"]
+    assert {one["CUDA_VISIBLE_DEVICES"] for one in four} == {"0,1"}  # chosen by local rank
