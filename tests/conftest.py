@@ -97,10 +97,8 @@ def tiny_spec(config):
     return make
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory) -> Path:
-    """A copy of the project whose demo takes seconds: two epochs, one small thing timed."""
-    root = tmp_path_factory.mktemp("tree")
+def copy_project(root: Path) -> None:
+    """What a run of snakemake needs of the project, without results."""
     for name in TRACKED:
         source = records.ROOT / name
         copy = shutil.copytree if source.is_dir() else shutil.copy
@@ -108,6 +106,13 @@ def tree(tmp_path_factory) -> Path:
     shutil.copytree(records.ROOT / "results/paper", root / "results/paper")
     for name in ("demo", "slurm"):
         (root / name).symlink_to(f"workflow/profiles/{name}")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    """A copy of the project whose demo takes seconds: two epochs, one small thing timed."""
+    root = tmp_path_factory.mktemp("tree")
+    copy_project(root)
     edit(root, "settings", lambda c: c["demo"]["recipe"].update(epochs=2, warmup_epochs=1))
     edit(root, "settings", lambda c: c["demo"]["recipes"]["dynamicvit"].update(epochs=2))
     edit(root, "settings", lambda c: c["demo"]["recipes"]["ia_red2"].update(epochs=2))

@@ -93,13 +93,14 @@ def keep_profile_resources(given: dict[str, Resources], options) -> None:
 
     Else `--set-resources train:runtime=600` would take a training's GPUs away, without a word.
     """
-    if not (options.set_resources and options.profile):
-        return
-    _, path = get_profile_dir(options.profile)
-    for rule, values in (read_yaml(path).get("set-resources") or {}).items():
-        merged = Resources.parse([f"{k}={v}" for k, v in values.items()], allow_expressions=True)
-        merged.update(given.get(rule, {}))
-        given[rule] = merged
+    profiles = options.profile or [] if options.set_resources else []
+    for profile in reversed(profiles):  # of several, the last one has the say
+        _, path = get_profile_dir(profile)
+        for rule, values in (read_yaml(path).get("set-resources") or {}).items():
+            given_here = [f"{name}={value}" for name, value in values.items()]
+            merged = Resources.parse(given_here, allow_expressions=True)
+            merged.update(given.get(rule, {}))
+            given[rule] = merged
 
 
 def check_checkpoints(setting: str, scale: dict) -> None:
