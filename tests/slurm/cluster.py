@@ -49,7 +49,8 @@ def names_resolve(nodes: int) -> bool:
 
 def free_ports(count: int) -> int:
     """The first of so many ports in a row that nobody listens on."""
-    for first in range(17300, 32000, 100):
+    start = 17300 + 100 * (os.getpid() % 100)  # others may look for theirs at the same time
+    for first in range(start, 32000, 100):
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
             for port in range(first, first + count):
                 stack.enter_context(socket.socket()).bind(("127.0.0.1", port))

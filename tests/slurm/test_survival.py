@@ -70,8 +70,8 @@ def test_a_time_limit_by_itself(training, cluster):
     """Slurm's clock is coarse: its notice of a minute's limit may come any time in that minute."""
     one = training(epochs=5000, slurm_partition="short", runtime=1, signal_delay_s=5)
     one.launch()
-    one.wait(lambda: one.state() == "PENDING", 120)
-    assert cluster.job(one.job_id)["Restarts"] == "1"
+    one.wait(lambda: cluster.job(one.job_id)["Restarts"] == "1", 120)
+    one.wait(lambda: one.state() == "PENDING")
     saved = one.attempt.progress()
     cluster.release(one.job_id)
     one.wait(lambda: len(one.starts()) == 2)
