@@ -25,19 +25,21 @@ class Patience:
     def __init__(self, attempt: Attempt):
         self.attempt, self.left, self.stood = attempt, FRUITLESS, attempt.progress()
 
-    def another(self, ended: Status) -> bool:
-        """Yes if the cluster ended it, and not for ever at the same checkpoint."""
-        errors, job = self.attempt.errors(), self.attempt.job()
-        # the user's own scancel also stops it
-        stopped = errors and all(error["stopped"] for error in errors)
-        if ended.state == "CANCELLED" or job["launcher"] != "slurm":
-            return False
-        if not stopped and (errors or ended.state not in BY_THE_CLUSTER):
-            return False
-        if self.attempt.progress() != self.stood:
+    def another(self, ended: Status, was_left: bool) -> bool:
+        """Yes if the cluster ended it, and not for ever at the same checkpoint; and yes if it was
+        left by a former launcher and has done nothing since: it was dying then."""
+        if ended.state == "CANCELLED" or self.attempt.job()["launcher"] != "slurm":
+            return False  # the user's own scancel; it stops a job as a preemption does
+        moved = self.attempt.progress() != self.stood
+        if moved:
             self.left, self.stood = FRUITLESS, self.attempt.progress()
         self.left -= 1
-        return self.left >= 0
+        errors = self.attempt.errors()
+        if errors and all(error["stopped"] for error in errors):
+            return self.left >= 0
+        if was_left and not moved:
+            return True
+        return not errors and ended.state in BY_THE_CLUSTER and self.left >= 0
 
 
 def follow(attempt: Attempt, say) -> Status | None:

@@ -84,13 +84,19 @@ class Queue:
 
     Args:
         folder: where the shared answer lies.
+        max_age_s: how old the shared answer may be.
         ask: takes a command, -> (output, error); for tests.
     """
 
-    def __init__(self, folder: Path = Path(".snakemake"), ask: Callable = ask):
+    def __init__(
+        self,
+        folder: Path = Path(".snakemake"),
+        ask: Callable = ask,
+        max_age_s: float = ASK_EVERY_S,
+    ):
         self.path = folder / f"slurm-queue-{os.getuid()}-{os.uname().nodename}.json"
         self.lock = self.path.with_suffix(".lock")
-        self.ask = ask
+        self.ask, self.max_age_s = ask, max_age_s
         self._alone: dict[str, tuple[float, Status]] = {}
 
     def status(self, job_id: str, submitted: float) -> Status:
@@ -107,12 +113,12 @@ class Queue:
 
     def _shared(self) -> dict:
         answer = self._read()
-        if time.time() - answer["asked"] < ASK_EVERY_S:
+        if time.time() - answer["asked"] < self.max_age_s:
             return answer
         try:
             with locks.exclusive(self.lock):
                 answer = self._read()
-                if time.time() - answer["asked"] >= ASK_EVERY_S:
+                if time.time() - answer["asked"] >= self.max_age_s:
                     answer = self._renew(answer)
         except locks.Held:  # someone asks just now; until then the last answer is good enough
             pass

@@ -16,6 +16,7 @@ from pathlib import Path
 from workflow import locks, records, runs
 from workflow.login import attempts, executors, following, progress
 from workflow.login.attempts import Attempt
+from workflow.login.slurm_queue import Queue
 from workflow.login.slurm_request import RequestError
 from workflow.login.submission import INTERRUPTS, LaunchError, submit
 
@@ -59,15 +60,17 @@ def publish(attempt: Attempt, spec_path: Path, output: Path) -> None:
     attempt.published.touch()
 
 
-def attach(attempt: Attempt, site: dict, resources: dict, say) -> None:
-    """See to it that the attempt's job lives: the one that was left, or a new one."""
+def attach(attempt: Attempt, site: dict, resources: dict, say) -> bool:
+    """See to it that the attempt's job lives; True: the one that was left, False: a new one."""
     job = attempt.job()
-    found = job and executors.is_alive(job, attempt.folder)
+    # a job that was killed before we were started must not pass for a living one
+    found = bool(job and executors.is_alive(job, attempt.folder, Queue(max_age_s=2)))
     if not found:
         job = submit(attempt, site, resources, say)
     verb = ": re-attached to" if found else ":"
     logs = attempt.folder / "logs"
     say(f"Attempt {attempt.number}{verb} {job['launcher']} job {job['job_id']}, logs in {logs}.")
+    return found
 
 
 def leave(attempt: Attempt, resources: dict, say) -> None:
@@ -94,13 +97,13 @@ def launch(spec_path: Path, output: Path, site: dict, resources: dict, say) -> N
         try:
             patience = following.Patience(attempt)
             while True:
-                attach(attempt, site, resources, say)
+                left = attach(attempt, site, resources, say)
                 ended = following.follow(attempt, say)
                 if ended is None:
                     break
-                if not patience.another(ended):
+                if not patience.another(ended, left):
                     raise LaunchError(following.why_failed(attempt, ended, say))
-                say(f"{following.what_ended(attempt, ended)}: the cluster's doing, once more.")
+                say(f"{following.what_ended(attempt, ended)}; it is submitted again.")
         except Interrupted:
             leave(attempt, resources, say)
             raise
