@@ -1,15 +1,16 @@
 """The job on the node, before its kind's own module takes over."""
 
 import json
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import submitit
 
-from workflow import layout
+from workflow import layout, locks
 from workflow.login import jobs
-from workflow.node import train
+from workflow.node import staging, train
 
 
 @pytest.fixture
@@ -30,11 +31,13 @@ def test_a_job_of_one_process_runs_once_whatever_resources_it_was_given(
     monkeypatch.setattr(jobs.importlib, "import_module", lambda name: module)
     for kind in jobs.MODULES:
         for environment.global_rank in (0, 1):
-            jobs.Job({"kind": kind}, {}, str(tmp_path))()
+            folder = tmp_path / kind / str(environment.global_rank)
+            jobs.Job({"kind": kind}, {}, str(folder))()
     twice = [kind for kind in jobs.MODULES if done.count(kind) == 2]
     assert twice == ["evaluate", "train"]
     assert set(done) == jobs.MODULES.keys()
-    assert (tmp_path / "record.json").exists()
+    assert len(list(tmp_path.glob("*/0/record.json"))) == len(jobs.MODULES)
+    assert not list(tmp_path.glob("*/1/record.json"))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -45,8 +48,48 @@ def test_a_bad_image_is_one_sentence_also_from_a_loaders_process(workers, site, 
     folder = Path(site["root"]) / "runs/deit_tiny/attempts/1"
     with pytest.raises(layout.DataError) as raised:
         train.run(spec, site | {"workers": workers}, folder)
-    jobs.Job._keep_error(folder, 0, raised.value)
+    jobs.keep_error(folder, 0, raised.value)
     said = json.loads((folder / "error-rank0.json").read_text())["sentence"]
     assert said.startswith(f"{site['data_root']}/train/3/1.png can't be decoded (")
     assert said.endswith("replace it with the original image.")
     assert "\n" not in said
+
+
+def test_a_second_copy_waits_for_the_first_and_takes_its_record_for_done(
+    tmp_path, environment, monkeypatch
+):
+    ran = []
+    monkeypatch.setattr(jobs.Job, "_run", lambda self, folder: ran.append(folder) or {})
+    second = threading.Thread(target=jobs.Job({"kind": "train"}, {}, str(tmp_path)))
+    with locks.exclusive(tmp_path / "rank0.lock"):
+        second.start()
+        second.join(timeout=0.5)
+        assert second.is_alive()
+        (tmp_path / "record.json").write_text("{}")
+    second.join(timeout=5)
+    assert not second.is_alive()
+    assert not ran
+
+
+def test_a_resumed_job_forgets_what_stopped_it_before(tmp_path, environment, monkeypatch):
+    monkeypatch.setattr(jobs.Job, "_run", lambda self, folder: {})
+    jobs.keep_error(tmp_path, 0, RuntimeError("before"))
+    jobs.Job({"kind": "train"}, {}, str(tmp_path))()
+    assert not list(tmp_path.glob("error-*"))
+
+
+def test_images_are_staged_for_jobs_that_read_them(tmp_path, environment, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(staging, "stage", lambda data, root, folder: f"{folder}/copy of {root}")
+    monkeypatch.setattr(train, "run", lambda spec, site, folder: seen.update(site) or {})
+    site = {"stage": "/scratch", "data_root": "images"}
+    jobs.Job({"kind": "train", "data": {}}, site, str(tmp_path))()
+    assert seen["data_root"] == "/scratch/copy of images"
+
+
+def test_a_time_limit_that_can_not_be_survived_says_so(tmp_path):
+    error = submitit.core.utils.UncompletedJobError("timed-out too many times")
+    jobs.keep_error(tmp_path, 0, error)
+    content = json.loads((tmp_path / "error-rank0.json").read_text())
+    assert "time limit" in content["sentence"]
+    assert not content["stopped"]

@@ -16,7 +16,7 @@ def here(tmp_path, monkeypatch):
 
 
 def begin(argv, resources=None, stack=None):
-    settings = SimpleNamespace(default_resources=resources)
+    settings = SimpleNamespace(default_resources=resources, overwrite_resources={})
     workflow = SimpleNamespace(resource_settings=settings, is_main_process=True)
     return session.begin(workflow, stack or ExitStack(), argv)
 
@@ -78,3 +78,16 @@ def test_the_lock_is_held_until_the_end(here):
 )
 def test_the_path_alone_chooses_the_setting(config, targets, settings):
     assert Plan(config).settings_asked_for(targets) == settings
+
+
+def test_a_resource_on_the_command_line_leaves_the_profiles_others(tmp_path):
+    """Snakemake alone would drop a training's GPUs when its time limit is changed."""
+    (tmp_path / "config.yaml").write_text(
+        "set-resources: {train: {gpus: 8, runtime: 60}, search: {gpus: 1}}\n"
+    )
+    arguments = ["x", "--profile", str(tmp_path), "--set-resources", "train:runtime=600"]
+    options = session.arguments(arguments)
+    given = dict(options.set_resources)
+    session.keep_profile_resources(given, options)
+    found = {rule: {k: v.value for k, v in ones.items()} for rule, ones in given.items()}
+    assert found == {"train": {"gpus": 8, "runtime": 600}, "search": {"gpus": 1}}
