@@ -22,7 +22,7 @@ demo: $(VENV)/.device
 
 test: $(INSTALLED)
 	@$(RUN) python -m pytest --ignore tests/slurm $(TESTS)
-	@$(RUN) python -m pytest -n 3 --dist loadgroup tests/slurm $(TESTS) || [ $$? = 5 ]  # 5: none asked for
+	@$(RUN) python -m pytest -n 3 --dist loadfile tests/slurm $(TESTS) || [ $$? = 5 ]  # 5: none asked for
 
 ui: $(INSTALLED)
 	@$(RUN) python -m workflow.login.tracking --once

@@ -100,6 +100,23 @@ def test_killed_at_random_points_it_loses_and_doubles_nothing(root, attempt):
         assert run.data.tags["device"] == "a processor"
 
 
+def test_a_server_that_accepts_and_never_answers_delays_nothing(root, attempt, monkeypatch, capsys):
+    """snakemake's end waits for the last pass, but not for such a server."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        write_epochs(attempt("deit_tiny"), 1, 3)
+        pid = tracking.start_mirror(root)
+        try:
+            started = time.monotonic()
+            tracking.finish_mirror(pid, root, patience_s=3)
+            assert time.monotonic() - started < 6
+            assert "still works, and ends by itself" in capsys.readouterr().err
+        finally:
+            os.kill(pid, signal.SIGKILL)
+
+
 class Server:
     """`mlflow server` over a database of its own; kill -9 ends it with its workers."""
 

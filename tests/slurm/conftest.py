@@ -1,5 +1,6 @@
 """The cluster, once for all tests of this folder, and trainings on it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -172,3 +173,31 @@ def undisturbed(curves, tiny_spec, site, tmp_path):
         return curves[epochs]
 
     return make
+
+
+@pytest.fixture
+def whole(undisturbed):
+    """A function that ends a training's test: it has its record, and the undisturbed curve."""
+
+    def check(training, said: str | None = None) -> None:
+        if said is None:
+            code, said = training.end()
+            assert code == 0, said
+        assert training.attempt.number == 1
+        assert curve(training.attempt.journal) == undisturbed(EPOCHS)
+        assert training.output.exists()
+
+    return check
+
+
+def again(training) -> None:
+    """A second start, which ends well."""
+    training.launch()
+    code, said = training.end()
+    assert code == 0, said
+
+
+def kill(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

@@ -14,7 +14,6 @@ import yaml
 from tests.integration.project import command, environment
 from workflow import records
 
-pytestmark = pytest.mark.xdist_group("campaign")  # one after the other
 TABLE = "results/demo/table1.csv"
 SLURM = ("--profile", "slurm")
 RUN = "results/demo/runs/deit_tiny"

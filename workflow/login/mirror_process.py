@@ -17,7 +17,7 @@ from workflow import records
 from workflow.login import executors
 from workflow.login.mirror_sources import Results
 
-FINISH_S = 60.0
+FINISH_S = 30.0
 
 
 def tracking_uri(root: Path) -> str:

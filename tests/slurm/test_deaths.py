@@ -1,0 +1,88 @@
+"""Deaths of the job, its node and its daemon: noticed in time, and nothing is lost."""
+
+import os
+import signal
+import time
+
+from tests.slurm.conftest import NOTICE_S, again, kill
+
+
+def test_scancel(training, whole, cluster):
+    one = training()
+    one.launch()
+    one.wait_for_epochs(5)
+    cluster.run("scancel", one.job_id)
+    started = time.monotonic()
+    code, said = one.end()
+    assert time.monotonic() - started < NOTICE_S
+    assert code == 1
+    assert "asked to stop" in said or "was cancelled" in said
+    assert len(cluster.jobs_named(one.attempt.job_name)) == 1
+    again(one)
+    whole(one, "")
+
+
+def test_kill_9_of_the_task(training, whole, cluster):
+    one = training()
+    one.launch()
+    one.wait_for_epochs(5)
+    kill(cluster.processes(one.job_id))
+    started = time.monotonic()
+    code, said = one.end()
+    assert time.monotonic() - started < NOTICE_S
+    assert code == 1
+    assert "ended as FAILED without a record" in said
+    assert "last lines of rank 0" in said
+    again(one)
+    whole(one, "")
+
+
+def test_out_of_memory(training):
+    one = training(mem_mb=150)
+    one.launch()
+    code, said = one.end()
+    assert code == 1
+    assert "needs more than 150 MB of memory (mem_mb)" in said
+
+
+def test_node_death(training, whole, cluster):
+    one = training()
+    one.launch()
+    one.wait_for_epochs(5)
+    node = cluster.job(one.job_id)["NodeList"]
+    cluster.kill(f"slurmd.{node}")
+    kill(cluster.step_daemons(one.job_id))
+    kill(cluster.processes(one.job_id))
+    kill(cluster.processes(one.job_id, kind="bash", words="slurm_script"))
+    kill(cluster.processes(one.job_id, kind="srun"))
+    try:
+        one.wait_for_requeue()
+        assert cluster.job(one.job_id)["NodeList"] != node
+        whole(one)
+    finally:
+        cluster.start_node(node)
+        cluster.wait(lambda: cluster.idle() == 2, 60)
+    assert len(one.starts()) == 2
+    assert len(cluster.jobs_named(one.attempt.job_name)) == 1
+
+
+def test_two_copies_after_the_death_of_slurmd_alone(training, whole, cluster):
+    """Slurm starts a second copy while the first goes on: only one writes, to the end."""
+    one = training()
+    one.launch()
+    one.wait_for_epochs(5)
+    node = cluster.job(one.job_id)["NodeList"]
+    first = cluster.processes(one.job_id)
+    os.kill(first[0], signal.SIGSTOP)  # so that the first lives when the second comes
+    cluster.kill(f"slurmd.{node}")
+    try:
+        one.wait_for_requeue()
+        one.wait(lambda: len(cluster.processes(one.job_id)) > len(first))
+        time.sleep(8)  # time enough for the second to write, if it would
+        assert len(one.starts()) == 1
+        os.kill(first[0], signal.SIGCONT)
+        whole(one)
+    finally:
+        cluster.start_node(node)
+        cluster.wait(lambda: cluster.idle() == 2, 60)
+    assert len(one.starts()) == 1

@@ -1,0 +1,114 @@
+"""The launcher: what it says, waits for and finds again; nothing is submitted twice."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from tests.slurm.conftest import again
+
+
+def test_it_says_where_the_job_is_and_slurm_ran_it(training, whole, cluster):
+    one = training()
+    one.launch()
+    code, said = one.end()
+    assert code == 0, said
+    assert f"slurm job {one.job_id}" in said
+    assert str(one.attempt.folder / "logs") in said
+    assert cluster.job(one.job_id)["JobState"] == "COMPLETED"
+    whole(one, said)
+
+
+def test_setup_lines_and_images_on_the_nodes_disk(training, whole, tmp_path):
+    setup = tmp_path / "setup.sh"
+    setup.write_text(f"export SCRATCH_OF_THIS_NODE={tmp_path}/scratch\n")
+    one = training(setup=str(setup), stage="$SCRATCH_OF_THIS_NODE/images")
+    one.launch()
+    whole(one)
+    assert list((tmp_path / "scratch/images").glob("*/staged.json"))
+
+
+def test_setup_lines_that_fail_end_the_job_with_their_reason(training, tmp_path):
+    setup = tmp_path / "setup.sh"
+    setup.write_text("no-such-module load cuda\n")
+    one = training(setup=str(setup))
+    one.launch()
+    code, said = one.end()
+    assert code == 1
+    assert "no-such-module: command not found" in said
+    assert "setup.sh failed on this node" in said
+
+
+def test_slurmctld_away_at_submission_and_while_it_runs(training, whole, cluster):
+    cluster.kill("slurmctld")
+    one = training()
+    one.launch()
+    one.wait(lambda: one.log.exists() and "Slurm takes no job now" in one.log.read_text())
+    cluster.start_controller()
+    one.wait_for_epochs(5)
+    cluster.kill("slurmctld")
+    time.sleep(35)  # so long that the launcher asked in vain
+    cluster.start_controller()
+    whole(one)
+    assert len(cluster.jobs_named(one.attempt.job_name)) == 1
+
+
+def test_a_submit_limit_is_waited_for(training, whole, cluster):
+    one = training()
+    one.bin.mkdir()
+    script = one.bin / "sbatch"
+    script.write_text(
+        "#!/bin/sh\n"
+        f"test -e {one.bin}/full && exec /usr/bin/sbatch \"$@\"\n"
+        f"touch {one.bin}/full\n"
+        "echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1\n"
+    )  # fmt: skip
+    script.chmod(0o755)
+    one.launch()
+    code, said = one.end()
+    assert "QOSMaxSubmitJobPerUserLimit" in said
+    assert code == 0
+    whole(one, said)
+
+
+def test_kill_9_of_the_launcher(training, whole, cluster):
+    one = training()
+    one.launch()
+    one.wait_for_epochs(5)
+    noted = one.attempt.job()
+    one.kill_launcher()
+    one.launch()
+    code, said = one.end()
+    assert "re-attached" in said
+    assert one.attempt.job() == noted
+    assert code == 0
+    whole(one, said)
+    assert len(cluster.jobs_named(one.attempt.job_name)) == 1
+
+
+def test_kill_9_of_the_launcher_before_it_noted_its_job(training, whole, cluster):
+    one = training()
+    one.launch()
+    one.wait_for_epochs(5)
+    submitted = one.job_id
+    one.kill_launcher()
+    (one.attempt.folder / "job.json").unlink()
+    one.launch()
+    whole(one)
+    assert one.job_id == submitted
+    assert len(cluster.jobs_named(one.attempt.job_name)) == 1
+
+
+@pytest.mark.parametrize("policy", ["leave", "cancel"])
+def test_ctrl_c(training, whole, cluster, policy):
+    one = training(on_interrupt=policy)
+    one.launch()
+    one.wait_for_epochs(5)
+    os.killpg(one.launcher.pid, signal.SIGINT)
+    code, said = one.end(30)
+    assert code == 130
+    assert ("goes on" if policy == "leave" else "is ended") in said
+    again(one)
+    whole(one, "")
+    assert len(cluster.jobs_named(one.attempt.job_name)) == (1 if policy == "leave" else 2)

@@ -1,0 +1,62 @@
+"""Time limits and preemption: the training goes on, as often as it takes.
+
+After each the metrics are those of a training that nothing disturbed, to the last bit.
+"""
+
+from tests.slurm.conftest import NOTICE_S
+
+
+def test_four_time_limits(training, whole, cluster):
+    """Slurm's notice, by hand; submitit alone would stop at the third."""
+    one = training()
+    one.launch()
+    for _ in range(4):
+        one.wait_for_epochs(5)
+        cluster.run("scancel", "--signal=USR2", one.job_id)
+        one.wait_for_requeue()
+    whole(one)
+    assert len(one.starts()) == 5
+    assert cluster.job(one.job_id)["Restarts"] == "4"
+    assert len(cluster.jobs_named(one.attempt.job_name)) == 1
+
+
+def test_a_time_limit_by_itself(training, cluster):
+    """Slurm's clock is coarse: its notice of a minute's limit may come any time in that minute."""
+    one = training(epochs=5000, slurm_partition="short", runtime=1, signal_delay_s=5)
+    one.launch()
+    one.wait(lambda: cluster.job(one.job_id)["Restarts"] == "1", 120)
+    one.wait(lambda: one.state() == "PENDING")
+    saved = one.attempt.progress()
+    cluster.release(one.job_id)
+    one.wait(lambda: len(one.starts()) == 2)
+    again = one.starts()[-1]
+    assert saved == f"step-{5 * again['epoch'] + again['step']:09d}.pt"  # and it went on from there
+
+
+def test_preemption_with_notice(training, whole, cluster):
+    one = training(slurm_partition="low", exclusive=1, constraint="v100")
+    one.launch()
+    one.wait_for_epochs(5)
+    other = cluster.run("sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive",
+                        "--wrap=sleep 5")  # fmt: skip
+    one.wait(lambda: one.state() == "PENDING", 60)
+    one.wait(lambda: cluster.job(other)["JobState"] == "COMPLETED", 60)
+    cluster.release(one.job_id)
+    whole(one)
+    assert len(one.starts()) == 2
+    assert len(cluster.jobs_named(one.attempt.job_name)) == 1
+
+
+def test_preemption_that_cancels_without_notice(training, whole, cluster):
+    """Slurm puts such a job back by no means; the launcher does."""
+    one = training(slurm_partition="rude", exclusive=1)
+    one.launch()
+    one.wait_for_epochs(5)
+    first = one.job_id
+    cluster.run("sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive",
+                "--wrap=sleep 5")  # fmt: skip
+    one.wait(lambda: one.job_id != first, NOTICE_S)
+    code, said = one.end()
+    assert code == 0, said
+    assert "ended as PREEMPTED" in said
+    whole(one, said)
