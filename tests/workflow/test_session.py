@@ -91,3 +91,39 @@ def test_a_resource_on_the_command_line_leaves_the_profiles_others(tmp_path):
     session.keep_profile_resources(given, options)
     found = {rule: {k: v.value for k, v in ones.items()} for rule, ones in given.items()}
     assert found == {"train": {"gpus": 8, "runtime": 600}, "search": {"gpus": 1}}
+
+
+def training(launcher: str):
+    """One of Snakemake's jobs."""
+    return SimpleNamespace(
+        rule=SimpleNamespace(name="train"),
+        output=["results/demo/runs/deit_tiny/train.json"],
+        resources={"launcher": launcher, "runtime": 60, "gpsu": 1},
+        params={"resources": "{}"},
+    )
+
+
+def test_a_forecast_that_is_none_is_said_on_a_cluster_alone(here, config, capsys):
+    session.announce(Plan(config), [training("local")])
+    assert capsys.readouterr().err == ""
+    session.announce(Plan(config), [training("slurm")])
+    assert "No estimate for 1 training(s) (deit_tiny)" in capsys.readouterr().err
+
+
+def test_what_slurm_can_never_run_ends_snakemake_once_for_all_its_jobs():
+    asked = []
+
+    def ask(*command):
+        asked.append(command)
+        return "", "allocation failure: Invalid feature specification"
+
+    session.check_requests([training("local")], ask)
+    with pytest.raises(SystemExit, match="did you mean 'gpus'"):
+        session.check_requests([training("slurm")], ask)
+    good = training("slurm")
+    del good.resources["gpsu"]
+    with pytest.raises(SystemExit, match="Invalid feature"):
+        session.check_requests([good], ask)
+    asked.clear()
+    session.check_requests([good] * 50, lambda *command: asked.append(command) or ("", ""))
+    assert len(asked) == 2

@@ -144,11 +144,15 @@ def check_requests(jobs, ask=slurm_queue.ask) -> None:
 
 
 def announce(plan: Plan, jobs) -> None:
-    """Say what is about to run and what it may cost, before anything is submitted."""
-    jobs = list(jobs)
-    trainings = [str(job.output[0]) for job in jobs if job.rule.name == "train"]
-    costs = forecast.of_trainings(
-        plan.config, {path: targets.spec_of(plan.config, path) for path in trainings}
-    )
+    """Say what the trainings to come may cost, before anything is submitted.
+
+    Where nothing was measured, only on a cluster: there hours are somebody's.
+    """
+    trainings = [job for job in jobs if job.rule.name == "train"]
+    paths = [str(job.output[0]) for job in trainings]
+    specs = {path: targets.spec_of(plan.config, path) for path in paths}
+    costs = forecast.of_trainings(plan.config, specs)
+    if not any(job.resources.get("launcher") == "slurm" for job in trainings):
+        costs = [cost for cost in costs if cost.hours is not None]
     for line in forecast.summary(costs):
         print(line, file=sys.stderr)
