@@ -126,7 +126,7 @@ def test_killed_with_one_of_its_jobs_it_ends_with_every_job_run_by_slurm(
     assert {note["launcher"] for note in found} == {"slurm"}
     assert known <= {note["job_id"] for note in found}  # nothing was submitted twice
     for note in found:
-        assert cluster.job(note["job_id"])["JobState"] == "COMPLETED"
+        wait(lambda job_id=note["job_id"]: cluster.job(job_id)["JobState"] == "COMPLETED")
     trained = records.read(campaign / RUN / "train.json")
     assert trained["results"]["epochs"] == 2
     assert "Nothing to be done" in ends(TABLE)

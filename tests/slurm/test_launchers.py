@@ -16,7 +16,7 @@ def test_it_says_where_the_job_is_and_slurm_ran_it(training, whole, cluster):
     assert code == 0, said
     assert f"slurm job {one.job_id}" in said
     assert str(one.attempt.folder / "logs") in said
-    assert cluster.job(one.job_id)["JobState"] == "COMPLETED"
+    one.wait(lambda: one.state() == "COMPLETED")
     whole(one, said)
 
 

@@ -62,7 +62,8 @@ def follow(attempt: Attempt, say) -> Status | None:
         else:
             ended_at = ended_at or time.monotonic()
             os.listdir(attempt.folder)  # makes NFS look again
-            if time.monotonic() - ended_at >= GRACE_S[launcher]:
+            raised = any(not error["stopped"] for error in attempt.errors())
+            if raised or time.monotonic() - ended_at >= GRACE_S[launcher]:
                 return status
         time.sleep(POLL_S[launcher])
 
