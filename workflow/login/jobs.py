@@ -4,8 +4,8 @@ It is pickled by reference and carries its whole spec, so what runs is what was 
 the YAML changes meanwhile.
 """
 
+import contextlib
 import importlib
-import json
 import os
 import traceback
 from pathlib import Path
@@ -109,7 +109,8 @@ def keep_error(folder: Path, rank: int, error: BaseException) -> None:
             "The job reached its time limit and can't go on where it was; give it more by "
             "--set-resources <rule>:runtime=<minutes>."
         )
-    error_note(folder, rank).write_text(json.dumps(content, indent=1))
+    with contextlib.suppress(OSError):  # a full disk: the traceback is in the job's log, too
+        records.write_json(error_note(folder, rank), content)
 
 
 def sentence(error: BaseException) -> str:
