@@ -19,7 +19,7 @@ def status(job: dict, attempt_folder: Path, queue: Queue | None = None) -> Statu
     if job.get("cancelled"):
         return Status("CANCELLED")
     if job["launcher"] == "slurm":
-        return (queue or Queue()).status(job["job_id"], job["submitted"])
+        return (queue or Queue()).status(job["job_id"], job.get("submitted", 0.0))
     if locks.is_held(attempt_folder / "rank0.lock"):
         return Status("RUNNING")
     here = job["host"] == os.uname().nodename and job["started"] is not None

@@ -71,6 +71,8 @@ def parse(answer: str) -> dict[str, Status]:
     """The jobs of a squeue answer, by id."""
     jobs = {}
     for line in answer.splitlines():
+        if line.count("|") != 4:  # no job: a site's own words
+            continue
         number, state, reason, node, start = line.strip().split("|")
         reason, start = ("" if text in ("None", "N/A") else text for text in (reason, start))
         if state != "PENDING":

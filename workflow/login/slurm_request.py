@@ -134,7 +134,7 @@ def _check_time(rule: str, given: dict, ask, mend: str) -> None:
         found = dict(word.split("=", 1) for word in line.split() if "=" in word)
         name = found.get("PartitionName")
         if name == given.get("partition") or (
-            "partition" not in given and found["Default"] == "YES"
+            "partition" not in given and found.get("Default") == "YES"
         ):
             limit = minutes(found.get("MaxTime", "UNLIMITED"))
             if given["time"] > limit:

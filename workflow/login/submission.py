@@ -11,6 +11,7 @@ from workflow.login import slurm_queue, slurm_request
 from workflow.login.attempts import Attempt
 
 INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
+STARTABLE = "PENDING,CONFIGURING,RUNNING,SUSPENDED"  # and not what is just ending
 FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 300.0
 
 
@@ -67,8 +68,8 @@ def unnoted(attempt: Attempt, resources: dict) -> tuple[bool, str]:
     The launcher was killed in between, or sbatch did not hear the answer. Such a job is taken over
     if it is complete, and ended if its pickled function is missing, without which it can't start.
     """
-    command = ("squeue", "--me", f"--name={attempt.job_name}", "--noheader", "--format=%i")
-    shown, error = slurm_queue.ask(*command)
+    named = (f"--name={attempt.job_name}", f"--states={STARTABLE}")
+    shown, error = slurm_queue.ask("squeue", "--me", "--noheader", "--format=%i", *named)
     noted = attempt.job() or {}
     for job_id in shown.split():
         if job_id == noted.get("job_id") and noted.get("cancelled"):
