@@ -128,20 +128,21 @@ def test_costs_follow_from_measured_epochs(attempt, spec, config):
     assert "about 0.40 GPU-hours" in forecast.summary([cost])[0]
 
 
-def test_costs_follow_from_measured_steps_of_the_row_or_by_macs_of_another(place, spec, config):
+def test_costs_follow_from_measured_steps_of_the_row_or_by_macs_of_another(place, config):
     steps = {"batch_size": 10, "step_s_first": 1.2, "step_s_last": 0.9}
     methods = [{"run": "deit_tiny", "macs_g": 2.0, "sizes": [steps, {"batch_size": 99}]}]
-    path = "results/demo/training/deit_tiny/cuda-paper-fp16.json"
-    records.write_json(path, {"spec": {"device": "cuda"}, "results": {"methods": methods}})
-    methods = [{"run": "evo_deit_tiny", "macs_g": 1.0}]
-    path = "results/demo/throughput/deit_tiny/cuda-paper-fp32-b1.json"
-    records.write_json(path, {"spec": {}, "results": {"methods": methods}})
-    splits = {"splits": {"train": {"images": 1000}}}
-    records.write_json("results/demo/data.json", {"results": splits})
-    other = "results/demo/runs/evo_deit_tiny/train.json"
-    wanted = {RECORD: spec, other: targets.spec_of(config, other)}
-    mine, scaled = forecast.of_trainings(config, wanted)
-    hours = 1.1 / 10 * 1000 * spec["recipe"]["epochs"] / 3600
+    cost = {"spec": {"device": "cuda"}, "results": {"methods": methods}}
+    speed = {"spec": {}, "results": {"methods": [{"run": "evo_deit_tiny", "macs_g": 1.0}]}}
+    for root in ("results", "results/demo"):
+        records.write_json(f"{root}/training/deit_tiny/cuda-paper-fp16.json", cost)
+        records.write_json(f"{root}/throughput/deit_tiny/cuda-paper-fp32-b1.json", speed)
+    paths = [f"results/runs/{run}/train.json" for run in ("deit_tiny", "evo_deit_tiny")]
+    specs = {path: targets.spec_of(config, path) for path in paths}
+    mine, scaled = forecast.of_trainings(config, specs)
+    hours = 1.1 / 10 * 1_281_167 * 300 / 3600
     assert mine.hours == pytest.approx(hours)
     assert scaled.hours == pytest.approx(hours / 2)
     assert "scaled by MACs" in scaled.basis
+    # the demo's models are smaller than those that were measured
+    (shrunk,) = forecast.of_trainings(config, {RECORD: targets.spec_of(config, RECORD)})
+    assert shrunk.hours is None

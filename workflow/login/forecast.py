@@ -33,7 +33,9 @@ class Forecast:
         counted = _read(self.root / "data.json").get("results", {})
         declared = config.settings[setting]["data"].get("train_images")
         self.images = counted["splits"]["train"]["images"] if counted else declared
-        self.steps = dict(_measured_steps(self.root))
+        # steps are measured at the paper's size, so they say nothing of a shrunk setting's
+        shrunk = config.settings[setting]["shrink"]
+        self.steps = {} if shrunk else dict(_measured_steps(self.root))
         self.macs_g = dict(_measured_macs(self.root))
 
     def of(self, path: str, spec: dict) -> Cost:
