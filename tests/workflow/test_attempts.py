@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from workflow import records, runs
-from workflow.login import attempts, submit
+from workflow.login import attempts, following, submit
+from workflow.login.slurm_queue import Status
 from workflow.login.submission import LaunchError
 
 SPEC = {"kind": "train", "run": "a", "seed": 0}
@@ -111,4 +112,4 @@ def test_the_first_error_is_the_reason(folder):
         path = attempt.folder / f"error-rank{rank}.json"
         path.write_text(json.dumps({"rank": rank, "sentence": sentence, "traceback": ""}))
         os.utime(path, (100 - rank, 100 - rank))
-    assert submit.why_failed(attempt, say=lambda text: None) == "the cause"
+    assert following.why_failed(attempt, Status("FAILED"), say=print) == "the cause"
