@@ -22,6 +22,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *other`
+                continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 mark = key_node.start_mark
@@ -49,6 +51,9 @@ def read_yaml(path: Path) -> dict:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a mapping of names, got {content!r}.")
     return content
+
+
+TABLES = ("table1", "table2", "table3", "table4")  # whose rows stand in items.yaml
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,10 @@ class Config:
 
     def seeds(self, row: str) -> list[int]:
         return self.runs[row].get("seeds", [0])
+
+    def sections_of(self, table: str) -> list[str]:
+        """The sections of measurement that a table's rows stand in, in their order."""
+        return list(dict.fromkeys(row["section"] for row in self.items[table]))
 
 
 def run_name(row: str, seed: int) -> str:

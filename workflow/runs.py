@@ -4,14 +4,12 @@ A spec is a JSON object that says all that defines a job's result and nothing ab
 its hash is the identity of that result. Standard library and yaml only: launchers import this.
 """
 
-import functools
 import hashlib
 import json
 import os
-import shutil
-import subprocess
 from pathlib import Path
 
+from workflow import points
 from workflow.campaign import Config, run_name
 
 ROLES = ("start", "teacher")  # whose weights a run starts from, and learns from
@@ -156,13 +154,15 @@ def needed_records(spec: dict) -> list[str]:
     return list(dict.fromkeys(paths))
 
 
-def throughput_spec(config: Config, setting: str, section: str, point: dict) -> dict:
+def throughput_spec(
+    config: Config, setting: str, section: str, point: dict, weights: str | None = None
+) -> dict:
     """The spec of one measurement: the section's models at the paper's size, one device and mode.
 
-    `point` holds device, mode, precision, batch_size (images), threads and rounds. Rows whose speed
-    depends on weights have those of their training, on real images, or a declared profile.
+    `point` is one of points.py. Rows whose speed depends on weights have those of their training,
+    on real images, or a declared profile, as `weights` or else the setting says.
     """
-    trained = config.settings[setting]["throughput"]["weights"] == "trained"
+    trained = (weights or config.settings[setting]["throughput"]["weights"]) == "trained"
     models = []
     for row in config.items["sections"][section]:
         model = {"run": row, **model_of(config, row)}
@@ -197,38 +197,21 @@ def training_cost_spec(config: Config, setting: str, section: str, point: dict) 
 
 
 def training_cost_path(root: str, section: str, point: dict) -> str:
-    return f"{root}/training/{section}/{point['device']}-{point['mode']}-{point['precision']}.json"
+    return f"{root}/training/{section}/{{device}}-{{mode}}-{{precision}}.json".format(**point)
 
 
 def throughput_point(config: Config, setting: str) -> dict:
     """The point of measurement that the setting's tables show; "auto" is this machine's device."""
-    return _point(config.settings[setting]["throughput"], without="weights")
+    return points.resolve(config.settings[setting]["throughput"], "weights")
 
 
 def training_cost_point(config: Config, setting: str) -> dict:
     """Likewise for the cost of training."""
-    return _point(config.settings[setting]["training_cost"])
-
-
-def _point(values: dict, without: str | None = None) -> dict:
-    point = {key: value for key, value in values.items() if key != without}
-    if point["device"] == "auto":
-        point["device"] = "cuda" if gpu_is_here() else "cpu"
-    return point
-
-
-@functools.cache
-def gpu_is_here() -> bool:
-    """Whether the driver lists a GPU that this process may see (no torch on the login node)."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not shutil.which("nvidia-smi"):
-        return False
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return listed.returncode == 0 and "GPU" in listed.stdout
+    return points.resolve(config.settings[setting]["training_cost"])
 
 
 def throughput_path(root: str, section: str, point: dict) -> str:
-    name = "{device}-{mode}-{precision}-b{batch_size}".format(**point)
-    return f"{root}/throughput/{section}/{name}.json"
+    return f"{root}/throughput/{section}/{points.name(point)}.json"
 
 
 def data_spec(config: Config, setting: str) -> dict:

@@ -58,6 +58,7 @@ def test_a_measurement_shows_each_model(root, mirror, config):
     folder = root / "results/demo/throughput/deit_tiny/cpu-fused-fp32-b32/attempts/1"
     runs.write_spec(folder / "spec.json", spec)
     method = {"images_per_s": 20.0, "speedup": 1.5, "macs_g": 0.7, "params_m": 5.9}
+    method |= {"out_of_memory": False}
     write_record(folder, {"methods": [{"run": "evo_deit_tiny", **method}]})
     assert mirror().catch_up()
     run, _ = shown(root)["deit_tiny/cpu-fused-fp32-b32", "1"]

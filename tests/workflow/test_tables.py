@@ -8,16 +8,18 @@ import pandas as pd
 import pytest
 
 from workflow import records, runs
-from workflow.paper import show, tables
-from workflow.paper.tables import Records
+from workflow.paper import columns, show, tables
+from workflow.paper.columns import Records
 from workflow.records import RecordError
 
 ISSUE_COLUMNS = (
     "method backbone resolution top1 top1_paper throughput throughput_paper speedup_pct "
-    "speedup_pct_paper macs_g params_m batch_size precision mode device seeds source flags run"
+    "ceiling_macs_pct ceiling_roofline_pct speedup_pct_paper macs_g params_m batch_size "
+    "precision mode device seeds source flags run"
 )
 NUMBERS = {"macs_g": 1.0, "params_m": 5.0, "resolution": 224, "weights": "random"}
-NUMBERS |= {"speedup": 1.5, "speedup_quartiles": [1.48, 1.52]}
+NUMBERS |= {"speedup": 1.5, "ceilings": {"macs": 1.55, "roofline": 1.6}, "suspect": []}
+NUMBERS |= {"out_of_memory": False}
 
 
 @pytest.fixture
@@ -107,7 +109,7 @@ class TestWithThroughput:
             {"run": name, "images_per_s": rate, **NUMBERS}
             for name, rate in zip(ALL, rates, strict=True)
         ]
-        record = records.make(spec, {"device": "a CPU", "methods": methods}, 0.0)
+        record = records.make(spec, {"device": "a CPU", "methods": methods, "suspect": []}, 0.0)
         self.path = runs.throughput_path("results/demo", "deit_tiny", point)
         records.write_json(self.path, record)
 
@@ -115,6 +117,8 @@ class TestWithThroughput:
         evo = row(compiled(self.config), "DeiT-T", "Evo-ViT")
         assert evo["speedup_pct"] == pytest.approx(52.5)
         assert evo["device"] == "a CPU"
+        assert evo["ceiling_macs_pct"] == pytest.approx(55)
+        assert evo["ceiling_roofline_pct"] == pytest.approx(60)
         assert evo["seeds"] == "n=1"
         assert pd.isna(row(compiled(self.config), "DeiT-T", "Baseline")["speedup_pct"])
 
@@ -125,14 +129,36 @@ class TestWithThroughput:
         assert "throughput, macs_g, params_m: the paper's model at full size" in source
 
     def test_macs_that_vary_are_a_mean_and_trained_weights_are_named(self):
-        record = records.read(self.path)
-        method = next(m for m in record["results"]["methods"] if m["run"] == "ia_red2_deit_tiny")
         spread = {"mean_g": 1.0, "sd_g": 0.0312, "images": 256}
-        method |= {"weights": "trained", "macs_per_image": spread}
-        records.write_json(self.path, record)
+        self.change("ia_red2_deit_tiny", weights="trained", macs_per_image=spread)
         source = row(compiled(self.config), "DeiT-T", "IA-RED2")["source"]
         assert "the paper's model at full size, trained weights, 224 px" in source
         assert "macs_g: mean of 256 images, sd 0.031" in source
+
+    def change(self, run: str | None, **values) -> None:
+        """Write the measurement anew, with other values of a method or of the whole."""
+        record = records.read(self.path)
+        results = record["results"]
+        found = results if run is None else next(m for m in results["methods"] if m["run"] == run)
+        found.update(values)
+        records.write_json(self.path, record)
+
+    def test_what_makes_a_measurement_suspect_is_flagged(self):
+        self.change("evo_deit_tiny", suspect=["speed-up 1.50 is unsure: 1.40 to 1.60"])
+        self.change(None, suspect=["throttled (heat) in 20 % of the time"])
+        frame = compiled(self.config)
+        assert row(frame, "DeiT-T", "Evo-ViT")["flags"] == (
+            "suspect: speed-up 1.50 is unsure: 1.40 to 1.60, throttled (heat) in 20 % of the time"
+        )
+        dense = row(frame, "DeiT-T", "Baseline")["flags"]
+        assert dense == "suspect: throttled (heat) in 20 % of the time"
+
+    def test_out_of_memory_is_a_result(self):
+        self.change("evo_deit_tiny", out_of_memory=True)
+        evo = row(compiled(self.config), "DeiT-T", "Evo-ViT")
+        assert evo["flags"] == "out of memory"
+        assert pd.isna(evo["throughput"])
+        assert pd.isna(evo["speedup_pct"])
 
     def test_a_record_of_an_old_spec_is_refused_and_partial_leaves_it_out(self):
         path = "results/demo/runs/evo_deit_tiny/train.json"
@@ -157,12 +183,6 @@ class TestWithThroughput:
         assert "IA-RED2 384 px: printed 51.5 %" in text
 
 
-def test_a_speed_up_that_varies_between_rounds_is_flagged():
-    assert tables.unsteady({"speedup": 1.5, "speedup_quartiles": [1.48, 1.52]}) is None
-    flag = tables.unsteady({"speedup": 1.5, "speedup_quartiles": [1.2, 1.52]})
-    assert flag == "suspect: speed-up between 1.20 and 1.52 in half of the rounds"
-
-
 def trained_record(run: str, seconds: list[float], macs_g: float, **provenance) -> dict:
     results = {"history": [{"train_s": s} for s in seconds], "macs_g": macs_g}
     place = {"device": "a GPU", "world_size": 8, **provenance}
@@ -171,19 +191,19 @@ def trained_record(run: str, seconds: list[float], macs_g: float, **provenance) 
 
 def test_the_time_of_an_epoch_stands_beside_the_dense_ones_and_the_macs():
     dense, evo = trained_record("dense", [30, 30], 1.5), trained_record("evo", [26, 24], 1.0)
-    assert tables.describe_epochs(dense, [dense]) == ["epochs of 30.0 s"]
-    (said,) = tables.describe_epochs(evo, [dense])
+    assert columns.describe_epochs(dense, [dense]) == ["epochs of 30.0 s"]
+    (said,) = columns.describe_epochs(evo, [dense])
     assert said == "epochs of 25.0 s, the dense one's over this 1.20, its MACs over these 1.50"
     elsewhere = trained_record("evo", [26, 24], 1.0, device="another GPU")
-    assert tables.describe_epochs(elsewhere, [dense]) == ["epochs of 25.0 s"]
+    assert columns.describe_epochs(elsewhere, [dense]) == ["epochs of 25.0 s"]
     given = {"spec": {}, "results": {"top1": 80.0}}
-    assert tables.describe_epochs(given, [dense]) == []
-    assert tables.describe_epochs(evo, [given]) == ["epochs of 25.0 s"]
+    assert columns.describe_epochs(given, [dense]) == []
+    assert columns.describe_epochs(evo, [given]) == ["epochs of 25.0 s"]
 
 
 def test_seeds_give_mean_and_deviation():
-    assert tables.describe_seeds([1.0]) == "n=1"
-    assert tables.describe_seeds([1.0, 2.0, 3.0]) == "n=3, sd 1.00"
+    assert columns.describe_seeds([1.0]) == "n=1"
+    assert columns.describe_seeds([1.0, 2.0, 3.0]) == "n=3, sd 1.00"
 
 
 def test_an_error_of_the_command_is_one_sentence(tmp_path):

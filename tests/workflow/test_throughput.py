@@ -1,6 +1,5 @@
 """Throughput: interleaved, summarised per round, with the allocator set before Python starts."""
 
-import json
 import os
 import statistics
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from tests.models import families
 from workflow import records, runs
 from workflow.layout import DataError
-from workflow.node import device, fresh, macs, throughput, train
+from workflow.node import device, fresh, macs, modes, roofline, throughput, timing, train
 from workflow.node.checkpoints import WeightsError
 from workflow.node.fresh import MeasurementError
 
@@ -25,69 +24,124 @@ def spec(**changes) -> dict:
         {"run": "evo", "name": "evo_deit_tiny_patch16_224", "kwargs": SIZE},
     ]
     point = {"device": "cpu", "mode": "fused", "precision": "fp32", "batch_size": 2}
-    point |= {"threads": 1, "rounds": 5}
+    point |= {"threads": 1, "rounds": 5, "channels_last": False, "cuda_graphs": 16}
     return {"kind": "throughput", "section": "deit", "models": models, **point, **changes}
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def short_rounds(monkeypatch):
-    monkeypatch.setattr(throughput, "ROUND_S", 0.01)
+    monkeypatch.setattr(timing, "ROUND_S", 0.01)
+    monkeypatch.setattr(throughput, "MOST_ROUNDS", 1)
+    monkeypatch.setattr(roofline, "MATRIX", {"cpu": 64})
+    monkeypatch.setattr(roofline, "COPIED_MIB", {"cpu": 1})
 
 
-def test_the_job_measures_in_a_process_with_the_allocator_tuned(tmp_path, site):
+def test_the_job_measures_in_a_process_with_allocator_and_processors_set(tmp_path, site):
     record = fresh.run(spec(), site, tmp_path)
-    assert record["results"]["environment"]["allocator"] == fresh.ALLOCATOR
-    assert record["results"]["environment"]["threads"] == 1
+    here = record["results"]["environment"]
+    assert here["allocator"] == fresh.ALLOCATOR
+    assert here["threads"] == len(here["processors"]) == 1
     assert os.environ.get("MALLOC_MMAP_THRESHOLD_") != "4000000000"  # not in this one
     first, second = record["results"]["methods"]
-    assert len(first["rounds"]) == len(second["rounds"]) == 5
+    assert 5 <= len(first["rounds"]) == len(second["rounds"]) <= 5 * throughput.MOST_ROUNDS * 4
     assert first["speedup"] == 1
     assert second["images_per_s"] == statistics.median(second["rounds"])
+    assert second["speedup_interval"][0] <= second["speedup"] <= second["speedup_interval"][1]
     assert second["resolution"] == 32
     records.write_json(tmp_path / "r.json", record)
     assert records.read(tmp_path / "r.json")
 
 
-def test_models_take_turns(short_rounds, monkeypatch):
+def test_models_take_turns(monkeypatch):
     order = []
-    time_passes = throughput.time_passes
+    time_passes = timing.time_passes
 
-    def noted(module, *rest):
-        order.append(id(module))
-        return time_passes(module, *rest)
+    def noted(run, *rest):
+        order.append(id(run))
+        return time_passes(run, *rest)
 
-    monkeypatch.setattr(throughput, "time_passes", noted)
+    monkeypatch.setattr(timing, "time_passes", noted)
     throughput.measure_section(spec())
-    first, second = order[:2]
-    assert order == [first, second] * 6  # a warm-up and five rounds
+    first, second = order[0], order[-1]
+    assert order == [first] * 2 + [second] * 2 + [first, second] * 5  # warm-up, five rounds
 
 
-@pytest.mark.parametrize(("mode", "fused"), [("paper", False), ("fused", True)])
-def test_the_papers_mode_is_unfused_everywhere(mode, fused):
-    for model in spec()["models"]:
-        module = throughput.prepare(model, spec(mode=mode), torch.device("cpu"))
-        flags = {part.fused_attn for part in module.modules() if hasattr(part, "fused_attn")}
-        assert flags == {fused}
+def test_each_speed_up_has_its_ceilings_and_its_check():
+    dense, evo = throughput.measure_section(spec())["methods"]
+    assert dense["ceilings"] == {"macs": 1, "roofline": 1}
+    assert evo["ceilings"]["macs"] == pytest.approx(dense["macs_g"] / evo["macs_g"])
+    assert evo["ceilings"]["roofline"] > 0
+    assert evo["check"]["distance"] < 1e-4
+    assert evo["attention"] == ["scaled_dot_product_flash_attention_for_cpu"]
+    paper = throughput.measure_section(spec(mode="paper"))["methods"][1]
+    assert paper["attention"] == ["products and softmax"]
+    assert paper["check"]["distance"] == 0
 
 
-def test_outputs_that_are_not_finite_are_no_measurement(short_rounds, monkeypatch):
-    class Broken(torch.nn.Module):
-        def forward(self, images):
-            return images * float("nan")
+def test_at_batch_1_each_pass_counts():
+    found = throughput.measure_section(spec(batch_size=1))
+    latency = found["methods"][1]["latency_ms"]
+    assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"]
+    assert throughput.measure_section(spec())["methods"][1]["latency_ms"] is None
 
+
+def test_a_sweep_measures_every_batch_size():
+    whole = spec(batch_sizes=[1, 2])
+    del whole["batch_size"]
+    found = throughput.measure_section(whole)
+    assert [size["batch_size"] for size in found["sizes"]] == [1, 2]
+    assert all(len(size["methods"]) == 2 for size in found["sizes"])
+
+
+def breaking(monkeypatch, change):
+    """The second model's timed passes give something else than its reference did."""
+    make_run = modes.make_run
+
+    def broken(module, images, *rest):
+        run = make_run(module, images, *rest)
+        return (lambda images: change(run, images)) if "Evo" in type(module).__name__ else run
+
+    monkeypatch.setattr(modes, "make_run", broken)
+
+
+def test_wrong_outputs_are_no_measurement(monkeypatch):
+    breaking(monkeypatch, lambda run, images: run(images.flip(0)))
+    with pytest.raises(MeasurementError, match="gives other outputs, timed in fp32"):
+        throughput.measure_section(spec())
+
+
+def test_outputs_that_are_not_finite_are_no_measurement(monkeypatch):
+    breaking(monkeypatch, lambda run, images: run(images) * float("nan"))
     with pytest.raises(MeasurementError, match="not finite"):
-        throughput.measure([Broken()], [torch.zeros(1, 3, 2, 2)], spec(), torch.device("cpu"))
+        throughput.measure_section(spec())
 
 
-def test_the_ratio_is_taken_within_rounds():
-    found = throughput.summarise([2.0, 4.0, 6.0, 8.0, 10.0], [1.0, 2.0, 3.0, 4.0, 5.0])
-    assert found["images_per_s"] == 6.0
-    assert found["speedup"] == 2.0
-    assert found["speedup_quartiles"] == [2.0, 2.0]
+def out_of_memory(run, images):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+
+def test_running_out_of_memory_is_a_result(monkeypatch):
+    breaking(monkeypatch, out_of_memory)
+    dense, evo = throughput.measure_section(spec())["methods"]
+    assert evo["out_of_memory"]
+    assert "images_per_s" not in evo
+    assert not dense["out_of_memory"]
+    assert len(dense["rounds"]) == 5
+
+
+def test_without_a_baseline_there_is_no_speed_up(monkeypatch):
+    breaking(monkeypatch, out_of_memory)
+    turned = spec()
+    turned["models"].reverse()
+    evo, dense = throughput.measure_section(turned)["methods"]
+    assert evo["out_of_memory"]
+    assert dense["images_per_s"] > 0
+    assert dense["speedup"] is None
+    assert "ceilings" not in dense
 
 
 @pytest.fixture
-def weighted(tiny_spec, site, short_rounds) -> dict:
+def weighted(tiny_spec, site) -> dict:
     """A measurement of IA-RED2 and PS-ViT with trained weights, on real images."""
     models = []
     for run in ("deit_tiny", "ia_red2_deit_tiny", "ps_deit_tiny"):
@@ -192,23 +246,3 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(device.DeviceError, match="torch sees no GPU"):
         device.choose("cuda")
-
-
-def test_the_command_runs_where_only_torch_and_timm_are(tmp_path):
-    """It may be carried to a bare GPU machine: nothing of the login node is imported."""
-    import subprocess
-    import sys
-
-    (tmp_path / "spec.json").write_text(json.dumps(spec()))
-    code = (
-        "import runpy, sys\n"
-        "for name in ('snakemake', 'submitit', 'mlflow', 'pandas', 'seaborn'):\n"
-        "    sys.modules[name] = None\n"
-        "sys.argv = ['throughput', '--spec', sys.argv[1], '--output', sys.argv[2]]\n"
-        "runpy.run_module('workflow.node.fresh', run_name='__main__')\n"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "spec.json"), str(tmp_path / "r.json")]
-    root = Path(__file__).parent.parent.parent
-    environment = {**os.environ, **fresh.ALLOCATOR}
-    subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True)
-    assert records.read(tmp_path / "r.json")["results"]["methods"]

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from workflow import records, runs
 
+ELSEWHERE = "taken_in"
+
 
 class Attempt:
     """One attempt's folder."""
@@ -85,12 +87,22 @@ def begin(job_folder: Path, spec: dict) -> Attempt:
     return attempt
 
 
+def take_in(job_folder: Path, spec: dict, record: dict) -> None:
+    """An attempt that another machine made; it is history at once."""
+    attempt = begin(job_folder, spec)
+    records.write_json(attempt.record, record)
+    (attempt.folder / ELSEWHERE).touch()
+    attempt.published.touch()
+
+
 def noted_by_snakemake(output: Path, attempt: Attempt) -> bool:
     """Whether Snakemake recorded the output as complete after this attempt published it.
 
     If not, Snakemake died in between, and deletes and asks for the output again; the attempt's
     record is then still the answer. If so, being asked again means a wanted re-run.
     """
+    if (attempt.folder / ELSEWHERE).exists():
+        return True  # snakemake never made it, so being asked means a wanted re-run
     key = base64.b64encode(str(output).encode(), altchars=b"-_").decode()
     metadata = Path(".snakemake/metadata") / key
     return metadata.exists() and metadata.stat().st_mtime >= attempt.published.stat().st_mtime

@@ -218,12 +218,25 @@ def record_points(record: dict, time_ms: int) -> list[Point]:
         found = dict(training_cost_values(results))
     else:
         found = {}
-        for method in results["methods"]:
-            found[f"images_per_s.{method['run']}"] = method["images_per_s"]
-            found[f"speedup_pct.{method['run']}"] = 100 * (method["speedup"] - 1)
-            found |= {f"{key}.{method['run']}": method[key] for key in ("macs_g", "params_m")}
     found["wall_s"] = record["provenance"]["wall_s"]
-    return [Point(key, value, time_ms, step) for key, value in found.items() if value is not None]
+    points = [Point(key, value, time_ms, step) for key, value in found.items() if value is not None]
+    if record["kind"] == "throughput":
+        points += throughput_points(results, time_ms)
+    return points
+
+
+def throughput_points(results: dict, time_ms: int) -> Iterator[Point]:
+    """Each model's rate and speed-up; of a sweep as a curve over the batch size."""
+    for found in results.get("sizes", [results]):
+        step = found["batch_size"] if "sizes" in results else 0
+        for method in found["methods"]:
+            speedup = method.get("speedup")
+            values = {key: method.get(key) for key in ("images_per_s", "macs_g", "params_m")}
+            values["speedup_pct"] = None if speedup is None else 100 * (speedup - 1)
+            values["out_of_memory"] = float(method["out_of_memory"])
+            for key, value in values.items():
+                if value is not None:
+                    yield Point(f"{key}.{method['run']}", value, time_ms, step)
 
 
 def training_cost_values(results: dict) -> Iterator[tuple[str, float]]:

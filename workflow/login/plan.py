@@ -12,7 +12,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.io import ancient
 
-from workflow import records, runs
+from workflow import points, records, runs
 from workflow.campaign import FILES, Config, run_name
 from workflow.login import targets
 
@@ -76,6 +76,8 @@ class Plan:
         names = {name for setting in settings for name in setting.get("evaluations", {})}
         return "|".join(sorted(names, key=len, reverse=True)) or "(?!)"  # or nothing at all
 
+    throughput_points = points.wildcard(points.THROUGHPUT)
+
     @property
     def section_names(self) -> str:
         return "|".join(self.config.items["sections"])
@@ -134,10 +136,12 @@ class Plan:
 
     def throughput_inputs(self, wildcards) -> dict:
         root = wildcards.root
-        wanted = {key: getattr(wildcards, key) for key in ("device", "mode", "precision")}
         setting = self.config.setting_of(root)
-        point = runs.throughput_point(self.config, setting)
-        point |= {**wanted, "batch_size": int(wildcards.batch)}
+        shown = runs.throughput_point(self.config, setting)
+        try:
+            point = points.parse(wildcards.point, shown)
+        except points.PointError as error:
+            raise WorkflowError(f"{root}/throughput/.../{wildcards.point}.json: {error}") from None
         record = runs.throughput_path(root, wildcards.section, point)
         spec = runs.throughput_spec(self.config, setting, wildcards.section, point)
         first = [f"{root}/{name}" for name in runs.first_records(spec)]

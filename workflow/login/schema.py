@@ -7,7 +7,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
 from workflow import runs
-from workflow.campaign import CONFIG, FILES, Config, ConfigError, read_yaml, run_name
+from workflow.campaign import CONFIG, FILES, TABLES, Config, ConfigError, read_yaml, run_name
 
 SCHEMA = CONFIG / "schema.yaml"
 
@@ -79,9 +79,13 @@ def check_names(config: Config, files: dict[str, Path], keys: set[str]) -> None:
     for name, rows in config.items["sections"].items():
         for row in rows:
             known(files["items"], f"sections.{name}", row, config.runs)
-    for index, row in enumerate(config.items["table1"]):
-        known(files["items"], f"table1.{index}.run", row["run"], config.runs)
-        known(files["items"], f"table1.{index}.section", row["section"], config.items["sections"])
+    sections = config.items["sections"]
+    for table in TABLES:
+        for index, row in enumerate(config.items[table]):
+            place = f"{table}.{index}"
+            known(files["items"], f"{place}.run", row["run"], config.runs)
+            known(files["items"], f"{place}.section", row["section"], sections)
+            known(files["items"], f"{place}.run", row["run"], sections[row["section"]])
     places: dict[str, str] = {}
     for name, setting in config.settings.items():
         if (other := places.setdefault(setting["results"], name)) != name:

@@ -6,10 +6,9 @@ Snakemake plans with rules; this is for those who only look (status, forecast) a
 import re
 from pathlib import Path
 
-from workflow import runs
+from workflow import points, runs
 from workflow.campaign import Config, run_name
 
-POINT = r"(?P<device>cpu|cuda)-(?P<mode>\w+)-(?P<precision>\w+)"
 PATTERNS = {
     "data": re.compile(r"data\.json"),
     "preflight": re.compile(r"preflight\.json"),
@@ -17,8 +16,8 @@ PATTERNS = {
     "search": re.compile(r"runs/(?P<run>[^/]+)/search\.json"),
     "evaluate": re.compile(r"evaluations/(?P<name>[^/]+)\.json"),
     "fetch": re.compile(r"weights/(?P<tag>[^/]+)\.json"),
-    "throughput": re.compile(rf"throughput/(?P<section>\w+)/{POINT}-b(?P<batch_size>\d+)\.json"),
-    "training_cost": re.compile(rf"training/(?P<section>\w+)/{POINT}\.json"),
+    "throughput": re.compile(r"throughput/(?P<section>\w+)/(?P<point>[^/]+)\.json"),
+    "training_cost": re.compile(rf"training/(?P<section>\w+)/{points.TRAINING_COST.pattern}\.json"),
     "table1": re.compile(r"table1(\.partial)?\.csv"),
 }
 
@@ -55,7 +54,7 @@ def spec_of(config: Config, target: str) -> dict | None:
         if found := pattern.fullmatch(name):
             try:
                 return _spec(config, setting, kind, found.groupdict())
-            except (KeyError, StopIteration):
+            except (KeyError, StopIteration, points.PointError):
                 break
     raise TargetError(f"{target} is no table and no record of a run in workflow/config/.")
 
@@ -77,10 +76,8 @@ def _spec(config: Config, setting: str, kind: str, named: dict) -> dict | None:
         given += [one["checkpoint"] for one in scale.get("evaluations", {}).values()]
         return runs.fetch_spec(next(one for one in given if one.get("timm") == named["tag"]))
     if kind == "throughput":
-        section = named.pop("section")
-        named["batch_size"] = int(named["batch_size"])
-        point = runs.throughput_point(config, setting) | named
-        return runs.throughput_spec(config, setting, section, point)
+        point = points.parse(named["point"], runs.throughput_point(config, setting))
+        return runs.throughput_spec(config, setting, named["section"], point)
     if kind == "training_cost":
         section = named.pop("section")
         point = runs.training_cost_point(config, setting) | named

@@ -1,7 +1,10 @@
-"""A measurement in a process of its own, with its allocator set up.
+"""A measurement in a process of its own, with its allocator and its processors set up.
 
-That is done before Python starts: untuned, glibc's maps every block over 32 MB afresh, which
-punishes dense models more than reduced ones and makes ratios exceed their MAC ceiling.
+That is done before Python starts: untuned, glibc's allocator maps every block over 32 MB afresh,
+which punishes dense models more than reduced ones and makes ratios exceed their MAC ceiling; and
+threads that wander between processors vary more than the models differ.
+
+    python -m workflow.node.fresh --spec spec.json --output record.json
 """
 
 import argparse
@@ -16,7 +19,7 @@ from pathlib import Path
 import torch
 
 from workflow import layout, records
-from workflow.node import build, checkpoints, device
+from workflow.node import build, checkpoints, device, sensors
 
 MEASUREMENTS = {
     "throughput": "workflow.node.throughput",
@@ -27,6 +30,7 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": "16000000000",
 }
 FAULT = ".fault"  # beside the output: why there is none
+TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 class MeasurementError(RuntimeError):
@@ -40,10 +44,39 @@ def environment() -> dict:
     """What besides the spec decides how fast this process is."""
     return {
         "threads": torch.get_num_threads(),
+        "processors": sorted(sensors.processors()),
+        "bound": os.environ.get("OMP_PROC_BIND"),
         "allocator": {name: os.environ.get(name) for name in ALLOCATOR},
-        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
     }
+
+
+def tuned(spec: dict) -> dict[str, str]:
+    """The environment in which the spec is to be measured."""
+    threads = {"OMP_NUM_THREADS": str(spec["threads"]), "MKL_NUM_THREADS": str(spec["threads"])}
+    bound = {"OMP_PROC_BIND": "true"} if spec["device"] == "cpu" else {}
+    return {**ALLOCATOR, **threads, **bound}
+
+
+def choose_processors(count: int, allowed: set[int], topology: Path = TOPOLOGY) -> set[int]:
+    """So many of the allowed processors, of different cores where there are enough."""
+    first, second, cores = [], [], set()
+    for number in sorted(allowed):
+        siblings = topology / f"cpu{number}/topology/thread_siblings_list"
+        core = siblings.read_text().strip() if siblings.exists() else str(number)
+        (second if core in cores else first).append(number)
+        cores.add(core)
+    return set([*first, *second][:count])
+
+
+def pin(spec: dict) -> None:
+    """Keep this process, and what it starts, on as many processors as it has threads; a GPU's host
+    threads may go where they like."""
+    if spec["device"] == "cpu":
+        os.sched_setaffinity(0, choose_processors(spec["threads"], os.sched_getaffinity(0)))
 
 
 def run(spec: dict, site: dict, folder: Path) -> dict:
@@ -52,10 +85,11 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
     records.write_json(spec_path, spec)
     command = [sys.executable, "-m", "workflow.node.fresh"]
     command += ["--spec", str(spec_path), "--output", str(output), "--site", json.dumps(site)]
-    threads = {"OMP_NUM_THREADS": str(spec["threads"]), "MKL_NUM_THREADS": str(spec["threads"])}
     fault = output.with_suffix(FAULT)
     fault.unlink(missing_ok=True)
-    done = subprocess.run(command, env={**os.environ, **ALLOCATOR, **threads}, check=False)
+    done = subprocess.run(
+        command, env={**os.environ, **tuned(spec)}, preexec_fn=lambda: pin(spec), check=False
+    )
     if fault.exists():
         raise MeasurementError(fault.read_text())
     if done.returncode:
@@ -71,14 +105,12 @@ def main() -> None:
         "--site", type=json.loads, help="JSON: where trained weights and images lie"
     )
     arguments = parser.parse_args()
-    if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
-        os.execve(
-            sys.executable,
-            [sys.executable, "-m", __spec__.name, *sys.argv[1:]],
-            {**os.environ, **ALLOCATOR},
-        )
     started = time.time()
     spec = json.loads(arguments.spec.read_text())
+    if any(os.environ.get(name) != value for name, value in tuned(spec).items()):
+        pin(spec)
+        command = [sys.executable, "-m", __spec__.name, *sys.argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, **tuned(spec)})
     try:
         results = importlib.import_module(MEASUREMENTS[spec["kind"]]).measure_section(
             spec, arguments.site

@@ -1,104 +1,30 @@
-"""Throughput: the models of one section, interleaved in one process that has the device to itself.
+"""Throughput: models in turns, in one process that has the device to itself.
 
-`python -m workflow.node.fresh --spec spec.json --output record.json` measures by hand; the spec is
-what runs.throughput_spec makes.
+    python -m workflow.node.throughput --model evo_deit_small_patch16_224 \
+        --baseline deit_small_patch16_224 --batch-size 256 --precision bf16 --mode fused \
+        --device cuda --output f.json
+
+needs torch and timm alone, so it can be carried to any GPU machine. The workflow measures a
+section of items.yaml at once; its first model is the baseline of the others' speed-ups.
 """
 
-import contextlib
+import gc
 import statistics
-import time
+import warnings
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from workflow.node import build, checkpoints, data, device, macs
+from workflow.node import build, data, device, macs, modes, ratios, roofline, timing, watch
 from workflow.node.fresh import MeasurementError, environment
+from workflow.node.timing import Contestant
 
 IMAGENET = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
-WARM_UP_PASSES = 2
-ROUND_S = 1.0  # each model's share of a round is at least one pass and about this long
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def prepare(model: dict, spec: dict, where: torch.device, site: dict | None = None) -> nn.Module:
-    """The model as it runs for inference, with attention as the mode has it.
-
-    A model that is rebuilt after its training says so with a `deployed` method. `site` is needed
-    where the model has the weights of a training.
-    """
-    module = build.build_model(model)
-    if "weights" in model:
-        if site is None:
-            raise MeasurementError(f"{model['run']} needs its trained weights: give --site.")
-        module.load_state_dict(checkpoints.final_weights(site, model["weights"]))
-    module = module.eval().to(where)
-    if hasattr(module, "deployed"):
-        module = module.deployed()
-    set_attention(module, spec["mode"])
-    return module
-
-
-def set_attention(module: nn.Module, mode: str) -> None:
-    """`paper` multiplies queries and keys into an attention matrix, as in 2021; `fused` not."""
-    for part in module.modules():
-        if hasattr(part, "fused_attn"):
-            part.fused_attn = mode != "paper"
-
-
-def synchronise(where: torch.device) -> None:
-    if where.type == "cuda":
-        torch.cuda.synchronize(where)
-
-
-def time_passes(module, images: torch.Tensor, passes: int, where: torch.device) -> float:
-    """Seconds for `passes` forward passes, from an idle device to an idle device."""
-    synchronise(where)
-    started = time.perf_counter()
-    for _ in range(passes):
-        module(images)
-    synchronise(where)
-    return time.perf_counter() - started
-
-
-def measure(modules: list[nn.Module], inputs: list[torch.Tensor], spec: dict, where) -> list[list]:
-    """Images per second: one list per model, one number per round; A B C A B C ..."""
-    passes = []
-    for module, images in zip(modules, inputs, strict=True):
-        output = module(images)
-        if not output.isfinite().all():
-            raise MeasurementError(f"{type(module).__name__} gives outputs that are not finite.")
-        seconds = time_passes(module, images, WARM_UP_PASSES, where) / WARM_UP_PASSES
-        passes.append(max(1, round(ROUND_S / seconds)))
-    rates: list[list] = [[] for _ in modules]
-    for _ in range(spec["rounds"]):
-        for index, (module, images) in enumerate(zip(modules, inputs, strict=True)):
-            seconds = time_passes(module, images, passes[index], where)
-            rates[index].append(passes[index] * len(images) / seconds)
-    return rates
-
-
-def summarise(rates: list[float], baseline: list[float]) -> dict:
-    """Median and quartiles of images/s, and of the ratio to the baseline in the same round."""
-    ratios = [rate / dense for rate, dense in zip(rates, baseline, strict=True)]
-    low, _, high = statistics.quantiles(rates, n=4, method="inclusive")
-    ratio_low, _, ratio_high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return {
-        "images_per_s": statistics.median(rates),
-        "quartiles": [low, high],
-        "speedup": statistics.median(rates) / statistics.median(baseline),
-        "speedup_quartiles": [ratio_low, ratio_high],
-        "rounds": rates,
-    }
-
-
-def forward_only(spec: dict, where: torch.device) -> contextlib.ExitStack:
-    """The context of a timed pass: inference mode, and autocast below fp32."""
-    stack = contextlib.ExitStack()
-    stack.enter_context(torch.inference_mode())
-    if (dtype := PRECISIONS[spec["precision"]]) is not None:
-        stack.enter_context(torch.autocast(where.type, dtype))
-    return stack
+MOST_ROUNDS = 4  # times as many as asked for, while a speed-up is unsure
+# Of `distance`. Below fp32 other tokens are selected where scores nearly tie: with random weights
+# DynamicViT-T is off by 0.4, the others by less than 0.15; another image's logits are by 1.4.
+TOLERANCE = {"fp32": 2e-3, "bf16": 0.7, "fp16": 0.7}
 
 
 def make_inputs(
@@ -117,40 +43,185 @@ def make_inputs(
     return [sizes[build.image_size(module)] for module in modules], names
 
 
-def measure_section(spec: dict, site: dict | None = None) -> dict:
-    """Build and time every model of the section; -> the record's results."""
-    if spec["precision"] == "fp16" and spec["device"] == "cpu":
-        raise MeasurementError("fp16 needs a GPU; set `precision: bf16` or `fp32`.")
-    torch.set_num_threads(spec["threads"])
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+def describe(model: dict, module: nn.Module, images: Tensor) -> dict:
+    """What is known of a model before it is timed; with trained weights its MACs are the mean over
+    the timed images."""
+    found = {
+        "run": model["run"],
+        "model": model["name"],
+        "kwargs": model["kwargs"],
+        "profile": model.get("profile"),
+        "weights": "trained" if "weights" in model else "random",
+        "resolution": images.shape[-1],
+        "params_m": sum(p.numel() for p in module.parameters()) / 1e6,
+    }
+    if "weights" not in model:
+        return found | {"macs_g": macs.count(module, tuple(images.shape[1:])) / 1e9}
+    counts = macs.per_image(module, images)
+    return found | {"macs_g": counts["mean_g"], "macs_per_image": counts}
+
+
+def seeded(run: modes.Run, images: Tensor) -> Tensor:
+    """Logits in fp32; models that select at random select the same each time."""
     torch.manual_seed(0)
-    where = device.choose(spec["device"])
-    modules = [prepare(model, spec, where, site) for model in spec["models"]]
-    inputs, names = make_inputs(modules, spec, site, where)
-    with forward_only(spec, where):
-        rates = measure(modules, inputs, spec, where)
-    methods = []
-    for model, module, images, found in zip(spec["models"], modules, inputs, rates, strict=True):
-        methods.append(
-            {
-                "run": model["run"],
-                "model": model["name"],
-                "profile": model.get("profile"),
-                "weights": "trained" if "weights" in model else "random",
-                "resolution": images.shape[-1],
-                **operations(model, module, images),
-                "params_m": sum(p.numel() for p in module.parameters()) / 1e6,
-                **summarise(found, rates[0]),
-            }
+    return run(images).float().clone()
+
+
+def distance(outputs: Tensor, reference: Tensor) -> float:
+    """Median over the images of how far logits are from the reference's, in units of how far those
+    of an image are from the mean image's."""
+    typical = reference.mean(dim=0) if len(reference) > 1 else 0.0
+    sizes = (reference - typical).norm(dim=1).clamp_min(torch.finfo(reference.dtype).tiny)
+    return ((outputs - reference).norm(dim=1) / sizes).median().item()
+
+
+def compare(outputs: Tensor, reference: Tensor, precision: str, name: str) -> dict:
+    """Whether the timed path computes what the model in fp32 with unfused attention does.
+
+    Raises MeasurementError if not.
+    """
+    if not outputs.isfinite().all():
+        raise MeasurementError(f"{name} gives outputs that are not finite.")
+    error, tolerance = distance(outputs, reference), TOLERANCE[precision]
+    if not error <= tolerance:
+        raise MeasurementError(
+            f"{name} gives other outputs, timed in {precision}, than in fp32 with unfused "
+            f"attention: they are {error:.2g} apart, tolerance {tolerance:g}."
         )
-    results = {"device": device.describe(where), "methods": methods, "environment": environment()}
+    return {"distance": error, "tolerance": tolerance, "images": len(outputs)}
+
+
+def prepare(module: nn.Module, images: Tensor, spec: dict, where) -> tuple[Contestant, dict]:
+    """The model ready to be timed, and what was found out on the way.
+
+    Raises MeasurementError for outputs that are not the reference's, torch.OutOfMemoryError.
+    """
+    name = type(module).__name__
+    with torch.autocast(where.type, enabled=False):
+        modes.set_attention(module, "paper")
+        reference = seeded(module, images)
+        modes.set_attention(module, spec["mode"])
+        compare(seeded(module, images), reference, "fp32", name)  # exactly, but for the format
+    module, images = modes.cast(module, images, spec)
+    operations = roofline.operations(module, images)
+    if where.type == "cuda":
+        torch.cuda.synchronize(where)
+        torch.cuda.reset_peak_memory_stats(where)
+    before = torch.cuda.memory_allocated(where) if where.type == "cuda" else None
+    run = modes.make_run(module, images, spec, where)
+    found = {
+        "check": compare(seeded(run, images), reference, spec["precision"], name),
+        "attention": roofline.attention_backends(operations),
+        "cuda_graph": isinstance(run, modes.Replayed),
+        "operations": operations,
+    }
+    one = Contestant(run, images)
+    timing.warm_up(one, where)
+    if before is not None:
+        weights = sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
+        peak = torch.cuda.max_memory_allocated(where) - before + weights + images.nbytes
+        found["peak_memory_mib"] = peak / 2**20
+    return one, found
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def enough(contestants: list[Contestant], least: int) -> bool:
+    """Whether more rounds would add little."""
+    done = len(contestants[0].rates)
+    if done < least:
+        return False
+    if done >= MOST_ROUNDS * least:
+        return True
+    first = contestants[0].rates
+    for one in contestants[1:]:
+        speedup = statistics.median(one.rates) / statistics.median(first)
+        if ratios.width(ratios.interval(one.rates, first), speedup) > ratios.STEADY / 2:
+            return False
+    return True
+
+
+def measure_batch(spec: dict, site: dict | None, where: torch.device, machine: dict) -> dict:
+    """Time every model of the section at one batch size; -> methods, what was seen, suspicions."""
+    modules = [modes.make_model(model, where, site) for model in spec["models"]]
+    inputs, names = make_inputs(modules, spec, site, where)
+    methods, contestants, measured = [], [], []
+    with modes.forward_only(spec, where):
+        for model, module, images in zip(spec["models"], modules, inputs, strict=True):
+            method = describe(model, module, images)
+            methods.append(method)
+            try:
+                one, found = prepare(module, images, spec, where)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                method["out_of_memory"] = True
+                gc.collect()
+                continue
+            method |= found
+            contestants.append(one)
+            measured.append(method)
+        with watch.watch(where) as seen:
+            while contestants and not enough(contestants, spec["rounds"]):
+                timing.time_round(contestants, where)
+    results = finish(methods, measured, contestants, seen, spec, machine)
+    results["suspect"] = []
+    if contestants:
+        summary = seen.summary(span for one in contestants for span in one.spans)
+        results["seen"] = summary
+        results["suspect"] = watch.suspicions(summary, contestants[0].rates, where)
     return results | ({"images": names} if names else {})
 
 
-def operations(model: dict, module: nn.Module, images: Tensor) -> dict:
-    """MACs of one image; of a model with trained weights the mean over the timed images."""
-    if "weights" not in model:
-        return {"macs_g": macs.count(module, tuple(images.shape[1:])) / 1e9}
-    counts = macs.per_image(module, images)
-    return {"macs_g": counts["mean_g"], "macs_per_image": counts}
+def finish(methods, measured, contestants, seen, spec: dict, machine: dict) -> dict:
+    """The methods' entries with their rates, and beside each speed-up its two ceilings."""
+    baseline = methods[0]
+    fuses = spec["mode"] == "compiled"
+    times = [roofline.seconds(method.pop("operations"), machine, fuses) for method in measured]
+    for method, one, least in zip(measured, contestants, times, strict=True):
+        method["out_of_memory"] = False
+        method |= ratios.summarise(one.rates, contestants[0].rates)
+        if measured[0] is baseline:
+            method["ceilings"] = {
+                "macs": baseline["macs_g"] / method["macs_g"],
+                "roofline": times[0] / least,
+            }
+        else:  # the baseline ran out of memory: nothing to compare with
+            for key in ("speedup", "speedup_interval", "speedup_quartiles"):
+                method[key] = None
+        power = seen.power_w(one.spans)
+        method["images_per_joule"] = power and method["images_per_s"] / power
+        method["latency_ms"] = ratios.percentiles(one.latencies) if one.latencies else None
+    return {"methods": methods}
+
+
+def measure_section(spec: dict, site: dict | None = None) -> dict:
+    """Time a section at its batch size, or at all of its `batch_sizes`; -> the record's results."""
+    modes.check_point(spec)
+    warnings.filterwarnings("ignore", message=".*(TF32|tf32|TensorFloat32).*")
+    torch.set_num_threads(spec["threads"])
+    modes.exact_fp32()
+    torch.manual_seed(0)
+    where = device.choose(spec["device"])
+    machine = roofline.measure_machine(spec["precision"], where)
+    sizes = spec.get("batch_sizes") or [spec["batch_size"]]
+    found = []
+    for size in sizes:
+        measured = measure_batch(spec | {"batch_size": size}, site, where, machine)
+        found.append({"batch_size": size, **measured})
+        torch.compiler.reset()
+        gc.collect()
+    common = {
+        "device": device.describe(where),
+        "machine": machine,
+        "environment": environment(),
+    }
+    return common | ({"sizes": found} if "batch_sizes" in spec else found[0])
+
+
+if __name__ == "__main__":
+    from workflow.node import by_hand
+
+    by_hand.main()

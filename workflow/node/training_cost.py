@@ -16,9 +16,10 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from workflow.node import build, device, macs
 from workflow.node.fresh import MeasurementError, environment
+from workflow.node.modes import set_attention
 from workflow.node.place import Place
 from workflow.node.stepping import Stepper
-from workflow.node.throughput import set_attention, synchronise
+from workflow.node.timing import synchronise
 
 ROUND_S = 1.0  # a model's share of a round is at least one step and about this long
 GIB = 2**30

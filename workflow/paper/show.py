@@ -8,6 +8,7 @@ import pandas as pd
 ACCURACY = "top-1 %"
 SPEED = "images/s"
 GAIN = "speed-up %"
+CEILING = "by MACs %"  # what fewer operations alone can give
 
 
 def layout(frame: pd.DataFrame) -> pd.DataFrame:
@@ -19,6 +20,7 @@ def layout(frame: pd.DataFrame) -> pd.DataFrame:
         ("trained here", ACCURACY): frame["top1"],
         ("timed here", SPEED): frame["throughput"],
         ("timed here", GAIN): frame["speedup_pct"],
+        ("timed here", CEILING): frame["ceiling_macs_pct"],
         ("timed here", "GMACs"): frame["macs_g"],
         ("printed (V100)", ACCURACY): frame["top1_paper"],
         ("printed (V100)", SPEED): frame["throughput_paper"],

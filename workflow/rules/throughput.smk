@@ -2,14 +2,11 @@ rule throughput:
     input:
         unpack(plan.throughput_inputs),
     output:
-        "{root}/throughput/{section}/{device}-{mode}-{precision}-b{batch}.json",
+        "{root}/throughput/{section}/{point}.json",
     log:
-        "{root}/throughput/{section}/{device}-{mode}-{precision}-b{batch}/throughput.log",
+        "{root}/throughput/{section}/{point}/throughput.log",
     wildcard_constraints:
-        device="cpu|cuda",
-        mode="paper|fused",
-        precision="fp32|bf16|fp16",
-        batch="[1-9][0-9]*",
+        point=plan.throughput_points,
     conda:
         "../../environment.yml"
     resources:

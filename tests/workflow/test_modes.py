@@ -1,0 +1,82 @@
+"""Every model in every mode computes what it does in fp32 with unfused attention."""
+
+import pytest
+import torch
+
+from tests.models import families
+from workflow.node import modes, throughput
+from workflow.node.fresh import MeasurementError
+
+CPU = torch.device("cpu")
+POINTS = [
+    {"mode": "paper", "precision": "fp32"},
+    {"mode": "fused", "precision": "fp32"},
+    {"mode": "fused", "precision": "bf16"},
+    {"mode": "amp", "precision": "bf16"},
+    {"mode": "fused", "precision": "fp32", "channels_last": True},
+]
+
+
+def spec(**point) -> dict:
+    whole = {"channels_last": False, "cuda_graphs": 16, "batch_size": 2, "rounds": 5}
+    return {"device": "cpu", **whole, **point}
+
+
+@pytest.mark.parametrize("point", POINTS, ids=lambda point: "-".join(map(str, point.values())))
+@pytest.mark.parametrize("key", families.FAMILIES)
+def test_outputs_are_the_reference_s(key, point):
+    if key == "dynamic_deit" and point["precision"] == "bf16":
+        pytest.skip("of 16 patches, bf16 drops others than fp32: too small a model to compare")
+    whole = spec(**point)
+    with modes.forward_only(whole, CPU):
+        one, found = throughput.prepare(
+            families.build(key).eval(), families.images(key), whole, CPU
+        )
+    assert found["check"]["distance"] <= found["check"]["tolerance"]
+    dtype = torch.bfloat16 if point["precision"] == "bf16" else torch.float32
+    assert one.images.dtype == (torch.float32 if point["mode"] == "amp" else dtype)
+
+
+def test_a_compiled_model_computes_the_same():
+    """Of two blocks, one of which selects, and at random: those numbers must be the same too."""
+    whole = spec(mode="compiled", precision="fp32")
+    model = families.build("evo_deit", depth=2, start_block=1, scores="random").eval()
+    with modes.forward_only(whole, CPU):
+        one, found = throughput.prepare(model, families.images("evo_deit"), whole, CPU)
+    assert one.run is not model
+    assert found["check"]["distance"] <= 1e-4
+
+
+def test_what_can_not_be_compiled_is_said():
+    """IA-RED2 with weights of its own decides how many patches stay: no one graph."""
+    whole = spec(mode="compiled", precision="fp32")
+    model = families.build("ia_red2_deit").eval()
+    with modes.forward_only(whole, CPU), pytest.raises(MeasurementError, match="can't be compiled"):
+        throughput.prepare(model, families.images("ia_red2_deit"), whole, CPU)
+
+
+@pytest.mark.parametrize(("mode", "fused"), [("paper", False), ("fused", True), ("amp", True)])
+def test_the_papers_mode_is_unfused_everywhere(mode, fused):
+    model = families.build("evo_deit")
+    modes.set_attention(model, mode)
+    flags = {part.fused_attn for part in model.modules() if hasattr(part, "fused_attn")}
+    assert flags == {fused}
+
+
+def test_every_layer_of_a_fresh_model_counts():
+    model = {"name": "evo_levit_128s", "kwargs": {"num_classes": 5}}
+    module = modes.make_model(model, CPU)
+    assert all(p.any() for name, p in module.named_parameters() if name.endswith("weight"))
+
+
+@pytest.mark.parametrize(
+    ("point", "device", "graph"),
+    [
+        ({"mode": "fused", "batch_size": 16}, "cuda", True),
+        ({"mode": "fused", "batch_size": 17}, "cuda", False),
+        ({"mode": "paper", "batch_size": 1}, "cuda", False),
+        ({"mode": "fused", "batch_size": 1}, "cpu", False),
+    ],
+)
+def test_small_batches_of_a_gpu_are_replayed_as_graphs(point, device, graph):
+    assert modes.wants_graph(spec(**point), torch.device(device)) == graph

@@ -1,0 +1,49 @@
+"""Points of measurement and the names of their records."""
+
+import re
+
+import pytest
+
+from workflow import points, runs
+from workflow.points import PointError
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cuda-paper-fp32-b256",
+        "cpu-fused-bf16-b1",
+        "cuda-amp-fp16-b64",
+        "cuda-compiled-bf16-sweep",
+        "cpu-fused-fp32-b32-channels_last",
+    ],
+)
+def test_a_name_says_its_point_and_a_point_its_name(name, config):
+    shown = runs.throughput_point(config, "imagenet")
+    point = points.parse(name, shown)
+    assert points.name(point) == name
+    assert (point["threads"], point["rounds"]) == (shown["threads"], shown["rounds"])
+    assert ("batch_size" in point) != ("batch_sizes" in point)
+    assert re.fullmatch(points.wildcard(points.THROUGHPUT), name)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("cuda-paper-bf16-b256", "mode paper is fp32"),
+        ("cuda-amp-fp32-b256", "say mode fused"),
+        ("cpu-fused-fp16-b32", "needs a GPU"),
+        ("cuda-fast-fp32-b256", "is no <device>"),
+        ("cuda-fused-fp32-b0", "is no <device>"),
+    ],
+)
+def test_what_nothing_can_run_is_refused_with_its_reason(name, why, config):
+    with pytest.raises(PointError, match=why):
+        points.parse(name, runs.throughput_point(config, "imagenet"))
+
+
+def test_auto_is_a_gpu_where_one_may_be_seen(monkeypatch):
+    monkeypatch.setattr(points, "gpu_is_here", lambda: True)
+    assert points.resolve({"device": "auto", "weights": 1}, "weights") == {"device": "cuda"}
+    monkeypatch.setattr(points, "gpu_is_here", lambda: False)
+    assert points.resolve({"device": "auto"}) == {"device": "cpu"}

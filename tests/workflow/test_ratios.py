@@ -1,0 +1,49 @@
+"""How sure a speed-up is."""
+
+import random
+
+import pytest
+
+from workflow.node import ratios
+
+
+def rounds(count: int, speed: float, noise: float, seed: int) -> list[float]:
+    draw = random.Random(seed)
+    return [speed * (1 + noise * draw.gauss(0, 1)) for _ in range(count)]
+
+
+def test_the_speed_up_is_that_of_the_shown_medians():
+    found = ratios.summarise([3.0, 6.0, 9.0, 12.0, 15.0], [2.0, 4.0, 6.0, 8.0, 10.0])
+    assert found["images_per_s"] == 9.0
+    assert found["speedup"] == 1.5
+    assert found["speedup_quartiles"] == [1.5, 1.5]
+    assert found["quartiles"] == [6.0, 12.0]
+    assert found["rounds"] == [3.0, 6.0, 9.0, 12.0, 15.0]
+
+
+def test_the_interval_holds_the_true_ratio_about_as_often_as_it_says():
+    held = 0
+    for seed in range(100):
+        one, other = rounds(15, 150, 0.03, seed), rounds(15, 100, 0.03, seed + 1000)
+        low, high = ratios.interval(one, other)
+        held += low <= 1.5 <= high
+    assert 85 <= held <= 100
+
+
+def test_a_common_drift_does_not_widen_the_interval():
+    """Both models slow down together: resampled as pairs, their ratio stays sure."""
+    slower = [1 - 0.02 * i for i in range(15)]
+    bounds = ratios.interval([150 * s for s in slower], [100 * s for s in slower])
+    assert bounds == pytest.approx([1.5, 1.5])
+
+
+def test_an_unsure_speed_up_is_suspect():
+    steady = ratios.summarise(rounds(15, 150, 0.005, 1), rounds(15, 100, 0.005, 2))
+    assert steady["suspect"] == []
+    shaken = ratios.summarise(rounds(15, 150, 0.2, 1), rounds(15, 100, 0.2, 2))
+    assert "is unsure" in shaken["suspect"][0]
+
+
+def test_percentiles_are_milliseconds():
+    found = ratios.percentiles([i / 1000 for i in range(1, 102)])
+    assert found == pytest.approx({"p50": 51, "p90": 91, "p95": 96, "p99": 100})

@@ -1,0 +1,157 @@
+"""What else happened on the device: a GPU through a false nvidia-smi, this CPU as it is."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from workflow.node import nvidia, sensors, watch
+from workflow.node.sensors import Sample
+
+SMI = """#!{python}
+import sys
+known = {known!r}
+query = next(a for a in sys.argv if a.startswith("--query")).partition("=")[2]
+assert any(a == "--id=GPU-1" for a in sys.argv), sys.argv
+if any(field not in known for field in query.split(",")):
+    sys.exit("Field is not a valid field to query.")
+print(", ".join(known[field] for field in query.split(",")))
+"""
+KNOWN = {
+    "clocks.sm": "1380", "power.draw": "250.5", "temperature.gpu": "61", "pid": "17",
+    "clocks_throttle_reasons.active": "0x0000000000000000", "driver_version": "535.1",
+    "clocks.max.sm": "1530", "clocks.max.memory": "877", "power.limit": "300.0",
+}  # fmt: skip
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+@pytest.fixture
+def smi(tmp_path, monkeypatch):
+    """A function: from now on nvidia-smi answers with these values."""
+
+    def answer(**values) -> None:
+        known = KNOWN | {key.replace("__", "."): value for key, value in values.items()}
+        path = tmp_path / "bin/nvidia-smi"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(SMI.format(python=sys.executable, known=known))
+        path.chmod(0o755)
+
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    answer()
+    return answer
+
+
+def test_a_gpu_tells_clock_power_heat_and_driver(smi):
+    gpu = nvidia.Gpu("1")
+    assert gpu.fixed() == {
+        "driver": "535.1", "clock_limit_mhz": 1530.0, "memory_clock_limit_mhz": 877.0,
+        "power_limit_w": 300.0, "other_processes": 0,
+    }  # fmt: skip
+    seen = gpu.look()
+    assert (seen.clock_mhz, seen.power_w, seen.temperature_c) == (1380.0, 250.5, 61.0)
+    assert seen.throttled == ()
+
+
+def test_newer_drivers_call_the_reasons_by_another_name(smi):
+    smi(clocks_event_reasons__active="0x0000000000000020")
+    assert nvidia.Gpu("GPU-1").look().throttled == ("heat",)
+
+
+def test_another_process_on_the_gpu_is_counted(smi):
+    smi(pid="17\n18\n19")
+    assert nvidia.Gpu("GPU-1").fixed()["other_processes"] == 2
+
+
+def test_what_a_gpu_does_not_tell_is_none(smi):
+    smi(power__draw="[N/A]")
+    assert nvidia.Gpu("GPU-1").look().power_w is None
+
+
+def test_without_nvidia_smi_nothing_is_known(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    gpu = nvidia.Gpu("GPU-1")
+    assert gpu.look() is None
+    assert gpu.fixed()["driver"] is None
+    assert gpu.fixed()["other_processes"] is None
+
+
+def test_reasons_that_are_no_slowing_do_not_count():
+    assert nvidia.throttles("0x0000000000000001") == ()  # idle
+    assert nvidia.throttles("0x0000000000000044") == ("power cap", "heat, by hardware")
+
+
+def seen_by(samples, **fixed) -> dict:
+    one = watch.Watch(lambda: None, fixed)
+    with one:
+        one.samples = samples
+    return one.summary([(0, 10)]) | {"cpu_taken_by_others": 0.0}
+
+
+def test_only_samples_from_timed_moments_count():
+    samples = [Sample(1, clock_mhz=100, power_w=10), Sample(2, clock_mhz=101, power_w=20)]
+    samples.append(Sample(99, clock_mhz=5000, power_w=1))
+    seen = seen_by(samples)
+    assert seen["samples"] == 2
+    assert seen["clock_mhz"] == {"least": 100, "median": 100.5, "most": 101}
+    one = watch.Watch(lambda: None, {})
+    one.samples = samples
+    assert one.power_w([(0, 10)]) == 15
+    assert one.power_w([(3, 4)]) is None
+
+
+@pytest.mark.parametrize(
+    ("samples", "fixed", "baseline", "said"),
+    [
+        ([Sample(1, 1500), Sample(2, 1500)], {"other_processes": 0}, [100.0] * 6, None),
+        ([Sample(1, 1500)], {"other_processes": 1}, [100.0] * 6, "1 other process"),
+        ([Sample(1, 1500), Sample(2, 1200)], {}, [100.0] * 6, "the clock went from 1200 to 1500"),
+        ([Sample(1, 1500, throttled=("heat",))], {}, [100.0] * 6, "throttled (heat) in 100 %"),
+        ([], {}, [100.0, 100, 100, 100, 90, 90], "the baseline went from 100.0 to 90.0"),
+    ],
+)
+def test_what_makes_a_measurement_suspect(samples, fixed, baseline, said):
+    found = watch.suspicions(seen_by(samples, **fixed), baseline, CUDA)
+    assert (said in found[0]) if said else found == []
+
+
+def test_others_on_the_processors_are_noticed():
+    """A busy neighbour on this process's only processor."""
+    import os
+
+    allowed = os.sched_getaffinity(0)
+    busy = [sys.executable, "-c", "while True: pass"]
+    os.sched_setaffinity(0, {min(allowed)})
+    neighbour = subprocess.Popen(busy)
+    try:
+        with watch.watch(CPU) as seen:
+            end = time.monotonic() + 2
+            while time.monotonic() < end:
+                pass
+    finally:
+        neighbour.kill()
+        neighbour.wait()
+        os.sched_setaffinity(0, allowed)
+    summary = seen.summary(())
+    assert summary["cpu_taken_by_others"] > 0.2
+    assert "others took" in watch.suspicions(summary, [1.0, 1.0], CPU)[0]
+
+
+def test_the_energy_counters_give_power(tmp_path):
+    package = tmp_path / "intel-rapl:0"
+    (package / "intel-rapl:0:0").mkdir(parents=True)  # a part of the package, counted in it
+    for path, value in ((package, 1_000_000), (package / "intel-rapl:0:0", 7)):
+        (path / "energy_uj").write_text(str(value))
+    processor = sensors.Processor(rapl=tmp_path, cpus=tmp_path)
+    assert processor.look().power_w is None  # there must be a before
+    (package / "energy_uj").write_text(str(3_000_000))
+    time.sleep(0.05)
+    assert 0 < processor.look().power_w <= 2 / 0.05
+    (package / "energy_uj").write_text("5")  # it wrapped around
+    assert processor.look().power_w is None
+
+
+def test_a_processor_that_tells_nothing_gives_no_samples(tmp_path):
+    assert sensors.Processor(rapl=tmp_path, cpus=Path(tmp_path)).look() is None

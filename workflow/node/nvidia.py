@@ -1,0 +1,80 @@
+"""What nvidia-smi tells of one GPU. It is there wherever the driver is, unlike NVML's bindings."""
+
+import subprocess
+import time
+
+from workflow.node.sensors import Sample
+
+FIELDS = ("clocks.sm", "power.draw", "temperature.gpu")
+REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")  # newer drivers, older
+NAMES = {  # bits of the reasons that slow a clock down; idle and a set clock are none
+    0x04: "power cap", 0x08: "hardware slowdown", 0x10: "sync boost", 0x20: "heat",
+    0x40: "heat, by hardware", 0x80: "power brake",
+}  # fmt: skip
+PATIENCE_S = 10
+
+
+def ask(*arguments: str) -> list[str] | None:
+    """The lines of nvidia-smi's answer; None if it has none."""
+    command = ["nvidia-smi", "--format=csv,noheader,nounits", *arguments]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.splitlines() if done.returncode == 0 else None
+
+
+class Gpu:
+    """One GPU by its UUID ("GPU-..." or without the prefix, as torch has it)."""
+
+    def __init__(self, uuid: str):
+        self.uuid = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
+        self.reasons = next((field for field in REASONS if self._query(field)), None)
+
+    def _query(self, *fields: str) -> list[str] | None:
+        lines = ask(f"--id={self.uuid}", f"--query-gpu={','.join(fields)}")
+        return [value.strip() for value in lines[0].split(",")] if lines else None
+
+    def fixed(self) -> dict:
+        """Driver, limits, and how many processes beside this one compute on it now."""
+        fields = ("driver_version", "clocks.max.sm", "clocks.max.memory", "power.limit")
+        found = self._query(*fields) or [None] * len(fields)
+        apps = ask(f"--id={self.uuid}", "--query-compute-apps=pid")
+        # this process is one of them; in a container it has another number there
+        others = None if apps is None else max(0, len([line for line in apps if line.strip()]) - 1)
+        return {
+            "driver": found[0],
+            "clock_limit_mhz": number(found[1]),
+            "memory_clock_limit_mhz": number(found[2]),
+            "power_limit_w": number(found[3]),
+            "other_processes": others,
+        }
+
+    def look(self) -> Sample | None:
+        """A sample of the GPU now; None if nvidia-smi is not there."""
+        fields = (*FIELDS, *([self.reasons] if self.reasons else []))
+        found = self._query(*fields)
+        if found is None:
+            return None
+        clock, power, heat, *reasons = found
+        return Sample(time.time(), number(clock), number(power), number(heat),
+                      throttles(reasons[0]) if reasons else ())  # fmt: skip
+
+
+def number(text: str | None) -> float | None:
+    """A value; None for what the GPU does not tell ("[N/A]")."""
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None
+
+
+def throttles(mask: str) -> tuple[str, ...]:
+    """The reasons in "0x0000000000000004" that slow a clock down."""
+    try:
+        bits = int(mask, 16)
+    except ValueError:
+        return ()
+    return tuple(name for bit, name in NAMES.items() if bits & bit)

@@ -1,0 +1,98 @@
+"""The whole of Tables 1 to 4 on one machine, where only torch and timm need to be installed.
+
+    python -m workflow.node.survey --device cuda --output measured
+
+leaves measured/throughput/<section>/<point>.json. Back where the workflow is, `python -m
+workflow.login.take_in measured` makes them its own. Started again, it goes on where it was.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from workflow import points, records, runs
+from workflow.campaign import TABLES, Config
+from workflow.node import by_hand, fresh
+
+DEFAULT = {
+    "cuda": ["paper-fp32-b256", "fused-fp32-b256", "fused-bf16-b256", "amp-bf16-b256",
+             "compiled-bf16-b256"],
+    "cpu": ["fused-fp32-b32", "fused-bf16-b32"],
+}  # fmt: skip
+SWEPT = ("deit_tiny", "deit_small")  # from batch 1 to 1024, compiled
+SETTING = {"cuda": "imagenet", "cpu": "demo"}  # whose threads and rounds are taken
+
+
+def plan(config: Config, given: argparse.Namespace) -> list[tuple[str, dict]]:
+    """(section, point) of every measurement, the tables' order within each point."""
+    rest = runs.throughput_point(config, given.setting or SETTING[given.device])
+    if given.threads:
+        rest["threads"] = given.threads
+    sections = [name for table in given.tables for name in config.sections_of(table)]
+    sections = [name for name in dict.fromkeys(sections) if name in (given.sections or sections)]
+    wanted = given.points or DEFAULT[given.device]
+    found = [(section, name) for name in wanted for section in sections]
+    if given.device == "cuda" and not given.points:
+        found += [(section, "compiled-bf16-sweep") for section in SWEPT if section in sections]
+    return [(section, points.parse(f"{given.device}-{name}", rest)) for section, name in found]
+
+
+def measure(config: Config, section: str, point: dict, setting: str, output: Path) -> dict:
+    """The record of one section at one point: the one that is there already, or a new one.
+
+    Raises fresh.MeasurementError.
+    """
+    path = Path(runs.throughput_path(str(output), section, point))
+    spec = runs.throughput_spec(config, setting, section, point, weights="assumed")
+    try:
+        return records.read(path, runs.spec_hash(spec))
+    except records.RecordError:
+        pass
+    with tempfile.TemporaryDirectory() as folder:
+        record = fresh.run(spec, {}, Path(folder))
+    records.write_json(path, record)
+    return record
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m workflow.node.survey", description=__doc__.splitlines()[0]
+    )
+    made.add_argument("--output", type=Path, required=True, help="folder of the records")
+    made.add_argument("--device", choices=points.DEVICES,
+                      default="cuda" if torch.cuda.is_available() else "cpu")  # fmt: skip
+    made.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
+    made.add_argument("--sections", nargs="+", help="only these of the tables' sections")
+    made.add_argument("--points", nargs="+", metavar="MODE-PRECISION-bN",
+                      help="such as paper-fp32-b256, compiled-bf16-sweep")  # fmt: skip
+    made.add_argument("--setting", help="whose threads and rounds are taken (settings.yaml)")
+    made.add_argument("--threads", type=int, help="instead of the setting's")
+    return made
+
+
+def main() -> None:
+    given, config = parser().parse_args(), Config.load()
+    setting = given.setting or SETTING[given.device]
+    try:
+        wanted = plan(config, given)
+    except points.PointError as error:
+        sys.exit(f"ERROR: {error}")
+    failed = 0
+    for number, (section, point) in enumerate(wanted, 1):
+        print(f"[{number}/{len(wanted)}] {section} {points.name(point)}", flush=True)
+        try:
+            record = measure(config, section, point, setting, given.output)
+        except fresh.MeasurementError as error:
+            failed += 1
+            print(f"  ERROR: {error}", flush=True)
+        else:
+            print("\n".join(f"  {said}" for said in by_hand.lines(record["results"])), flush=True)
+    if failed:
+        sys.exit(f"{failed} of {len(wanted)} could not be measured; started again, only those are.")
+
+
+if __name__ == "__main__":
+    main()

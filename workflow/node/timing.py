@@ -1,0 +1,83 @@
+"""Timing models in turns: A B C A B C ..., so that whatever drifts, drifts under all of them."""
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from workflow.node.modes import Run
+
+WARM_UP_PASSES = 2
+ROUND_S = 1.0  # each model's share of a round is at least one pass and about this long
+MOST_PASSES = 1000
+
+
+@dataclass
+class Contestant:
+    """One model on its images, and what was seen of it so far."""
+
+    run: Run
+    images: Tensor
+    passes: int = 1  # in its share of a round
+    rates: list[float] = field(default_factory=list)  # images per second, one number a round
+    latencies: list[float] = field(default_factory=list)  # seconds, at batch 1: of each pass
+    spans: list[tuple[float, float]] = field(default_factory=list)  # time.time() of its shares
+
+
+def synchronise(where: torch.device) -> None:
+    if where.type == "cuda":
+        torch.cuda.synchronize(where)
+
+
+def time_passes(run: Run, images: Tensor, passes: int, where: torch.device) -> float:
+    """Seconds for `passes` forward passes, from an idle device to an idle device.
+
+    On a GPU by its own clock (events), so that a busy host does not count.
+    """
+    synchronise(where)
+    if where.type == "cuda":
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        for _ in range(passes):
+            run(images)
+        last.record()
+        synchronise(where)
+        return first.elapsed_time(last) / 1000
+    started = time.perf_counter()
+    for _ in range(passes):
+        run(images)
+    return time.perf_counter() - started
+
+
+def time_each(run: Run, images: Tensor, passes: int, where: torch.device) -> list[float]:
+    """Seconds from asking for a pass to having its result, of each of `passes`."""
+    found = []
+    for _ in range(passes):
+        synchronise(where)
+        started = time.perf_counter()
+        run(images)
+        synchronise(where)
+        found.append(time.perf_counter() - started)
+    return found
+
+
+def warm_up(one: Contestant, where: torch.device) -> None:
+    """Run a few passes, and find how many make a share of a round."""
+    time_passes(one.run, one.images, WARM_UP_PASSES, where)
+    seconds = time_passes(one.run, one.images, WARM_UP_PASSES, where) / WARM_UP_PASSES
+    one.passes = min(MOST_PASSES, max(1, round(ROUND_S / seconds)))
+
+
+def time_round(contestants: list[Contestant], where: torch.device) -> None:
+    """One share of each, in their order."""
+    for one in contestants:
+        begun = time.time()
+        if len(one.images) == 1:
+            seconds = time_each(one.run, one.images, one.passes, where)
+            one.latencies += seconds
+            taken = sum(seconds)
+        else:
+            taken = time_passes(one.run, one.images, one.passes, where)
+        one.spans.append((begun, time.time()))
+        one.rates.append(one.passes * len(one.images) / taken)

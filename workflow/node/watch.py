@@ -1,0 +1,118 @@
+"""What else happens on the device while models are timed: other processes, clocks, power, heat.
+
+What can't be seen is None in the record.
+"""
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+
+from workflow.node import nvidia
+from workflow.node.sensors import Processor, Sample, busy_s, processors
+
+EVERY_S = 0.5
+BUSY = 0.05  # of the processors that were used: what others may take before it is suspect
+DRIFT = 0.05  # of the clock, and of the baseline's speed from the first rounds to the last
+THROTTLED = 0.05  # of the samples
+
+
+class Watch:
+    """Samples the device in the background while the block runs."""
+
+    def __init__(self, look: Callable[[], Sample | None], fixed: dict):
+        self.look, self.fixed = look, fixed
+        self.samples: list[Sample] = []
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def _follow(self) -> None:
+        while not self._end.is_set():
+            if (sample := self.look()) is not None:
+                self.samples.append(sample)
+            self._end.wait(EVERY_S)
+
+    def __enter__(self) -> "Watch":
+        self.processors = processors()
+        self._began = self._work()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._end.set()
+        self._thread.join()
+        passed, busy, own = (
+            now - then for now, then in zip(self._work(), self._began, strict=True)
+        )
+        self.others_share = max(0.0, busy - own) / (passed * len(self.processors))
+
+    def _work(self) -> tuple[float, float, float]:
+        """Seconds: the time, what this process's processors have worked, and what of it for it."""
+        return time.monotonic(), busy_s(self.processors), time.process_time()
+
+    def during(self, spans: Iterable[tuple[float, float]]) -> list[Sample]:
+        """The samples that fall into the spans (time.time())."""
+        spans = list(spans)
+        return [s for s in self.samples if any(a <= s.time <= b for a, b in spans)]
+
+    def power_w(self, spans: Iterable[tuple[float, float]]) -> float | None:
+        """Mean power during the spans."""
+        seen = [s.power_w for s in self.during(spans) if s.power_w is not None]
+        return statistics.mean(seen) if seen else None
+
+    def summary(self, spans: Iterable[tuple[float, float]]) -> dict:
+        """For the record: what was seen during the spans in which models were timed."""
+        seen = self.during(spans)
+        reasons = sorted({reason for sample in seen for reason in sample.throttled})
+        shares = {r: sum(r in sample.throttled for sample in seen) / len(seen) for r in reasons}
+        return {
+            **self.fixed,
+            "samples": len(seen),
+            "clock_mhz": _range([s.clock_mhz for s in seen]),
+            "power_w": _range([s.power_w for s in seen]),
+            "temperature_c": _range([s.temperature_c for s in seen]),
+            "throttled": shares,
+            "cpu_taken_by_others": self.others_share,
+        }
+
+
+def _range(values: list[float | None]) -> dict | None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return {"least": min(known), "median": statistics.median(known), "most": max(known)}
+
+
+def suspicions(seen: dict, baseline: list[float], where: torch.device) -> list[str]:
+    """Why a measurement can't be trusted; nothing is the normal answer.
+
+    `seen` is a watch's summary, `baseline` the dense model's images/s, round by round.
+    """
+    found = []
+    if seen.get("other_processes"):
+        found.append(f"{seen['other_processes']} other process(es) on the GPU")
+    others = seen["cpu_taken_by_others"]
+    if where.type == "cpu" and others is not None and others > BUSY:
+        found.append(f"others took {100 * others:.0f} % of the processors")
+    for reason, share in seen["throttled"].items():
+        if share > THROTTLED:
+            found.append(f"throttled ({reason}) in {100 * share:.0f} % of the time")
+    if clock := seen["clock_mhz"]:
+        drift = (clock["most"] - clock["least"]) / clock["median"]
+        if drift > DRIFT:
+            found.append(f"the clock went from {clock['least']:.0f} to {clock['most']:.0f} MHz")
+    third = max(1, len(baseline) // 3)
+    early, late = statistics.median(baseline[:third]), statistics.median(baseline[-third:])
+    if abs(late / early - 1) > DRIFT:
+        found.append(f"the baseline went from {early:.1f} to {late:.1f} images/s")
+    return found
+
+
+def watch(where: torch.device) -> Watch:
+    """The watch for a device."""
+    if where.type == "cuda":
+        gpu = nvidia.Gpu(str(torch.cuda.get_device_properties(where).uuid))
+        return Watch(gpu.look, gpu.fixed())
+    return Watch(Processor().look, {})

@@ -1,0 +1,148 @@
+"""What records say of one row: accuracy, speed, where both come from, and what to beware of."""
+
+import statistics
+from pathlib import Path
+
+from workflow import records, runs
+from workflow.campaign import Config, run_name
+
+
+class Records:
+    """A setting's records by what they are of; `partial` takes a missing or old one for absent."""
+
+    def __init__(self, config: Config, root: str, partial: bool):
+        self.config, self.root, self.partial = config, root, partial
+        self.setting = config.setting_of(root)
+
+    def _read(self, path: str, spec: dict) -> dict | None:
+        try:
+            return records.read(path, runs.spec_hash(spec))
+        except records.RecordError:
+            if self.partial:
+                return None
+            raise
+
+    def trained(self, row: str) -> list[dict]:
+        """The records of a row's seeds."""
+        names = [run_name(row, seed) for seed in self.config.seeds(row)]
+        found = (
+            self._read(
+                f"{self.root}/runs/{name}/train.json",
+                runs.train_spec(self.config, self.setting, name),
+            )
+            for name in names
+        )
+        return [record for record in found if record is not None]
+
+    def throughput(self, section: str) -> dict | None:
+        """The record of the point of measurement that the setting's tables show."""
+        point = runs.throughput_point(self.config, self.setting)
+        return self._read(
+            runs.throughput_path(self.root, section, point),
+            runs.throughput_spec(self.config, self.setting, section, point),
+        )
+
+
+def speedup_pct(rate: float, baseline: float) -> float:
+    return 100 * (rate / baseline - 1)
+
+
+def measured(run: str, section: str, found: Records) -> dict:
+    """The columns of a row that was trained or timed; {} where there is no record of either.
+
+    `source` says where the numbers come from, `flags` what to beware of.
+    """
+    accuracy, speed = trained_columns(run, section, found), speed_columns(run, section, found)
+    said = [text for columns in (accuracy, speed) for text in columns.pop("said", [])]
+    flags = [text for columns in (accuracy, speed) for text in columns.pop("flags", [])]
+    if not said:
+        return {}
+    source = f"measured ({'; '.join(said)})"
+    return {**accuracy, **speed, "source": source, "flags": "; ".join(flags) or None}
+
+
+def trained_columns(run: str, section: str, found: Records) -> dict:
+    """Top-1 over the row's seeds."""
+    trained = found.trained(run)
+    if not trained:
+        return {}
+    accuracies = [record["results"]["top1"] for record in trained]
+    dense = found.config.items["sections"][section][0]
+    left_out = sum(len(record["results"].get("deviations", [])) for record in trained)
+    return {
+        "top1": statistics.mean(accuracies),
+        "seeds": describe_seeds(accuracies),
+        "run": run,
+        "said": [f"top1: {describe_training(trained[0], found.config)}",
+                 *describe_epochs(trained[0], found.trained(dense))],
+        "flags": [f"{left_out} training steps left out, their loss not finite"] * bool(left_out),
+    }  # fmt: skip
+
+
+def speed_columns(run: str, section: str, found: Records) -> dict:
+    """Images/s, the speed-up over the section's first model, and its two ceilings."""
+    record = found.throughput(section)
+    if record is None:
+        return {}
+    methods = {method["run"]: method for method in record["results"]["methods"]}
+    method, baseline = methods[run], record["results"]["methods"][0]
+    row = {key: method[key] for key in ("macs_g", "params_m", "resolution")}
+    row |= {key: record["spec"][key] for key in ("batch_size", "precision", "mode")}
+    row |= {"device": record["results"]["device"], "run": run}
+    flags = [f"profile={method['profile']}"] if method.get("profile") else []
+    if method["out_of_memory"]:
+        flags.append("out of memory")
+    else:
+        row["throughput"] = method["images_per_s"]
+        if method is not baseline and method["speedup"] is not None:
+            row["speedup_pct"] = speedup_pct(method["images_per_s"], baseline["images_per_s"])
+            row |= {f"ceiling_{name}_pct": 100 * (ratio - 1)
+                    for name, ratio in method["ceilings"].items()}  # fmt: skip
+        why = [*method["suspect"], *record["results"]["suspect"]]
+        flags += [f"suspect: {', '.join(why)}"] if why else []
+    size = f"the paper's model at full size, {method['weights']} weights"
+    said = [f"throughput, macs_g, params_m: {size}, {method['resolution']} px"]
+    if "macs_per_image" in method:
+        spread = method["macs_per_image"]
+        said.append(f"macs_g: mean of {spread['images']} images, sd {spread['sd_g']:.3f}")
+    return {**row, "said": said, "flags": flags}
+
+
+def describe_epochs(record: dict, dense: list[dict]) -> list[str]:
+    """How long an epoch's training steps take; beside the dense row's, where it was trained on the
+    same device, and beside the MACs of both."""
+    history = record["results"].get("history")
+    if history is None:  # its weights were given
+        return []
+    seconds = statistics.mean(epoch["train_s"] for epoch in history)
+    said = f"epochs of {seconds:.1f} s"
+    place = ("device", "world_size")
+    if not dense or "history" not in dense[0]["results"] or dense[0]["spec"] == record["spec"]:
+        return [said]
+    if any(dense[0]["provenance"][key] != record["provenance"][key] for key in place):
+        return [said]
+    other = dense[0]["results"]
+    faster = statistics.mean(epoch["train_s"] for epoch in other["history"]) / seconds
+    fewer = other["macs_g"] / record["results"]["macs_g"]
+    return [f"{said}, the dense one's over this {faster:.2f}, its MACs over these {fewer:.2f}"]
+
+
+def describe_seeds(accuracies: list[float]) -> str:
+    if len(accuracies) == 1:
+        return "n=1"
+    return f"n={len(accuracies)}, sd {statistics.stdev(accuracies):.2f}"
+
+
+def describe_training(record: dict, config: Config) -> str:
+    """On what, and at which size, an accuracy was reached."""
+    spec, results = record["spec"], record["results"]
+    full = runs.model_of(config, spec["row"])["kwargs"]
+    shrunk = {k: v for k, v in spec["model"]["kwargs"].items() if k != "num_classes"} != full
+    size = "a reduced model" if shrunk else "the paper's model"
+    if shrunk and "img_size" in spec["model"]["kwargs"]:
+        kwargs = spec["model"]["kwargs"]
+        size += f" at {kwargs['img_size']} px, width {kwargs.get('embed_dim')}"
+    if spec["kind"] == "evaluate":
+        given = spec["checkpoint"].get("file") or spec["checkpoint"]["timm"]
+        size += f" with the weights of {Path(given).name}"
+    return f"{size} on {spec['data']['name']}, {results['val_images']} validation images"

@@ -1,0 +1,96 @@
+"""The paper's speeds beside those of a folder of measurements, as Markdown:
+
+python -m workflow.paper.measured results/measured/<device> --points fused-fp32-b32 fused-bf16-b32
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+from workflow import points, records
+from workflow.campaign import TABLES, Config
+
+PRINTED = records.ROOT / "results" / "paper"
+NAMES = {"table1": ("backbone", "method", "resolution"), "table2": ("model", "resolution"),
+         "table3": ("backbone", "strategy"), "table4": ("backbone", "strategy")}  # fmt: skip
+
+
+def printed_rates(table: str) -> dict[tuple, float]:
+    """The paper's images/s by the row's names."""
+    with open(PRINTED / f"{table}.csv", newline="") as stream:
+        lines = [{"strategy": line.get("method"), **line} for line in csv.DictReader(stream)]
+    return {
+        tuple(str(line[key]) for key in NAMES[table]): float(line["throughput"])
+        for line in lines
+        if line["throughput"]
+    }
+
+
+def found_methods(folder: Path, section: str, point: str) -> dict[str, dict]:
+    """The methods of the section's record at a point, by run, each with the record's suspicions."""
+    paths = [folder / "throughput" / section / f"{d}-{point}.json" for d in points.DEVICES]
+    for path in paths:
+        if path.exists():
+            results = records.read(path)["results"]
+            return {m["run"]: m | {"all": results["suspect"]} for m in results["methods"]}
+    return {}
+
+
+def cell(method: dict | None, base: dict | None) -> list[str]:
+    """Images/s, speed-up with its interval, and the ceilings."""
+    if method is None:
+        return ["", "", ""]
+    if method["out_of_memory"]:
+        return ["out of memory", "", ""]
+    doubt = " ?" if method.get("suspect") or method["all"] else ""
+    rate = f"{method['images_per_s']:.1f}{doubt}"
+    if method is base or method["speedup"] is None:
+        return [rate, "", ""]
+    low, high = method["speedup_interval"]
+    ceilings = method["ceilings"]
+    return [rate, f"**{method['speedup']:.2f}** ({low:.2f}-{high:.2f})",
+            f"{ceilings['macs']:.2f} / {ceilings['roofline']:.2f}"]  # fmt: skip
+
+
+def table_lines(config: Config, table: str, folder: Path, wanted: list[str]) -> list[str]:
+    """One table in Markdown: the paper's images/s and speed-up, and ours at every point."""
+    printed, rows = printed_rates(table), []
+    for row in config.items[table]:
+        names = tuple(str(row[key]) for key in NAMES[table])
+        sections = config.items["sections"]
+        dense = sections[row["section"]][0]
+        bases = [other for other in config.items[table] if other["run"] == dense]
+        rate = printed.get(names)
+        base = bases and printed.get(tuple(str(bases[0][key]) for key in NAMES[table]))
+        shown = [*names, f"{rate:.0f}" if rate else "-"]
+        same = row["run"] == dense or not (rate and base)
+        shown.append("" if same else f"{rate / base:.2f}")
+        for point in wanted:
+            methods = found_methods(folder, row["section"], point)
+            shown += cell(methods.get(row["run"]), methods.get(dense))
+        if any(shown[len(names) + 2 :]):
+            rows.append(shown)
+    head = [*NAMES[table], "paper, V100: images/s", "over dense"]
+    for point in wanted:
+        head += [f"{point}: images/s", "over dense", "ceiling: MACs / roofline"]
+    body = [head, ["---"] * len(head), *rows]
+    return [f"### {table}", "", *(f"| {' | '.join(line)} |" for line in body), ""]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--points", nargs="+", required=True, metavar="MODE-PRECISION-bN")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
+    arguments = parser.parse_args()
+    try:
+        for table in arguments.tables:
+            lines = table_lines(Config.load(), table, arguments.folder, arguments.points)
+            print("\n".join(lines))
+    except records.RecordError as error:
+        sys.exit(f"ERROR: {error}")
+
+
+if __name__ == "__main__":
+    main()
