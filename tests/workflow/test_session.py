@@ -1,5 +1,7 @@
 """What snakemake may start, and what it is told otherwise."""
 
+import errno
+import fcntl
 from contextlib import ExitStack
 from types import SimpleNamespace
 
@@ -57,6 +59,15 @@ def test_only_the_requested_settings_data_must_exist(here):
 
 def test_a_second_snakemake_in_the_folder_is_told_of_the_first(here):
     with locks.exclusive(session.LOCK), pytest.raises(SystemExit, match="Another snakemake"):
+        begin(["results/demo/table1.csv"], LOCAL)
+
+
+def test_a_folder_without_locks_stops_before_any_job(here, monkeypatch):
+    def refuse(descriptor, how):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(SystemExit, match="no file locks"):
         begin(["results/demo/table1.csv"], LOCAL)
 
 

@@ -85,6 +85,8 @@ def begin(workflow, stack: ExitStack, argv: list[str] | None = None) -> Plan:
         stack.enter_context(locks.exclusive(LOCK))
     except locks.Held as error:
         sys.exit(f"Another snakemake works in this folder ({error}); wait for it, or end it.")
+    except locks.NoLocks as error:
+        sys.exit(str(error))
     return plan
 
 
