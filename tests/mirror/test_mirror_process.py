@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 
 from tests.mirror.conftest import COMMAND, REPO, expected, finish, shown, write_epochs
-from workflow import locks
-from workflow.login import mirror_process, tracking
+from workflow import locks, records
+from workflow.login import following, mirror_process, tracking
+from workflow.login.mirror_sources import Results
 
 LIVE_S = 30
 
@@ -43,25 +46,130 @@ def test_a_second_mirror_ends_at_once(root):
 def test_snakemakes_mirror_ends_with_a_last_pass(root, attempt, capsys):
     folder = attempt("deit_tiny")
     write_epochs(folder, 1, 2)
-    pid = tracking.start_mirror(root)
+    mirror = tracking.start_mirror(root)
     write_epochs(folder, 3, 3)
-    tracking.finish_mirror(pid, root)
+    tracking.finish_mirror(mirror, root)
     assert "`mlflow ui` shows every run" in capsys.readouterr().err
     assert shown(root)["deit_tiny", "1"][1] == expected(folder)
 
 
-def test_it_follows_who_was_refused(root, attempt):
-    """A killed snakemake's mirror serves the next snakemake too, and ends after it."""
+def test_a_killed_mirror_is_made_good_for_at_the_end(root, attempt, capsys):
+    folder = attempt("deit_tiny")
+    mirror = tracking.start_mirror(root)
+    mirror.kill()
+    mirror.wait()
+    write_epochs(folder, 1, 2)
+    tracking.finish_mirror(mirror, root)
+    said = capsys.readouterr().err
+    assert "had ended too early" in said
+    assert "`mlflow ui` shows every run" in said
+    assert shown(root)["deit_tiny", "1"][1] == expected(folder)
+
+
+class Ended:
+    """A mirror that ends as it is told to."""
+
+    pid, returncode = 7, None
+
+    def __init__(self, code: int):
+        self.code, self.asked = code, False
+
+    def poll(self) -> None:
+        return None
+
+    def terminate(self) -> None:
+        self.asked = True
+
+    def wait(self, seconds: float) -> int:
+        return self.code
+
+
+def test_a_last_pass_that_failed_is_said(root, capsys):
+    tracking.finish_mirror(Ended(1), root)
+    said = capsys.readouterr().err
+    assert "Not everything is in MLflow yet" in said
+    assert "tracking --once` catches up" in said
+    assert "shows every run" not in said
+
+
+def test_it_goes_on_while_a_job_does(root, attempt, capsys):
+    folder = attempt("deit_tiny")
+    records.write_json(folder / "job.json", {"launcher": "local", "host": "x", "job_id": "7"})
+    mirror = Ended(0)
+    with locks.exclusive(folder / "rank0.lock"):
+        tracking.finish_mirror(mirror, root)
+    assert "Jobs go on" in capsys.readouterr().err
+    assert not mirror.asked
+
+
+class Never:
+    """A request to end that does not come; waiting takes no time but is counted."""
+
+    def __init__(self, monkeypatch):
+        self.asked, self.waited = False, 0.0
+        now = time.monotonic
+        monkeypatch.setattr(time, "monotonic", lambda: now() + self.waited)
+
+    def wait(self, seconds: float) -> None:
+        self.waited += seconds
+
+
+def test_a_job_that_is_just_being_requeued_is_waited_for(root, attempt, monkeypatch):
+    """For a moment Slurm shows it as ended; with snakemake gone the mirror alone can see it."""
+    folder = attempt("deit_tiny")
+    job = {"launcher": "slurm", "job_id": "7", "submitted": 1.0}
+    records.write_json(folder / "job.json", job)
+    states = ["PREEMPTED"] * 3 + ["PENDING"] * 4 + ["COMPLETED"] * 90
+    passes, stop = [], Never(monkeypatch)
+    mirror = SimpleNamespace(results=Results(root), catch_up=lambda: passes.append(1) or True)
+    mirror.results.queue.max_age_s = 0
+
+    def ask(*command):
+        assert "--me" in command  # no question about a single job
+        return f"7|{states[len(passes) - 1]}|None|node1|N/A", ""
+
+    mirror.results.queue.ask = ask
+    assert tracking.follow(mirror, mirror_process.Followed(None), stop)
+    grace_s = following.GRACE_S["slurm"]
+    assert len(passes) - 7 >= grace_s / tracking.POLL_S
+    assert stop.waited < 2 * grace_s + 40
+
+
+def test_old_jobs_cost_one_question_together(root, attempt):
+    asked = []
+    for number, run in enumerate(("deit_tiny", "deit_small", "evo_deit_tiny"), 1):
+        job = {"launcher": "slurm", "job_id": str(number), "submitted": 1.0}
+        records.write_json(attempt(run) / "job.json", job)
+    results = Results(root)
+    results.queue.ask = lambda *command: asked.append(command) or ("", "")
+    assert not results.a_job_lives()
+    assert len(asked) == 1
+
+
+def test_a_refused_follower_waits_for_its_turn(root, attempt, monkeypatch):
+    """What holds the lock may be ending, or be `--once`, or be killed: somebody must go on."""
     lock = tracking.lock_path(root, tracking.tracking_uri(root))
-    ours = subprocess.Popen(["sleep", "60"])
-    followed = mirror_process.Followed(lock)
-    assert not followed.any_lives()
-    followed.add(ours.pid)
-    assert followed.any_lives()
-    ours.kill()
-    ours.wait()
-    assert not followed.any_lives()
-    assert not list(followed.folder.glob("[0-9]*"))
+    us, taken = mirror_process.Followed(os.getpid()), []
+    stop, held = SimpleNamespace(asked=False), ExitStack()
+    held.enter_context(locks.exclusive(lock))
+    stop.wait = lambda seconds: (taken.append("waited"), held.close())
+    with mirror_process.turn(lock, us, stop):
+        taken.append("ours")
+    assert taken == ["waited", "ours"]
+    once = mirror_process.turn(lock, mirror_process.Followed(None), stop)
+    with locks.exclusive(lock), pytest.raises(locks.Held), once:
+        pass
+
+
+def test_a_reused_process_id_is_another_process():
+    other = subprocess.Popen(["sleep", "60"])
+    followed = mirror_process.Followed(other.pid)
+    assert followed.lives()
+    other.kill()
+    other.wait()
+    assert not followed.lives()
+    followed.pid = os.getpid()
+    assert not followed.lives()
 
 
 @pytest.mark.integration
@@ -101,20 +209,20 @@ def test_killed_at_random_points_it_loses_and_doubles_nothing(root, attempt):
 
 
 def test_a_server_that_accepts_and_never_answers_delays_nothing(root, attempt, monkeypatch, capsys):
-    """snakemake's end waits for the last pass, but not for such a server."""
+    """snakemake's end waits for the last pass into a file, but for no server."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         write_epochs(attempt("deit_tiny"), 1, 3)
-        pid = tracking.start_mirror(root)
+        mirror = tracking.start_mirror(root)
         try:
             started = time.monotonic()
-            tracking.finish_mirror(pid, root, patience_s=3)
-            assert time.monotonic() - started < 6
+            tracking.finish_mirror(mirror, root)
+            assert time.monotonic() - started < 2
             assert "still works, and ends by itself" in capsys.readouterr().err
         finally:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(mirror.pid, signal.SIGKILL)
 
 
 class Server:
