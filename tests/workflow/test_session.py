@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from workflow import locks
-from workflow.login import session
+from workflow.login import forecast, session
 from workflow.login.plan import Plan
 
 
@@ -119,6 +119,18 @@ def test_a_forecast_that_is_none_is_said_on_a_cluster_alone(here, config, capsys
     assert capsys.readouterr().err == ""
     session.announce(Plan(config), [training("slurm")])
     assert "No estimate for 1 training(s) (deit_tiny)" in capsys.readouterr().err
+
+
+def test_the_forecast_names_the_table(here, config, capsys, monkeypatch):
+    path = "results/demo/runs/deit_tiny/train.json"
+    other = "results/demo/runs/deit_small/train.json"
+    costs = [forecast.Cost(one, 20.0, "GPU", "") for one in (path, other)]
+    monkeypatch.setattr(forecast, "of_trainings", lambda config, specs: costs)
+    table = SimpleNamespace(rule=SimpleNamespace(name="table1"), output=["results/demo/table1.csv"])
+    session.announce(Plan(config), iter([training("slurm"), table]))
+    said = capsys.readouterr().err
+    assert "Estimate, results/demo/table1.csv: 1 training(s), about 20 GPU-hours" in said
+    assert "Estimate, all together: 2 training(s), about 40 GPU-hours" in said
 
 
 def test_what_slurm_can_never_run_ends_snakemake_once_for_all_its_jobs():

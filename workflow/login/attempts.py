@@ -85,12 +85,14 @@ def begin(job_folder: Path, spec: dict) -> Attempt:
     return attempt
 
 
-def noted_by_snakemake(output: Path, attempt: Attempt) -> bool:
-    """Whether Snakemake recorded the output as complete after this attempt published it.
+def is_over(output: Path, attempt: Attempt) -> bool:
+    """Whether it is history: published, and recorded as complete by Snakemake after that.
 
-    If not, Snakemake died in between, and deletes and asks for the output again; the attempt's
-    record is then still the answer. If so, being asked again means a wanted re-run.
+    If not recorded, Snakemake died in between, and deletes and asks for the output again; the
+    attempt's record is then still the answer. If so, being asked again means a wanted re-run.
     """
+    if not attempt.published.exists():
+        return False
     key = base64.b64encode(str(output).encode(), altchars=b"-_").decode()
     metadata = Path(".snakemake/metadata") / key
     return metadata.exists() and metadata.stat().st_mtime >= attempt.published.stat().st_mtime

@@ -146,15 +146,19 @@ def check_requests(jobs, ask=slurm_queue.ask) -> None:
 
 
 def announce(plan: Plan, jobs) -> None:
-    """Say what the trainings to come may cost, before anything is submitted.
+    """Say what the trainings to come may cost, table by table, before anything is submitted.
 
     Where nothing was measured, only on a cluster: there hours are somebody's.
     """
+    jobs = list(jobs)
     trainings = [job for job in jobs if job.rule.name == "train"]
     paths = [str(job.output[0]) for job in trainings]
     specs = {path: targets.spec_of(plan.config, path) for path in paths}
     costs = forecast.of_trainings(plan.config, specs)
     if not any(job.resources.get("launcher") == "slurm" for job in trainings):
         costs = [cost for cost in costs if cost.hours is not None]
-    for line in forecast.summary(costs):
+    tables = [str(job.output[0]) for job in jobs if job.rule.name.startswith("table")]
+    wanted = {table: list(targets.needed(plan.config, table))
+              for table in tables if not table.endswith(PARTIAL)}  # fmt: skip
+    for line in forecast.by_target(costs, wanted):
         print(line, file=sys.stderr)

@@ -11,6 +11,7 @@ import time
 from workflow.login import executors, slurm_queue, slurm_request
 from workflow.login.attempts import Attempt
 
+LOCK = ".launcher"  # in the job's folder; a launcher holds it as long as it lives
 INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
 STARTABLE = "PENDING,CONFIGURING,RUNNING,SUSPENDED"  # and not what is just ending
 FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 300.0

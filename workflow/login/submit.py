@@ -18,7 +18,7 @@ from workflow.login import attempts, executors, following, progress
 from workflow.login.attempts import Attempt
 from workflow.login.slurm_queue import Queue
 from workflow.login.slurm_request import RequestError
-from workflow.login.submission import INTERRUPTS, LaunchError, end_replaced, submit
+from workflow.login.submission import INTERRUPTS, LOCK, LaunchError, end_replaced, submit
 
 LAUNCHERS = ("local", "slurm")
 WAIT_FOR_TWIN_S = 7 * 24 * 3600
@@ -38,11 +38,10 @@ def choose_attempt(spec: dict, folder: Path, output: Path, say) -> Attempt:
         if job and executors.is_alive(job, last.folder):
             end_replaced(last, say)
         return attempts.begin(folder, spec)
-    if not last.published.exists():
-        return last
-    if attempts.noted_by_snakemake(output, last):
+    if attempts.is_over(output, last):
         return attempts.begin(folder, spec)
-    say(f"Attempt {last.number} had finished; its record is published again.")
+    if last.published.exists():
+        say(f"Attempt {last.number} had finished; its record is published again.")
     return last
 
 
@@ -155,13 +154,13 @@ def main() -> None:
     with ExitStack() as stack:
         say = stack.enter_context(progress.Log(arguments.log, str(arguments.spec.parent))).say
         try:
-            lock = arguments.spec.parent / ".launcher"
+            lock = arguments.spec.parent / LOCK
             if locks.is_held(lock):
                 say(f"Waiting for {lock}: {lock.read_text().strip()} is launching the same job.")
             stack.enter_context(locks.exclusive(lock, WAIT_FOR_TWIN_S))
             launch(arguments.spec, arguments.output, site_of(arguments), resources, say)
         except (LaunchError, RequestError, records.RecordError, locks.Held, OSError) as error:
-            say(f"ERROR: {error}")
+            say(progress.ERROR + " ".join(str(error).splitlines()))
             sys.exit(1)
         except Interrupted:
             sys.exit(130)
