@@ -31,8 +31,8 @@ FORMAT = "%i|%T|%r|%N|%S"
 class Status:
     """Slurm's word for a job's state, with why it waits or where it runs.
 
-    UNKNOWN: nobody knows the job any more. UNANSWERED: the controller was silent, which says
-    nothing about the job, so it counts as alive.
+    UNKNOWN: nobody knows the job any more. UNANSWERED: the controller or the accounting was silent,
+    which says nothing about the job, so it counts as alive.
     """
 
     state: str
