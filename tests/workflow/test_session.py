@@ -62,6 +62,16 @@ def test_a_second_snakemake_in_the_folder_is_told_of_the_first(here):
         begin(["results/demo/table1.csv"], LOCAL)
 
 
+def test_the_lock_is_let_go_before_python_takes_its_modules_apart(here, monkeypatch):
+    """Else snakemake's last words may be a traceback of this lock."""
+    at_exit = []
+    monkeypatch.setattr(session.atexit, "register", at_exit.append)
+    stack = ExitStack()
+    begin(["results/demo/table1.csv"], LOCAL, stack)
+    at_exit[0]()
+    assert not locks.is_held(session.LOCK)
+
+
 def test_a_folder_without_locks_stops_before_any_job(here, monkeypatch):
     def refuse(descriptor, how):
         raise OSError(errno.ENOSYS, "Function not implemented")

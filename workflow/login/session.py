@@ -3,6 +3,7 @@
 `-n`, `--lint`, `--report`, `--unlock`, `--summary` and the like only look, and need no profile.
 """
 
+import atexit
 import json
 import sys
 from contextlib import ExitStack
@@ -83,6 +84,7 @@ def begin(workflow, stack: ExitStack, argv: list[str] | None = None) -> Plan:
         check_checkpoints(setting, config.settings[setting])
     try:
         stack.enter_context(locks.exclusive(LOCK))
+        atexit.register(stack.close)  # before Python takes its modules apart
     except locks.Held as error:
         sys.exit(f"Another snakemake works in this folder ({error}); wait for it, or end it.")
     except locks.NoLocks as error:
