@@ -40,7 +40,7 @@ QUIET = {
     # mlflow must not repeat a request by itself: a run that was made but whose answer got lost
     # would be made twice. The next poll asks first, and a late answer is no lost one.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # of one run; the others go on
 
