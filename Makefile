@@ -28,8 +28,7 @@ test: $(INSTALLED)
 	@$(RUN) python -m pytest -n 3 --dist loadfile $(WAITING) $(TESTS)
 
 ui: $(INSTALLED)
-	@$(RUN) python -m workflow.login.tracking --once
-	@$(RUN) mlflow ui --host 127.0.0.1
+	@$(RUN) python -m workflow.login.ui
 
 lint: $(INSTALLED)
 	@$(RUN) ruff check

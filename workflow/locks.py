@@ -1,14 +1,25 @@
-"""A lock that a dead process can't keep: the kernel drops it with the process, kill -9 included."""
+"""A lock that a dead process can't keep: the kernel drops it with the process, kill -9 included.
 
+Nodes exclude each other only on a file system that shares its flocks: NFS does, Lustre if it is
+mounted with `flock`. With `localflock` each node has locks of its own, which nobody can tell here.
+"""
+
+import errno
 import fcntl
 import os
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
+NOT_HERE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
 
 class Held(RuntimeError):
     """Another process holds the lock."""
+
+
+class NoLocks(OSError):
+    """The file system has no locks; the message says where and what to do."""
 
 
 @contextmanager
@@ -24,7 +35,7 @@ def exclusive(path: str | Path, patience_s: float = 0.0, shared: bool = False):
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         deadline = time.monotonic() + patience_s
-        while not _take(descriptor, shared):
+        while not _take(descriptor, path, shared):
             if time.monotonic() >= deadline:
                 raise Held(f"{path} is held by {path.read_text().strip() or 'another process'}")
             time.sleep(0.1)
@@ -43,14 +54,21 @@ def is_held(path: str | Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return not _take(descriptor)
+        return not _take(descriptor, path)
     finally:
         os.close(descriptor)
 
 
-def _take(descriptor: int, shared: bool = False) -> bool:
+def _take(descriptor: int, path: str | Path, shared: bool = False) -> bool:
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in NOT_HERE:
+            raise
+        raise NoLocks(
+            f"{path}: this file system has no file locks ({error.strerror}), without which two "
+            "jobs could write one run; have it mounted with `flock` (Lustre), or work on another."
+        ) from None
     return True

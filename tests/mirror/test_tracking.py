@@ -22,6 +22,7 @@ def test_every_point_of_the_journal_stands_once(root, mirror, attempt, config):
     assert mirror().catch_up()
     run, points = shown(root)["evo_deit_tiny", "1"]
     assert points == expected(folder)
+    assert run.data.tags["done_twice"] == "3,5"  # of these the record counts the second
     assert run.info.status == "RUNNING"
     wanted = runs.train_spec(config, "demo", "evo_deit_tiny")
     assert run.data.params["recipe.epochs"] == str(wanted["recipe"]["epochs"])
@@ -91,6 +92,16 @@ def test_failed_then_running_then_replaced(root, mirror, attempt):
     assert shown(root)["deit_tiny", "2"][0].info.status == "RUNNING"
 
 
+def test_a_job_that_was_asked_to_stop_has_not_failed(root, mirror, attempt):
+    folder = attempt("deit_tiny")
+    job = {"launcher": "local", "host": os.uname().nodename, "job_id": "999999", "started": "1"}
+    records.write_json(folder / "job.json", job)
+    write_epochs(folder, 1, 1)
+    (folder / "error-rank0.json").write_text('{"stopped": true}')
+    assert mirror().catch_up()
+    assert shown(root)["deit_tiny", "1"][0].info.status == "RUNNING"
+
+
 def test_a_deleted_folder_made_anew_is_another_run(root, mirror, attempt):
     folder = attempt("deit_tiny")
     write_epochs(folder, 1, 2)
@@ -155,3 +166,23 @@ def test_an_answer_that_got_lost_makes_no_second_run(root, mirror, attempt):
     assert not mine.catch_up()
     assert mine.catch_up()
     assert len(shown(root)) == 1
+
+
+def test_a_run_that_was_made_after_all_gives_way(root, mirror, attempt):
+    """The server took longer than the mirror waited, which then found none and made another."""
+    folder = attempt("deit_tiny")
+    write_epochs(folder, 1, 2)
+    mine = mirror()
+    assert mine.catch_up()
+    run, points = shown(root)["deit_tiny", "1"]
+    start, tags = run.info.start_time, run.data.tags
+    mine.client.create_run(
+        run.info.experiment_id, start_time=start, tags=tags, run_name="deit_tiny"
+    )
+    write_epochs(folder, 3, 3)
+    assert mirror().catch_up()
+    write_epochs(folder, 4, 4)
+    assert mirror().catch_up()
+    now, points = shown(root)["deit_tiny", "1"]
+    assert now.info.run_id == run.info.run_id
+    assert points == expected(folder)

@@ -78,11 +78,11 @@ def test_snakemakes_notes_lie_where_we_look(folder):
     attempt = choose(folder)
     attempt.published.touch()
     for output in (Path("results/demo/runs/deit_tiny/train.json"), Path("a-b_c>?.json")):
-        assert not attempts.noted_by_snakemake(output, attempt)
+        assert not attempts.is_over(output, attempt)
         path = FilePersistence._record_path(_Anything(), ".snakemake/metadata", str(output))
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text("{}")
-        assert attempts.noted_by_snakemake(output, attempt)
+        assert attempts.is_over(output, attempt)
 
 
 class _Anything:

@@ -1,10 +1,11 @@
 """What became of a job, in words, and whether it is submitted once more."""
 
 import json
+import subprocess
 
 import pytest
 
-from workflow.login import attempts, following
+from workflow.login import attempts, executors, following, jobs, submit
 from workflow.login.slurm_queue import Status
 
 
@@ -29,6 +30,17 @@ def save(attempt, step: int) -> None:
 @pytest.mark.parametrize("state", ["PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "TIMEOUT"])
 def test_what_the_cluster_ended_is_submitted_again(attempt, state):
     assert following.Patience(attempt).another(Status(state), was_left=False)
+
+
+def test_a_requeue_that_slurm_refused_is_made_good_for(attempt):
+    """JobRequeue=0, or no controller at the notice: the job ends with its checkpoint saved."""
+    refused = subprocess.CalledProcessError(1, ["scontrol", "requeue", "7"])
+    jobs.keep_error(attempt.folder, 0, refused)
+    assert following.Patience(attempt).another(Status("FAILED"), was_left=False)
+    jobs.keep_error(attempt.folder, 0, FileNotFoundError(2, "No such file", "scontrol"))
+    assert following.Patience(attempt).another(Status("FAILED"), was_left=False)
+    jobs.keep_error(attempt.folder, 0, FileNotFoundError(2, "No such file", "images/1.png"))
+    assert not following.Patience(attempt).another(Status("FAILED"), was_left=False)
 
 
 @pytest.mark.parametrize("state", ["FAILED", "OUT_OF_MEMORY", "UNKNOWN", "CANCELLED", "COMPLETED"])
@@ -62,6 +74,23 @@ def test_a_job_that_was_dying_when_its_launcher_came_back_is_submitted_once(atte
     assert not patience.another(Status("FAILED"), was_left=False)
     save(attempt, 3)
     assert not patience.another(Status("FAILED"), was_left=True)  # it lived when we came
+
+
+def test_a_job_that_was_left_and_says_why_it_failed_is_not(attempt):
+    """It may have begun hours after its new launcher came; its reason is what is to be read."""
+    assert not following.Patience(attempt).another(Status("OUT_OF_MEMORY"), was_left=True)
+    log = attempt.folder / "logs/7_0_log.err"
+    log.write_text("slurmstepd: error: Job 7 exceeded memory limit (5 > 4), being killed")
+    assert not following.Patience(attempt).another(Status("FAILED"), was_left=True)
+    log.unlink()
+    error(attempt)
+    assert not following.Patience(attempt).another(Status("FAILED"), was_left=True)
+
+
+def test_a_job_that_waited_was_not_dying(attempt, monkeypatch):
+    for state, dying in (("PENDING", False), ("RUNNING", True)):
+        monkeypatch.setattr(executors, "status", lambda *_, state=state: Status(state))
+        assert submit.attach(attempt, {}, {}, lambda text: None) == dying
 
 
 def test_a_local_job_is_never(attempt):

@@ -1,5 +1,8 @@
 """The lock goes with the process, however it ends."""
 
+import errno
+import fcntl
+import os
 import subprocess
 import sys
 import time
@@ -47,6 +50,21 @@ def test_patience_waits_for_it(tmp_path):
     assert time.monotonic() - started >= 0.5
     holder.kill()
     holder.wait()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_is_one_sentence(tmp_path, monkeypatch, number):
+    """Lustre mounted without `flock`."""
+
+    def refuse(descriptor, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    (tmp_path / "lock").touch()
+    with pytest.raises(locks.NoLocks, match=r"/lock: .*no file locks.*mounted with `flock`"):
+        locks.is_held(tmp_path / "lock")
+    with pytest.raises(locks.NoLocks), locks.exclusive(tmp_path / "lock"):
+        pass
 
 
 def test_a_lock_nobody_made_is_free(tmp_path):

@@ -1,12 +1,14 @@
 """What snakemake may start, and what it is told otherwise."""
 
+import errno
+import fcntl
 from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
 
 from workflow import locks
-from workflow.login import session
+from workflow.login import forecast, session
 from workflow.login.plan import Plan
 
 
@@ -60,6 +62,25 @@ def test_a_second_snakemake_in_the_folder_is_told_of_the_first(here):
         begin(["results/demo/table1.csv"], LOCAL)
 
 
+def test_the_lock_is_let_go_before_python_takes_its_modules_apart(here, monkeypatch):
+    """Else snakemake's last words may be a traceback of this lock."""
+    at_exit = []
+    monkeypatch.setattr(session.atexit, "register", at_exit.append)
+    stack = ExitStack()
+    begin(["results/demo/table1.csv"], LOCAL, stack)
+    at_exit[0]()
+    assert not locks.is_held(session.LOCK)
+
+
+def test_a_folder_without_locks_stops_before_any_job(here, monkeypatch):
+    def refuse(descriptor, how):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(SystemExit, match="no file locks"):
+        begin(["results/demo/table1.csv"], LOCAL)
+
+
 def test_the_lock_is_held_until_the_end(here):
     with ExitStack() as stack:
         begin(["results/demo/table1.csv"], LOCAL, stack)
@@ -108,6 +129,18 @@ def test_a_forecast_that_is_none_is_said_on_a_cluster_alone(here, config, capsys
     assert capsys.readouterr().err == ""
     session.announce(Plan(config), [training("slurm")])
     assert "No estimate for 1 training(s) (deit_tiny)" in capsys.readouterr().err
+
+
+def test_the_forecast_names_the_table(here, config, capsys, monkeypatch):
+    path = "results/demo/runs/deit_tiny/train.json"
+    other = "results/demo/runs/deit_small/train.json"
+    costs = [forecast.Cost(one, 20.0, "GPU", "") for one in (path, other)]
+    monkeypatch.setattr(forecast, "of_trainings", lambda config, specs: costs)
+    table = SimpleNamespace(rule=SimpleNamespace(name="table1"), output=["results/demo/table1.csv"])
+    session.announce(Plan(config), iter([training("slurm"), table]))
+    said = capsys.readouterr().err
+    assert "Estimate, results/demo/table1.csv: 1 training(s), about 20 GPU-hours" in said
+    assert "Estimate, all together: 2 training(s), about 40 GPU-hours" in said
 
 
 def test_what_slurm_can_never_run_ends_snakemake_once_for_all_its_jobs():

@@ -87,6 +87,33 @@ def test_of_a_forgotten_job_accounting_is_asked_if_there_is_any(tmp_path, sacct,
     assert note in status.note
 
 
+def test_an_accounting_that_is_away_is_asked_again_but_not_for_ever(tmp_path, monkeypatch):
+    slurm = Slurm(RUNNING, sacct=("", "Unable to contact slurmdbd: Connection refused"))
+    queue = Queue(tmp_path, slurm)
+
+    def found(after_s: float):
+        later = time.monotonic() + after_s
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "monotonic", lambda: later)
+            return queue.status("3", NOW - 600)
+
+    assert [found(after).state for after in (0, 40)] == ["UNANSWERED"] * 2
+    assert found(80).state == "UNKNOWN"
+    assert "Connection refused" in found(80).note
+    queue = Queue(tmp_path, slurm)
+    assert found(0).alive
+    slurm.sacct = ("PREEMPTED|node1\n", "")
+    assert found(40).state == "PREEMPTED"
+
+
+def test_who_only_looks_asks_nothing_about_single_jobs(tmp_path):
+    slurm = Slurm(RUNNING)
+    queue = Queue(tmp_path, slurm, list_only=True)
+    assert queue.status("7", NOW - 600).alive
+    assert not any(queue.status(str(job), NOW - 600).alive for job in range(100, 200))
+    assert len(slurm.asked) == 1
+
+
 def test_a_forgotten_job_is_asked_for_once_in_a_while(tmp_path, old):
     slurm = Slurm(RUNNING)
     queue = Queue(tmp_path, slurm)

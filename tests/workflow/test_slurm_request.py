@@ -45,6 +45,7 @@ def test_a_cluster_without_gpus_per_node_is_asked_by_gres():
         ({"slurm_partion": "gpu"}, "did you mean 'slurm_partition'?"),
         ({"setup": "nowhere.sh"}, "no file nowhere.sh"),
         ({"slurm_partition": "short"}, "partition short allows 2"),
+        ({"slurm_partition": "short,gpu", "runtime": 2000}, "gpu allows 1440, partition short"),
         ({"runtime": 2000}, "partition gpu allows 1440"),
     ],
 )
@@ -53,6 +54,19 @@ def test_what_can_never_run_is_one_sentence_with_its_remedy(resources, words):
         slurm_request.check("train", {"runtime": 60, **resources}, asking())
     assert words in str(refused.value)
     assert "workflow/profiles/slurm/config.yaml" in str(refused.value)
+
+
+def test_one_of_several_partitions_that_allows_the_time_is_enough():
+    slurm_request.check("train", {"runtime": 60, "slurm_partition": "short,gpu"}, asking())
+    slurm_request.check("train", {"runtime": 2000, "slurm_partition": "gpu,long"}, asking())
+
+
+def test_a_job_may_be_requeued_where_slurm_would_not_by_itself():
+    """At a time limit `scontrol requeue` puts it back, which JobRequeue=0 bars."""
+    assert "--requeue" in slurm_request.flags(slurm_request.options({"runtime": 60}))
+    given = slurm_request.options({"runtime": 60, "slurm_extra": "--no-requeue"})
+    assert slurm_request.flags(given)[-1] == "--no-requeue"
+    assert "--requeue" not in slurm_request.flags(given)
 
 
 def test_slurms_own_refusal_is_passed_on_with_what_was_asked():
@@ -76,6 +90,8 @@ def test_a_controller_that_is_away_refuses_nothing():
     [
         ("sbatch: error: Batch job submission failed: Unable to contact slurm controller", True),
         ("sbatch: error: QOSMaxSubmitJobPerUserLimit", True),
+        ("sbatch: error: AssocGrpSubmitJobsLimit", True),
+        ("sbatch: error: QOSGrpSubmitJobsLimit", True),
         ("Socket timed out on send/recv operation", True),
         ("Slurm temporarily unable to accept job, sleeping and retrying", True),
         ("sbatch: error: invalid partition specified: nowhere", False),

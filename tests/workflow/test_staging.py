@@ -1,5 +1,6 @@
 """The images on the node's own disk: copied once, anew when they changed, all or nothing."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -54,6 +55,26 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(images, tmp_path, monkey
     with pytest.raises(layout.DataError, match=r"No space left on device.*leave `stage` out"):
         staging.stage(DATA, str(images), str(tmp_path / "local"))
     assert not list((tmp_path / "local").glob("*/"))
+
+
+def test_a_source_that_is_away_costs_no_copy_that_others_read(images, tmp_path, monkeypatch):
+    copy = Path(staging.stage(DATA, str(images), str(tmp_path / "local")))
+
+    def away(split):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(staging, "signature", away)
+    with pytest.raises(layout.DataError, match="Input/output error"):
+        staging.stage(DATA, str(images), str(tmp_path / "local"))
+    assert files(copy) == files(images)
+
+
+def test_a_note_that_was_cut_short_does_not_count(images, tmp_path):
+    copy = Path(staging.stage(DATA, str(images), str(tmp_path / "local")))
+    (copy / "staged.json").write_text('{"train": [')
+    staging.stage(DATA, str(images), str(tmp_path / "local"))
+    assert json.loads((copy / "staged.json").read_text())["train"]
+    assert files(copy) == files(images)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,16 @@
 """What a user asks every morning, and what it will cost."""
 
+import base64
 import csv
 import json
+import os
 import time
 
 import pytest
 
-from workflow import records, runs
+from workflow import locks, records, runs
 from workflow.journal import Journal
-from workflow.login import attempts, forecast, status, targets
+from workflow.login import attempts, forecast, progress, status, submission, targets
 from workflow.login.slurm_queue import Queue
 
 RECORD = "results/demo/runs/deit_tiny/train.json"
@@ -93,6 +95,63 @@ def test_done_and_outdated(attempt, spec):
     assert row({**spec, "seed": 5}).state == "outdated"
 
 
+def test_a_deleted_record_is_made_anew_unless_snakemake_died_meanwhile(attempt, spec, place):
+    """As the launcher decides it."""
+    record = {"spec": spec, "spec_hash": runs.spec_hash(spec), "results": {}}
+    records.write_json(attempt.record, record)
+    attempt.published.touch()
+    assert row(spec).state == "done"
+    key = base64.b64encode(RECORD.encode(), altchars=b"-_").decode()
+    (place / ".snakemake/metadata").mkdir(parents=True)
+    (place / ".snakemake/metadata" / key).touch()
+    found = row(spec)
+    assert found.state == "not started"
+    assert "the next start makes it anew" in found.detail
+
+
+@pytest.fixture
+def launcher(place, spec):
+    """A function: what a launcher of the run says in its log."""
+    folder = targets.job_folder(RECORD)
+    runs.write_spec(folder / "spec.json", spec)
+
+    def say(text: str) -> None:
+        with progress.Log(folder / "train.log", "x") as log:
+            log.say(text)
+
+    return say
+
+
+def test_what_a_launcher_failed_of_is_a_failure_too(launcher, spec):
+    """sbatch refused it, or its record was of another spec: no job says so."""
+    attempts.begin(targets.job_folder(RECORD), spec)
+    launcher("ERROR: The job was not accepted: Invalid qos specification")
+    found = row(spec)
+    assert found.state == "failed"
+    assert found.detail == "The job was not accepted: Invalid qos specification"
+    assert found.log == "results/demo/runs/deit_tiny/train.log"
+    runs.write_spec(targets.job_folder(RECORD) / "spec.json", {**spec, "seed": 5})
+    later = time.time() + 5
+    os.utime(targets.job_folder(RECORD) / "spec.json", (later, later))
+    assert row({**spec, "seed": 5}).state == "not started"  # it was about another spec
+
+
+def test_a_launcher_that_waits_for_slurm_is_no_job_that_was_not_started(launcher, spec, place):
+    launcher("Slurm takes no job now (AssocGrpSubmitJobsLimit); trying again in 40 s.")
+    assert row(spec).state == "not started"  # its launcher was killed
+    with locks.exclusive(targets.job_folder(RECORD) / submission.LOCK):
+        found = row(spec)
+    assert found.state == "queued"
+    assert "at its launcher: Slurm takes no job now (AssocGrp" in found.detail
+
+
+def test_a_dead_job_that_its_launcher_submits_again_has_not_failed(launcher, attempt, spec):
+    launcher("Slurm job 7 ended as NODE_FAIL without a record; it is submitted again.")
+    with locks.exclusive(targets.job_folder(RECORD) / submission.LOCK):
+        assert row(spec, "7|NODE_FAIL|None|node3|N/A").state == "queued"
+    assert row(spec, "7|NODE_FAIL|None|node3|N/A").state == "failed"
+
+
 def test_every_job_of_a_table_is_listed_what_is_needed_first_first(config):
     found = list(targets.needed(config, "results/demo/table1.csv"))
     assert len(found) == 10  # data, preflight, 6 trainings, a search, a throughput
@@ -125,7 +184,31 @@ def test_costs_follow_from_measured_epochs(attempt, spec, config):
     (cost,) = forecast.of_trainings(config, {RECORD: spec})
     assert cost.hours == pytest.approx(20 * 36 * 2 / 3600)
     assert cost.device == "GPU"
-    assert "about 0.40 GPU-hours" in forecast.summary([cost])[0]
+    assert "about 0.40 GPU-hours" in forecast.by_target([cost], {})[0]
+
+
+def test_each_table_has_its_own_estimate_and_shared_trainings_count_once_in_all():
+    costs = [forecast.Cost(f"results/runs/{run}/train.json", 10.0, "GPU", "") for run in "abc"]
+    paths = [cost.path for cost in costs]
+    lines = forecast.by_target(costs, {"t1.csv": paths[:2], "t2.csv": paths[1:2], "t3.csv": []})
+    assert [line.partition(" training")[0] for line in lines] == [
+        "Estimate, t1.csv: 2",
+        "Estimate, t2.csv: 1",
+        "Estimate, other targets: 1",
+        "Estimate, all together: 3",
+    ]
+    assert "about 30 GPU-hours" in lines[-1]
+    assert len(forecast.by_target(costs, {"t1.csv": paths})) == 1
+
+
+def test_why_there_is_no_estimate_is_said_as_it_is():
+    costs = [
+        forecast.Cost("results/cifar10/runs/a/train.json", None, "", forecast.UNCOUNTED),
+        forecast.Cost("results/runs/b/train.json", None, "", forecast.NOTHING),
+    ]
+    steps, images = forecast.by_target(costs, {})
+    assert "1 training(s) (b): no step was measured yet" in steps
+    assert "1 training(s) (a): the images are not counted yet; the target data.json" in images
 
 
 def test_costs_follow_from_measured_steps_of_the_row_or_by_macs_of_another(place, config):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from workflow.login import attempts, slurm_queue, submission
+from workflow.login import attempts, executors, slurm_queue, submission, submit
+from workflow.login.slurm_request import RequestError
 from workflow.login.submission import LaunchError
 
 SLURM = {"launcher": "slurm", "runtime": 10}
@@ -53,6 +54,38 @@ def test_a_refusal_is_an_error_at_once(attempt, slurm):
     with pytest.raises(LaunchError, match="Invalid qos specification"):
         submission.submit(attempt, {}, SLURM, print)
     assert not slurm.pauses
+
+
+def test_a_time_limit_is_checked_again_now_that_slurm_answers(attempt, slurm, monkeypatch):
+    """snakemake may have asked in vain at its start; the job would pend for ever."""
+    shown = "PartitionName=short Default=YES MaxTime=00:02:00"
+    monkeypatch.setattr(
+        slurm_queue, "ask", lambda *command: (shown if command[0] == "scontrol" else "", "")
+    )
+    with pytest.raises(RequestError, match=r"10 minutes .*partition short allows 2"):
+        submission.submit(attempt, {}, SLURM, print)
+
+
+@pytest.mark.parametrize("error", ["", "scancel: error: Kill job error: Invalid job id specified"])
+def test_a_job_of_another_spec_is_ended_even_if_slurm_was_away(attempt, slurm, monkeypatch, error):
+    attempt.note_job(launcher="slurm", job_id="17", submitted=1.0, resources={})
+    answers = ["scancel: error: Unable to contact slurm controller", error]
+    monkeypatch.setattr(slurm_queue, "ask", lambda *command: ("", answers.pop(0)))
+    submission.end_replaced(attempt, print)
+    assert not answers
+    assert slurm.pauses == [5]
+
+
+def test_a_job_of_another_spec_that_can_not_be_ended_stops_the_launcher(
+    attempt, monkeypatch, tmp_path
+):
+    """Else nothing would know of it any more."""
+    attempt.note_job(launcher="slurm", job_id="17", submitted=1.0, resources={})
+    monkeypatch.setattr(executors, "is_alive", lambda job, folder: True)
+    monkeypatch.setattr(slurm_queue, "ask", lambda *command: ("", "Access/permission denied"))
+    with pytest.raises(LaunchError, match=r"job 17 of .*permission denied; end it \(scancel 17\)"):
+        submit.choose_attempt({"kind": "search"}, tmp_path / "runs/x", tmp_path / "o.json", print)
+    assert attempts.newest(tmp_path / "runs/x").number == 1
 
 
 def test_a_job_that_nobody_noted_is_taken_over(attempt, slurm):

@@ -95,12 +95,14 @@ def take_in(job_folder: Path, spec: dict, record: dict) -> None:
     attempt.published.touch()
 
 
-def noted_by_snakemake(output: Path, attempt: Attempt) -> bool:
-    """Whether Snakemake recorded the output as complete after this attempt published it.
+def is_over(output: Path, attempt: Attempt) -> bool:
+    """Whether it is history: published, and recorded as complete by Snakemake after that.
 
-    If not, Snakemake died in between, and deletes and asks for the output again; the attempt's
-    record is then still the answer. If so, being asked again means a wanted re-run.
+    If not recorded, Snakemake died in between, and deletes and asks for the output again; the
+    attempt's record is then still the answer. If so, being asked again means a wanted re-run.
     """
+    if not attempt.published.exists():
+        return False
     if (attempt.folder / ELSEWHERE).exists():
         return True  # snakemake never made it, so being asked means a wanted re-run
     key = base64.b64encode(str(output).encode(), altchars=b"-_").decode()

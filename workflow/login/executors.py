@@ -39,7 +39,8 @@ def cancel(job: dict, attempt_folder: Path) -> str:
     share a session of their own, begun by the forked submitter.
     """
     if job["launcher"] == "slurm":
-        return slurm_queue.ask("scancel", job["job_id"])[1]
+        error = slurm_queue.ask("scancel", job["job_id"])[1]
+        return "" if "Invalid job id" in error else error  # it is gone already
     with contextlib.suppress(ProcessLookupError):
         os.killpg(job["session"], signal.SIGKILL)
     while is_alive(job, attempt_folder):

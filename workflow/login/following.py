@@ -27,7 +27,8 @@ class Patience:
 
     def another(self, ended: Status, was_left: bool) -> bool:
         """Yes if the cluster ended it, and not for ever at the same checkpoint; and yes if it was
-        left by a former launcher and has done nothing since: it was dying then."""
+        left running by a former launcher, has done nothing since and gives no reason: it was dying
+        then."""
         if ended.state == "CANCELLED" or self.attempt.job()["launcher"] != "slurm":
             return False  # the user's own scancel; it stops a job as a preemption does
         moved = self.attempt.progress() != self.stood
@@ -37,9 +38,11 @@ class Patience:
         errors = self.attempt.errors()
         if errors and all(error["stopped"] for error in errors):
             return self.left >= 0
-        if was_left and not moved:
-            return True
-        return not errors and ended.state in BY_THE_CLUSTER and self.left >= 0
+        if errors:
+            return False
+        if ended.state in BY_THE_CLUSTER:
+            return self.left >= 0
+        return was_left and not moved and not out_of_memory(self.attempt, ended)
 
 
 def follow(attempt: Attempt, say) -> Status | None:
@@ -88,9 +91,7 @@ def why_failed(attempt: Attempt, ended: Status, say) -> str:
         for line in errors[0]["traceback"].splitlines():
             say(f"  {line}")
         return f"The job failed on rank {errors[0]['rank']}; its logs are in {logs}."
-    main = logs / f"{job['job_id']}_0_log.err"
-    text = main.read_text(errors="replace") if main.exists() else ""
-    rank = first_to_fail(text)
+    rank = first_to_fail(main_log(attempt))
     log = logs / f"{job['job_id']}_{rank}_log.err"
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     if lines:
@@ -98,11 +99,22 @@ def why_failed(attempt: Attempt, ended: Status, say) -> str:
     for line in lines[-TAIL:]:
         say(f"  {line}")
     remedy = ""
-    if ended.state == "OUT_OF_MEMORY" or OUT_OF_MEMORY.search(text):
+    if out_of_memory(attempt, ended):
         remedy = f" It needs more than {job['resources'].get('mem_mb', '?')} MB of memory (mem_mb)."
     elif ended.state == "CANCELLED":
         remedy = " It was cancelled; started again, it goes on."
     return f"{what_ended(attempt, ended)}; its logs are in {logs}.{remedy}"
+
+
+def main_log(attempt: Attempt) -> str:
+    """What the job's first process and srun wrote as errors; Slurm puts its own words there."""
+    path = attempt.folder / "logs" / f"{attempt.job()['job_id']}_0_log.err"
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def out_of_memory(attempt: Attempt, ended: Status) -> bool:
+    """Slurm knows that state with cgroups alone; else its words in the log say so."""
+    return ended.state == "OUT_OF_MEMORY" or bool(OUT_OF_MEMORY.search(main_log(attempt)))
 
 
 def first_to_fail(text: str) -> int:

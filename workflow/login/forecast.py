@@ -11,7 +11,11 @@ from workflow.campaign import Config
 from workflow.login.targets import job_folder, split_root
 
 LAYERWISE = 2 / 3  # of a training, before its schedule becomes stage-wise
-NOTHING = "no step was measured yet"
+NOTHING, UNCOUNTED = "no step was measured yet", "the images are not counted yet"
+REMEDIES = {
+    NOTHING: "targets like results/training/deit_small/cuda-paper-fp16.json measure a section's",
+    UNCOUNTED: "the target data.json of the same results folder counts them",
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Forecast:
 
     def _from_steps(self, path: str, spec: dict, row: str, factor: float, how: str) -> Cost:
         if self.images is None:
-            return Cost(path, None, "", "the images are not counted yet")
+            return Cost(path, None, "", UNCOUNTED)
         image_s, device, batch = self.steps[row]
         hours = factor * image_s * self.images * spec["recipe"]["epochs"] / 3600
         return Cost(path, hours, device, f"steps of {row} at batch {batch}, without loading{how}")
@@ -106,23 +110,41 @@ def _from_epochs(path: str, spec: dict) -> Cost | None:
     return None
 
 
-def summary(costs: list[Cost]) -> list[str]:
-    """For a person, before anything is submitted."""
-    lines = []
+def by_target(costs: list[Cost], wanted: dict[str, list[str]]) -> list[str]:
+    """The summaries of the targets, whose records are `wanted`, and of what stands in none.
+
+    What several need is counted in each; they then end with all together.
+    """
+    others = [cost for cost in costs if not any(cost.path in paths for paths in wanted.values())]
+    parts = {
+        target: [cost for cost in costs if cost.path in paths] for target, paths in wanted.items()
+    }
+    parts["other targets" if wanted else "these targets"] = others
+    parts = {name: part for name, part in parts.items() if part}
+    lines = [line for name, part in parts.items() for line in estimates(name, part)]
+    if len(parts) > 1:
+        lines += estimates("all together", costs)
+    return [*lines, *unknown(costs)]
+
+
+def estimates(what: str, costs: list[Cost]) -> Iterator[str]:
     for device in ("GPU", "machine"):
         known = [cost for cost in costs if cost.hours is not None and cost.device == device]
         if known:
             hours = sum(cost.hours for cost in known)
             amount = f"{hours:,.0f}" if hours >= 10 else f"{hours:.2f}"
-            lines.append(f"Estimate: {len(known)} training(s), about {amount} {device}-hours, "
-                         "from measured step times.")  # fmt: skip
-    if unknown := [Path(cost.path).parent.name for cost in costs if cost.hours is None]:
-        named = ", ".join(unknown[:4]) + (", ..." if len(unknown) > 4 else "")
-        lines.append(
-            f"No estimate for {len(unknown)} training(s) ({named}): no step was measured yet; "
-            "targets like results/training/deit_small/cuda-paper-fp16.json measure a section's."
-        )
-    return lines
+            yield (f"Estimate, {what}: {len(known)} training(s), about {amount} {device}-hours, "
+                   "from measured step times.")  # fmt: skip
+
+
+def unknown(costs: list[Cost]) -> Iterator[str]:
+    """For which trainings there is no estimate, and what would give one."""
+    for reason, remedy in REMEDIES.items():
+        names = [Path(one.path).parent.name for one in costs
+                 if one.hours is None and one.basis == reason]  # fmt: skip
+        if names:
+            named = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+            yield f"No estimate for {len(names)} training(s) ({named}): {reason}; {remedy}."
 
 
 def of_trainings(config: Config, records: dict[str, dict]) -> list[Cost]:

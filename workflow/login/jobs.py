@@ -100,8 +100,7 @@ def keep_error(folder: Path, rank: int, error: BaseException) -> None:
     content = {
         "rank": rank,
         "sentence": sentence(error) if ours else None,
-        # asked to end by the cluster, with its checkpoint saved: not a fault of the job
-        "stopped": type(error).__name__ == "Stopped",
+        "stopped": was_stopped(error),
         "traceback": "".join(traceback.format_exception(error)),
     }
     if isinstance(error, submitit.core.utils.UncompletedJobError):  # submitit's at a time limit
@@ -111,6 +110,16 @@ def keep_error(folder: Path, rank: int, error: BaseException) -> None:
         )
     with contextlib.suppress(OSError):  # a full disk: the traceback is in the job's log, too
         records.write_json(error_note(folder, rank), content)
+
+
+def was_stopped(error: BaseException) -> bool:
+    """Whether the cluster asked the job to end, with its checkpoint saved: not a fault of the job.
+
+    So does a job end whose own `scontrol requeue` fails: JobRequeue=0 bars it, the controller is
+    away, the node has no scontrol. The launcher then submits it again.
+    """
+    command = getattr(error, "cmd", None) or [getattr(error, "filename", None)]
+    return type(error).__name__ == "Stopped" or command[0] == "scontrol"
 
 
 def sentence(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from workflow import journal, runs
 from workflow.campaign import Config
 from workflow.login import executors
 from workflow.login.attempts import Attempt
+from workflow.login.slurm_queue import Queue
 
 SHOWN = ("model", "data", "recipe", "start", "teacher", "checkpoint")
 POINT = ("section", "device", "mode", "precision", "batch_size", "threads", "rounds")
@@ -125,7 +126,7 @@ def provenance_tags(record: dict) -> dict[str, str]:
     return tags | {"versions": ", ".join(f"{name} {is_}" for name, is_ in versions.items())}
 
 
-def describe_attempt(root: Path, source: Source, config: Config) -> Content:
+def describe_attempt(root: Path, source: Source, config: Config, queue: Queue) -> Content:
     """Status first, then the journal: a run that is shown as finished has all its epochs."""
     attempt = Attempt(source.path)
     spec, job = attempt.spec, attempt.job() or {}
@@ -151,8 +152,10 @@ def describe_attempt(root: Path, source: Source, config: Config) -> Content:
             **(provenance_tags(record) if record else {}),
         },
     )
-    settle(content, attempt, source.last, job, record)
-    content.points = list(journal_points(attempt.journal))
+    settle(content, attempt, source.last, job, record, queue)
+    content.points, again = journal_points(attempt.journal)
+    if again:
+        content.tags["done_twice"] = ",".join(map(str, again))
     if record:
         content.points += record_points(record, content.ended_ms)
         logs = folder.glob("*.log")
@@ -170,16 +173,19 @@ def display_name(spec: dict, folder: Path) -> str:
     return f"{spec.get('run') or spec['section']}/{folder.name}"
 
 
-def settle(content: Content, attempt: Attempt, last: bool, job: dict, record: dict | None) -> None:
+def settle(
+    content: Content, attempt: Attempt, last: bool, job: dict, record: dict | None, queue: Queue
+) -> None:
     """Its status. A job that was preempted or killed is to be resumed, so its run stays RUNNING."""
-    errors = sorted(attempt.folder.glob("error-rank*.json"))
+    errors = list(attempt.folder.glob("error-rank*.json"))
+    stopped = all(error.get("stopped") for error in attempt.errors())
     if record:
         known = record["provenance"]
         content.status, ended = "FINISHED", known["started"] + known["wall_s"]
     elif not last:  # its spec changed: another attempt took its place, nothing resumes it
         content.status, ended = "KILLED", max(p.stat().st_mtime for p in attempt.folder.iterdir())
-    elif errors and job:
-        if executors.is_alive(job, attempt.folder):
+    elif errors and job and not stopped:
+        if executors.is_alive(job, attempt.folder, queue):
             content.settled = False  # its other processes may go on; ask again
             return
         content.status, ended = "FAILED", max(path.stat().st_mtime for path in errors)
@@ -188,18 +194,23 @@ def settle(content: Content, attempt: Attempt, last: bool, job: dict, record: di
     content.ended_ms = round(1000 * ended)
 
 
-def journal_points(path: Path) -> Iterator[Point]:
-    """The journal's epochs or a search's layers, each once: of one that stands twice the first,
-    whatever was sent."""
-    seen = set()
+def journal_points(path: Path) -> tuple[list[Point], list[int]]:
+    """The journal's epochs or a search's layers, each once, and which of them stand twice.
+
+    A job that died before it saved an epoch does it again. The record counts the second time, here
+    the first stays: MLflow takes no point back. On a CPU they differ in their seconds alone.
+    """
+    found: dict[int, list[Point]] = {}
+    again = set()
     for event, _ in journal.read(path):
         step = event.get(event["event"]) if event["event"] in STEPS else None
-        if step is None or step in seen:
-            continue
-        seen.add(step)
-        for key, value in event["metrics"].items():
-            if value is not None:
-                yield Point(key, value, round(1000 * event["time"]), step)
+        if step in found:
+            again.add(step)
+        elif step is not None:
+            at, metrics = round(1000 * event["time"]), event["metrics"].items()
+            found[step] = [Point(key, value, at, step) for key, value in metrics
+                           if value is not None]  # fmt: skip
+    return [point for points in found.values() for point in points], sorted(again)
 
 
 def record_points(record: dict, time_ms: int) -> list[Point]:

@@ -4,32 +4,36 @@ Standard library and yaml only, for snakemake imports this.
 """
 
 import hashlib
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from workflow import records
+from workflow import locks, records
 from workflow.login import executors
 from workflow.login.mirror_sources import Results
 
 FINISH_S = 30.0
+LOOK_S = 2.0
+TAKE_OVER_S = 120.0  # longer than a mirror lives that has nothing to wait for
+FILE = "sqlite:///"
+LOG = ".snakemake/log/mlflow-mirror.log"
 
 
 def tracking_uri(root: Path) -> str:
     """MLFLOW_TRACKING_URI, or the file that a bare `mlflow ui` opens in the root."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve()}/mlflow.db"
-    path = uri.removeprefix("sqlite:///")
-    return uri if path == uri else f"sqlite:///{Path(path).resolve()}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{FILE}{root.resolve()}/mlflow.db"
+    path = uri.removeprefix(FILE)
+    return uri if path == uri else f"{FILE}{Path(path).resolve()}"
 
 
 def lock_path(root: Path, uri: str) -> Path:
-    if uri.startswith("sqlite:///"):
-        return Path(uri.removeprefix("sqlite:///") + ".mirror.lock")
+    if uri.startswith(FILE):
+        return Path(uri.removeprefix(FILE) + ".mirror.lock")
     return root / f".snakemake/mlflow-{hashlib.sha256(uri.encode()).hexdigest()[:8]}.lock"
 
 
@@ -38,33 +42,14 @@ def without_password(text: str) -> str:
 
 
 class Followed:
-    """The processes that want a mirror, noted beside the lock: whoever holds it serves them all.
+    """The process that wants the mirror; one that got its number later is another."""
 
-    So a snakemake that finds the mirror of a killed predecessor at work loses nothing by it.
-    """
+    def __init__(self, pid: int | None):
+        self.pid = pid
+        self.started = executors.process_start(pid) if pid else None
 
-    def __init__(self, lock: Path):
-        self.folder = lock.with_suffix(".followed")
-
-    def add(self, pid: int) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        note = {"host": os.uname().nodename, "started": executors.process_start(pid)}
-        beside = self.folder / f".{pid}"
-        beside.write_text(json.dumps(note))
-        beside.replace(self.folder / str(pid))
-
-    def any_lives(self) -> bool:
-        """Whether one of them, on this machine, lives; the dead are forgotten."""
-        lives = False
-        for path in self.folder.glob("[0-9]*"):
-            note = json.loads(path.read_text())
-            if note["host"] != os.uname().nodename:
-                continue
-            if note["started"] and executors.process_start(path.name) == note["started"]:
-                lives = True
-            else:
-                path.unlink(missing_ok=True)
-        return lives
+    def lives(self) -> bool:
+        return self.started is not None and executors.process_start(self.pid) == self.started
 
 
 class Stop:
@@ -85,9 +70,25 @@ class Stop:
             time.sleep(0.2)
 
 
-def start_mirror(root: Path = records.ROOT) -> int:
-    """Start a mirror that follows this process, detached from its terminal; -> its process id."""
-    log = root / ".snakemake/log/mlflow-mirror.log"
+@contextmanager
+def turn(lock: Path, followed: Followed, stop: Stop):
+    """Hold the lock. While somebody is followed, wait for another mirror's end: it may be ending
+    just now, or be killed, or serve another folder."""
+    with ExitStack() as held:
+        while followed.lives() and not stop.asked:
+            try:
+                held.enter_context(locks.exclusive(lock))
+                break
+            except locks.Held:
+                stop.wait(LOOK_S)
+        else:
+            held.enter_context(locks.exclusive(lock, TAKE_OVER_S if followed.pid else 0))
+        yield
+
+
+def start_mirror(root: Path = records.ROOT) -> subprocess.Popen:
+    """Start a mirror that follows this process, detached from its terminal."""
+    log = root / LOG
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "workflow.login.tracking", "--root", str(root.resolve())]
     command += ["--follow", "--until-gone", str(os.getpid())]
@@ -95,7 +96,7 @@ def start_mirror(root: Path = records.ROOT) -> int:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         with open(log, "a") as output:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 command,
                 cwd=records.ROOT,
                 stdin=subprocess.DEVNULL,
@@ -105,34 +106,37 @@ def start_mirror(root: Path = records.ROOT) -> int:
             )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    process.returncode = 0  # it is not waited for here, and Python need not warn of it
-    return process.pid
 
 
-def _is_mirror(pid: int) -> bool:
-    try:
-        return b"workflow.login.tracking" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
+def finish_mirror(
+    mirror: subprocess.Popen, root: Path = records.ROOT, patience_s: float = FINISH_S
+) -> None:
+    """End the mirror after a last pass, unless jobs go on, and say where the runs are seen.
 
-
-def finish_mirror(pid: int, root: Path = records.ROOT, patience_s: float = FINISH_S) -> None:
-    """End the mirror after a last pass, unless jobs go on, and say where the runs are seen."""
+    Only a database file is waited for: a server may be slow or silent, and must delay nothing.
+    """
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    if Results(root).a_job_lives(set()):
-        say(f"Jobs go on, and so does MLflow's mirror (process {pid}).")
+    if mirror.poll() is not None:
+        say(f"MLflow's mirror had ended too early ({root / LOG}); another one catches up.")
+        mirror = start_mirror(root)
+    if Results(root).a_job_lives():
+        say(f"Jobs go on, and so does MLflow's mirror (process {mirror.pid}).")
+        mirror.returncode = 0  # nobody waits for it, and Python need not warn of it
         return
-    if _is_mirror(pid):
-        os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + patience_s
-    while executors.process_start(pid) and _is_mirror(pid):
-        if time.monotonic() >= deadline:
-            say(f"MLflow's mirror (process {pid}) still works, and ends by itself.")
-            return
-        time.sleep(0.1)
+    mirror.terminate()
     uri = tracking_uri(root)
-    own = uri == f"sqlite:///{root.resolve()}/mlflow.db"
+    try:
+        code = mirror.wait(patience_s if uri.startswith(FILE) else 0)
+    except subprocess.TimeoutExpired:
+        say(f"MLflow's mirror (process {mirror.pid}) still works, and ends by itself.")
+        mirror.returncode = 0
+        return
+    if code:
+        say(f"Not everything is in MLflow yet ({root / LOG} says why); "
+            "`python -m workflow.login.tracking --once` catches up.")  # fmt: skip
+        return
+    own = uri == f"{FILE}{root.resolve()}/mlflow.db"
     say(f"MLflow: {'`mlflow ui` shows every run' if own else without_password(uri)}.")

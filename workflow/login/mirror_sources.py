@@ -5,13 +5,16 @@ Standard library and yaml only; mirror_content.py says what MLflow shows of each
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from workflow.campaign import FILES, Config, ConfigError
 from workflow.login import executors
 from workflow.login.attempts import Attempt
+from workflow.login.following import GRACE_S
 from workflow.login.mirror_content import Content, Source, describe_attempt, describe_table
+from workflow.login.slurm_queue import Queue
 
 PATTERNS = ("runs/*/attempts", "runs/*/search/attempts", "evaluations/*/attempts",
             "throughput/*/*/attempts",
@@ -25,6 +28,8 @@ class Results:
         self.root = root
         self._config: Config | None = None
         self._read_at = 0
+        self._gone: dict[tuple, float] = {}
+        self.queue = Queue(root / ".snakemake", list_only=True)  # however many old jobs there are
 
     @property
     def config(self) -> Config:
@@ -65,23 +70,27 @@ class Results:
 
     def describe(self, source: Source) -> Content:
         if source.path.is_dir():
-            return describe_attempt(self.root, source, self.config)
+            return describe_attempt(self.root, source, self.config, self.queue)
         return describe_table(source)
 
-    def a_job_lives(self, dead: set) -> bool:
+    def a_job_lives(self, grace: bool = False) -> bool:
         """Whether a job of an attempt that may still be resumed waits or runs.
 
-        `dead` remembers those that don't, so that a scheduler is asked about each once.
+        A requeued job is for a moment in the state that it ended with: with `grace`, for who asks
+        again and again, only a job that stays away is gone.
         """
         for source in self.attempts():
             attempt = Attempt(source.path)
             job = attempt.job()
-            key = (str(source.path), job and job["job_id"])
-            if not source.last or job is None or attempt.record.exists() or key in dead:
+            if not source.last or job is None or attempt.record.exists():
                 continue
-            if executors.is_alive(job, source.path):
+            key = (str(source.path), job["job_id"])
+            if executors.is_alive(job, source.path, self.queue):
+                self._gone.pop(key, None)
                 return True
-            dead.add(key)
+            away_s = time.monotonic() - self._gone.setdefault(key, time.monotonic())
+            if grace and away_s < GRACE_S[job["launcher"]]:
+                return True
         return False
 
 

@@ -6,6 +6,10 @@ from pathlib import Path
 
 from workflow import journal
 
+TIME = "%Y-%m-%d %H:%M:%S "
+STAMP = len("2026-01-01 00:00:00 ")
+ERROR = "ERROR: "  # before the last line of a launcher that failed
+
 
 class Log:
     """Says each line on the terminal, under the job's name, and in the rule's log."""
@@ -24,7 +28,7 @@ class Log:
     def say(self, text: str) -> None:
         for line in text.splitlines():
             print(f"[{self.name}] {line}", file=sys.stderr, flush=True)
-            print(time.strftime("%Y-%m-%d %H:%M:%S ") + line, file=self._stream, flush=True)
+            print(time.strftime(TIME) + line, file=self._stream, flush=True)
 
 
 class Follower:

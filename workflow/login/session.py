@@ -3,6 +3,7 @@
 `-n`, `--lint`, `--report`, `--unlock`, `--summary` and the like only look, and need no profile.
 """
 
+import atexit
 import json
 import sys
 from contextlib import ExitStack
@@ -83,8 +84,11 @@ def begin(workflow, stack: ExitStack, argv: list[str] | None = None) -> Plan:
         check_checkpoints(setting, config.settings[setting])
     try:
         stack.enter_context(locks.exclusive(LOCK))
+        atexit.register(stack.close)  # before Python takes its modules apart
     except locks.Held as error:
         sys.exit(f"Another snakemake works in this folder ({error}); wait for it, or end it.")
+    except locks.NoLocks as error:
+        sys.exit(str(error))
     return plan
 
 
@@ -144,15 +148,19 @@ def check_requests(jobs, ask=slurm_queue.ask) -> None:
 
 
 def announce(plan: Plan, jobs) -> None:
-    """Say what the trainings to come may cost, before anything is submitted.
+    """Say what the trainings to come may cost, table by table, before anything is submitted.
 
     Where nothing was measured, only on a cluster: there hours are somebody's.
     """
+    jobs = list(jobs)
     trainings = [job for job in jobs if job.rule.name == "train"]
     paths = [str(job.output[0]) for job in trainings]
     specs = {path: targets.spec_of(plan.config, path) for path in paths}
     costs = forecast.of_trainings(plan.config, specs)
     if not any(job.resources.get("launcher") == "slurm" for job in trainings):
         costs = [cost for cost in costs if cost.hours is not None]
-    for line in forecast.summary(costs):
+    tables = [str(job.output[0]) for job in jobs if job.rule.name.startswith("table")]
+    wanted = {table: list(targets.needed(plan.config, table))
+              for table in tables if not table.endswith(PARTIAL)}  # fmt: skip
+    for line in forecast.by_target(costs, wanted):
         print(line, file=sys.stderr)

@@ -2,7 +2,8 @@
 
 All launchers of a user share one answer of `squeue`, asked for every half minute by whichever needs
 it first: the scheduler's load does not grow with the launchers. Accounting is asked only about a
-job that the controller has forgotten, and may be absent.
+job that the controller has forgotten, and may be absent; `scontrol` then knows no more than
+`squeue --states=all` did, so the job's record is the only witness left.
 """
 
 import json
@@ -21,6 +22,8 @@ UNKNOWN, UNANSWERED = "UNKNOWN", "UNANSWERED"
 ASK_EVERY_S = 30.0
 SETTLE_S = 5.0  # a job may be this much younger than an answer in which it does not stand yet
 PATIENCE_S = 60  # of one question
+ACCOUNTING_TRIES = 3  # at an accounting that is away; one each half minute
+NO_ACCOUNTING = ("no sacct", "disabled")
 FORMAT = "%i|%T|%r|%N|%S"
 
 
@@ -28,8 +31,8 @@ FORMAT = "%i|%T|%r|%N|%S"
 class Status:
     """Slurm's word for a job's state, with why it waits or where it runs.
 
-    UNKNOWN: nobody knows the job any more. UNANSWERED: the controller was silent, which says
-    nothing about the job, so it counts as alive.
+    UNKNOWN: nobody knows the job any more. UNANSWERED: the controller or the accounting was silent,
+    which says nothing about the job, so it counts as alive.
     """
 
     state: str
@@ -88,6 +91,8 @@ class Queue:
         folder: where the shared answer lies.
         max_age_s: how old the shared answer may be.
         ask: takes a command, -> (output, error); for tests.
+        list_only: take a job that is not in the shared answer for gone, whatever ended it, and
+            cause no question of its own; for who looks at many old jobs.
     """
 
     def __init__(
@@ -95,11 +100,13 @@ class Queue:
         folder: Path = Path(".snakemake"),
         ask: Callable = ask,
         max_age_s: float = ASK_EVERY_S,
+        list_only: bool = False,
     ):
         self.path = folder / f"slurm-queue-{os.getuid()}-{os.uname().nodename}.json"
         self.lock = self.path.with_suffix(".lock")
-        self.ask, self.max_age_s = ask, max_age_s
+        self.ask, self.max_age_s, self.list_only = ask, max_age_s, list_only
         self._alone: dict[str, tuple[float, Status]] = {}
+        self._failures: dict[str, int] = {}
 
     def status(self, job_id: str, submitted: float) -> Status:
         """The job's status; `submitted` (time.time()) tells a new job from a forgotten one."""
@@ -111,7 +118,7 @@ class Queue:
         if answer["answered"] < submitted + SETTLE_S:
             # not in the list yet, or the controller is silent
             return Status(UNANSWERED if answer["error"] else "PENDING", "just submitted")
-        return self._ask_alone(job_id)
+        return Status(UNKNOWN) if self.list_only else self._ask_alone(job_id)
 
     def _shared(self) -> dict:
         answer = self._read()
@@ -166,5 +173,9 @@ class Queue:
         if shown:
             state, _, node = shown.splitlines()[0].partition("|")
             return Status(state.split()[0].rstrip("+"), node=node)
+        self._failures[job_id] = self._failures.get(job_id, 0) + 1
+        away = error and not any(words in error for words in NO_ACCOUNTING)
+        if away and self._failures[job_id] < ACCOUNTING_TRIES:
+            return Status(UNANSWERED, error)
         why = error.splitlines()[-1] if error else "it has no such job"
         return Status(UNKNOWN, note=f"Slurm has forgotten the job, and sacct can't say ({why})")

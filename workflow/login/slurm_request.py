@@ -20,7 +20,7 @@ RESOURCES = {
 LONG_MIN = 24 * 60 * 365
 TEMPORARY = (
     *("Unable to contact", "timed out", "Connection refused", "Communication connection failure"),
-    *("temporarily", "MaxSubmit", "did not answer", "Zero Bytes were transmitted", "MaxJobCount"),
+    *("temporarily", "SubmitJob", "did not answer", "Zero Bytes were transmitted", "MaxJobCount"),
     "Unexpected message received",
 )
 
@@ -54,7 +54,9 @@ def options(resources: dict) -> dict:
     if gpus and tasks and gpus != tasks:
         raise RequestError(f"tasks: {resources['tasks']} beside gpus: {resources['gpus']}; a "
                            f"process has one GPU, so leave tasks out ({PROFILE}).")  # fmt: skip
-    gres = resources.get("gres")
+    gres, more = resources.get("gres"), extra(resources.get("slurm_extra", ""))
+    if "no-requeue" not in more:  # a time limit ends by `scontrol requeue`, which JobRequeue=0 bars
+        more = {"requeue": True, **more}
     given = {
         "time": resources["runtime"],
         "nodes": resources.get("nodes", 1),
@@ -68,7 +70,7 @@ def options(resources: dict) -> dict:
         "qos": resources.get("slurm_qos"),
         "constraint": resources.get("constraint"),
         "exclusive": True if resources.get("exclusive") else None,
-        "additional_parameters": extra(resources.get("slurm_extra", "")) or None,
+        "additional_parameters": more or None,
     }
     return {key: value for key, value in given.items() if value is not None}
 
@@ -117,7 +119,7 @@ def check(rule: str, resources: dict, ask=slurm_queue.ask) -> None:
     setup_lines(resources)
     wanted = " ".join(flags(given))
     mend = f"correct {PROFILE}, or add --set-resources {rule}:<resource>=<value>"
-    _check_time(rule, given, ask, mend)
+    check_time(given, ask, rule)
     _, error = ask("sbatch", "--test-only", *flags(given), "--wrap=true")
     if error.startswith("no sbatch"):
         raise RequestError("No sbatch here: --profile slurm is for the login node of a Slurm "
@@ -127,21 +129,28 @@ def check(rule: str, resources: dict, ask=slurm_queue.ask) -> None:
         raise RequestError(f"Slurm can't run rule {rule} ({wanted}): {reason.strip()}; {mend}.")
 
 
-def _check_time(rule: str, given: dict, ask, mend: str) -> None:
-    """sbatch accepts more than a partition's limit, and leaves the job pending for ever."""
+def check_time(given: dict, ask, rule: str = "<rule>") -> None:
+    """Refuse what no named partition allows: sbatch accepts it, and it would pend for ever.
+
+    `given` are sbatch's options. A controller that is away refuses nothing here.
+    """
     shown, _ = ask("scontrol", "--oneliner", "show", "partition")
-    for line in shown.splitlines():
-        found = dict(word.split("=", 1) for word in line.split() if "=" in word)
-        name = found.get("PartitionName")
-        if name == given.get("partition") or (
-            "partition" not in given and found.get("Default") == "YES"
-        ):
-            limit = minutes(found.get("MaxTime", "UNLIMITED"))
-            if given["time"] > limit:
-                raise RequestError(
-                    f"Rule {rule} asks for {given['time']} minutes (runtime), but partition {name} "
-                    f"allows {limit}; {mend}. A training goes on after its time limit by itself."
-                )
+    lines = [dict(word.split("=", 1) for word in line.split() if "=" in word)
+             for line in shown.splitlines()]  # fmt: skip
+    named = given.get("partition", "").split(",")
+    limits = {
+        found["PartitionName"]: minutes(found.get("MaxTime", "UNLIMITED"))
+        for found in lines
+        if found.get("PartitionName") in named
+        or ("partition" not in given and found.get("Default") == "YES")
+    }
+    if limits and given["time"] > max(limits.values()):
+        allowed = ", ".join(f"partition {name} allows {limit}" for name, limit in limits.items())
+        raise RequestError(
+            f"Rule {rule} asks for {given['time']} minutes (runtime), but {allowed}; correct "
+            f"{PROFILE}, or add --set-resources {rule}:runtime=<minutes>. A training goes on after "
+            "its time limit by itself."
+        )
 
 
 def minutes(limit: str) -> int:

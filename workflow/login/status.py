@@ -11,10 +11,12 @@ import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from workflow import journal
+from workflow import journal, locks
 from workflow.campaign import Config, ConfigError
 from workflow.login import attempts, executors, forecast, progress, schema, targets
+from workflow.login.progress import ERROR, STAMP
 from workflow.login.slurm_queue import Queue, Status
+from workflow.login.submission import LOCK
 
 STATES = ("failed", "running", "queued", "stopped", "not started", "outdated", "done")
 
@@ -36,11 +38,14 @@ def row_of(path: str, spec: dict, queue: Queue) -> Row:
         return Row(path, "done")
     attempt = attempts.newest(targets.job_folder(path))
     if attempt is None or attempt.spec != spec or (job := attempt.job()) is None:
-        return Row(path, "outdated" if Path(path).exists() else "not started")
+        return unstarted(path)
     stands = standing(attempt)
     logs = str(attempt.folder / "logs")
     where = f"{job['launcher']} job {job['job_id']}"
     if attempt.record.exists():
+        if attempts.is_over(Path(path), attempt):
+            gone = f"its record is gone from {path}: the next start makes it anew"
+            return unstarted(path, gone)
         return Row(path, "done", stands, "the next start of snakemake publishes it", logs)
     status = executors.status(job, attempt.folder, queue)
     if status.state == "PENDING":
@@ -48,7 +53,36 @@ def row_of(path: str, spec: dict, queue: Queue) -> Row:
         return Row(path, "queued", stands, f"{where}: {status.reason or 'new'}{expected}", logs)
     if status.alive:
         return Row(path, "running", stands, f"{where}: {status.words}", logs)
-    return ended(path, attempt, status, stands)
+    return at_its_launcher(path, stands) or ended(path, attempt, status, stands)
+
+
+def unstarted(path: str, detail: str = "") -> Row:
+    """The row of a job that Slurm does not have: its launcher may be about it, or have failed."""
+    if row := at_its_launcher(path):
+        return row
+    log, last = last_words(path)
+    if last.startswith(ERROR):
+        return Row(path, "failed", "", last.removeprefix(ERROR), str(log))
+    return Row(path, "outdated" if Path(path).exists() else "not started", "", detail)
+
+
+def at_its_launcher(path: str, stands: str = "") -> Row | None:
+    """The row of a job that its launcher is just submitting, or waits to; None if none works."""
+    if not locks.is_held(targets.job_folder(path) / LOCK):
+        return None
+    log, last = last_words(path)
+    return Row(path, "queued", stands, f"at its launcher: {last or 'just started'}", str(log or ""))
+
+
+def last_words(path: str) -> tuple[Path | None, str]:
+    """The launcher's log and what it said last, unless that was about another spec."""
+    folder = targets.job_folder(path)
+    logs = sorted(folder.glob("*.log"))
+    spec = folder / "spec.json"
+    if not logs or not spec.exists() or logs[0].stat().st_mtime < spec.stat().st_mtime:
+        return None, ""
+    lines = logs[0].read_text(errors="replace").splitlines()
+    return logs[0], lines[-1][STAMP:] if lines else ""
 
 
 def ended(path: str, attempt: attempts.Attempt, status: Status, stands: str) -> Row:
@@ -95,7 +129,7 @@ def main() -> None:
     parser.add_argument("targets", nargs="*", default=["results/table1.csv"], metavar="TARGET")
     parser.add_argument("--csv", type=Path, help="write the rows there, too")
     arguments = parser.parse_args()
-    queue, rows, left = Queue(), [], {}
+    queue, rows, left, wanted = Queue(), [], {}, {}
     try:
         config = schema.load()
         for target in arguments.targets:
@@ -105,9 +139,11 @@ def main() -> None:
             rows += [row for row in found if row not in rows]
             open_ = {row.job for row in found if row.state != "done"}
             left |= {path: spec for path, spec in records.items() if path in open_}
+            wanted[target] = [path for path in records if path in open_]
     except (ConfigError, targets.TargetError) as error:
         sys.exit(str(error))
-    print("\n".join(forecast.summary(forecast.of_trainings(config, left))))
+    for line in forecast.by_target(forecast.of_trainings(config, left), wanted):
+        print(line)
     if arguments.csv:
         arguments.csv.parent.mkdir(parents=True, exist_ok=True)
         with open(arguments.csv, "w", newline="") as stream:

@@ -3,13 +3,15 @@
 submitit is imported in a forked child alone, so that a waiting launcher stays small.
 """
 
+import functools
 import os
 import signal
 import time
 
-from workflow.login import slurm_queue, slurm_request
+from workflow.login import executors, slurm_queue, slurm_request
 from workflow.login.attempts import Attempt
 
+LOCK = ".launcher"  # in the job's folder; a launcher holds it as long as it lives
 INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
 STARTABLE = "PENDING,CONFIGURING,RUNNING,SUSPENDED"  # and not what is just ending
 FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 300.0
@@ -23,37 +25,61 @@ def submit(attempt: Attempt, site: dict, resources: dict, say) -> dict:
     """Submit the attempt's job and note beside it where it runs; -> the note.
 
     Waits, with growing pauses, for a Slurm that is away or takes no more jobs for now. Raises
-    LaunchError for a refusal. Ctrl-C waits until a submission is noted: a job that nobody noted
-    would be submitted twice.
+    LaunchError or RequestError for a refusal. Ctrl-C waits until a submission is noted: a job that
+    nobody noted would be submitted twice.
     """
-    pause_s = FIRST_WAIT_S
-    while True:
+    on_slurm = resources["launcher"] == "slurm"
+
+    def noted() -> str:
         signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
         try:
-            error = try_once(attempt, site, resources)
-            if error is None:
-                return attempt.job()
+            return try_once(attempt, site, resources)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
-        if resources["launcher"] != "slurm" or not slurm_request.is_temporary(error):
-            raise LaunchError(f"The job of {attempt.folder} was not accepted: {error}")
+
+    error = patiently(noted, "Slurm takes no job now", say) if on_slurm else noted()
+    if error:
+        raise LaunchError(f"The job of {attempt.folder} was not accepted: {error}")
+    return attempt.job()
+
+
+def patiently(act, trouble: str, say) -> str:
+    """Act until Slurm is there for it, with growing pauses; -> why it refuses, mostly ""."""
+    pause_s = FIRST_WAIT_S
+    while (error := act()) and slurm_request.is_temporary(error):
         last = error.strip().splitlines()[-1]
-        say(f"Slurm takes no job now ({last}); trying again in {pause_s:.0f} s.")
+        say(f"{trouble} ({last}); trying again in {pause_s:.0f} s.")
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, LONGEST_WAIT_S)
+    return error
 
 
-def try_once(attempt: Attempt, site: dict, resources: dict) -> str | None:
-    """One submission; -> why it failed, None if the job is noted."""
+def end_replaced(attempt: Attempt, say) -> None:
+    """End a job whose spec is no longer wanted. Raises LaunchError if it can't be ended: nothing
+    would follow it any more, and it would run to its end unseen."""
+    job = attempt.job()
+    say(f"The spec changed: ending job {job['job_id']} of attempt {attempt.number}.")
+    end = functools.partial(executors.cancel, job, attempt.folder)
+    if error := patiently(end, "Slurm ends no job now", say):
+        raise LaunchError(
+            f"The spec changed, and job {job['job_id']} of {attempt.folder} can't be ended: "
+            f"{error}; end it (scancel {job['job_id']}) and start snakemake again."
+        )
+
+
+def try_once(attempt: Attempt, site: dict, resources: dict) -> str:
+    """One submission; -> why it failed, "" if the job is noted."""
     before = attempt.job()
     if resources["launcher"] == "slurm":
         found, error = unnoted(attempt, resources)
         if found or error:
-            return error or None
+            return error
+        # snakemake asked at its start, but Slurm may have been away then
+        slurm_request.check_time(slurm_request.options(resources), slurm_queue.ask)
     error = in_a_child(lambda: _hand_over(attempt, site, resources))
     if not error and attempt.job() == before:
         error = "nothing was noted of it (killed?)"
-    return error or None
+    return error
 
 
 def _hand_over(attempt: Attempt, site: dict, resources: dict) -> None:

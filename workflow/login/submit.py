@@ -18,7 +18,7 @@ from workflow.login import attempts, executors, following, progress
 from workflow.login.attempts import Attempt
 from workflow.login.slurm_queue import Queue
 from workflow.login.slurm_request import RequestError
-from workflow.login.submission import INTERRUPTS, LaunchError, submit
+from workflow.login.submission import INTERRUPTS, LOCK, LaunchError, end_replaced, submit
 
 LAUNCHERS = ("local", "slurm")
 WAIT_FOR_TWIN_S = 7 * 24 * 3600
@@ -36,14 +36,12 @@ def choose_attempt(spec: dict, folder: Path, output: Path, say) -> Attempt:
     job = last.job()
     if last.spec != spec:
         if job and executors.is_alive(job, last.folder):
-            say(f"The spec changed: ending job {job['job_id']} of attempt {last.number}.")
-            executors.cancel(job, last.folder)
+            end_replaced(last, say)
         return attempts.begin(folder, spec)
-    if not last.published.exists():
-        return last
-    if attempts.noted_by_snakemake(output, last):
+    if attempts.is_over(output, last):
         return attempts.begin(folder, spec)
-    say(f"Attempt {last.number} had finished; its record is published again.")
+    if last.published.exists():
+        say(f"Attempt {last.number} had finished; its record is published again.")
     return last
 
 
@@ -61,16 +59,17 @@ def publish(attempt: Attempt, spec_path: Path, output: Path) -> None:
 
 
 def attach(attempt: Attempt, site: dict, resources: dict, say) -> bool:
-    """See to it that the attempt's job lives; True: the one that was left, False: a new one."""
+    """See to it that the attempt's job lives; True if it is one that was left running."""
     job = attempt.job()
     # a job that was killed before we were started must not pass for a living one
-    found = bool(job and executors.is_alive(job, attempt.folder, Queue(max_age_s=2)))
+    status = executors.status(job, attempt.folder, Queue(max_age_s=2)) if job else None
+    found = status is not None and status.alive
     if not found:
         job = submit(attempt, site, resources, say)
     verb = ": re-attached to" if found else ":"
     logs = attempt.folder / "logs"
     say(f"Attempt {attempt.number}{verb} {job['launcher']} job {job['job_id']}, logs in {logs}.")
-    return found
+    return found and status.state != "PENDING"
 
 
 def leave(attempt: Attempt, resources: dict, say) -> None:
@@ -155,13 +154,13 @@ def main() -> None:
     with ExitStack() as stack:
         say = stack.enter_context(progress.Log(arguments.log, str(arguments.spec.parent))).say
         try:
-            lock = arguments.spec.parent / ".launcher"
+            lock = arguments.spec.parent / LOCK
             if locks.is_held(lock):
                 say(f"Waiting for {lock}: {lock.read_text().strip()} is launching the same job.")
             stack.enter_context(locks.exclusive(lock, WAIT_FOR_TWIN_S))
             launch(arguments.spec, arguments.output, site_of(arguments), resources, say)
         except (LaunchError, RequestError, records.RecordError, locks.Held, OSError) as error:
-            say(f"ERROR: {error}")
+            say(progress.ERROR + " ".join(str(error).splitlines()))
             sys.exit(1)
         except Interrupted:
             sys.exit(130)

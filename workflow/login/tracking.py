@@ -12,7 +12,6 @@ import argparse
 import logging
 import os
 import sys
-import time
 from pathlib import Path
 
 from workflow import locks, records
@@ -25,6 +24,7 @@ from workflow.login.mirror_process import (
     lock_path,
     start_mirror,
     tracking_uri,
+    turn,
     without_password,
 )
 from workflow.login.mirror_sources import Results, Source
@@ -32,17 +32,15 @@ from workflow.login.mirror_sources import Results, Source
 __all__ = ["Mirror", "finish_mirror", "start_mirror"]
 
 POLL_S = 5.0
-LOOK_FOR_JOBS_S = 30.0  # once nobody is followed; on Slurm each look asks the scheduler
-TAKE_OVER_S = 2.0  # longer than a mirror that is ending keeps its lock without looking around
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
     # mlflow must not repeat a request by itself: a run that was made but whose answer got lost
-    # would be made twice. The next poll asks first.
+    # would be made twice. The next poll asks first, and a late answer is no lost one.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # of one run; the others go on
 
@@ -118,11 +116,23 @@ class Mirror:
                 page_token=token,
             )
             for run in page:
-                for tag in ("attempt_id", "file"):
-                    if tag in run.data.tags:
-                        self.held[run.data.tags[tag]] = Held(run)
+                self._hold(client, run)
             token = page.token or ""
         self.client = client
+
+    def _hold(self, client, run) -> None:
+        """Take the run for what MLflow holds of its attempt, or of its table, the last one.
+
+        An attempt has two where the server made one after we had given up waiting: the empty one
+        goes.
+        """
+        held, tags = Held(run), run.data.tags
+        if twin := self.held.get(tags.get("attempt_id", "")):
+            held, other = sorted((twin, held), key=lambda one: (one.deleted, not one.metrics))
+            if not (other.deleted or other.metrics):
+                client.delete_run(other.run_id)
+        if key := tags.get("attempt_id") or tags.get("file"):
+            self.held[key] = held
 
     def _experiment(self, client, setting: str) -> str:
         if found := client.get_experiment_by_name(setting):
@@ -218,30 +228,20 @@ class Mirror:
 
 
 def follow(mirror: Mirror, followed: Followed, stop: Stop) -> bool:
-    """Keep up until asked to end, or nobody followed and no job lives; then one last pass."""
-    dead: set = set()
-    look_at = 0.0
+    """Keep up until asked to end, or nobody is followed and no job lives; then one last pass."""
     while not stop.asked:
-        done = mirror.catch_up()
-        busy = followed.any_lives()
-        if not busy and time.monotonic() >= look_at:
-            look_at = time.monotonic() + LOOK_FOR_JOBS_S
-            if not mirror.results.a_job_lives(dead):
-                done = mirror.catch_up()
-                if not followed.any_lives():  # who came meanwhile was refused the lock
-                    return done
+        mirror.catch_up()
+        if not followed.lives() and not mirror.results.a_job_lives(grace=True):
+            break
         stop.wait(POLL_S)
     return mirror.catch_up()
 
 
 def run(arguments: argparse.Namespace, stop: Stop) -> int:
     root, uri = arguments.root.resolve(), tracking_uri(arguments.root)
-    lock = lock_path(root, uri)
-    followed = Followed(lock)
-    if arguments.until_gone:
-        followed.add(arguments.until_gone)
+    followed = Followed(arguments.until_gone)
     try:
-        with locks.exclusive(lock, TAKE_OVER_S if arguments.follow else 0):
+        with turn(lock_path(root, uri), followed, stop):
             mirror = Mirror(root, uri, lambda text: print(text, file=sys.stderr, flush=True))
             done = follow(mirror, followed, stop) if arguments.follow else mirror.catch_up()
     except locks.Held as error:

@@ -1,4 +1,4 @@
-"""A copy of the images on the node's own disk, made once per node. Standard library only."""
+"""A copy of the images on the node's own disk, made once per node."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from workflow import layout, locks
+from workflow import layout, locks, records
 
 WRITERS = 16
 PATIENCE_S = 24 * 3600
@@ -34,19 +34,35 @@ def stage(data: dict, root: str, folder: str) -> str:
     try:
         with locks.exclusive(place / f"{copy.name}.lock", PATIENCE_S):
             seen = {split: signature(Path(root) / split) for split in splits}
-            if not note.exists() or json.loads(note.read_text()) != seen:
-                shutil.rmtree(copy, ignore_errors=True)
-                for split in splits:
-                    copy_split(Path(root) / split, copy / split)
-                note.write_text(json.dumps(seen))
+            if not is_copy_of(note, seen):
+                make_copy(Path(root), copy, seen)
     except (OSError, shutil.Error) as error:
-        shutil.rmtree(copy, ignore_errors=True)
         reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error
         raise layout.DataError(
             f"The images of {root} can't be copied to {place} on {os.uname().nodename} ({reason}); "
             "free it, or leave `stage` out of the profile."
         ) from None
     return str(copy)
+
+
+def is_copy_of(note: Path, seen: dict) -> bool:
+    try:
+        return json.loads(note.read_text()) == seen
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+
+
+def make_copy(root: Path, copy: Path, seen: dict) -> None:
+    """All of it, or nothing that takes up the disk; a whole copy is never touched for an error,
+    for another training may read it."""
+    shutil.rmtree(copy, ignore_errors=True)
+    try:
+        for split in seen:
+            copy_split(root / split, copy / split)
+        records.write_json(copy / "staged.json", seen)  # a kill leaves no half of it
+    except BaseException:
+        shutil.rmtree(copy, ignore_errors=True)
+        raise
 
 
 def signature(split: Path) -> list:

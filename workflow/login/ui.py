@@ -1,0 +1,34 @@
+"""MLflow's UI on what the mirror wrote, wherever that is: `make ui`.
+
+mlflow's own command reads MLFLOW_TRACKING_URI for nothing, so it is told here.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from workflow import records
+from workflow.login.mirror_process import tracking_uri, without_password
+
+
+def command(uri: str) -> list[str]:
+    """The UI's, for this machine alone; empty for a server, which has its own."""
+    if uri.startswith("http"):
+        return []
+    start = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1"]
+    return [*start, "--backend-store-uri", uri]
+
+
+def main(root: Path = records.ROOT) -> None:
+    """Catch up, and open the UI even if that failed: it shows what is there, and was said why."""
+    catch_up = [sys.executable, "-m", "workflow.login.tracking", "--once"]
+    subprocess.run(catch_up, cwd=root, check=False)
+    uri = tracking_uri(root)
+    if given := command(uri):
+        os.execv(given[0], given)
+    print(f"MLFLOW_TRACKING_URI names a server; every run is on {without_password(uri)}")
+
+
+if __name__ == "__main__":
+    main()
