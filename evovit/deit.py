@@ -42,6 +42,8 @@ class EvoVisionTransformer(EvoHost, VisionTransformer):
             "column_mean" (of the attention matrix, no memory).
         blocks_per_stage: blocks that share a selection stage-wise.
         pool_placeholders: False leaves the last placeholders out of the pooled mean.
+        tile: keep a few tokens fewer, so that blocks run on a multiple of so many (8 or 16: what
+            matrix units like); the paper's 98 of 196 are 100 tokens with class and representative.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class EvoVisionTransformer(EvoHost, VisionTransformer):
         scores: str = "global",
         blocks_per_stage: int = 4,
         pool_placeholders: bool = True,
+        tile: int = 1,
         **kwargs: Any,
     ):
         weight_init = kwargs.pop("weight_init", "")
@@ -66,7 +69,7 @@ class EvoVisionTransformer(EvoHost, VisionTransformer):
         dd = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
         switches = plan.resolve(
             plan.Host(len(self.blocks)), variant, keep_ratio, start_block, tradeoff, placeholders,
-            scores, blocks_per_stage, pool_placeholders,
+            scores, blocks_per_stage, pool_placeholders, tile,
         )  # fmt: skip
         self.set_switches(switches, schedule)
         self._check_grid()
@@ -196,8 +199,8 @@ class EvoVisionTransformer(EvoHost, VisionTransformer):
         self._check_grid()
 
     def _check_grid(self) -> None:
-        for ratio in self.switches.keep_ratio:
-            plan.kept_count(self.patch_embed.num_patches, ratio)
+        for block in range(self.switches.host.depth):
+            self.switches.kept(self.patch_embed.num_patches, block)
 
 
 def _cfg(size: int) -> dict[str, Any]:

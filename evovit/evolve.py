@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import tokens as tk
-from .plan import Switches, kept_count
+from .plan import Switches
 
 # (index, tokens (B, L, C), observed) -> tokens and, where they count, scores (B, L - 1)
 RunBlock = Callable[[int, Tensor, bool], tuple[Tensor, Tensor | None]]
@@ -55,7 +55,7 @@ def evolve(this: Evolution, state: State, first: int, end: int) -> State:
     runs = [run for run in this.runs if first <= run[0] < end]
     state = _dense(this, state, (first, runs[0][0] if runs else end))
     for run in runs:
-        k = kept_count(this.num_patches, this.switches.keep_ratio[run[0]])
+        k = this.switches.kept(this.num_patches, run[0])
         if k == state.tokens.shape[1] - 1:
             state = _dense(this, state, run)
         else:

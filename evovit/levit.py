@@ -50,6 +50,8 @@ class EvoLevit(PyramidHost, nn.Module):
         scores: "global" (Eq. 4), "class", "random" or "column_mean".
         subsample: queries of the sub-sampling attentions: "stride" (LeViT's) or "average" of each
             2 x 2 window; it decides how the scores are sub-sampled (supplement).
+        tile: keep fewer tokens, so that blocks run on a multiple of so many; see
+            EvoVisionTransformer.
 
     Raises:
         ValueError: for values out of range and combinations that make no sense, with the reason.
@@ -78,6 +80,7 @@ class EvoLevit(PyramidHost, nn.Module):
         placeholders: str | None = None,
         scores: str = "global",
         subsample: str = "stride",
+        tile: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -92,7 +95,7 @@ class EvoLevit(PyramidHost, nn.Module):
         self._set_pool(global_pool)
         host = plan.Host(sum(depth), tuple(sum(depth[:i]) for i in range(len(depth))))
         switches = plan.resolve(
-            host, variant, keep_ratio, start_block, tradeoff, placeholders, scores
+            host, variant, keep_ratio, start_block, tradeoff, placeholders, scores, tile=tile
         )
         self.set_switches(switches, schedule)
         self._set_grids(img_size)
@@ -136,8 +139,8 @@ class EvoLevit(PyramidHost, nn.Module):
             raise ValueError(f"img_size={size}: both sides must be multiples of {STRIDE} pixels")
         host, grid, grids = self.switches.host, tuple(side // STRIDE for side in size), []
         for first, end in pairwise((*host.stages, host.depth)):
-            for ratio in self.switches.keep_ratio[first:end]:
-                plan.kept_count(grid[0] * grid[1], ratio)
+            for block in range(first, end):
+                self.switches.kept(grid[0] * grid[1], block)
             grids.append(grid)
             grid = tuple(-(-side // 2) for side in grid)
         self.img_size, self.grids = size, tuple(grids)

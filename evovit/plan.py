@@ -44,11 +44,21 @@ class Switches(NamedTuple):
     scores: str
     stage_starts: tuple[int, ...]  # blocks that select stage-wise
     pool_placeholders: bool
+    tile: int  # a selection leaves a multiple of so many tokens, companions included
 
     @property
     def evolves(self) -> bool:
         """Whether scores come from the blocks themselves, carried from one to the next."""
         return self.scores in ("global", "class", "column_mean")
+
+    def kept(self, num_patches: int, block: int) -> int:
+        """Informative tokens of N patches in a block.
+
+        Raises:
+            ValueError: if a ratio below 1 would leave no informative or no placeholder token.
+        """
+        companions = 2 if self.placeholders == "update" else 1  # class and representative token
+        return kept_count(num_patches, self.keep_ratio[block], self.tile, companions)
 
 
 def resolve(
@@ -61,6 +71,7 @@ def resolve(
     scores: str,
     blocks_per_stage: int | None = None,
     pool_placeholders: bool = True,
+    tile: int = 1,
 ) -> Switches:
     """Check the switches and fill in what depends on others.
 
@@ -82,6 +93,8 @@ def resolve(
         )
     if blocks_per_stage is not None and blocks_per_stage < 1:
         raise ValueError(f"blocks_per_stage={blocks_per_stage} must be at least 1")
+    if tile < 1:
+        raise ValueError(f"tile={tile} must be at least 1")
     if tokenless and placeholders == "update":
         raise ValueError(
             "placeholders='update' with variant='official': the authors' DeiT code has no "
@@ -114,6 +127,7 @@ def resolve(
         scores=scores,
         stage_starts=starts,
         pool_placeholders=pool_placeholders,
+        tile=tile,
     )
 
 
@@ -155,17 +169,22 @@ def scoring_blocks(switches: Switches, runs: Sequence[tuple[int, int]]) -> froze
     return frozenset(needed)
 
 
-def kept_count(num_patches: int, ratio: float) -> int:
-    """k = int(N * ratio) informative tokens of N patches.
+def kept_count(num_patches: int, ratio: float, tile: int = 1, companions: int = 0) -> int:
+    """k = int(N * ratio) informative tokens of N patches; with a ``tile`` as many fewer as make
+    k + companions, the tokens that a block then runs on, a multiple of it.
 
     Raises:
         ValueError: if a ratio below 1 would leave no informative or no placeholder token.
     """
     k = int(num_patches * ratio)
-    if ratio < 1 and not 1 <= k < num_patches:
+    if ratio == 1:
+        return k
+    k -= (k + companions) % tile
+    if not 1 <= k < num_patches:
+        tiles = f", in tiles of {tile}," if tile > 1 else ""
         raise ValueError(
-            f"keep_ratio={ratio} of {num_patches} patches keeps {k}: at least one token must be "
-            "informative and one a placeholder (use keep_ratio=1 for the dense model)"
+            f"keep_ratio={ratio} of {num_patches} patches{tiles} keeps {k}: at least one token "
+            "must be informative and one a placeholder (use keep_ratio=1 for the dense model)"
         )
     return k
 

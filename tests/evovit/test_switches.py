@@ -1,6 +1,7 @@
 """The switches: what each does, and which combinations are refused."""
 
 import pytest
+import timm
 import torch
 from torch.testing import assert_close
 
@@ -32,6 +33,8 @@ from tests.evovit import small
         (dict(placeholders="mine"), "update, keep, drop"),
         (dict(schedule="mine"), "layer, stage"),
         (dict(blocks_per_stage=0), "at least 1"),
+        (dict(tile=0), "tile=0 must be at least 1"),
+        (dict(tile=64), "in tiles of 64, keeps -2"),
         (dict(global_pool="token"), "predicts from the mean"),
         (dict(class_token=False), "needs the class token"),
         (dict(patch_drop_rate=0.1), "keeps the grid whole"),
@@ -155,3 +158,22 @@ def test_skipped_class_rows_change_nothing(scores):
         model = small.build(variant=variant, scores=scores, start_block=2, blocks_per_stage=2)
         logits = evovit.trace(model, small.images()).logits
         assert_close(model(small.images()), logits, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "kept"),
+    [
+        ("evo_deit_tiny_patch16_224", {}, 94),  # and class and representative token: 96
+        ("evo_deit_tiny_patch16_224", {"placeholders": "keep"}, 95),
+        ("evo_levit_128s", {"tile": 8}, 22),  # of 49 in its second stage
+    ],
+)
+def test_tokens_come_in_tiles(name, kwargs, kept):
+    model = timm.create_model(name, **{"tile": 16, **kwargs}).eval()
+    sizes = []
+    for block in model.blocks if hasattr(model, "blocks") else model.stages[1].blocks:
+        block.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[1]))
+    with torch.no_grad():
+        found = evovit.trace(model, torch.randn(1, 3, 224, 224))
+    assert found.kept[0].shape[1] == kept
+    assert sizes[-1] % model.switches.tile == 0

@@ -1,10 +1,10 @@
 """How fast the reduced models must be: speed-ups over their dense twins on two CPU threads.
 
-    python -m workflow.node.speed_bars [--rounds 15] [--sections DeiT-S LeViT-256] [--output x.csv]
+    python -m workflow.node.speed_bars [--sections DeiT-S LeViT-256] [--output x.csv]
 
-Prints every bar beside what this machine measures (224 px, batch 32, fused attention, interleaved,
-glibc's allocator tuned) and ends with code 1 if one is missed. The bars are ratios measured on a
-CPU with bf16 units; without those, bf16 tells less.
+Prints every bar beside what this machine measures (224 px, interleaved, glibc's allocator tuned,
+threads pinned) and ends with code 1 if one is missed. The bars are ratios measured on a CPU with
+bf16 units; without those, bf16 tells less.
 """
 
 import argparse
@@ -15,69 +15,120 @@ from pathlib import Path
 
 from workflow.campaign import Config
 from workflow.node import fresh
+from workflow.runs import recipe_of
 
-# section: the dense model, then label, model, kwargs (a name: the profile that items.yaml declares
-# for that row) and the bars in fp32 and bf16
+S, T = "deit_small_patch16_224", "deit_tiny_patch16_224"
+# section: the mode, the dense model, then label, model, kwargs (a name: the profile that items.yaml
+# declares for that row) and the bars in fp32 and bf16
 BARS = {
-    "DeiT-S": [
-        ("dense", "plain_deit_small_patch16_224", {}, None, None),
-        ("Evo, stage, paper", "evo_deit_small_patch16_224", {}, 1.47, 1.30),
-        ("Evo, stage, official", "evo_deit_small_patch16_224", {"variant": "official"}, 1.50, 1.34),
-        ("Evo, layer, paper", "evo_deit_small_patch16_224", {"schedule": "layer"}, 1.43, 1.19),
-        ("DynamicViT 0.7", "dynamic_deit_small_patch16_224", {}, 1.48, 1.36),
-        ("SViTE, deployed", "svite_deit_small_patch16_224", {}, 1.25, None),
-        ("PS-ViT, assumed", "ps_deit_small_patch16_224", "ps_deit_small", 1.25, None),
-        ("IA-RED2, assumed", "ia_red2_deit_small_patch16_224", "ia_red2_deit_small", 1.25, None),
-    ],
-    "DeiT-T": [
-        ("dense", "plain_deit_tiny_patch16_224", {}, None, None),
-        ("Evo, stage, paper", "evo_deit_tiny_patch16_224", {}, 1.41, 1.29),
-    ],
-    "LeViT-128S": [
-        ("dense", "plain_levit_128s", {}, None, None),
+    "DeiT-S": ("fused", f"plain_{S}", [
+        ("Evo, stage, paper", f"evo_{S}", {}, 1.50, 1.34),
+        ("Evo, stage, official", f"evo_{S}", {"variant": "official"}, 1.50, 1.34),
+        ("Evo, layer, paper", f"evo_{S}", {"schedule": "layer"}, 1.47, 1.25),
+        ("DynamicViT 0.7", f"dynamic_{S}", {}, 1.51, 1.39),
+        ("SViTE, deployed", f"svite_{S}", {}, 1.25, None),
+        ("PS-ViT, assumed", f"ps_{S}", "ps_deit_small", 1.25, None),
+        ("IA-RED2, assumed", f"ia_red2_{S}", "ia_red2_deit_small", 1.25, None),
+    ]),
+    "DeiT-S, compiled": ("compiled", f"plain_{S}", [
+        ("Evo, stage, paper", f"evo_{S}", {}, 1.48, 1.45),
+    ]),
+    "DeiT-T": ("fused", f"plain_{T}", [("Evo, stage, paper", f"evo_{T}", {}, 1.44, 1.33)]),
+    "LeViT-128S": ("fused", "plain_levit_128s", [
         ("Evo, stage, paper", "evo_levit_128s", {}, 1.16, 1.14),
-    ],
-    "LeViT-256": [
-        ("dense", "plain_levit_256", {}, None, None),
-        ("Evo, stage, paper", "evo_levit_256", {}, 1.28, 1.22),
-    ],
-}
-POINT = dict(kind="throughput", device="cpu", mode="fused", batch_size=32, threads=2)
+    ]),
+    "LeViT-256": ("fused", "plain_levit_256", [
+        ("Evo, stage, paper", "evo_levit_256", {}, 1.31, 1.25),
+    ]),
+}  # fmt: skip
+# of a training step of DeiT-S, stage-wise, at batch 16: dense over Evo, and the bytes saved for the
+# backward pass, Evo over dense
+TRAINING = "DeiT-S, training step"
+STEP_BARS, SAVED_BARS = {"fp32": 1.46, "bf16": 1.20}, {"fp32": 0.69, "bf16": 0.72}
+POINT = dict(device="cpu", channels_last=False, cuda_graphs=0, batch_size=32, threads=2)
+FIELDS = ("section", "model", "precision", "images_per_s", "speedup", "low", "high", "ceiling",
+          "bar", "met", "suspect")  # fmt: skip
 
 
-FIELDS = ("section", "model", "precision", "images_per_s", "speedup", "low", "high", "bar", "met")
+def measured(spec: dict) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        return fresh.run(spec, {}, Path(folder))["results"]
 
 
 def measure(section: str, precision: str, rounds: int) -> list[dict]:
-    """One row of FIELDS per model of the section, dense first; ``low`` and ``high`` are quartiles
-    of the speed-up over the rounds."""
+    """One row of FIELDS per model of the section, dense first; ``low`` and ``high`` bound the
+    speed-up."""
+    mode, dense, rows = BARS[section]
     profiles = Config.load().items["profiles"]
-    models = [
-        {
-            "run": label,
-            "name": name,
-            "kwargs": profiles[kwargs] if isinstance(kwargs, str) else kwargs,
-        }
-        for label, name, kwargs, *_ in BARS[section]
+    models = [("dense", dense, {}, None, None), *rows]
+    named = [
+        {"run": label, "name": name, "kwargs": profiles[kw] if isinstance(kw, str) else kw}
+        for label, name, kw, *_ in models
     ]
-    spec = POINT | dict(section=section, precision=precision, rounds=rounds, models=models)
-    with tempfile.TemporaryDirectory() as folder:
-        found = fresh.run(spec, {}, Path(folder))["results"]["methods"]
-    rows = []
-    for (label, _, _, *bars), method in zip(BARS[section], found, strict=True):
-        bar = bars[precision == "bf16"]
-        low, high = method["speedup_quartiles"]
-        values = (method["images_per_s"], method["speedup"], low, high)
-        met = "" if bar is None else method["speedup"] >= bar
-        rounded = (round(value, 3) for value in values)
-        rows.append(dict(zip(FIELDS, (section, label, precision, *rounded, bar, met), strict=True)))
-    return rows
+    found = measured(POINT | dict(kind="throughput", section=section, mode=mode, rounds=rounds,
+                                  precision=precision, models=named))  # fmt: skip
+    bar = {"fp32": -2, "bf16": -1}[precision]
+    return [
+        row_of(section, precision, method, model[bar], found)
+        for model, method in zip(models, found["methods"], strict=True)
+    ]
+
+
+def row_of(section: str, precision: str, method: dict, bar: float | None, found: dict) -> dict:
+    low, high = method["speedup_interval"]
+    return {
+        "section": section,
+        "model": method["run"],
+        "precision": precision,
+        "images_per_s": round(method["images_per_s"], 2),
+        "speedup": round(method["speedup"], 3),
+        "low": round(low, 3),
+        "high": round(high, 3),
+        "ceiling": round(method["ceilings"]["macs"], 3),
+        "bar": bar,
+        "met": "" if bar is None else method["speedup"] >= bar,
+        "suspect": "; ".join([*method["suspect"], *found["suspect"]]),
+    }
+
+
+def measure_training(precision: str, rounds: int) -> list[dict]:
+    """A row for the step's time, and one for the bytes saved, Evo over dense."""
+    config = Config.load()
+    models = [
+        {"run": run, "model": {"name": name, "kwargs": {}}, "recipe": recipe_of(config, None, run)}
+        for run, name in (("deit_small", f"plain_{S}"), ("evo_deit_small", f"evo_{S}"))
+    ]
+    spec = POINT | dict(kind="training_cost", section=TRAINING, mode="fused", rounds=rounds,
+                        precision=precision, models=models, batch_sizes=[16], memory_gib=None,
+                        extrapolate_to=[])  # fmt: skip
+    dense, evo = (method["sizes"][0] for method in measured(spec)["methods"])
+    faster = dense["step_s_last"] / evo["step_s_last"]
+    saved = evo["saved_bytes_last"] / dense["saved_bytes_last"]
+    row = dict.fromkeys(FIELDS, "") | {"section": TRAINING, "precision": precision}
+    bars = STEP_BARS[precision], SAVED_BARS[precision]
+    return [
+        row | {"model": "Evo, stage, paper", "images_per_s": round(16 / evo["step_s_last"], 2),
+               "speedup": round(faster, 3), "bar": bars[0], "met": faster >= bars[0]},
+        row | {"model": "  bytes saved, over dense", "speedup": round(saved, 3), "bar": bars[1],
+               "met": saved <= bars[1]},
+    ]  # fmt: skip
+
+
+def line(row: dict) -> str:
+    said = f"{row['section']:22}{row['model']:26}{row['precision']:6}"
+    said += f"{row['images_per_s']:>8}  x {row['speedup']:.3f}"
+    if row["low"]:
+        said += f" ({row['low']:.3f}-{row['high']:.3f})  ceiling {row['ceiling']:.2f}"
+    if row["bar"]:
+        said += f"  bar {row['bar']:.2f}" + ("" if row["met"] else "  missed")
+    return said + (f"  suspect: {row['suspect']}" if row["suspect"] else "")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15, help="of all models of a section")
-    parser.add_argument("--sections", nargs="+", choices=BARS, default=list(BARS))
+    parser.add_argument("--sections", nargs="+", choices=[*BARS, TRAINING],
+                        default=[*BARS, TRAINING])  # fmt: skip
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"),
                         default=["fp32", "bf16"])  # fmt: skip
     parser.add_argument("--output", type=Path, help="write the rows to this CSV too")
@@ -85,16 +136,13 @@ def main() -> None:
     rows = []
     for section in arguments.sections:
         for precision in arguments.precisions:
-            rows += (new := measure(section, precision, arguments.rounds))
-            for row in new:
-                print(
-                    f"{row['section']:11}{row['model']:21}{row['precision']:6}"
-                    f"{row['images_per_s']:8.1f} images/s  x {row['speedup']:.3f} "
-                    f"({row['low']:.3f}-{row['high']:.3f})"
-                    + (f"  bar {row['bar']:.2f}" if row["bar"] else "")
-                    + ("  missed" if row["met"] is False else ""),
-                    flush=True,
-                )
+            training = section == TRAINING
+            rows += (
+                new := measure_training(precision, arguments.rounds)
+                if training
+                else measure(section, precision, arguments.rounds)
+            )
+            print("\n".join(map(line, new)), flush=True)
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         with arguments.output.open("w", newline="") as file:

@@ -86,8 +86,9 @@ def static_bytes(training: Stepper) -> tuple[int, set[int]]:
     return sum(storage.nbytes() for storage in storages.values()), set(storages)
 
 
-def time_steps(training: Stepper, epoch: int, where: torch.device) -> tuple[float, int]:
-    """Seconds of a step in that epoch, and the bytes that training needs there."""
+def time_steps(training: Stepper, epoch: int, where: torch.device) -> tuple[float, int, int]:
+    """Seconds of a step in that epoch, the bytes that training needs there, and those of them that
+    the forward pass keeps for the backward pass."""
     training.epoch, training.step = epoch, 0
     training.start_epoch()
     batches = training.loader.batches(epoch)
@@ -97,7 +98,8 @@ def time_steps(training: Stepper, epoch: int, where: torch.device) -> tuple[floa
     with Kept() as kept:
         training.train_step(batches)
     static, known = static_bytes(training)
-    needed = static + kept.bytes(known)
+    saved = kept.bytes(known)
+    needed = static + saved
     del kept
     synchronise(where)
     started = time.perf_counter()
@@ -109,12 +111,12 @@ def time_steps(training: Stepper, epoch: int, where: torch.device) -> tuple[floa
     synchronise(where)
     seconds = (time.perf_counter() - started) / (1 + more)
     if where.type == "cuda":
-        return seconds, torch.cuda.max_memory_allocated(where)
-    return seconds, needed
+        return seconds, torch.cuda.max_memory_allocated(where), saved
+    return seconds, needed, saved
 
 
 def measure_once(model: dict, spec: dict, batch_size: int, where: torch.device) -> dict | None:
-    """{"first": (s, bytes), "last": (s, bytes)} of the training's epochs; None: out of memory.
+    """{"first": (s, bytes, bytes), "last": likewise} of the training's epochs; None: out of memory.
 
     Evo-ViT selects in each layer in the first epochs and once per stage in the last ones.
     """
@@ -146,6 +148,7 @@ def summarise(rounds: list[dict | None]) -> dict:
         found[f"step_s_{phase}"] = statistics.median(seconds)
         found[f"step_s_{phase}_quartiles"] = [low, high]
         found[f"bytes_{phase}"] = max(one[phase][1] for one in rounds)
+        found[f"saved_bytes_{phase}"] = max(one[phase][2] for one in rounds)
     found["bytes"] = max(found["bytes_first"], found["bytes_last"])
     return found
 

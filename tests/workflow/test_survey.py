@@ -1,0 +1,124 @@
+"""All of the tables' speeds on a bare machine, and back into the workflow."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from workflow import points, records, runs
+from workflow.campaign import TABLES
+from workflow.login import attempts, take_in, targets
+from workflow.node import by_hand, fresh, survey
+
+TINY = {"img_size": 32, "embed_dim": 24, "num_classes": 10}
+
+
+def asked(*arguments: str):
+    return survey.parser().parse_args(["--output", "measured", *arguments])
+
+
+def test_every_row_of_tables_1_to_4_is_measured(config):
+    wanted = survey.plan(config, asked("--device", "cuda"))
+    for name in survey.DEFAULT["cuda"]:
+        sections = {section for section, point in wanted if points.name(point) == f"cuda-{name}"}
+        measured = {run for section in sections for run in config.items["sections"][section]}
+        for table in TABLES:
+            assert {row["run"] for row in config.items[table]} <= measured
+    assert ("deit_small", "cuda-compiled-bf16-sweep") in [(s, points.name(p)) for s, p in wanted]
+
+
+def test_its_records_are_those_that_the_setting_asks_for(config):
+    ((section, point),) = survey.plan(
+        config, asked("--device", "cuda", "--sections", "levit_256", "--points", "paper-fp32-b256")
+    )
+    shown = runs.throughput_point(config, "imagenet")
+    assert point == shown
+    spec = runs.throughput_spec(config, "imagenet", section, point, weights="assumed")
+    assert spec == targets.spec_of(
+        config, f"results/throughput/{section}/{points.name(shown)}.json"
+    )
+
+
+@pytest.fixture
+def record(config, tmp_path):
+    """A record of the demo's point of measurement, as the survey leaves it."""
+    point = points.parse("cpu-fused-fp32-b32", runs.throughput_point(config, "demo"))
+    spec = runs.throughput_spec(config, "demo", "levit_256", point, weights="assumed")
+    path = tmp_path / "measured/throughput/levit_256/cpu-fused-fp32-b32.json"
+    records.write_json(path, records.make(spec, {"methods": [], "suspect": []}, 0.0))
+    return path
+
+
+def test_what_is_there_is_not_measured_again(config, record, tmp_path, monkeypatch):
+    monkeypatch.setattr(fresh, "run", None)  # would fail
+    spec = json.loads(record.read_text())["spec"]
+    point = points.parse("cpu-fused-fp32-b32", runs.throughput_point(config, "demo"))
+    found = survey.measure(config, "levit_256", point, "demo", tmp_path / "measured")
+    assert found["spec"] == spec
+
+
+def test_a_record_is_taken_in_and_is_history(config, record, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    target = "results/demo/throughput/levit_256/cpu-fused-fp32-b32.json"
+    assert take_in.take(config, record, target) == "taken in"
+    assert records.read(target) == records.read(record)
+    attempt = attempts.newest(targets.job_folder(target))
+    assert attempts.is_over(target, attempt)  # asked for again by force, it is measured anew
+    spec = targets.job_folder(target) / "spec.json"
+    assert spec.stat().st_mtime_ns <= os.stat(target).st_mtime_ns  # snakemake finds it made
+    assert take_in.take(config, record, target) == "left: there already"
+
+
+def test_a_record_of_something_else_is_left_with_the_difference(config, record, tmp_path):
+    found = records.read(record)
+    spec = found["spec"] | {"threads": 64}
+    records.write_json(record, records.make(spec, found["results"], 0.0))
+    target = "results/demo/throughput/levit_256/cpu-fused-fp32-b32.json"
+    assert take_in.take(config, record, target).startswith("left: threads is 64, wanted is 2")
+
+
+def test_the_first_difference_is_named():
+    one = {"a": 1, "models": [{"name": "x", "kwargs": {"k": 1}}]}
+    other = {"a": 1, "models": [{"name": "x", "kwargs": {"k": 2}}]}
+    assert take_in.difference(one, other) == "models.0.kwargs.k is 1, wanted is 2"
+    assert take_in.difference(one, one) == "nothing"
+
+
+def test_the_commands_run_where_only_torch_and_timm_are(tmp_path):
+    """They are carried to bare GPU machines: nothing of the login node is imported."""
+    kwargs = json.dumps(TINY)
+    code = (
+        "import runpy, sys\n"
+        "for name in ('snakemake', 'submitit', 'mlflow', 'pandas', 'seaborn', 'jsonschema'):\n"
+        "    sys.modules[name] = None\n"
+        "import workflow.node.survey\n"
+        "runpy.run_module('workflow.node.throughput', run_name='__main__')\n"
+    )
+    command = [sys.executable, "-c", code, "--model", "evo_deit_tiny_patch16_224"]
+    command += ["--baseline", "deit_tiny_patch16_224", "--model-kwargs", kwargs]
+    command += ["--baseline-kwargs", kwargs, "--batch-size", "2", "--threads", "1"]
+    command += ["--rounds", "5", "--device", "cpu", "--output", str(tmp_path / "f.json")]
+    done = subprocess.run(command, cwd=records.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "evo_deit_tiny_patch16_224" in done.stdout
+    assert "ceilings: MACs" in done.stdout
+    found = records.read(tmp_path / "f.json")
+    assert found["results"]["methods"][0]["run"] == "deit_tiny_patch16_224"
+
+
+def test_an_error_of_the_command_is_one_sentence():
+    command = [sys.executable, "-m", "workflow.node.throughput", "--model", "evo_deit_tinny"]
+    command += ["--baseline", "deit_tiny_patch16_224", "--device", "cpu", "--threads", "1"]
+    done = subprocess.run(command, cwd=records.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ERROR: No model is called 'evo_deit_tinny'; did you mean")
+
+
+def test_a_line_for_a_person():
+    method = {"out_of_memory": False, "images_per_s": 120.0, "speedup": 1.5, "latency_ms": None}
+    method |= {"speedup_interval": [1.48, 1.52], "ceilings": {"macs": 1.51, "roofline": 1.55}}
+    assert "x 1.500 (1.480-1.520)  ceilings: MACs 1.51, roofline 1.55" in by_hand.line(method)
+    assert by_hand.line({"out_of_memory": True}) == "out of memory"
