@@ -11,7 +11,7 @@ import torch
 from tests.models import families
 from workflow import records, runs
 from workflow.layout import DataError
-from workflow.node import device, fresh, macs, modes, roofline, throughput, timing, train
+from workflow.node import checks, device, fresh, macs, modes, roofline, throughput, timing, train
 from workflow.node.checkpoints import WeightsError
 from workflow.node.fresh import MeasurementError
 
@@ -127,6 +127,22 @@ def test_running_out_of_memory_is_a_result(monkeypatch):
     assert "images_per_s" not in evo
     assert not dense["out_of_memory"]
     assert len(dense["rounds"]) == 5
+
+
+def test_what_could_not_be_checked_is_suspect(monkeypatch):
+    """The reference, in fp32 and unfused, may need memory that the timed path does not."""
+    compare = checks.compare
+
+    def exact_fails(outputs, reference, precision, name):
+        if precision == "fp32":
+            out_of_memory(None, None)
+        return compare(outputs, reference, precision, name)
+
+    monkeypatch.setattr(checks, "compare", exact_fails)
+    evo = throughput.measure_section(spec(precision="bf16"))["methods"][1]
+    assert evo["check"] is None
+    assert not evo["out_of_memory"]
+    assert "outputs not checked" in evo["suspect"][-1]
 
 
 def test_without_a_baseline_there_is_no_speed_up(monkeypatch):

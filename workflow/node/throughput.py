@@ -16,15 +16,12 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from workflow.node import build, data, device, macs, modes, ratios, roofline, timing, watch
-from workflow.node.fresh import MeasurementError, environment
+from workflow.node import build, checks, data, device, macs, modes, ratios, roofline, timing, watch
+from workflow.node.fresh import environment
 from workflow.node.timing import Contestant
 
 IMAGENET = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
 MOST_ROUNDS = 4  # times as many as asked for, while a speed-up is unsure
-# Of `distance`. Below fp32 other tokens are selected where scores nearly tie: with random weights
-# DynamicViT-T is off by 0.4, the others by less than 0.15; another image's logits are by 1.4.
-TOLERANCE = {"fp32": 2e-3, "bf16": 0.7, "fp16": 0.7}
 
 
 def make_inputs(
@@ -61,47 +58,13 @@ def describe(model: dict, module: nn.Module, images: Tensor) -> dict:
     return found | {"macs_g": counts["mean_g"], "macs_per_image": counts}
 
 
-def seeded(run: modes.Run, images: Tensor) -> Tensor:
-    """Logits in fp32; models that select at random select the same each time."""
-    torch.manual_seed(0)
-    return run(images).float().clone()
-
-
-def distance(outputs: Tensor, reference: Tensor) -> float:
-    """Median over the images of how far logits are from the reference's, in units of how far those
-    of an image are from the mean image's."""
-    typical = reference.mean(dim=0) if len(reference) > 1 else 0.0
-    sizes = (reference - typical).norm(dim=1).clamp_min(torch.finfo(reference.dtype).tiny)
-    return ((outputs - reference).norm(dim=1) / sizes).median().item()
-
-
-def compare(outputs: Tensor, reference: Tensor, precision: str, name: str) -> dict:
-    """Whether the timed path computes what the model in fp32 with unfused attention does.
-
-    Raises MeasurementError if not.
-    """
-    if not outputs.isfinite().all():
-        raise MeasurementError(f"{name} gives outputs that are not finite.")
-    error, tolerance = distance(outputs, reference), TOLERANCE[precision]
-    if not error <= tolerance:
-        raise MeasurementError(
-            f"{name} gives other outputs, timed in {precision}, than in fp32 with unfused "
-            f"attention: they are {error:.2g} apart, tolerance {tolerance:g}."
-        )
-    return {"distance": error, "tolerance": tolerance, "images": len(outputs)}
-
-
 def prepare(module: nn.Module, images: Tensor, spec: dict, where) -> tuple[Contestant, dict]:
     """The model ready to be timed, and what was found out on the way.
 
     Raises MeasurementError for outputs that are not the reference's, torch.OutOfMemoryError.
     """
     name = type(module).__name__
-    with torch.autocast(where.type, enabled=False):
-        modes.set_attention(module, "paper")
-        reference = seeded(module, images)
-        modes.set_attention(module, spec["mode"])
-        compare(seeded(module, images), reference, "fp32", name)  # exactly, but for the format
+    reference = checks.make_reference(module, images, spec, where)
     module, images = modes.cast(module, images, spec)
     operations = roofline.operations(module, images)
     if where.type == "cuda":
@@ -110,11 +73,15 @@ def prepare(module: nn.Module, images: Tensor, spec: dict, where) -> tuple[Conte
     before = torch.cuda.memory_allocated(where) if where.type == "cuda" else None
     run = modes.make_run(module, images, spec, where)
     found = {
-        "check": compare(seeded(run, images), reference, spec["precision"], name),
+        "check": None,
         "attention": roofline.attention_backends(operations),
         "cuda_graph": isinstance(run, modes.Replayed),
         "operations": operations,
     }
+    if reference is not None:
+        found["check"] = checks.compare(
+            checks.seeded(run, images), reference, spec["precision"], name
+        )
     one = Contestant(run, images)
     timing.warm_up(one, where)
     if before is not None:
@@ -122,10 +89,6 @@ def prepare(module: nn.Module, images: Tensor, spec: dict, where) -> tuple[Conte
         peak = torch.cuda.max_memory_allocated(where) - before + weights + images.nbytes
         found["peak_memory_mib"] = peak / 2**20
     return one, found
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def enough(contestants: list[Contestant], least: int) -> bool:
@@ -155,7 +118,7 @@ def measure_batch(spec: dict, site: dict | None, where: torch.device, machine: d
             try:
                 one, found = prepare(module, images, spec, where)
             except RuntimeError as error:
-                if not is_out_of_memory(error):
+                if not checks.is_out_of_memory(error):
                     raise
                 method["out_of_memory"] = True
                 gc.collect()
@@ -172,6 +135,9 @@ def measure_batch(spec: dict, site: dict | None, where: torch.device, machine: d
         summary = seen.summary(span for one in contestants for span in one.spans)
         results["seen"] = summary
         results["suspect"] = watch.suspicions(summary, contestants[0].rates, where)
+        if where.type == "cpu" and spec["threads"] > len(seen.processors):
+            few = f"{spec['threads']} threads on {len(seen.processors)} processor(s)"
+            results["suspect"].append(few)
     return results | ({"images": names} if names else {})
 
 
@@ -183,6 +149,8 @@ def finish(methods, measured, contestants, seen, spec: dict, machine: dict) -> d
     for method, one, least in zip(measured, contestants, times, strict=True):
         method["out_of_memory"] = False
         method |= ratios.summarise(one.rates, contestants[0].rates)
+        if method["check"] is None:
+            method["suspect"].append("outputs not checked: in fp32, unfused, out of memory")
         if measured[0] is baseline:
             method["ceilings"] = {
                 "macs": baseline["macs_g"] / method["macs_g"],

@@ -1,0 +1,69 @@
+"""Before anything is timed: it computes what the model does in fp32 with unfused attention."""
+
+import gc
+
+import torch
+from torch import Tensor, nn
+
+from workflow.node import modes
+from workflow.node.fresh import MeasurementError
+
+# Of `distance`. Below fp32 other tokens are selected where scores nearly tie: with random weights
+# DynamicViT-T is off by 0.4, the others by less than 0.15; another image's logits are by 1.4.
+TOLERANCE = {"fp32": 2e-3, "bf16": 0.7, "fp16": 0.7}
+
+
+def seeded(run: modes.Run, images: Tensor) -> Tensor:
+    """Logits in fp32; models that select at random select the same each time."""
+    torch.manual_seed(0)
+    return run(images).float().clone()
+
+
+def distance(outputs: Tensor, reference: Tensor) -> float:
+    """Median over the images of how far logits are from the reference's, in units of how far those
+    of an image are from the mean image's."""
+    typical = reference.mean(dim=0) if len(reference) > 1 else 0.0
+    sizes = (reference - typical).norm(dim=1).clamp_min(torch.finfo(reference.dtype).tiny)
+    return ((outputs - reference).norm(dim=1) / sizes).median().item()
+
+
+def compare(outputs: Tensor, reference: Tensor, precision: str, name: str) -> dict:
+    """Whether the timed path computes what the model in fp32 with unfused attention does.
+
+    Raises MeasurementError if not.
+    """
+    if not outputs.isfinite().all():
+        raise MeasurementError(f"{name} gives outputs that are not finite.")
+    error, tolerance = distance(outputs, reference), TOLERANCE[precision]
+    if not error <= tolerance:
+        raise MeasurementError(
+            f"{name} gives other outputs, timed in {precision}, than in fp32 with unfused "
+            f"attention: they are {error:.2g} apart, tolerance {tolerance:g}."
+        )
+    return {"distance": error, "tolerance": tolerance, "images": len(outputs)}
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def make_reference(module: nn.Module, images: Tensor, spec: dict, where) -> Tensor | None:
+    """Logits in fp32 with unfused attention, to which those with the mode's attention are equal;
+    None if they need more memory than there is, which what is timed may not.
+
+    Raises MeasurementError if they are not equal.
+    """
+    try:
+        with torch.autocast(where.type, enabled=False):
+            modes.set_attention(module, "paper")
+            reference = seeded(module, images)
+            modes.set_attention(module, spec["mode"])
+            compare(seeded(module, images), reference, "fp32", type(module).__name__)
+        return reference
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    gc.collect()
+    if where.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
