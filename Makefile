@@ -11,8 +11,9 @@ VENV ?= .venv
 LOCK ?= requirements.lock
 NEWEST_PYTHON = $(if $(findstring cuda13,$(LOCK)),14,13)
 
-# These tests mostly wait, so three at once.
+# These tests mostly wait, so three at once; CI ends them after 25 minutes (ATMOST).
 WAITING = tests/slurm tests/mirror
+ATMOST =
 
 INSTALLED = $(VENV)/.$(notdir $(LOCK))
 RUN = PATH="$(abspath $(VENV))/bin:$$PATH"
@@ -25,7 +26,7 @@ demo: $(VENV)/.device
 
 test: $(INSTALLED)
 	@$(RUN) python -m pytest $(addprefix --ignore ,$(WAITING)) $(TESTS)
-	@$(RUN) python -m pytest -n 3 --dist loadfile $(WAITING) $(TESTS)
+	@$(RUN) $(ATMOST) python -m pytest -n 3 --dist loadfile --durations 10 $(WAITING) $(TESTS)
 
 ui: $(INSTALLED)
 	@$(RUN) python -m workflow.login.ui

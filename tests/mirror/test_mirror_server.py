@@ -15,6 +15,7 @@ from tests.mirror.conftest import COMMAND, REPO, expected, finish, shown, write_
 from workflow.login import tracking
 
 LIVE_S = 30
+PATIENCE_S = 300  # MLflow imports for minutes where much else runs
 
 
 def test_an_unreachable_server_costs_a_sentence(root, attempt, monkeypatch):
@@ -82,7 +83,7 @@ class Server:
 
     @staticmethod
     def wait(condition) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE_S
         while not condition():
             assert time.monotonic() < deadline
             time.sleep(0.2)
@@ -106,14 +107,14 @@ def test_live_through_a_server_that_dies_it_loses_and_doubles_nothing(
     command = [*COMMAND, str(root), "--follow", "--until-gone", str(os.getpid())]
     try:
         for turn in range(3):
-            if turn != 1:  # in the second turn the mirror lives on
+            if turn != 1:  # in the second turn the mirror lives on, and has all its imports
                 mirror = subprocess.Popen(command, cwd=REPO)
             first = 20 * turn + 1
             for folder in folders:
                 write_epochs(folder, first, first + 9)
             started = time.monotonic()
             while not is_shown("deit_tiny", first + 9):
-                assert time.monotonic() - started < LIVE_S + (30 if turn != 1 else 0)  # its imports
+                assert time.monotonic() - started < (LIVE_S if turn == 1 else PATIENCE_S)
                 time.sleep(0.5)
             for epoch in range(first + 10, first + 20):
                 for folder in folders:
@@ -139,15 +140,14 @@ def test_live_through_a_server_that_dies_it_loses_and_doubles_nothing(
 
 
 def is_shown(name: str, epoch: int) -> bool:
-    """Whether MLflow shows the run's epoch by now."""
-    from mlflow import MlflowClient
+    """Whether MLflow shows the run's epoch by now; a server too busy to answer shows nothing."""
+    from mlflow import MlflowClient, MlflowException
 
-    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
-    experiment = client.get_experiment_by_name("demo")
-    found = experiment and client.search_runs(
-        [experiment.experiment_id], f"attributes.run_name = '{name}'"
-    )
-    if not found:
+    client, named = MlflowClient(os.environ["MLFLOW_TRACKING_URI"]), f"run_name = '{name}'"
+    try:
+        experiment = client.get_experiment_by_name("demo")
+        found = experiment and client.search_runs([experiment.experiment_id], f"attributes.{named}")
+        history = client.get_metric_history(found[0].info.run_id, "loss") if found else []
+    except MlflowException:
         return False
-    history = client.get_metric_history(found[0].info.run_id, "loss")
     return any(point.step == epoch for point in history)

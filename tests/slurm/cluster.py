@@ -20,8 +20,11 @@ import sys
 import time
 from pathlib import Path
 
+from tests.slurm import accounting as accounting_daemons
+
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "squeue")
 SBIN = "/usr/sbin:/sbin"
+PATIENCE_S = 300.0  # of waiting which only ends what hangs
 TEMPLATE = Path(__file__).with_name("slurm.conf.in")
 MUNGE = ["--force", "--key-file={d}/munge.key", "--socket={d}/munge.socket",
          "--pid-file={d}/munged.pid", "--log-file={d}/munged.log",
@@ -64,6 +67,7 @@ class Cluster:
     def __init__(self, folder: Path, nodes: int = 2, cpus: int = 16):
         self.folder, self.nodes, self.cpus = Path(folder).resolve(), nodes, cpus
         self.port = free_ports(92)
+        self.first_job = 10 * self.port  # clusters of one machine must not mix up their jobs
         self.conf = self.folder / "slurm.conf"
 
     @property
@@ -78,7 +82,12 @@ class Cluster:
 
     def run(self, *command: str, check: bool = True) -> str:
         done = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, check=False, timeout=60
+            command,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE_S,
         )
         if check and done.returncode:
             raise RuntimeError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
@@ -97,11 +106,11 @@ class Cluster:
         self.run("munged", *(option.format(d=self.folder) for option in MUNGE))
         self._configure(accounting)
         if accounting:
-            self._start_accounting()
+            accounting_daemons.start(self)
         self.start_controller()
         for node in self.node_names:
             self.start_node(node)
-        self.wait(lambda: self.idle() == self.nodes, 60)
+        self.wait(lambda: self.idle() == self.nodes)
 
     def _configure(self, accounting: bool) -> None:
         ports = f"[{self.port + 1}-{self.port + self.nodes}]" if self.nodes > 1 else self.port + 1
@@ -109,7 +118,7 @@ class Cluster:
         values = {
             "DIR": self.folder, "HOST": socket.gethostname().split(".")[0], "PORT": self.port,
             "USER": getpass.getuser(), "NODES": names, "PORTS": ports, "CPUS": self.cpus,
-            "ACCOUNTING": "slurmdbd" if accounting else "none",
+            "ACCOUNTING": "slurmdbd" if accounting else "none", "FIRST_JOB": self.first_job,
         }  # fmt: skip
         text = TEMPLATE.read_text()
         for key, value in values.items():
@@ -122,43 +131,29 @@ class Cluster:
         (self.folder / "gres.conf").write_text("Name=gpu Type=v100 File=/dev/tty[1-2]\n")
         (self.folder / "env").write_text(f"export SLURM_CONF='{self.conf}' PATH=\"$PATH:{SBIN}\"\n")
 
-    def _start_accounting(self) -> None:
-        data, socket_ = self.folder / "mysql", self.folder / "mysqld.sock"
-        user = getpass.getuser()
-        self.run("mariadb-install-db", "--no-defaults", f"--datadir={data}", f"--user={user}",
-                 "--auth-root-authentication-method=normal", "--skip-test-db")  # fmt: skip
-        subprocess.Popen(
-            ["mariadbd", "--no-defaults", f"--user={user}", f"--datadir={data}",
-             f"--socket={socket_}", f"--pid-file={self.folder}/mariadbd.pid", "--skip-networking",
-             "--innodb-buffer-pool-size=64M", "--innodb-lock-wait-timeout=900"],
-            env=self.environment, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        self.wait(socket_.exists, 60)
-        (self.folder / "mysql.sock").symlink_to(socket_)
-        settings = self.folder / "slurmdbd.conf"
-        settings.touch(mode=0o600)
-        settings.write_text(
-            f"AuthType=auth/munge\nAuthInfo=socket={self.folder}/munge.socket\nDbdHost=localhost\n"
-            f"DbdAddr=127.0.0.1\nDbdPort={self.port + 91}\nSlurmUser={user}\n"
-            f"PidFile={self.folder}/slurmdbd.pid\nLogFile={self.folder}/slurmdbd.log\n"
-            "StorageType=accounting_storage/mysql\nStorageHost=localhost\nStorageUser=root\n"
-            "StorageLoc=slurm_acct\n"
-        )
-        here = {**self.environment, "MYSQL_UNIX_PORT": str(socket_)}
-        subprocess.run(["slurmdbd"], env=here, check=True)
-        named = ("sacctmgr", "--noheader", "list", "cluster")
-        add = ("sacctmgr", "-i", "add", "cluster", "lab")
-        self.wait(lambda: self.run(*named, check=False) or self.run(*add, check=False), 30)
-        self.run("sacctmgr", "-i", "add", "account", "lab", "Cluster=lab", check=False)
-        self.run("sacctmgr", "-i", "add", "user", user, "Account=lab", check=False)
-
     def start_controller(self) -> None:
         self.run("slurmctld")
-        self.wait(lambda: "UP" in self.run("scontrol", "ping", check=False), 30)
+        self.wait(lambda: "UP" in self.run("scontrol", "ping", check=False))
 
     def start_node(self, node: str) -> None:
         self.run("slurmd", "-N", node)
+
+    @contextlib.contextmanager
+    def without(self, line: str):
+        """The cluster as if that line did not stand in its slurm.conf."""
+        whole = self.conf.read_text()
+        assert f"\n{line}\n" in whole
+        try:
+            self._reconfigure(whole.replace(f"\n{line}\n", "\n"))
+            yield
+        finally:
+            self._reconfigure(whole)
+
+    def _reconfigure(self, text: str) -> None:
+        beside = self.conf.with_suffix(".new")
+        beside.write_text(text)
+        beside.replace(self.conf)  # who asks meanwhile reads the one or the other
+        self.run("scontrol", "reconfigure")
 
     def kill(self, daemon: str, number: int = signal.SIGKILL) -> None:
         """Kill a daemon ("slurmctld", "slurmd.node1", ...) and wait until it is gone."""
@@ -166,7 +161,7 @@ class Cluster:
         with contextlib.suppress(OSError, ValueError):
             pid = int(path.read_text())
             os.kill(pid, number)
-            self.wait(lambda: not Path(f"/proc/{pid}").exists(), 30)
+            self.wait(lambda: not Path(f"/proc/{pid}").exists())
 
     def stop(self) -> None:
         """End all jobs, which would outlive their slurmd, and then the daemons."""
@@ -200,17 +195,17 @@ class Cluster:
 
     def processes(self, job_id: str, kind: str = "python", words: str = "_submit") -> list[int]:
         """The job's processes of that kind of program whose command line has `words` in it."""
-        found = []
+        found, ours = [], {f"SLURM_JOB_ID={job_id}".encode(), f"SLURM_CONF={self.conf}".encode()}
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                of_job = f"SLURM_JOB_ID={job_id}\0".encode() in (entry / "environ").read_bytes()
+                of_job = ours <= set((entry / "environ").read_bytes().split(b"\0"))
                 program, _, rest = (entry / "cmdline").read_bytes().partition(b"\0")
                 if of_job and kind.encode() in program and words.encode() in rest:
                     found.append(int(entry.name))
         return found
 
     def step_daemons(self, job_id: str) -> list[int]:
-        """The slurmstepd processes of a job."""
+        """The slurmstepd processes of a job; by its number alone, which is this cluster's."""
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -219,7 +214,7 @@ class Cluster:
         return found
 
     @staticmethod
-    def wait(condition, seconds: float) -> None:
+    def wait(condition, seconds: float = PATIENCE_S) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:

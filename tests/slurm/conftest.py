@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.slurm import cluster as clusters
+from tests.slurm.cluster import PATIENCE_S
 from workflow import journal, records, runs
 from workflow.login import attempts
 from workflow.node import train
 
-EPOCHS = 100  # of the trainings here: about 12 s
+EPOCHS, PACE_S = 20, 0.5  # of the trainings here, which take 10 s at least
 NOTICE_S = 90  # within which a launcher must see that its job died
+HOOK = Path(__file__).parent / "hook"
 
 
 def pytest_collection_modifyitems(items):
@@ -52,28 +54,35 @@ class Training:
         self.bin = folder / "bin"
         self.resources = {"launcher": "slurm", "runtime": 10, "cpus_per_task": 1, "mem_mb": 3000}
         self.resources |= {"checkpoint_minutes": 15, "signal_delay_s": 10, **resources}
-        self.job_folder = folder / "demo/runs/deit_tiny"
+        self.job_folder = folder / "results/demo/runs/deit_tiny"
         runs.write_spec(self.job_folder / "spec.json", spec)
         self.spec = spec
         self.output, self.log = folder / "train.json", folder / "train.log"
+        self.grows = folder / "grows"  # once it exists, the training takes 1 GB more
         self.launcher: subprocess.Popen | None = None
 
     def launch(self) -> subprocess.Popen:
         command = [sys.executable, "-m", "workflow.login.submit"]
         command += ["--spec", str(self.job_folder / "spec.json"), "--output", str(self.output)]
-        command += ["--log", str(self.log), "--root", str(self.folder / "demo")]
+        command += ["--log", str(self.log), "--root", str(self.folder / "results/demo")]
         command += ["--data", json.dumps({"root": str(self.data), "workers": 0})]
         command += ["--resources", json.dumps(self.resources)]
+        self.launcher = self.begin(command)
+        return self.launcher
+
+    def begin(self, command: list[str]) -> subprocess.Popen:
+        """Start a program of ours as on a login node, where the results are."""
         found = self.cluster.environment
         # the shared answer of squeue lies below the working directory, the code elsewhere
-        found |= {"PATH": f"{self.bin}:{found['PATH']}", "PYTHONPATH": str(records.ROOT)}
-        self.launcher = subprocess.Popen(
+        found |= {"PATH": f"{self.bin}:{found['PATH']}", "PYTHONPATH": f"{HOOK}:{records.ROOT}"}
+        found |= {"EVOVIT_TEST_PACE_S": str(PACE_S), "EVOVIT_TEST_GROWS": str(self.grows)}
+        found.pop("MLFLOW_TRACKING_URI", None)
+        return subprocess.Popen(
             command, cwd=self.folder, env=found, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, start_new_session=True,
         )  # fmt: skip
-        return self.launcher
 
-    def end(self, seconds: float = 180) -> tuple[int, str]:
+    def end(self, seconds: float = PATIENCE_S) -> tuple[int, str]:
         """Wait for the launcher; -> its exit code and what it said."""
         said, _ = self.launcher.communicate(timeout=seconds)
         return self.launcher.returncode, said
@@ -84,37 +93,46 @@ class Training:
 
     @property
     def job_id(self) -> str:
-        self.wait(lambda: self.attempt and self.attempt.job(), 60)
+        self.wait(lambda: self.attempt and self.attempt.job())
         return self.attempt.job()["job_id"]
 
     def epochs(self) -> int:
         return len(journal.epochs(self.attempt.journal)) if self.attempt else 0
 
-    def wait_for_epochs(self, count: int, seconds: float = 90) -> None:
+    def wait_for_epochs(self, count: int = 3) -> None:
         """Until so many more epochs are done than now."""
         goal = self.epochs() + count
-        self.wait(lambda: self.epochs() >= goal, seconds)
+        self.wait(lambda: self.epochs() >= goal)
 
-    def wait(self, condition, seconds: float = 60) -> None:
+    def wait(self, condition, seconds: float = PATIENCE_S) -> None:
+        """Until the condition holds; the launcher must live or have ended well."""
         deadline = time.monotonic() + seconds
         while not condition():
             said = self.log.read_text()[-3000:] if self.log.exists() else ""
             assert time.monotonic() < deadline, f"waited in vain; {said}"
-            assert self.launcher is None or self.launcher.poll() is None or condition(), said
+            assert not (self.launcher and self.launcher.poll()) or condition(), said
             time.sleep(0.2)
 
     def starts(self) -> list[dict]:
         found = [event for event, _ in journal.read(self.attempt.journal)]
         return [event for event in found if event["event"] == "start"]
 
+    def saved_step(self) -> int:
+        """The step before which the newest checkpoint was taken."""
+        return int("".join(filter(str.isdigit, self.attempt.progress())) or 0)
+
+    def submissions(self) -> int:
+        """How many jobs Slurm was ever given for this attempt."""
+        return len(self.cluster.jobs_named(self.attempt.job_name))
+
     def state(self) -> str:
         return self.cluster.job(self.job_id)["JobState"]
 
     def wait_for_requeue(self) -> None:
         """Until the job is pending again; then let it start at once."""
-        self.wait(lambda: self.state() == "PENDING", 60)
+        self.wait(lambda: self.state() == "PENDING")
         self.cluster.release(self.job_id)
-        self.wait(lambda: self.state() == "RUNNING", 60)
+        self.wait(lambda: self.state() == "RUNNING")
 
     def kill_launcher(self) -> None:
         os.killpg(self.launcher.pid, signal.SIGKILL)
@@ -141,8 +159,8 @@ def training(cluster, tmp_path, images, tiny_spec):
     """A function that makes a training; what it leaves on the cluster is ended."""
     made = []
 
-    def make(epochs: int = EPOCHS, **resources) -> Training:
-        spec = tiny_spec("deit_tiny", epochs=epochs)
+    def make(epochs: int = EPOCHS, batch_size: int = 8, **resources) -> Training:
+        spec = tiny_spec("deit_tiny", epochs=epochs, batch_size=batch_size)
         made.append(Training(cluster, tmp_path, images, spec, **resources))
         return made[-1]
 
@@ -151,26 +169,27 @@ def training(cluster, tmp_path, images, tiny_spec):
         if one.launcher and one.launcher.poll() is None:
             one.kill_launcher()
     cluster.run("scancel", "--full", "--me", check=False)
-    states = "--states=pending,running"
-    cluster.wait(lambda: not cluster.run("squeue", "--noheader", states), 60)
+    states = "--states=pending,running,completing"
+    cluster.wait(lambda: not cluster.run("squeue", "--noheader", states))
 
 
 @pytest.fixture(scope="session")
-def curves() -> dict[int, list]:
-    """Curves of trainings that nothing disturbed, by their epochs."""
+def curves() -> dict[str, list]:
+    """Curves of trainings that nothing disturbed, by their specs' hashes."""
     return {}
 
 
 @pytest.fixture
-def undisturbed(curves, tiny_spec, site, tmp_path):
+def undisturbed(curves, site, tmp_path):
     """A function: the curve of the same training, run here, with nothing happening to it."""
 
-    def make(epochs: int) -> list[dict]:
-        if epochs not in curves:
+    def make(spec: dict) -> list[dict]:
+        key = runs.spec_hash(spec)
+        if key not in curves:
             folder = tmp_path / "runs/deit_tiny/attempts/1"
-            train.run(tiny_spec("deit_tiny", epochs=epochs), site, folder)
-            curves[epochs] = curve(folder / "journal.jsonl")
-        return curves[epochs]
+            train.run(spec, site, folder)
+            curves[key] = curve(folder / "journal.jsonl")
+        return curves[key]
 
     return make
 
@@ -184,7 +203,7 @@ def whole(undisturbed):
             code, said = training.end()
             assert code == 0, said
         assert training.attempt.number == 1
-        assert curve(training.attempt.journal) == undisturbed(EPOCHS)
+        assert curve(training.attempt.journal) == undisturbed(training.spec)
         assert training.output.exists()
 
     return check
@@ -197,7 +216,7 @@ def again(training) -> None:
     assert code == 0, said
 
 
-def kill(pids: list[int]) -> None:
+def kill(pids: list[int], number: int = signal.SIGKILL) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)

@@ -1,8 +1,8 @@
 """`snakemake --profile slurm` on the real Slurm, as a user types it."""
 
 import contextlib
-import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -12,11 +12,16 @@ import pytest
 import yaml
 
 from tests.integration.project import command, environment
-from workflow import records
+from tests.slurm.cluster import PATIENCE_S
+from tests.slurm.conftest import HOOK, kill
+from workflow import journal, records
+from workflow.login import slurm_request
+from workflow.login.attempts import Attempt
 
 TABLE = "results/demo/table1.csv"
 SLURM = ("--profile", "slurm")
-RUN = "results/demo/runs/deit_tiny"
+RUNS = "results/demo/runs"
+EPOCH_S = "2"  # at least: time to kill it halfway
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +40,23 @@ def campaign(tree, cluster) -> Path:
 def start(campaign, cluster):
     """A function that starts snakemake in a session of its own."""
 
+    begun = []
+
     def begin(*arguments: str) -> subprocess.Popen:
         here = {**environment(campaign), "SLURM_CONF": str(cluster.conf)}
-        return subprocess.Popen(
+        here |= {"PYTHONPATH": f"{HOOK}:{campaign}", "EVOVIT_TEST_PACE_S": EPOCH_S}
+        process = subprocess.Popen(
             command(*arguments, *SLURM), cwd=campaign, env=here, text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
+        begun.append(process)
+        return process
 
-    return begin
+    yield begin
+    for process in begun:
+        with contextlib.suppress(ProcessLookupError):  # its launchers may have outlived it
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @pytest.fixture
@@ -51,22 +65,47 @@ def ends(start):
 
     def run(*arguments: str, code: int = 0) -> str:
         process = start(*arguments)
-        said, _ = process.communicate(timeout=600)
-        assert process.returncode == code, said
-        return said
+        return end(process, code)
 
     return run
 
 
-def notes(tree: Path) -> list[dict]:
-    return [json.loads(path.read_text()) for path in tree.glob("results/demo/**/job.json")]
+def end(process: subprocess.Popen, code: int = 0) -> str:
+    said, _ = process.communicate(timeout=900)
+    assert process.returncode == code, said
+    return said
 
 
-def wait(condition, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
+def ctrl_c(process: subprocess.Popen) -> str:
+    """As the terminal does it: to snakemake and all that it started."""
+    os.killpg(process.pid, signal.SIGINT)
+    return end(process, 1)
+
+
+def submitted(tree: Path) -> list[Attempt]:
+    return [Attempt(path.parent) for path in tree.glob("results/demo/**/job.json")]
+
+
+def wait(condition) -> None:
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+def wait_for(words: str, log: Path) -> None:
+    """Snakemake deletes a rule's log before it starts it again."""
+    wait(lambda: log.exists() and words in log.read_text())
+
+
+@pytest.fixture
+def full(cluster):
+    """Another job has the nodes while the test lasts, and all of ours wait."""
+    whole = ("--exclusive", "--nodes=2", "--output=/dev/null", "--wrap=sleep 3600")
+    other = cluster.run("sbatch", "--parsable", *whole)
+    wait(lambda: cluster.job(other)["JobState"] == "RUNNING")
+    yield
+    cluster.run("scancel", other)
 
 
 @pytest.mark.parametrize(
@@ -85,48 +124,85 @@ def test_what_slurm_can_never_run_is_refused_before_anything_is_submitted(
     said = ends(TABLE, "--set-resources", wanted, code=1)
     assert words in said
     assert "Traceback" not in said
-    assert not notes(campaign)
+    assert not submitted(campaign)
 
 
-def test_ctrl_c_leaves_the_jobs_and_starts_nothing_new(start, campaign, cluster):
+def test_nodes_that_are_down_for_now_are_no_reason_to_refuse(cluster, monkeypatch):
+    """sbatch itself takes such a job, and it waits for the end of the maintenance."""
+    monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
+    nodes = ("scontrol", "update", f"NodeName={','.join(cluster.node_names)}")
+    cluster.run(*nodes, "State=DRAIN", "Reason=maintenance")
+    try:
+        slurm_request.check("train", {"launcher": "slurm", "runtime": 10, "mem_mb": 1000})
+    finally:
+        cluster.run(*nodes, "State=RESUME")
+        wait(lambda: cluster.idle() == cluster.nodes)
+
+
+def test_ctrl_c_leaves_the_jobs_and_starts_nothing_new(start, campaign, cluster, full):
     process = start(TABLE)
-    wait(lambda: len(notes(campaign)) == 2)  # data and preflight, all that can run at first
-    process.send_signal(signal.SIGINT)
-    os.killpg(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
+    wait(lambda: len(submitted(campaign)) == 2)  # data and preflight, all that can run at first
+    said = ctrl_c(process)
     assert "goes on; the next start re-attaches to it" in said
-    before = cluster.run("squeue", "--states=all", "--noheader", "--format=%i").split()
-    time.sleep(5)
-    assert cluster.run("squeue", "--states=all", "--noheader", "--format=%i").split() == before
-    assert len(notes(campaign)) == 2
+    ours = sorted(one.job()["job_id"] for one in submitted(campaign))
+    for _ in range(2):
+        waiting = ("squeue", "--noheader", "--states=pending", "--format=%i")
+        assert sorted(cluster.run(*waiting).split()) == ours
+        time.sleep(5)
 
 
-def test_killed_with_one_of_its_jobs_it_ends_with_every_job_run_by_slurm(
+def test_ctrl_c_and_then_kill_9_of_snakemake_alone(start, campaign, cluster):
+    """Its launchers live on; those of the next snakemake wait for them and take their records."""
+    folder = campaign / RUNS / "deit_tiny"
+    target, attempt = f"{RUNS}/deit_tiny/train.json", Attempt(folder / "attempts/1")
+    first = start(target)
+    wait(lambda: attempt.folder.exists() and attempt.job())
+    job_id = attempt.job()["job_id"]
+    wait(lambda: cluster.processes(job_id))
+    stopped = cluster.processes(job_id)
+    kill(stopped, signal.SIGSTOP)  # until the last snakemake is there
+    said = ctrl_c(first)
+    mirror = re.search(r"Jobs go on, and so does MLflow's mirror \(process (\d+)\)", said)
+    second = start(target)
+    wait_for("re-attached", folder / "train.log")
+    second.kill()
+    second.wait()
+    third = start(target)
+    wait_for("is launching the same job", folder / "train.log")
+    assert b"tracking" in Path(f"/proc/{mirror[1]}/cmdline").read_bytes()
+    kill(stopped, signal.SIGCONT)
+    end(third)
+    assert len(cluster.jobs_named(attempt.job_name)) == 1
+    assert attempt.job()["job_id"] == job_id
+    assert not (folder / "attempts/2").exists()
+    assert records.read(campaign / target)["results"]["epochs"] == 2
+
+
+def test_started_twice_at_once_and_killed_with_one_of_its_jobs_halfway(
     start, ends, campaign, cluster
 ):
-    process = start(TABLE)
-    wait(lambda: (campaign / RUN / "attempts/1/job.json").exists())
-    second = start(TABLE)
-    refused, _ = second.communicate(timeout=60)
-    assert second.returncode != 0
-    assert "Another snakemake works in this folder" in refused
-    job = json.loads((campaign / RUN / "attempts/1/job.json").read_text())["job_id"]
-    wait(lambda: cluster.processes(job))
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    for pid in cluster.processes(job):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    known = {note["job_id"] for note in notes(campaign)} - {job}
+    """It ends with every job run by Slurm, the killed one twice and the others once."""
+    both = [start(TABLE), start(TABLE)]
+    wait(lambda: any(one.poll() is not None for one in both))
+    both.sort(key=lambda one: one.poll() is None)
+    assert "Another snakemake works in this folder" in end(both[0], 1)
+    killed = Attempt(campaign / RUNS / "evo_deit_tiny/attempts/1")
+    wait(lambda: killed.progress() > "step-000000000.pt")  # its first epoch's
+    os.killpg(both[1].pid, signal.SIGKILL)
+    kill(cluster.processes(killed.job()["job_id"]))
+    both[1].communicate()
+    assert not killed.record.exists()
     ends(TABLE)
     assert (campaign / TABLE).exists()
-    found = notes(campaign)
-    assert {note["launcher"] for note in found} == {"slurm"}
-    # nothing but the killed job was submitted twice
-    assert known <= {note["job_id"] for note in found}
-    assert len(list(campaign.glob("results/demo/**/attempts/2"))) == 0
-    for note in found:
-        wait(lambda job_id=note["job_id"]: cluster.job(job_id)["JobState"] == "COMPLETED")
-    trained = records.read(campaign / RUN / "train.json")
+    for attempt in submitted(campaign):
+        assert attempt.number == 1
+        job = attempt.job()
+        assert job["launcher"] == "slurm"
+        wait(lambda job_id=job["job_id"]: cluster.job(job_id)["JobState"] == "COMPLETED")
+        submissions = 2 if attempt.folder == killed.folder else 1
+        assert len(cluster.jobs_named(attempt.job_name)) == submissions
+    trained = records.read(campaign / RUNS / "evo_deit_tiny/train.json")
     assert trained["results"]["epochs"] == 2
+    events = [event for event, _ in journal.read(killed.journal)]
+    assert [event["epoch"] for event in events if event["event"] == "start"] == [0, 1]
     assert "Nothing to be done" in ends(TABLE)

@@ -6,18 +6,9 @@ import time
 
 import pytest
 
+from tests.mirror.conftest import COMMAND, expected, shown
+from tests.slurm.cluster import PATIENCE_S
 from tests.slurm.conftest import again
-
-
-def test_it_says_where_the_job_is_and_slurm_ran_it(training, whole, cluster):
-    one = training()
-    one.launch()
-    code, said = one.end()
-    assert code == 0, said
-    assert f"slurm job {one.job_id}" in said
-    assert str(one.attempt.folder / "logs") in said
-    one.wait(lambda: one.state() == "COMPLETED")
-    whole(one, said)
 
 
 def test_setup_lines_and_images_on_the_nodes_disk(training, whole, tmp_path):
@@ -46,15 +37,15 @@ def test_slurmctld_away_at_submission_and_while_it_runs(training, whole, cluster
     one.launch()
     one.wait(lambda: one.log.exists() and "Slurm takes no job now" in one.log.read_text())
     cluster.start_controller()
-    one.wait_for_epochs(5)
+    one.wait_for_epochs()
     cluster.kill("slurmctld")
     time.sleep(35)  # so long that the launcher asked in vain
     cluster.start_controller()
     whole(one)
-    assert len(cluster.jobs_named(one.attempt.job_name)) == 1
+    assert one.submissions() == 1
 
 
-def test_a_submit_limit_is_waited_for(training, whole, cluster):
+def test_a_submit_limit_is_waited_for_and_then_it_says_where_the_job_is(training, whole):
     one = training()
     one.bin.mkdir()
     script = one.bin / "sbatch"
@@ -67,15 +58,18 @@ def test_a_submit_limit_is_waited_for(training, whole, cluster):
     script.chmod(0o755)
     one.launch()
     code, said = one.end()
+    assert code == 0, said
     assert "QOSMaxSubmitJobPerUserLimit" in said
-    assert code == 0
+    assert f"slurm job {one.job_id}" in said
+    assert str(one.attempt.folder / "logs") in said
+    one.wait(lambda: one.state() == "COMPLETED")
     whole(one, said)
 
 
-def test_kill_9_of_the_launcher(training, whole, cluster):
+def test_kill_9_of_the_launcher(training, whole):
     one = training()
     one.launch()
-    one.wait_for_epochs(5)
+    one.wait_for_epochs()
     noted = one.attempt.job()
     one.kill_launcher()
     one.launch()
@@ -84,31 +78,56 @@ def test_kill_9_of_the_launcher(training, whole, cluster):
     assert one.attempt.job() == noted
     assert code == 0
     whole(one, said)
-    assert len(cluster.jobs_named(one.attempt.job_name)) == 1
+    assert one.submissions() == 1
 
 
-def test_kill_9_of_the_launcher_before_it_noted_its_job(training, whole, cluster):
+def test_mlflow_follows_a_job_that_was_left_to_its_end(training, whole, monkeypatch):
+    """Who was followed and the launcher are killed; then the finished record is taken."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     one = training()
     one.launch()
-    one.wait_for_epochs(5)
+    mirror = one.begin(
+        [*COMMAND, str(one.folder), "--follow", "--until-gone", str(one.launcher.pid)]
+    )
+    try:
+        one.wait_for_epochs()
+        one.kill_launcher()
+        one.launcher = None
+        assert not one.attempt.record.exists()
+        said, _ = mirror.communicate(timeout=PATIENCE_S)
+    finally:
+        mirror.kill()
+    assert "1 runs mirrored" in said
+    run, points = shown(one.folder)["deit_tiny", "1"]
+    assert run.info.status == "FINISHED"
+    assert points.items() >= expected(one.attempt.folder).items()
+    again(one)
+    whole(one, "")
+    assert one.submissions() == 1
+
+
+def test_kill_9_of_the_launcher_before_it_noted_its_job(training, whole):
+    one = training()
+    one.launch()
+    one.wait_for_epochs()
     submitted = one.job_id
     one.kill_launcher()
     (one.attempt.folder / "job.json").unlink()
     one.launch()
     whole(one)
     assert one.job_id == submitted
-    assert len(cluster.jobs_named(one.attempt.job_name)) == 1
+    assert one.submissions() == 1
 
 
 @pytest.mark.parametrize("policy", ["leave", "cancel"])
-def test_ctrl_c(training, whole, cluster, policy):
+def test_ctrl_c(training, whole, policy):
     one = training(on_interrupt=policy)
     one.launch()
-    one.wait_for_epochs(5)
+    one.wait_for_epochs()
     os.killpg(one.launcher.pid, signal.SIGINT)
     code, said = one.end(30)
     assert code == 130
     assert ("goes on" if policy == "leave" else "is ended") in said
     again(one)
     whole(one, "")
-    assert len(cluster.jobs_named(one.attempt.job_name)) == (1 if policy == "leave" else 2)
+    assert one.submissions() == (1 if policy == "leave" else 2)

@@ -122,3 +122,20 @@ def test_the_setup_file_is_sourced_and_its_failure_ends_the_job(tmp_path):
     (line,) = slurm_request.setup_lines({"setup": str(path)})
     assert line.startswith(f"source {path} || ")
     assert "exit 1" in line
+
+
+@pytest.mark.parametrize(("states", "refused"), [("idle\nidle", True), ("idle\ndrained", False)])
+def test_nodes_that_are_away_for_now_are_waited_for(states, refused):
+    """`sbatch --test-only` has the same words for them as for what no node will ever have."""
+
+    def ask(*command: str) -> tuple[str, str]:
+        if command[0] == "sinfo":
+            return states, ""
+        away = "allocation failure: Requested node configuration is not available"
+        return (PARTITIONS, "") if command[0] == "scontrol" else ("", away)
+
+    if refused:
+        with pytest.raises(RequestError, match="node configuration is not available"):
+            slurm_request.check("train", {"runtime": 60}, ask)
+    else:
+        slurm_request.check("train", {"runtime": 60}, ask)

@@ -24,6 +24,8 @@ TEMPORARY = (
     "Unexpected message received",
 )
 
+AWAY = ("down", "drain", "fail", "maint", "reboot", "unknown")  # in sinfo's word for a node
+
 
 class RequestError(RuntimeError):
     """Slurm can never run what is asked for; the message says what, where it stands and why."""
@@ -124,9 +126,19 @@ def check(rule: str, resources: dict, ask=slurm_queue.ask) -> None:
     if error.startswith("no sbatch"):
         raise RequestError("No sbatch here: --profile slurm is for the login node of a Slurm "
                            "cluster; on this machine say --profile demo.")  # fmt: skip
-    if error and not is_temporary(error):
+    if error and not is_temporary(error) and not nodes_are_away(error, given, ask):
         reason = error.splitlines()[-1].removeprefix("allocation failure: ")
         raise RequestError(f"Slurm can't run rule {rule} ({wanted}): {reason.strip()}; {mend}.")
+
+
+def nodes_are_away(error: str, given: dict, ask) -> bool:
+    """Whether nodes are down or drained for now, of which `sbatch --test-only` says what it says
+    of too many GPUs; sbatch itself lets the job wait for them."""
+    if "node configuration is not available" not in error:
+        return False
+    partition = [f"--partition={given['partition']}"] if "partition" in given else []
+    states, _ = ask("sinfo", "--noheader", "--format=%T", *partition)
+    return any(word in states for word in AWAY)
 
 
 def check_time(given: dict, ask, rule: str = "<rule>") -> None:
