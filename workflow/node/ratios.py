@@ -1,5 +1,6 @@
 """What rounds say: medians, quartiles, and how sure a speed-up is."""
 
+import math
 import statistics
 
 import torch
@@ -15,41 +16,54 @@ def quartiles(values: list[float]) -> list[float]:
     return [low, high]
 
 
-def interval(rates: list[float], baseline: list[float]) -> list[float]:
-    """The bootstrap interval of the ratio of the medians; rounds are drawn as wholes, for both
-    models met the same conditions in each."""
-    pairs = torch.tensor([rates, baseline], dtype=torch.float64)
+def within_rounds(rates: list[float], baseline: list[float]) -> list[float]:
+    """The ratio in each round, to the mean of the baseline's shares before and after: what drifts
+    slowly cancels out."""
+    after = [*baseline[1:], baseline[-1]]
+    both = zip(rates, baseline, after, strict=True)
+    return [rate / math.sqrt(first * second) for rate, first, second in both]
+
+
+def interval(ratios: list[float]) -> list[float]:
+    """The bootstrap interval of their median."""
+    values = torch.tensor(ratios, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(len(rates), (RESAMPLES, len(rates)), generator=generator)
-    medians = pairs[:, drawn].quantile(0.5, dim=2)
+    drawn = torch.randint(len(ratios), (RESAMPLES, len(ratios)), generator=generator)
     tail = (1 - CONFIDENCE) / 2
     ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
-    return (medians[0] / medians[1]).quantile(ends).tolist()
+    return values[drawn].quantile(0.5, dim=1).quantile(ends).tolist()
 
 
-def width(bounds: list[float], ratio: float) -> float:
-    """How wide an interval is, as a share of the ratio."""
-    return (bounds[1] - bounds[0]) / ratio
+def speedup(rates: list[float], baseline: list[float]) -> dict:
+    """The median ratio to the baseline, its interval, and how wide that is, as a share of it."""
+    ratios = within_rounds(rates, baseline)
+    ratio, (low, high) = statistics.median(ratios), interval(ratios)
+    return {"ratio": ratio, "interval": [low, high], "width": (high - low) / ratio}
 
 
 def summarise(rates: list[float], baseline: list[float]) -> dict:
-    """Images/s and the speed-up over the baseline: medians, quartiles, intervals, every round."""
-    speedup = statistics.median(rates) / statistics.median(baseline)
-    bounds = interval(rates, baseline)
-    within = [rate / dense for rate, dense in zip(rates, baseline, strict=True)]
-    found = {
+    """Images/s and the speed-up over the baseline: medians, quartiles, interval, every round.
+
+    The speed-up is the median of the ratios within the rounds, so it need not be the quotient of
+    the two medians.
+    """
+    itself = rates is baseline
+    found = {"ratio": 1.0, "interval": [1.0, 1.0], "width": 0.0}
+    found = found if itself else speedup(rates, baseline)
+    ratios = [1.0] * len(rates) if itself else within_rounds(rates, baseline)
+    summary = {
         "images_per_s": statistics.median(rates),
         "quartiles": quartiles(rates),
-        "speedup": speedup,
-        "speedup_interval": bounds,
-        "speedup_quartiles": quartiles(within),
+        "speedup": found["ratio"],
+        "speedup_interval": found["interval"],
+        "speedup_quartiles": quartiles(ratios),
         "rounds": rates,
         "suspect": [],
     }
-    if width(bounds, speedup) > STEADY:
-        low, high = bounds
-        found["suspect"] = [f"speed-up {speedup:.2f} is unsure: {low:.2f} to {high:.2f}"]
-    return found
+    if found["width"] > STEADY:
+        low, high = found["interval"]
+        summary["suspect"] = [f"speed-up {found['ratio']:.2f} is unsure: {low:.2f} to {high:.2f}"]
+    return summary
 
 
 def percentiles(seconds: list[float]) -> dict:

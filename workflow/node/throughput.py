@@ -9,7 +9,6 @@ section of items.yaml at once; its first model is the baseline of the others' sp
 """
 
 import gc
-import statistics
 import warnings
 
 import torch
@@ -99,11 +98,8 @@ def enough(contestants: list[Contestant], least: int) -> bool:
     if done >= MOST_ROUNDS * least:
         return True
     first = contestants[0].rates
-    for one in contestants[1:]:
-        speedup = statistics.median(one.rates) / statistics.median(first)
-        if ratios.width(ratios.interval(one.rates, first), speedup) > ratios.STEADY / 2:
-            return False
-    return True
+    widths = (ratios.speedup(one.rates, first)["width"] for one in contestants[1:])
+    return all(width <= ratios.STEADY / 2 for width in widths)
 
 
 def measure_batch(spec: dict, site: dict | None, where: torch.device, machine: dict) -> dict:

@@ -9,7 +9,7 @@ from torch import Tensor
 from workflow.node.modes import Run
 
 WARM_UP_PASSES = 2
-ROUND_S = 1.0  # each model's share of a round is at least one pass and about this long
+ROUND_S = 0.5  # each model's share of a round is at least one pass and about this long
 MOST_PASSES = 1000
 
 

@@ -95,7 +95,7 @@ def speed_columns(run: str, section: str, found: Records) -> dict:
     else:
         row["throughput"] = method["images_per_s"]
         if method is not baseline and method["speedup"] is not None:
-            row["speedup_pct"] = speedup_pct(method["images_per_s"], baseline["images_per_s"])
+            row["speedup_pct"] = 100 * (method["speedup"] - 1)
             row |= {f"ceiling_{name}_pct": 100 * (ratio - 1)
                     for name, ratio in method["ceilings"].items()}  # fmt: skip
         why = [*method["suspect"], *record["results"]["suspect"]]
