@@ -2,7 +2,7 @@
 #
 #   make demo LOCK=requirements-cuda13.lock    the current torch: newer GPUs, Python 3.14
 #   make demo PYTHON=python3.12                another interpreter
-#   make test TESTS="-m 'not integration'"     the unit tests alone
+#   make test-unit                             the unit tests alone
 #
 # Tests of a real Slurm need slurm-wlm and munge, and are skipped without.
 
@@ -11,22 +11,27 @@ VENV ?= .venv
 LOCK ?= requirements.lock
 NEWEST_PYTHON = $(if $(findstring cuda13,$(LOCK)),14,13)
 
-# These tests mostly wait, so three at once; CI ends them after 25 minutes (ATMOST).
 WAITING = tests/slurm tests/mirror
 ATMOST =
 
 INSTALLED = $(VENV)/.$(notdir $(LOCK))
 RUN = PATH="$(abspath $(VENV))/bin:$$PATH"
 
-.PHONY: demo test ui lint locks
+.PHONY: demo test test-unit test-whole ui lint locks
 
 demo: $(VENV)/.device
 	@$(RUN) snakemake --profile demo results/demo/table1.csv
 	@$(RUN) python -m workflow.paper.show results/demo/table1.csv
 
-test: $(INSTALLED)
-	@$(RUN) python -m pytest $(addprefix --ignore ,$(WAITING)) $(TESTS)
-	@$(RUN) $(ATMOST) python -m pytest -n 3 --dist loadfile --durations 10 $(WAITING) $(TESTS)
+test: test-unit test-whole
+
+test-unit: $(INSTALLED)
+	@$(RUN) python -m pytest -n 2 --dist loadfile -m "not integration" $(TESTS)
+
+# The last ones mostly wait, so three at once; CI ends them after 25 minutes (ATMOST).
+test-whole: $(INSTALLED)
+	@$(RUN) python -m pytest -n 2 --dist loadfile -m integration $(addprefix --ignore ,$(WAITING)) $(TESTS)
+	@$(RUN) $(ATMOST) python -m pytest -n 3 --dist loadfile --durations 10 -m integration $(WAITING) $(TESTS)
 
 ui: $(INSTALLED)
 	@$(RUN) python -m workflow.login.ui

@@ -37,6 +37,7 @@ def test_outputs_are_the_reference_s(key, point):
     assert one.images.dtype == (torch.float32 if point["mode"] == "amp" else dtype)
 
 
+@pytest.mark.integration  # the compiler takes a minute
 def test_a_compiled_model_computes_the_same():
     """Of two blocks, one of which selects, and at random: those numbers must be the same too."""
     whole = spec(mode="compiled", precision="fp32")

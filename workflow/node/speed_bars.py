@@ -126,7 +126,12 @@ def line(row: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15, help="of all models of a section")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=15,
+        help="of all models of a section; of training steps a quarter",
+    )
     parser.add_argument("--sections", nargs="+", choices=[*BARS, TRAINING],
                         default=[*BARS, TRAINING])  # fmt: skip
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"),
@@ -138,7 +143,7 @@ def main() -> None:
         for precision in arguments.precisions:
             training = section == TRAINING
             rows += (
-                new := measure_training(precision, arguments.rounds)
+                new := measure_training(precision, max(2, arguments.rounds // 4))
                 if training
                 else measure(section, precision, arguments.rounds)
             )
