@@ -30,7 +30,7 @@ test-unit: $(INSTALLED)
 
 # The last ones mostly wait, so three at once; CI ends them after 25 minutes (ATMOST).
 test-whole: $(INSTALLED)
-	@$(RUN) python -m pytest -n 2 --dist loadfile -m integration $(addprefix --ignore ,$(WAITING)) $(TESTS)
+	@$(RUN) python -m pytest -m integration $(addprefix --ignore ,$(WAITING)) $(TESTS)
 	@$(RUN) $(ATMOST) python -m pytest -n 3 --dist loadfile --durations 10 -m integration $(WAITING) $(TESTS)
 
 ui: $(INSTALLED)

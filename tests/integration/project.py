@@ -29,7 +29,7 @@ def environment(root: Path) -> dict:
 def snakemake(root: Path, *arguments: str, code: int = 0) -> str:
     done = subprocess.run(
         command(*arguments), cwd=root, env=environment(root), capture_output=True, text=True,
-        timeout=400, check=False,
+        timeout=1200, check=False,
     )  # fmt: skip
     said = done.stdout + done.stderr
     assert done.returncode == code, said
