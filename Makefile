@@ -28,7 +28,7 @@ test: test-unit test-whole
 test-unit: $(INSTALLED)
 	@$(RUN) python -m pytest -n 2 --dist loadfile -m "not integration" $(TESTS)
 
-# The last ones mostly wait, so three at once; CI ends them after 25 minutes (ATMOST).
+# The last ones mostly wait, so three at once; CI ends them after half an hour (ATMOST).
 test-whole: $(INSTALLED)
 	@$(RUN) python -m pytest -m integration $(addprefix --ignore ,$(WAITING)) $(TESTS)
 	@$(RUN) $(ATMOST) python -m pytest -n 3 --dist loadfile --durations 10 -m integration $(WAITING) $(TESTS)
