@@ -153,6 +153,7 @@ def test_without_a_baseline_there_is_no_speed_up(monkeypatch):
     assert evo["out_of_memory"]
     assert dense["images_per_s"] > 0
     assert dense["speedup"] is None
+    assert dense["suspect"] == []
     assert "ceilings" not in dense
 
 

@@ -155,6 +155,7 @@ def finish(methods, measured, contestants, seen, spec: dict, machine: dict) -> d
         else:  # the baseline ran out of memory: nothing to compare with
             for key in ("speedup", "speedup_interval", "speedup_quartiles"):
                 method[key] = None
+            method["suspect"] = [why for why in method["suspect"] if "unsure" not in why]
         power = seen.power_w(one.spans)
         method["images_per_joule"] = power and method["images_per_s"] / power
         method["latency_ms"] = ratios.percentiles(one.latencies) if one.latencies else None
