@@ -200,9 +200,12 @@ def training_cost_path(root: str, section: str, point: dict) -> str:
     return f"{root}/training/{section}/{{device}}-{{mode}}-{{precision}}.json".format(**point)
 
 
-def throughput_point(config: Config, setting: str) -> dict:
-    """The point of measurement that the setting's tables show; "auto" is this machine's device."""
-    return points.resolve(config.settings[setting]["throughput"], "weights")
+def throughput_point(config: Config, setting: str, section: str) -> dict:
+    """The point of measurement that the setting's tables show of a section; "auto" is this
+    machine's device."""
+    values = config.settings[setting]["throughput"]
+    point = points.resolve(values, "weights", "batch_size_of")
+    return point | {"batch_size": values["batch_size_of"].get(section, values["batch_size"])}
 
 
 def training_cost_point(config: Config, setting: str) -> dict:

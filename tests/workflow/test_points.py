@@ -19,7 +19,7 @@ from workflow.points import PointError
     ],
 )
 def test_a_name_says_its_point_and_a_point_its_name(name, config):
-    shown = runs.throughput_point(config, "imagenet")
+    shown = runs.throughput_point(config, "imagenet", "deit_small")
     point = points.parse(name, shown)
     assert points.name(point) == name
     assert (point["threads"], point["rounds"]) == (shown["threads"], shown["rounds"])
@@ -39,7 +39,7 @@ def test_a_name_says_its_point_and_a_point_its_name(name, config):
 )
 def test_what_nothing_can_run_is_refused_with_its_reason(name, why, config):
     with pytest.raises(PointError, match=why):
-        points.parse(name, runs.throughput_point(config, "imagenet"))
+        points.parse(name, runs.throughput_point(config, "imagenet", "deit_small"))
 
 
 def test_auto_is_a_gpu_where_one_may_be_seen(monkeypatch):

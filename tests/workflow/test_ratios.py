@@ -13,20 +13,33 @@ def rounds(count: int, speed: float, noise: float, seed: int) -> list[float]:
 
 
 def test_the_speed_up_is_taken_within_the_rounds():
-    found = ratios.summarise([3.0, 6.0, 9.0, 3.0, 3.0], [2.0, 4.0, 6.0, 2.0, 2.0])
+    beside = ratios.beside([2.0, 4.0, 6.0, 2.0, 2.0])
+    assert beside == pytest.approx([8**0.5, 24**0.5, 12**0.5, 2, 2])
+    found = ratios.summarise([3.0, 6.0, 9.0, 3.0, 3.0], beside)
     assert found["images_per_s"] == 3.0
     assert found["quartiles"] == [3.0, 6.0]
     assert found["rounds"] == [3.0, 6.0, 9.0, 3.0, 3.0]
-    within = [1.5 / 2**0.5, 1.5 / 1.5**0.5, 1.5 * 3**0.5, 1.5, 1.5]
-    assert ratios.within_rounds(found["rounds"], [2.0, 4.0, 6.0, 2.0, 2.0]) == pytest.approx(within)
     assert found["speedup"] == 1.5
+
+
+def test_each_model_is_held_to_the_shares_beside_it():
+    """A B A C A B A C: the first model stands between the first two shares of the baseline."""
+    shares = [1.0, 4.0, 9.0, 16.0]
+    assert ratios.beside(shares, 0, 2) == pytest.approx([2, 12])
+    assert ratios.beside(shares, 1, 2) == pytest.approx([6, 16])
+
+
+def test_the_baseline_is_its_own_measure():
+    found = ratios.summarise([2.0, 4.0, 6.0])
+    assert found["speedup"] == 1
+    assert found["speedup_interval"] == found["speedup_quartiles"] == [1, 1]
 
 
 def test_the_interval_holds_the_true_ratio_about_as_often_as_it_says():
     held = 0
     for seed in range(100):
         one, other = rounds(15, 150, 0.03, seed), rounds(15, 100, 0.03, seed + 1000)
-        low, high = ratios.speedup(one, other)["interval"]
+        low, high = ratios.speedup(one, ratios.beside(other))["interval"]
         held += low <= 1.5 <= high
     assert 85 <= held <= 100
 
@@ -35,7 +48,7 @@ def test_a_common_drift_changes_nothing():
     """The device slows down all the while, by a third in the end, whoever's turn it is."""
     slower = [0.99**i for i in range(30)]
     dense, evo = [100 * s for s in slower[::2]], [150 * s for s in slower[1::2]]
-    found = ratios.speedup(evo[:-1], dense[:-1])
+    found = ratios.speedup(evo[:-1], ratios.beside(dense)[:-1])
     assert found["ratio"] == pytest.approx(1.5, rel=1e-3)
     assert found["width"] < 0.01
 

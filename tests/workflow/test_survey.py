@@ -22,7 +22,8 @@ def asked(*arguments: str):
 def test_every_row_of_tables_1_to_4_is_measured(config):
     wanted = survey.plan(config, asked("--device", "cuda"))
     for name in survey.DEFAULT["cuda"]:
-        sections = {section for section, point in wanted if points.name(point) == f"cuda-{name}"}
+        at = f"cuda-{name}-b256"
+        sections = {section for section, point in wanted if points.name(point) == at}
         measured = {run for section in sections for run in config.items["sections"][section]}
         for table in TABLES:
             assert {row["run"] for row in config.items[table]} <= measured
@@ -33,7 +34,7 @@ def test_its_records_are_those_that_the_setting_asks_for(config):
     ((section, point),) = survey.plan(
         config, asked("--device", "cuda", "--sections", "levit_256", "--points", "paper-fp32-b256")
     )
-    shown = runs.throughput_point(config, "imagenet")
+    shown = runs.throughput_point(config, "imagenet", section)
     assert point == shown
     spec = runs.throughput_spec(config, "imagenet", section, point, weights="assumed")
     assert spec == targets.spec_of(
@@ -44,7 +45,7 @@ def test_its_records_are_those_that_the_setting_asks_for(config):
 @pytest.fixture
 def record(config, tmp_path):
     """A record of the demo's point of measurement, as the survey leaves it."""
-    point = points.parse("cpu-fused-fp32-b32", runs.throughput_point(config, "demo"))
+    point = points.parse("cpu-fused-fp32-b32", runs.throughput_point(config, "demo", "levit_256"))
     spec = runs.throughput_spec(config, "demo", "levit_256", point, weights="assumed")
     path = tmp_path / "measured/throughput/levit_256/cpu-fused-fp32-b32.json"
     records.write_json(path, records.make(spec, {"methods": [], "suspect": []}, 0.0))
@@ -54,7 +55,7 @@ def record(config, tmp_path):
 def test_what_is_there_is_not_measured_again(config, record, tmp_path, monkeypatch):
     monkeypatch.setattr(fresh, "run", None)  # would fail
     spec = json.loads(record.read_text())["spec"]
-    point = points.parse("cpu-fused-fp32-b32", runs.throughput_point(config, "demo"))
+    point = points.parse("cpu-fused-fp32-b32", runs.throughput_point(config, "demo", "levit_256"))
     found = survey.measure(config, "levit_256", point, "demo", tmp_path / "measured")
     assert found["spec"] == spec
 

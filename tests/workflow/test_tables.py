@@ -102,7 +102,7 @@ class TestWithThroughput:
     def _written(self, demo, config):
         self.demo, self.config = demo, config
         demo(*ALL)
-        point = runs.throughput_point(config, "demo")
+        point = runs.throughput_point(config, "demo", "deit_tiny")
         spec = runs.throughput_spec(config, "demo", "deit_tiny", point)
         rates = (100.0, 120.0, 150.0, 140.0, 130.0, 152.5)
         methods = [

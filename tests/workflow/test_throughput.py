@@ -61,9 +61,13 @@ def test_models_take_turns(monkeypatch):
         return time_passes(run, *rest)
 
     monkeypatch.setattr(timing, "time_passes", noted)
-    throughput.measure_section(spec())
-    first, second = order[0], order[-1]
-    assert order == [first] * 2 + [second] * 2 + [first, second] * 5  # warm-up, five rounds
+    models = [*spec()["models"], {**spec()["models"][1], "run": "again"}]
+    dense, *others = throughput.measure_section(spec(models=models))["methods"]
+    first, second, third = order[0], order[2], order[4]
+    warm_up = [first] * 2 + [second] * 2 + [third] * 2
+    assert order == warm_up + [first, second, first, third] * 5
+    assert len(dense["rounds"]) == 10
+    assert [len(other["rounds"]) for other in others] == [5, 5]
 
 
 def test_each_speed_up_has_its_ceilings_and_its_check():

@@ -137,7 +137,7 @@ class Plan:
     def throughput_inputs(self, wildcards) -> dict:
         root = wildcards.root
         setting = self.config.setting_of(root)
-        shown = runs.throughput_point(self.config, setting)
+        shown = runs.throughput_point(self.config, setting, wildcards.section)
         try:
             point = points.parse(wildcards.point, shown)
         except points.PointError as error:

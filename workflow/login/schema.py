@@ -94,7 +94,9 @@ def check_names(config: Config, files: dict[str, Path], keys: set[str]) -> None:
                 "change one."
             )
         for section in setting["measure"]:
-            known(files["settings"], f"{name}.measure", section, config.items["sections"])
+            known(files["settings"], f"{name}.measure", section, sections)
+        for section in setting["throughput"]["batch_size_of"]:
+            known(files["settings"], f"{name}.throughput.batch_size_of", section, sections)
         for part in ("checkpoints", "models"):
             for run in setting.get(part, {}):
                 known(files["settings"], f"{name}.{part}", run, config.runs)

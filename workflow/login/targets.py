@@ -37,14 +37,17 @@ def split_root(config: Config, target: str) -> tuple[str, str, str]:
 
 def table1_records(config: Config, root: str, sections: list[str]) -> list[str]:
     """The records of Table 1's rows that these sections measure."""
-    point = runs.throughput_point(config, config.setting_of(root))
+    setting = config.setting_of(root)
     rows = [row for row in config.items["table1"] if row["section"] in sections]
     trained = [
         f"{root}/runs/{run_name(row['run'], seed)}/train.json"
         for row in rows
         for seed in config.seeds(row["run"])
     ]
-    return trained + [runs.throughput_path(root, section, point) for section in sections]
+    return trained + [
+        runs.throughput_path(root, section, runs.throughput_point(config, setting, section))
+        for section in sections
+    ]
 
 
 def spec_of(config: Config, target: str) -> dict | None:
@@ -76,8 +79,9 @@ def _spec(config: Config, setting: str, kind: str, named: dict) -> dict | None:
         given += [one["checkpoint"] for one in scale.get("evaluations", {}).values()]
         return runs.fetch_spec(next(one for one in given if one.get("timm") == named["tag"]))
     if kind == "throughput":
-        point = points.parse(named["point"], runs.throughput_point(config, setting))
-        return runs.throughput_spec(config, setting, named["section"], point)
+        section = named["section"]
+        point = points.parse(named["point"], runs.throughput_point(config, setting, section))
+        return runs.throughput_spec(config, setting, section, point)
     if kind == "training_cost":
         section = named.pop("section")
         point = runs.training_cost_point(config, setting) | named

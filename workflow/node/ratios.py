@@ -16,12 +16,17 @@ def quartiles(values: list[float]) -> list[float]:
     return [low, high]
 
 
-def within_rounds(rates: list[float], baseline: list[float]) -> list[float]:
-    """The ratio in each round, to the mean of the baseline's shares before and after: what drifts
-    slowly cancels out."""
+def beside(baseline: list[float], place: int = 0, others: int = 1) -> list[float]:
+    """The baseline's rate beside each share of the model in that place of `others`: the mean of its
+    share before and the one after."""
     after = [*baseline[1:], baseline[-1]]
-    both = zip(rates, baseline, after, strict=True)
-    return [rate / math.sqrt(first * second) for rate, first, second in both]
+    means = [math.sqrt(one * two) for one, two in zip(baseline, after, strict=True)]
+    return means[place::others]
+
+
+def within_rounds(rates: list[float], baseline: list[float]) -> list[float]:
+    """The ratio of each share to the baseline beside it: what drifts slowly cancels out."""
+    return [rate / at_once for rate, at_once in zip(rates, baseline, strict=True)]
 
 
 def interval(ratios: list[float]) -> list[float]:
@@ -35,28 +40,29 @@ def interval(ratios: list[float]) -> list[float]:
 
 
 def speedup(rates: list[float], baseline: list[float]) -> dict:
-    """The median ratio to the baseline, its interval, and how wide that is, as a share of it."""
+    """The median ratio to the baseline `beside`, its interval, and how wide that is, relatively."""
     ratios = within_rounds(rates, baseline)
     ratio, (low, high) = statistics.median(ratios), interval(ratios)
     return {"ratio": ratio, "interval": [low, high], "width": (high - low) / ratio}
 
 
-def summarise(rates: list[float], baseline: list[float]) -> dict:
-    """Images/s and the speed-up over the baseline: medians, quartiles, interval, every round.
+def summarise(rates: list[float], baseline: list[float] | None = None) -> dict:
+    """Images/s and the speed-up over the baseline (None: it is the baseline): medians, quartiles,
+    interval, every share.
 
-    The speed-up is the median of the ratios within the rounds, so it need not be the quotient of
-    the two medians.
+    The speed-up is the median of the ratios to the baseline beside each share, so it need not be
+    the quotient of the two medians.
     """
-    itself = rates is baseline
-    found = {"ratio": 1.0, "interval": [1.0, 1.0], "width": 0.0}
-    found = found if itself else speedup(rates, baseline)
-    ratios = [1.0] * len(rates) if itself else within_rounds(rates, baseline)
+    if baseline is None:
+        found = {"ratio": 1.0, "interval": [1.0, 1.0], "width": 0.0}
+    else:
+        found = speedup(rates, baseline)
     summary = {
         "images_per_s": statistics.median(rates),
         "quartiles": quartiles(rates),
         "speedup": found["ratio"],
         "speedup_interval": found["interval"],
-        "speedup_quartiles": quartiles(ratios),
+        "speedup_quartiles": quartiles(within_rounds(rates, baseline)) if baseline else [1.0, 1.0],
         "rounds": rates,
         "suspect": [],
     }

@@ -17,27 +17,32 @@ from workflow import points, records, runs
 from workflow.campaign import TABLES, Config
 from workflow.node import by_hand, fresh
 
-DEFAULT = {
-    "cuda": ["paper-fp32-b256", "fused-fp32-b256", "fused-bf16-b256", "amp-bf16-b256",
-             "compiled-bf16-b256"],
-    "cpu": ["fused-fp32-b32", "fused-bf16-b32"],
-}  # fmt: skip
+DEFAULT = {  # at the batch sizes of the setting
+    "cuda": ["paper-fp32", "fused-fp32", "fused-bf16", "amp-bf16", "compiled-bf16"],
+    "cpu": ["fused-fp32", "fused-bf16"],
+}
 SWEPT = ("deit_tiny", "deit_small")  # from batch 1 to 1024, compiled
 SETTING = {"cuda": "imagenet", "cpu": "demo"}  # whose threads and rounds are taken
 
 
 def plan(config: Config, given: argparse.Namespace) -> list[tuple[str, dict]]:
     """(section, point) of every measurement, the tables' order within each point."""
-    rest = runs.throughput_point(config, given.setting or SETTING[given.device])
-    if given.threads:
-        rest["threads"] = given.threads
     sections = [name for table in given.tables for name in config.sections_of(table)]
     sections = [name for name in dict.fromkeys(sections) if name in (given.sections or sections)]
-    wanted = given.points or DEFAULT[given.device]
-    found = [(section, name) for name in wanted for section in sections]
-    if given.device == "cuda" and not given.points:
-        found += [(section, "compiled-bf16-sweep") for section in SWEPT if section in sections]
-    return [(section, points.parse(f"{given.device}-{name}", rest)) for section, name in found]
+    setting = given.setting or SETTING[given.device]
+    shown = {name: runs.throughput_point(config, setting, name) for name in sections}
+    if given.threads:
+        shown = {name: point | {"threads": given.threads} for name, point in shown.items()}
+    if given.points:
+        found = [(section, name) for name in given.points for section in sections]
+    else:
+        found = [(section, f"{name}-b{shown[section]['batch_size']}")
+                 for name in DEFAULT[given.device] for section in sections]  # fmt: skip
+        if given.device == "cuda":
+            found += [(section, "compiled-bf16-sweep") for section in SWEPT if section in sections]
+    return [
+        (section, points.parse(f"{given.device}-{name}", shown[section])) for section, name in found
+    ]
 
 
 def measure(config: Config, section: str, point: dict, setting: str, output: Path) -> dict:

@@ -5,7 +5,8 @@
         --device cuda --output f.json
 
 needs torch and timm alone, so it can be carried to any GPU machine. The workflow measures a
-section of items.yaml at once; its first model is the baseline of the others' speed-ups.
+section of items.yaml at once; its first model is the baseline of the others' speed-ups, and is
+timed before and after each of them.
 """
 
 import gc
@@ -90,15 +91,23 @@ def prepare(module: nn.Module, images: Tensor, spec: dict, where) -> tuple[Conte
     return one, found
 
 
+def shares(contestants: list[Contestant]) -> list[tuple[list[float], list[float] | None]]:
+    """Each one's rates, and the baseline's beside them (of the baseline itself: None)."""
+    first, *others = contestants
+    return [(first.rates, None)] + [
+        (one.rates, ratios.beside(first.rates, place, len(others)))
+        for place, one in enumerate(others)
+    ]
+
+
 def enough(contestants: list[Contestant], least: int) -> bool:
     """Whether more rounds would add little."""
-    done = len(contestants[0].rates)
+    done = len(contestants[-1].rates)
     if done < least:
         return False
     if done >= MOST_ROUNDS * least:
         return True
-    first = contestants[0].rates
-    widths = (ratios.speedup(one.rates, first)["width"] for one in contestants[1:])
+    widths = (ratios.speedup(*both)["width"] for both in shares(contestants)[1:])
     return all(width <= ratios.STEADY / 2 for width in widths)
 
 
@@ -142,9 +151,10 @@ def finish(methods, measured, contestants, seen, spec: dict, machine: dict) -> d
     baseline = methods[0]
     fuses = spec["mode"] == "compiled"
     times = [roofline.seconds(method.pop("operations"), machine, fuses) for method in measured]
-    for method, one, least in zip(measured, contestants, times, strict=True):
+    rates = shares(contestants) if contestants else []
+    for method, one, both, least in zip(measured, contestants, rates, times, strict=True):
         method["out_of_memory"] = False
-        method |= ratios.summarise(one.rates, contestants[0].rates)
+        method |= ratios.summarise(*both)
         if method["check"] is None:
             method["suspect"].append("outputs not checked: in fp32, unfused, out of memory")
         if measured[0] is baseline:

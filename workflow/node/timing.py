@@ -1,4 +1,4 @@
-"""Timing models in turns: A B C A B C ..., so that whatever drifts, drifts under all of them."""
+"""Timing models in turns, A B A C A B A C ...: what drifts, drifts under the baseline A, too."""
 
 import time
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class Contestant:
     run: Run
     images: Tensor
     passes: int = 1  # in its share of a round
-    rates: list[float] = field(default_factory=list)  # images per second, one number a round
+    rates: list[float] = field(default_factory=list)  # images per second, of each share
     latencies: list[float] = field(default_factory=list)  # seconds, at batch 1: of each pass
     spans: list[tuple[float, float]] = field(default_factory=list)  # time.time() of its shares
 
@@ -69,15 +69,23 @@ def warm_up(one: Contestant, where: torch.device) -> None:
     one.passes = min(MOST_PASSES, max(1, round(ROUND_S / seconds)))
 
 
+def time_share(one: Contestant, where: torch.device) -> None:
+    begun = time.time()
+    if len(one.images) == 1:
+        seconds = time_each(one.run, one.images, one.passes, where)
+        one.latencies += seconds
+        taken = sum(seconds)
+    else:
+        taken = time_passes(one.run, one.images, one.passes, where)
+    one.spans.append((begun, time.time()))
+    one.rates.append(one.passes * len(one.images) / taken)
+
+
 def time_round(contestants: list[Contestant], where: torch.device) -> None:
-    """One share of each, in their order."""
-    for one in contestants:
-        begun = time.time()
-        if len(one.images) == 1:
-            seconds = time_each(one.run, one.images, one.passes, where)
-            one.latencies += seconds
-            taken = sum(seconds)
-        else:
-            taken = time_passes(one.run, one.images, one.passes, where)
-        one.spans.append((begun, time.time()))
-        one.rates.append(one.passes * len(one.images) / taken)
+    """One share of each but the first, and one of the first, the baseline, before each."""
+    baseline, *others = contestants
+    for one in others:
+        time_share(baseline, where)
+        time_share(one, where)
+    if not others:
+        time_share(baseline, where)

@@ -36,7 +36,7 @@ class Records:
 
     def throughput(self, section: str) -> dict | None:
         """The record of the point of measurement that the setting's tables show."""
-        point = runs.throughput_point(self.config, self.setting)
+        point = runs.throughput_point(self.config, self.setting, section)
         return self._read(
             runs.throughput_path(self.root, section, point),
             runs.throughput_spec(self.config, self.setting, section, point),

@@ -1,6 +1,6 @@
 """The paper's speeds beside those of a folder of measurements, as Markdown:
 
-python -m workflow.paper.measured results/measured/<device> --points fused-fp32-b32 fused-bf16-b32
+python -m workflow.paper.measured results/measured/<device> --points fused-fp32 fused-bf16
 """
 
 import argparse
@@ -28,28 +28,37 @@ def printed_rates(table: str) -> dict[tuple, float]:
 
 
 def found_methods(folder: Path, section: str, point: str) -> dict[str, dict]:
-    """The methods of the section's record at a point, by run, each with the record's suspicions."""
-    paths = [folder / "throughput" / section / f"{d}-{point}.json" for d in points.DEVICES]
-    for path in paths:
-        if path.exists():
-            results = records.read(path)["results"]
-            return {m["run"]: m | {"all": results["suspect"]} for m in results["methods"]}
-    return {}
+    """The methods of the section's record at a point, by run, each with its batch size and the
+    record's suspicions; a point without a batch size is that of the one record there is."""
+    paths = [
+        path
+        for device in points.DEVICES
+        for name in (f"{device}-{point}.json", f"{device}-{point}-b*.json")
+        for path in sorted((folder / "throughput" / section).glob(name))
+    ]
+    if len(paths) > 1:
+        raise records.RecordError(f"{paths[0]} and {paths[1].name} are both {point}: name one.")
+    if not paths:
+        return {}
+    record = records.read(paths[0])
+    also = {"batch_size": record["spec"]["batch_size"], "all": record["results"]["suspect"]}
+    return {method["run"]: method | also for method in record["results"]["methods"]}
 
 
 def cell(method: dict | None, base: dict | None) -> list[str]:
-    """Images/s, speed-up with its interval, and the ceilings."""
+    """Batch size, images/s, speed-up with its interval, and the ceilings."""
     if method is None:
-        return ["", "", ""]
+        return ["", "", "", ""]
+    batch = str(method["batch_size"])
     if method["out_of_memory"]:
-        return ["out of memory", "", ""]
+        return [batch, "out of memory", "", ""]
     doubt = " ?" if method.get("suspect") or method["all"] else ""
     rate = f"{method['images_per_s']:.1f}{doubt}"
     if method is base or method["speedup"] is None:
-        return [rate, "", ""]
+        return [batch, rate, "", ""]
     low, high = method["speedup_interval"]
     ceilings = method["ceilings"]
-    return [rate, f"**{method['speedup']:.2f}** ({low:.2f}-{high:.2f})",
+    return [batch, rate, f"**{method['speedup']:.2f}** ({low:.2f}-{high:.2f})",
             f"{ceilings['macs']:.2f} / {ceilings['roofline']:.2f}"]  # fmt: skip
 
 
@@ -73,7 +82,7 @@ def table_lines(config: Config, table: str, folder: Path, wanted: list[str]) -> 
             rows.append(shown)
     head = [*NAMES[table], "paper, V100: images/s", "over dense"]
     for point in wanted:
-        head += [f"{point}: images/s", "over dense", "ceiling: MACs / roofline"]
+        head += [f"{point}: batch", "images/s", "over dense", "ceiling: MACs / roofline"]
     body = [head, ["---"] * len(head), *rows]
     return [f"### {table}", "", *(f"| {' | '.join(line)} |" for line in body), ""]
 
@@ -81,7 +90,7 @@ def table_lines(config: Config, table: str, folder: Path, wanted: list[str]) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--points", nargs="+", required=True, metavar="MODE-PRECISION-bN")
+    parser.add_argument("--points", nargs="+", required=True, metavar="MODE-PRECISION[-bN]")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     arguments = parser.parse_args()
     try:
