@@ -20,6 +20,8 @@ wildcard_constraints:
     root=plan.roots,
     run=plan.run_names,
     section=plan.section_names,
+    table=plan.table_names,
+    figure=plan.figure_names,
     evaluation=plan.evaluation_names,
 
 
@@ -30,6 +32,7 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/throughput.smk"
 include: "workflow/rules/training_cost.smk"
 include: "workflow/rules/tables.smk"
+include: "workflow/rules/figures.smk"
 
 
 onstart:

@@ -53,9 +53,6 @@ def read_yaml(path: Path) -> dict:
     return content
 
 
-TABLES = ("table1", "table2", "table3", "table4")  # whose rows stand in items.yaml
-
-
 @dataclass(frozen=True)
 class Config:
     """The content of workflow/config/, as read."""
@@ -87,9 +84,20 @@ class Config:
     def seeds(self, row: str) -> list[int]:
         return self.runs[row].get("seeds", [0])
 
-    def sections_of(self, table: str) -> list[str]:
-        """The sections of measurement that a table's rows stand in, in their order."""
-        return list(dict.fromkeys(row["section"] for row in self.items[table]))
+    def rows(self, item: str) -> list[dict]:
+        """The rows of a table, or of a figure whose points are runs; of others none."""
+        tables, figures = self.items["tables"], self.items["figures"]
+        return tables[item] if item in tables else figures[item].get("rows", [])
+
+    def sections_of(self, item: str) -> list[str]:
+        """The sections of measurement that an item's rows stand in, in their order."""
+        return list(dict.fromkeys(row["section"] for row in self.rows(item)))
+
+    def wanted(self, setting: str, item: str) -> dict:
+        """Which of an item's sections the setting trains and which it times, and how many seeds of
+        each row; of an item that it does not name, none."""
+        nothing = {"train": [], "time": []}
+        return {"seeds": None} | self.settings[setting]["measure"].get(item, nothing)
 
 
 def run_name(row: str, seed: int) -> str:

@@ -80,8 +80,8 @@ CASES = {
     ),
     "unknown section": (
         "settings",
-        lambda c: c["demo"].update(measure=["deit_tny"]),
-        r"demo.measure names 'deit_tny'; did you mean 'deit_tiny'\?",
+        lambda c: c["demo"]["measure"]["table1"].update(train=["deit_tny"]),
+        r"demo.measure.table1 names 'deit_tny'; did you mean 'deit_tiny'\?",
     ),
     "incomplete recipe": (
         "recipes",
@@ -95,8 +95,8 @@ CASES = {
     ),
     "row without a run": (
         "items",
-        lambda c: c["table1"][0].update(run="deit_tin"),
-        r"table1.0.run names 'deit_tin'; did you mean 'deit_tiny'\?",
+        lambda c: c["tables"]["table1"][0].update(run="deit_tin"),
+        r"tables.table1.0.run names 'deit_tin'; did you mean 'deit_tiny'\?",
     ),
 }
 

@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from workflow import points, records, runs
-from workflow.campaign import TABLES
 from workflow.login import attempts, take_in, targets
 from workflow.node import by_hand, fresh, survey
 
@@ -25,8 +24,8 @@ def test_every_row_of_tables_1_to_4_is_measured(config):
         at = f"cuda-{name}-b256"
         sections = {section for section, point in wanted if points.name(point) == at}
         measured = {run for section in sections for run in config.items["sections"][section]}
-        for table in TABLES:
-            assert {row["run"] for row in config.items[table]} <= measured
+        for table in survey.TABLES:
+            assert {row["run"] for row in config.items["tables"][table]} <= measured
     assert ("deit_small", "cuda-compiled-bf16-sweep") in [(s, points.name(p)) for s, p in wanted]
 
 

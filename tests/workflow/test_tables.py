@@ -8,13 +8,14 @@ import pandas as pd
 import pytest
 
 from workflow import records, runs
-from workflow.paper import columns, show, tables
+from workflow.paper import columns, markdown, tables
 from workflow.paper.columns import Records
 from workflow.records import RecordError
 
 ISSUE_COLUMNS = (
-    "method backbone resolution top1 top1_paper throughput throughput_paper speedup_pct "
-    "ceiling_macs_pct ceiling_roofline_pct speedup_pct_paper macs_g params_m batch_size "
+    "method backbone resolution top1 top1_paper top1_gain top1_gain_paper throughput "
+    "throughput_paper speedup_pct ceiling_macs_pct ceiling_roofline_pct speedup_pct_paper "
+    "speedup_delta macs_g params_m batch_size "
     "precision mode device seeds source flags run"
 )
 NUMBERS = {"macs_g": 1.0, "params_m": 5.0, "resolution": 224, "weights": "random"}
@@ -42,7 +43,7 @@ ALL = ("deit_tiny", "ps_deit_tiny", "dynamic_deit_tiny", "svite_deit_tiny", "ia_
 
 
 def compiled(config, partial=False) -> pd.DataFrame:
-    return tables.table1(Records(config, "results/demo", partial))
+    return tables.make("table1", Records(config, "results/demo", partial))
 
 
 def row(frame, backbone, method, resolution=224):
@@ -175,12 +176,15 @@ class TestWithThroughput:
             compiled(self.config)
 
     def test_people_see_where_each_number_comes_from(self):
-        text = show.text(compiled(self.config))
-        assert "trained here" in text
-        assert "timed here" in text
-        assert "printed (V100)" in text
-        assert "throughput on a CPU: fp32" in text
-        assert "IA-RED2 384 px: printed 51.5 %" in text
+        text = markdown.text(compiled(self.config), tables.NAMES["table1"])
+        assert "trained here: top-1 %" in text
+        assert "timed here: images/s" in text
+        assert "printed (V100): images/s" in text
+        assert "- timed on a CPU: mode fused, fp32, batch 32" in text
+        assert ". printed 51.5 % but its img/s give 48.3 %" in text
+        lines = [line for line in text.splitlines() if line.startswith("|")]
+        assert len(lines) == 2 + 21
+        assert len({line.count("|") for line in lines}) == 1
 
 
 def trained_record(run: str, seconds: list[float], macs_g: float, **provenance) -> dict:

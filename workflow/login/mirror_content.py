@@ -106,8 +106,8 @@ def item_tags(config: Config, spec: dict) -> dict[str, str]:
         return {}
     field_, name = ("run", spec["row"]) if "row" in spec else ("section", spec["section"])
     tables, rows = [], []
-    for item, content in config.items.items():
-        found = [row for row in content if row[field_] == name] if item.startswith("table") else []
+    for item, content in config.items["tables"].items():
+        found = [row for row in content if row[field_] == name]
         tables += [item.removeprefix("table")] if found else []
         rows += found
     tags = {"table": ",".join(tables)} if tables else {}

@@ -28,9 +28,10 @@ FETCH = (
 )
 COMPILE = (
     f"{PYTHON} -m workflow.paper.tables --root {{wildcards.root}} "
-    "--output {output:q} > {log:q} 2>&1 || (cat {log:q} >&2; exit 1)"
+    "--output {output[0]:q} > {log:q} 2>&1 || (cat {log:q} >&2; exit 1)"
 )
-PRINTED = "results/paper/table1.csv"
+DRAW = COMPILE.replace("workflow.paper.tables", "workflow.paper.figures")
+PRINTED = "results/paper/{table}.csv"
 NOT_OURS = ("tmpdir", "disk", "disk_mb", "disk_mib", "mem", "mem_mib")  # Snakemake's own
 
 
@@ -77,6 +78,14 @@ class Plan:
         return "|".join(sorted(names, key=len, reverse=True)) or "(?!)"  # or nothing at all
 
     throughput_points = points.wildcard(points.THROUGHPUT)
+
+    @property
+    def table_names(self) -> str:
+        return "|".join(self.config.items["tables"])
+
+    @property
+    def figure_names(self) -> str:
+        return "|".join(self.config.items["figures"])
 
     @property
     def section_names(self) -> str:
@@ -174,17 +183,40 @@ class Plan:
 
     def table_inputs(self, wildcards) -> list[str]:
         """What the setting asks for, and the printed numbers."""
-        setting = self.config.setting_of(wildcards.root)
-        wanted = self.config.settings[setting]["measure"]
-        return [*targets.table1_records(self.config, wildcards.root, wanted), PRINTED]
+        found = targets.item_records(self.config, wildcards.root, wildcards.table)
+        return [*found, PRINTED.format(table=wildcards.table)]
+
+    def figure_inputs(self, wildcards) -> list[str]:
+        """Likewise; printed numbers are those of the tables that it shows."""
+        found = targets.item_records(self.config, wildcards.root, wildcards.figure)
+        tables = self.config.items["figures"][wildcards.figure].get("tables", [])
+        return [*found, *(PRINTED.format(table=table) for table in tables)]
 
     def partial_inputs(self, wildcards) -> list[str]:
         """Notes of what was published, and the YAML that says which of it is current."""
         # not the records themselves: asking for those would start what is missing or outdated
         published = Path(wildcards.root).glob("*/**/attempts/*/published")
-        return [*sorted(map(str, published)), *map(str, FILES.values()), PRINTED]
+        printed = PRINTED.format(table=wildcards.table)
+        return [*sorted(map(str, published)), *map(str, FILES.values()), printed]
 
     # -- a rule's parameters ----------------------------------------------------------------
+
+    def caption(self, wildcards, output) -> str:
+        """What the report says of an item: what it shows, its command, the runs behind it."""
+        root, item = wildcards.root, Path(output[0]).stem
+        setting = self.config.setting_of(root)
+        found = targets.item_records(self.config, root, item)
+        profile = "slurm" if setting == "imagenet" else "demo"
+        names = {
+            kind: [Path(path).parent.name for path in found if f"/{kind}/" in path]
+            for kind in ("runs", "throughput")
+        }
+        return (
+            f"{self.config.items['captions'][item]} Made in the setting {setting} by ``snakemake "
+            f"--profile {profile} {output[0]}``. Trained for it: "
+            f"{', '.join(names['runs']) or 'nothing'}. Timed for it: "
+            f"{', '.join(names['throughput']) or 'nothing'}."
+        )
 
     def data_option(self, wildcards) -> str:
         """Where the setting's images lie; no part of any spec."""

@@ -7,7 +7,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
 from workflow import runs
-from workflow.campaign import CONFIG, FILES, TABLES, Config, ConfigError, read_yaml, run_name
+from workflow.campaign import CONFIG, FILES, Config, ConfigError, read_yaml, run_name
 
 SCHEMA = CONFIG / "schema.yaml"
 
@@ -80,9 +80,13 @@ def check_names(config: Config, files: dict[str, Path], keys: set[str]) -> None:
         for row in rows:
             known(files["items"], f"sections.{name}", row, config.runs)
     sections = config.items["sections"]
-    for table in TABLES:
-        for index, row in enumerate(config.items[table]):
-            place = f"{table}.{index}"
+    items = {**config.items["tables"], **config.items["figures"]}
+    for item in items:
+        if item not in config.items["captions"]:
+            raise ConfigError(f"{files['items']}: captions lacks the key {item!r}.")
+        for index, row in enumerate(config.rows(item)):
+            among = f"tables.{item}" if item in config.items["tables"] else f"figures.{item}.rows"
+            place = f"{among}.{index}"
             known(files["items"], f"{place}.run", row["run"], config.runs)
             known(files["items"], f"{place}.section", row["section"], sections)
             known(files["items"], f"{place}.run", row["run"], sections[row["section"]])
@@ -93,8 +97,11 @@ def check_names(config: Config, files: dict[str, Path], keys: set[str]) -> None:
                 f"{files['settings']}: {name} and {other} both have results: {setting['results']}; "
                 "change one."
             )
-        for section in setting["measure"]:
-            known(files["settings"], f"{name}.measure", section, sections)
+        for item, wanted in setting["measure"].items():
+            known(files["settings"], f"{name}.measure", item, items)
+            for section in (*wanted["train"], *wanted["time"]):
+                place = f"{name}.measure.{item}"
+                known(files["settings"], place, section, config.sections_of(item))
         for section in setting["throughput"]["batch_size_of"]:
             known(files["settings"], f"{name}.throughput.batch_size_of", section, sections)
         for part in ("checkpoints", "models"):

@@ -18,7 +18,8 @@ PATTERNS = {
     "fetch": re.compile(r"weights/(?P<tag>[^/]+)\.json"),
     "throughput": re.compile(r"throughput/(?P<section>\w+)/(?P<point>[^/]+)\.json"),
     "training_cost": re.compile(rf"training/(?P<section>\w+)/{points.TRAINING_COST.pattern}\.json"),
-    "table1": re.compile(r"table1(\.partial)?\.csv"),
+    "table": re.compile(r"(?P<item>table\w+)(\.partial)?\.(csv|md)"),
+    "figure": re.compile(r"(?P<item>\w+)\.(png|svg)"),
 }
 
 
@@ -35,19 +36,31 @@ def split_root(config: Config, target: str) -> tuple[str, str, str]:
     raise TargetError(f"{target} lies in no setting's results (workflow/config/settings.yaml).")
 
 
-def table1_records(config: Config, root: str, sections: list[str]) -> list[str]:
-    """The records of Table 1's rows that these sections measure."""
+def item_records(config: Config, root: str, item: str) -> list[str]:
+    """The records that a table or a figure of the setting is made of."""
+    figure = config.items["figures"].get(item, {})
+    others = [
+        path for name in figure.get("tables", []) for path in item_records(config, root, name)
+    ]
     setting = config.setting_of(root)
-    rows = [row for row in config.items["table1"] if row["section"] in sections]
+    wanted, rows = config.wanted(setting, item), config.rows(item)
     trained = [
         f"{root}/runs/{run_name(row['run'], seed)}/train.json"
         for row in rows
-        for seed in config.seeds(row["run"])
+        if row["section"] in wanted["train"]
+        for seed in config.seeds(row["run"])[: wanted["seeds"]]
     ]
-    return trained + [
+    timed = [
         runs.throughput_path(root, section, runs.throughput_point(config, setting, section))
-        for section in sections
+        for section in wanted["time"]
     ]
+    point = runs.training_cost_point(config, setting)
+    cost = [
+        runs.training_cost_path(root, row["section"], point)
+        for row in rows
+        if "batch_size" in row and row["section"] in wanted["time"]
+    ]
+    return list(dict.fromkeys(others + trained + timed + cost))
 
 
 def spec_of(config: Config, target: str) -> dict | None:
@@ -64,6 +77,8 @@ def spec_of(config: Config, target: str) -> dict | None:
 
 def _spec(config: Config, setting: str, kind: str, named: dict) -> dict | None:
     scale = config.settings[setting]
+    if kind in ("table", "figure"):
+        return config.rows(named["item"]) and None  # it has no spec; KeyError: there is none
     if kind == "data":
         return runs.data_spec(config, setting)
     if kind == "preflight":
@@ -82,11 +97,9 @@ def _spec(config: Config, setting: str, kind: str, named: dict) -> dict | None:
         section = named["section"]
         point = points.parse(named["point"], runs.throughput_point(config, setting, section))
         return runs.throughput_spec(config, setting, section, point)
-    if kind == "training_cost":
-        section = named.pop("section")
-        point = runs.training_cost_point(config, setting) | named
-        return runs.training_cost_spec(config, setting, section, point)
-    return None
+    section = named.pop("section")
+    point = runs.training_cost_point(config, setting) | named
+    return runs.training_cost_spec(config, setting, section, point)
 
 
 def needed(config: Config, target: str) -> dict[str, dict]:
@@ -94,11 +107,10 @@ def needed(config: Config, target: str) -> dict[str, dict]:
 
     Raises TargetError for a target that nothing makes.
     """
-    _, root, _ = split_root(config, target)
+    _, root, name = split_root(config, target)
     spec = spec_of(config, target)
     if spec is None:
-        sections = config.settings[config.setting_of(root)]["measure"]
-        first = table1_records(config, root, sections)
+        first = item_records(config, root, name.partition(".")[0])
     else:
         first = [f"{root}/{name}" for name in runs.first_records(spec)]
     found: dict[str, dict] = {}

@@ -22,9 +22,15 @@ class Records:
                 return None
             raise
 
-    def trained(self, row: str) -> list[dict]:
-        """The records of a row's seeds."""
-        names = [run_name(row, seed) for seed in self.config.seeds(row)]
+    def wanted(self, table: str) -> dict:
+        """Which of the table's sections are trained and which timed; `partial` looks for all."""
+        wanted = self.config.wanted(self.setting, table)
+        every = self.config.sections_of(table)
+        return wanted | ({"train": every, "time": every} if self.partial else {})
+
+    def trained(self, row: str, seeds: int | None = None) -> list[dict]:
+        """The records of a row's seeds, or of so many of them."""
+        names = [run_name(row, seed) for seed in self.config.seeds(row)[:seeds]]
         found = (
             self._read(
                 f"{self.root}/runs/{name}/train.json",
@@ -42,35 +48,54 @@ class Records:
             runs.throughput_spec(self.config, self.setting, section, point),
         )
 
+    def training_cost(self, section: str) -> dict | None:
+        """The record of what a training step of the section's models costs."""
+        point = runs.training_cost_point(self.config, self.setting)
+        return self._read(
+            runs.training_cost_path(self.root, section, point),
+            runs.training_cost_spec(self.config, self.setting, section, point),
+        )
+
 
 def speedup_pct(rate: float, baseline: float) -> float:
     return 100 * (rate / baseline - 1)
 
 
-def measured(run: str, section: str, found: Records) -> dict:
-    """The columns of a row that was trained or timed; {} where there is no record of either.
+def measured(row: dict, found: Records, wanted: dict) -> dict:
+    """The columns of a row of items.yaml that was trained or timed; {} where it was neither.
 
     `source` says where the numbers come from, `flags` what to beware of.
     """
-    accuracy, speed = trained_columns(run, section, found), speed_columns(run, section, found)
-    said = [text for columns in (accuracy, speed) for text in columns.pop("said", [])]
-    flags = [text for columns in (accuracy, speed) for text in columns.pop("flags", [])]
+    run, section, parts = row["run"], row["section"], []
+    if section in wanted["train"]:
+        parts.append(trained_columns(run, section, found, wanted["seeds"]))
+    if section in wanted["time"]:
+        speed = speed_columns(run, section, found)
+        if "batch_size" in row:  # of a training: the one that was timed is another
+            speed = {f"timed_{k}" if k == "batch_size" else k: v for k, v in speed.items()}
+            parts.append(cost_columns(row, found))
+        parts.append(speed)
+    said = [text for columns in parts for text in columns.pop("said", [])]
+    flags = [text for columns in parts for text in columns.pop("flags", [])]
     if not said:
         return {}
-    source = f"measured ({'; '.join(said)})"
-    return {**accuracy, **speed, "source": source, "flags": "; ".join(flags) or None}
+    both = {key: value for columns in parts for key, value in columns.items()}
+    return both | {"source": f"measured ({'; '.join(said)})", "flags": "; ".join(flags) or None}
 
 
-def trained_columns(run: str, section: str, found: Records) -> dict:
-    """Top-1 over the row's seeds."""
-    trained = found.trained(run)
+def trained_columns(run: str, section: str, found: Records, seeds: int | None = None) -> dict:
+    """Top-1 over the row's seeds, and how far it is above the section's dense model."""
+    trained = found.trained(run, seeds)
     if not trained:
         return {}
     accuracies = [record["results"]["top1"] for record in trained]
     dense = found.config.items["sections"][section][0]
+    base = found.trained(dense, seeds) if run != dense else []
+    above = statistics.mean(one["results"]["top1"] for one in base) if base else None
     left_out = sum(len(record["results"].get("deviations", [])) for record in trained)
     return {
         "top1": statistics.mean(accuracies),
+        "top1_gain": None if above is None else statistics.mean(accuracies) - above,
         "seeds": describe_seeds(accuracies),
         "run": run,
         "said": [f"top1: {describe_training(trained[0], found.config)}",
@@ -106,6 +131,32 @@ def speed_columns(run: str, section: str, found: Records) -> dict:
         spread = method["macs_per_image"]
         said.append(f"macs_g: mean of {spread['images']} images, sd {spread['sd_g']:.3f}")
     return {**row, "said": said, "flags": flags}
+
+
+def cost_columns(row: dict, found: Records) -> dict:
+    """Whether a training step at the row's batch size fits into memory, and how much it needs."""
+    record = found.training_cost(row["section"])
+    if record is None:
+        return {}
+    results, spec = record["results"], record["spec"]
+    method = next(one for one in results["methods"] if one["run"] == row["run"])
+    sizes = {one["batch_size"]: one for one in (*method["sizes"], *method.get("extrapolated", []))}
+    size = sizes.get(row["batch_size"])
+    if size is None:
+        return {}
+    out = size.get("out_of_memory", False) or size.get("over_limit", False)
+    said = f"memory: {results['bytes_are']}, a step in {spec['precision']} on {results['device']}"
+    if "over_limit" in size:
+        said += f", on the line through batches of {', '.join(map(str, spec['batch_sizes']))}"
+    if spec["memory_gib"]:
+        said += f", held to {spec['memory_gib']} GiB"
+    needed = size.get("bytes")
+    return {
+        "out_of_memory": out,
+        "memory_gib": needed and needed / 2**30,
+        "run": row["run"],
+        "said": [said],
+    }
 
 
 def describe_epochs(record: dict, dense: list[dict]) -> list[str]:

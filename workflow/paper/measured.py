@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from workflow import points, records
-from workflow.campaign import TABLES, Config
+from workflow.campaign import Config
 
 PRINTED = records.ROOT / "results" / "paper"
 NAMES = {"table1": ("backbone", "method", "resolution"), "table2": ("model", "resolution"),
@@ -65,11 +65,11 @@ def cell(method: dict | None, base: dict | None) -> list[str]:
 def table_lines(config: Config, table: str, folder: Path, wanted: list[str]) -> list[str]:
     """One table in Markdown: the paper's images/s and speed-up, and ours at every point."""
     printed, rows = printed_rates(table), []
-    for row in config.items[table]:
+    for row in config.items["tables"][table]:
         names = tuple(str(row[key]) for key in NAMES[table])
         sections = config.items["sections"]
         dense = sections[row["section"]][0]
-        bases = [other for other in config.items[table] if other["run"] == dense]
+        bases = [other for other in config.items["tables"][table] if other["run"] == dense]
         rate = printed.get(names)
         base = bases and printed.get(tuple(str(bases[0][key]) for key in NAMES[table]))
         shown = [*names, f"{rate:.0f}" if rate else "-"]
@@ -91,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--points", nargs="+", required=True, metavar="MODE-PRECISION[-bN]")
-    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
+    parser.add_argument("--tables", nargs="+", choices=NAMES, default=list(NAMES))
     arguments = parser.parse_args()
     try:
         for table in arguments.tables:

@@ -1,28 +1,35 @@
-rule table1:
+# Measured beside printed: as CSV for programs, as Markdown for people.
+
+
+rule table:
     input:
         plan.table_inputs,
     output:
         report(
-            "{root}/table1.csv",
-            caption="../report/table1.rst",
+            "{root}/{table}.csv",
+            caption="../report/item.rst",
             category="Tables",
-            labels={"table": "1"},
+            labels={"table": "{table}"},
         ),
+        "{root}/{table}.md",
     log:
-        "{root}/logs/table1.log",
+        "{root}/logs/{table}.log",
     conda:
         "../../environment.yml"
+    params:
+        caption=plan.caption,
     shell:
         planning.COMPILE
 
 
-rule table1_partial:
+rule partial_table:
     input:
         plan.partial_inputs,
     output:
-        "{root}/table1.partial.csv",
+        "{root}/{table}.partial.csv",
+        "{root}/{table}.partial.md",
     log:
-        "{root}/logs/table1.partial.log",
+        "{root}/logs/{table}.partial.log",
     conda:
         "../../environment.yml"
     shell:

@@ -1,0 +1,33 @@
+"""From records to figures: `python -m workflow.paper.figures --root results/demo --output
+results/demo/pareto.png` writes that PNG, and the SVG beside it.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from workflow import records
+from workflow.campaign import Config, ConfigError
+from workflow.paper import pareto, style
+from workflow.paper.columns import Records
+
+# each takes a setting's records and returns the figure
+FIGURES = {"pareto": pareto.draw}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", required=True, help="the setting's results folder")
+    parser.add_argument("--output", required=True, type=Path, help="<figure>.png")
+    arguments = parser.parse_args()
+    style.apply()
+    try:
+        found = Records(Config.load(), arguments.root, partial=False)
+        figure = FIGURES[arguments.output.stem](found)
+    except (records.RecordError, ConfigError) as error:
+        sys.exit(f"ERROR: {error}")
+    style.save(figure, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

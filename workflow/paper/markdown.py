@@ -1,0 +1,102 @@
+"""A compiled table for people: which number was trained, timed or printed, doubts as footnotes."""
+
+from collections.abc import Callable
+
+import pandas as pd
+
+Cell = Callable[[pd.Series], str]
+
+
+def number(column: str, digits: int) -> Cell:
+    def shown(row: pd.Series) -> str:
+        value = row.get(column)
+        return "-" if value is None or pd.isna(value) else f"{value:.{digits}f}"
+
+    return shown
+
+
+def accuracy(row: pd.Series) -> str:
+    """Top-1, and over how many seeds if more than one."""
+    value, seeds = number("top1", 2)(row), row.get("seeds")
+    return value if pd.isna(seeds) or seeds == "n=1" else f"{value} ({seeds})"
+
+
+def ceilings(row: pd.Series) -> str:
+    both = [number(f"ceiling_{name}_pct", 1)(row) for name in ("macs", "roofline")]
+    return "-" if both == ["-", "-"] else " / ".join(both)
+
+
+def fits(row: pd.Series) -> str:
+    """Whether a training step fits into memory, and how much it needs."""
+    if pd.isna(row.get("out_of_memory")):
+        return "-"
+    needed = number("memory_gib", 1)(row)
+    return f"{'out of memory' if row['out_of_memory'] else 'fits'}, {needed} GiB"
+
+
+def printed_fit(row: pd.Series) -> str:
+    return "out of memory" if row["out_of_memory_paper"] else "fits"
+
+
+# heading, cell, and the column that must be there
+HEADS: list[tuple[str, Cell, str]] = [
+    ("trained here: top-1 %", accuracy, "top1"),
+    ("over dense", number("top1_gain", 2), "top1_gain"),
+    ("printed", number("top1_paper", 1), "top1_paper"),
+    ("over dense", number("top1_gain_paper", 1), "top1_gain_paper"),
+    ("timed here: images/s", number("throughput", 1), "throughput"),
+    ("speed-up %", number("speedup_pct", 1), "speedup_pct"),
+    ("ceiling by MACs / roofline", ceilings, "ceiling_macs_pct"),
+    ("G MACs", number("macs_g", 2), "macs_g"),
+    ("M parameters", number("params_m", 1), "params_m_paper"),
+    ("printed (V100): images/s", number("throughput_paper", 0), "throughput_paper"),
+    ("speed-up %", number("speedup_pct_paper", 1), "speedup_pct_paper"),
+    ("here - printed", number("speedup_delta", 1), "speedup_delta"),
+    ("M parameters", number("params_m_paper", 1), "params_m_paper"),
+    ("a training step", fits, "memory_gib"),
+    ("printed", printed_fit, "out_of_memory_paper"),
+]
+
+
+def text(frame: pd.DataFrame, names: list[str]) -> str:
+    """The table and, below it, where its measured numbers come from and what to beware of.
+
+    `names`: the columns that say which row it is.
+    """
+    heads = [head for head in HEADS if head[2] in frame.columns]
+    notes = list(dict.fromkeys(frame["flags"].dropna()))
+    lines = [[*names, *(head for head, _, _ in heads), "notes"]]
+    for _, row in frame.iterrows():
+        note = "" if pd.isna(row["flags"]) else str(notes.index(row["flags"]) + 1)
+        lines.append(
+            [*(str(row[name]) for name in names), *(cell(row) for _, cell, _ in heads), note]
+        )
+    return "\n".join([*aligned(lines), "", *sources(frame), *numbered(notes)]) + "\n"
+
+
+def aligned(lines: list[list[str]]) -> list[str]:
+    """The lines as a Markdown table that also reads well as plain text."""
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
+    padded = [
+        [cell.rjust(width) for cell, width in zip(line, widths, strict=True)] for line in lines
+    ]
+    rule = [f"{'-' * (width - 1)}:" for width in widths]
+    return [f"| {' | '.join(line)} |" for line in (padded[0], rule, *padded[1:])]
+
+
+def sources(frame: pd.DataFrame) -> list[str]:
+    """Where measured numbers come from, and how the speeds were measured."""
+    measured = frame[frame["source"] != "paper"]
+    if measured.empty:
+        return ["Nothing of it was measured: all numbers are printed in the paper.", ""]
+    batch = "timed_batch_size" if "timed_batch_size" in frame else "batch_size"
+    timed = measured[measured["throughput"].notna()]
+    found = [f"- {source}" for source in dict.fromkeys(measured["source"])]
+    for values, _ in timed.groupby(["device", "mode", "precision", batch], sort=False):
+        device, mode, precision, size = values
+        found.append(f"- timed on {device}: mode {mode}, {precision}, batch {size}")
+    return [*found, ""]
+
+
+def numbered(notes: list[str]) -> list[str]:
+    return [f"{number}. {note}" for number, note in enumerate(notes, 1)]

@@ -1,0 +1,22 @@
+# Figures from records: PNG to look at, SVG for papers.
+
+
+rule figure:
+    input:
+        plan.figure_inputs,
+    output:
+        report(
+            "{root}/{figure}.png",
+            caption="../report/item.rst",
+            category="Figures",
+            labels={"figure": "{figure}"},
+        ),
+        "{root}/{figure}.svg",
+    log:
+        "{root}/logs/{figure}.log",
+    conda:
+        "../../environment.yml"
+    params:
+        caption=plan.caption,
+    shell:
+        planning.DRAW
