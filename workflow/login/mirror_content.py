@@ -271,7 +271,7 @@ def describe_table(source: Source) -> Content:
         name=name,
         started_ms=now,
         tags={"kind": "table", "table": name.removeprefix("table").partition(".")[0]},
-        artifacts=[source.path],
+        artifacts=[source.path, *source.path.parent.glob(f"{name}.md")],
         table={"columns": columns, "data": rows},
         status="FINISHED",
         ended_ms=now,

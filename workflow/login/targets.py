@@ -38,10 +38,8 @@ def split_root(config: Config, target: str) -> tuple[str, str, str]:
 
 def item_records(config: Config, root: str, item: str) -> list[str]:
     """The records that a table or a figure of the setting is made of."""
-    figure = config.items["figures"].get(item, {})
-    others = [
-        path for name in figure.get("tables", []) for path in item_records(config, root, name)
-    ]
+    shown = config.items["figures"].get(item, {}).get("tables", [])
+    others = [path for table in shown for path in item_records(config, root, table)]
     setting = config.setting_of(root)
     wanted, rows = config.wanted(setting, item), config.rows(item)
     trained = [
@@ -78,7 +76,8 @@ def spec_of(config: Config, target: str) -> dict | None:
 def _spec(config: Config, setting: str, kind: str, named: dict) -> dict | None:
     scale = config.settings[setting]
     if kind in ("table", "figure"):
-        return config.rows(named["item"]) and None  # it has no spec; KeyError: there is none
+        config.rows(named["item"])  # KeyError: there is no such item
+        return None
     if kind == "data":
         return runs.data_spec(config, setting)
     if kind == "preflight":
