@@ -86,6 +86,7 @@ def test_the_first_difference_is_named():
     assert take_in.difference(one, one) == "nothing"
 
 
+@pytest.mark.integration  # it imports torch twice over
 def test_the_commands_run_where_only_torch_and_timm_are(tmp_path):
     """They are carried to bare GPU machines: nothing of the login node is imported."""
     kwargs = json.dumps(TINY)
@@ -108,6 +109,7 @@ def test_the_commands_run_where_only_torch_and_timm_are(tmp_path):
     assert found["results"]["methods"][0]["run"] == "deit_tiny_patch16_224"
 
 
+@pytest.mark.integration
 def test_an_error_of_the_command_is_one_sentence():
     command = [sys.executable, "-m", "workflow.node.throughput", "--model", "evo_deit_tinny"]
     command += ["--baseline", "deit_tiny_patch16_224", "--device", "cpu", "--threads", "1"]

@@ -36,6 +36,7 @@ def short_rounds(monkeypatch):
     monkeypatch.setattr(roofline, "COPIED_MIB", {"cpu": 1})
 
 
+@pytest.mark.integration  # of all of a measurement's time and rounds
 def test_the_job_measures_in_a_process_with_allocator_and_processors_set(tmp_path, site):
     record = fresh.run(spec(), site, tmp_path)
     here = record["results"]["environment"]

@@ -1,0 +1,55 @@
+"""A folder of measurements as Markdown beside the paper's numbers."""
+
+import pytest
+
+from workflow import points, records, runs
+from workflow.paper import measured
+
+METHOD = {"out_of_memory": False, "suspect": [], "speedup_interval": [1.29, 1.31]}
+METHOD |= {"ceilings": {"macs": 1.28, "roofline": 1.27}}
+
+
+@pytest.fixture
+def write(config, tmp_path):
+    """A function that writes a section's record at a point, as the survey leaves it."""
+
+    def make(section: str, name: str, speedups: list[float], **changes):
+        point = points.parse(name, runs.throughput_point(config, "demo", section))
+        spec = runs.throughput_spec(config, "demo", section, point, weights="assumed")
+        methods = [
+            METHOD | {"run": run, "images_per_s": 100 * speedup, "speedup": speedup, **changes}
+            for run, speedup in zip(config.items["sections"][section], speedups, strict=True)
+        ]
+        path = tmp_path / "throughput" / section / f"{name}.json"
+        records.write_json(path, records.make(spec, {"methods": methods, "suspect": []}, 0.0))
+
+    return make
+
+
+def shown(config, folder, points: list[str]) -> list[list[str]]:
+    lines = measured.table_lines(config, "table2", folder, points)
+    rows = [line for line in lines if line.startswith("|")][2:]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def test_ours_stand_beside_the_papers(config, write, tmp_path):
+    write("levit_256", "cpu-fused-fp32-b32", [1.0, 1.3])
+    dense, evo = shown(config, tmp_path, ["fused-fp32"])
+    assert dense == ["LeViT-256", "224", "3357", "", "32", "100.0", "", ""]
+    assert evo == ["Evo-LeViT-256", "224", "4277", "1.27", "32", "130.0",
+                   "**1.30** (1.29-1.31)", "1.28 / 1.27"]  # fmt: skip
+
+
+def test_doubts_and_running_out_of_memory_are_said(config, write, tmp_path):
+    write("levit_256", "cpu-fused-fp32-b32", [1.0, 1.3], suspect=["unsure"])
+    assert shown(config, tmp_path, ["fused-fp32"])[1][5] == "130.0 ?"
+    write("levit_256", "cpu-fused-fp32-b32", [1.0, 1.3], out_of_memory=True)
+    assert shown(config, tmp_path, ["fused-fp32"])[1][4:6] == ["32", "out of memory"]
+
+
+def test_one_point_of_two_batch_sizes_must_be_named(config, write, tmp_path):
+    for size in (8, 32):
+        write("levit_256", f"cpu-fused-fp32-b{size}", [1.0, 1.3])
+    with pytest.raises(records.RecordError, match="both fused-fp32: name one"):
+        shown(config, tmp_path, ["fused-fp32"])
+    assert shown(config, tmp_path, ["fused-fp32-b8"])[1][4] == "8"
