@@ -2,6 +2,7 @@
 #
 #   make demo LOCK=requirements-cuda13.lock    the current torch: newer GPUs, Python 3.14
 #   make demo PYTHON=python3.12                another interpreter
+#   make demo-full                             every table and figure, not Table 1 alone (an hour or more)
 #   make test-unit                             the unit tests alone
 #
 # Tests of a real Slurm need slurm-wlm and munge, and are skipped without.
@@ -17,11 +18,16 @@ ATMOST =
 INSTALLED = $(VENV)/.$(notdir $(LOCK))
 RUN = PATH="$(abspath $(VENV))/bin:$$PATH"
 
-.PHONY: demo test test-unit test-whole ui lint locks
+.PHONY: demo demo-full test test-unit test-whole ui lint locks
 
 demo: $(VENV)/.device
 	@$(RUN) snakemake --profile demo results/demo/table1.csv
 	@$(RUN) python -m workflow.paper.show results/demo/table1.csv
+
+# Every table and figure at the demo's scale; stopped and started again, it goes on.
+demo-full: $(VENV)/.device
+	@$(RUN) snakemake --profile demo results/demo/whole
+	@$(RUN) snakemake --profile demo results/demo/whole --report results/demo/report.html
 
 test: test-unit test-whole
 

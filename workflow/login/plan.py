@@ -192,6 +192,10 @@ class Plan:
         tables = self.config.items["figures"][wildcards.figure].get("tables", [])
         return [*found, *(PRINTED.format(table=table) for table in tables)]
 
+    def whole_inputs(self, wildcards) -> list[str]:
+        """All tables and figures of the setting."""
+        return [f"{wildcards.root}/{name}" for name in targets.whole(self.config)]
+
     def partial_inputs(self, wildcards) -> list[str]:
         """Notes of what was published, and the YAML that says which of it is current."""
         # not the records themselves: asking for those would start what is missing or outdated

@@ -19,6 +19,7 @@ PATTERNS = {
     "throughput": re.compile(r"throughput/(?P<section>\w+)/(?P<point>[^/]+)\.json"),
     "training_cost": re.compile(rf"training/(?P<section>\w+)/{points.TRAINING_COST.pattern}\.json"),
     "table": re.compile(r"(?P<item>table\w+)(\.partial)?\.(csv|md)"),
+    "whole": re.compile(r"whole"),
     "figure": re.compile(r"(?P<item>\w+)\.(png|svg)"),
 }
 
@@ -61,6 +62,12 @@ def item_records(config: Config, root: str, item: str) -> list[str]:
     return list(dict.fromkeys(others + trained + timed + cost))
 
 
+def whole(config: Config) -> list[str]:
+    """The files of all items, below a setting's results."""
+    tables = [f"{name}.csv" for name in config.items["tables"]]
+    return [*tables, *(f"{name}.png" for name in config.items["figures"])]
+
+
 def spec_of(config: Config, target: str) -> dict | None:
     """The spec of the record at this path; None for a table. Raises TargetError."""
     setting, _, name = split_root(config, target)
@@ -75,6 +82,8 @@ def spec_of(config: Config, target: str) -> dict | None:
 
 def _spec(config: Config, setting: str, kind: str, named: dict) -> dict | None:
     scale = config.settings[setting]
+    if kind == "whole":
+        return None
     if kind in ("table", "figure"):
         config.rows(named["item"])  # KeyError: there is no such item
         return None
@@ -108,7 +117,9 @@ def needed(config: Config, target: str) -> dict[str, dict]:
     """
     _, root, name = split_root(config, target)
     spec = spec_of(config, target)
-    if spec is None:
+    if name == "whole":
+        first = [f"{root}/{item}" for item in whole(config)]
+    elif spec is None:
         first = item_records(config, root, name.partition(".")[0])
     else:
         first = [f"{root}/{name}" for name in runs.first_records(spec)]
