@@ -4,43 +4,51 @@ import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-DISTANCES = (4, 8, 13, 19)  # of a label from its point, in points
+DISTANCES = (4, 8, 13, 19)  # of a label from its point, in typographic points
 DIRECTIONS = [i * math.pi / 4 for i in (1, 7, 3, 5, 2, 6, 0, 4)]  # diagonals first
+POINT = 4  # half the width of what a point covers
 
 
-def place(
-    panel: Axes, anchors: Sequence[tuple[float, float, str]], points: Sequence, **also
-) -> None:
-    """Write each (x, y, text) of `anchors` near its point, free of all `points` (x, y) if it can
-    be; call it when limits, scales and layout are final."""
-    figure = panel.figure
-    renderer = figure.canvas.get_renderer()
-    pixel = figure.dpi / 72
-    to_screen = panel.transData.transform
-    taken = []
-    for x, y in to_screen(points) if len(points) else ():
-        taken.append(Bbox.from_extents(x - 4 * pixel, y - 4 * pixel, x + 4 * pixel, y + 4 * pixel))
-    for x, y, words in anchors:
-        label = panel.annotate(
-            words, (x, y), textcoords="offset points", xytext=(0, 0), annotation_clip=False, **also
-        )
-        label.set_in_layout(False)
-        best = None
-        for distance in DISTANCES:
-            for angle in DIRECTIONS:
-                across, up = math.cos(angle), math.sin(angle)
-                label.set_position((distance * across, distance * up))
-                label.set_ha("left" if across > 0.1 else "right" if across < -0.1 else "center")
-                label.set_va("bottom" if up > 0.1 else "top" if up < -0.1 else "center")
-                box = label.get_window_extent(renderer)
-                outside = not panel.bbox.contains(*box.min) or not panel.bbox.contains(*box.max)
-                covered = sum(box.overlaps(other) for other in taken) + 5 * outside
-                if best is None or covered < best[0]:
-                    best = (covered, label.get_position(), label.get_ha(), label.get_va(), box)
-            if best[0] == 0:
-                break
-        _, position, across, up, box = best
-        label.set(position=position, ha=across, va=up)
-        taken.append(box)
+def place(panel: Axes, anchors: Sequence[tuple[float, float, str, dict]], points) -> None:
+    """Write each (x, y, text, text's properties) of `anchors` near its point, in their order, free
+    of all `points` (count, 2) and earlier labels where there is room.
+
+    Call it when limits, scales and layout are final.
+    """
+    half = POINT * panel.figure.dpi / 72
+    taken = [
+        Bbox.from_extents(x - half, y - half, x + half, y + half)
+        for x, y in (panel.transData.transform(points) if len(points) else ())
+    ]
+    for x, y, words, also in anchors:
+        text = panel.annotate(words, (x, y), xytext=(0, 0), textcoords="offset points", **also)
+        taken.append(settle(text, panel.bbox, taken))
+
+
+def settle(text: Annotation, inside: Bbox, taken: list[Bbox]) -> Bbox:
+    """Move the text to the first spot that is free, or to that which covers least; its box."""
+    best = None
+    for distance in DISTANCES:
+        for angle in DIRECTIONS:
+            spot = (distance * math.cos(angle), distance * math.sin(angle))
+            box = move(text, spot)
+            outside = box.x0 < inside.x0 or box.x1 > inside.x1
+            outside = outside or box.y0 < inside.y0 or box.y1 > inside.y1
+            covered = sum(box.overlaps(other) for other in taken) + 5 * outside
+            if covered == 0:
+                return box
+            if best is None or covered < best[0]:
+                best = (covered, spot)
+    return move(text, best[1])
+
+
+def move(text: Annotation, spot: tuple[float, float]) -> Bbox:
+    """Write the text outward from the spot, which is relative to its point; its box in pixels."""
+    across, up = (round(value, 3) for value in spot)
+    text.set_position(spot)
+    text.set_ha("left" if across > 0 else "right" if across < 0 else "center")
+    text.set_va("bottom" if up > 0 else "top" if up < 0 else "center")
+    return text.get_window_extent()

@@ -82,21 +82,11 @@ def draw_panel(panel: Axes, frame: pd.DataFrame, suffix: str, title: str) -> pd.
 
 
 def label(panel: Axes, known: pd.DataFrame) -> None:
-    """Names of the dense models, and smaller ones of the others' papers."""
-    spots = known[["x", "y"]].to_numpy()
-    for method, also in ((DENSE, {"fontsize": 7}), (OTHERS, {"fontsize": 6, "color": style.GREY})):
-        rows = known[known["method"] == method]
-        anchors = list(rows[["x", "y", "model"]].itertuples(index=False, name=None))
-        spots = [*spots, *label_ends(panel)]
-        labels.place(panel, anchors, spots, **also)
-
-
-def label_ends(panel: Axes) -> list:
-    """Both ends and the middle of the labels that the panel has already, where it shows data."""
-    boxes = [text.get_window_extent() for text in panel.texts]
-    spots = [
-        (box.x0 + share * box.width, box.y0 + box.height / 2)
-        for box in boxes
-        for share in (0, 0.25, 0.5, 0.75, 1)
+    """Names of the dense models and, smaller, of the other papers' models."""
+    styles = {DENSE: {"fontsize": 7}, OTHERS: {"fontsize": 6, "color": style.GREY}}
+    anchors = [
+        (row.x, row.y, row.model, also)
+        for method, also in styles.items()
+        for row in known[known["method"] == method].itertuples()
     ]
-    return list(panel.transData.inverted().transform(spots)) if spots else []
+    labels.place(panel, anchors, known[["x", "y"]].to_numpy())

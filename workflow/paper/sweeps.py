@@ -62,7 +62,9 @@ def measured(name: str, found: Records) -> pd.DataFrame:
                        for key in ("said", "flags"))  # fmt: skip
         point = {"x": row["x"], "chosen": row["x"] == content.get("chosen"), "run": row["run"]}
         point |= {key: value for part in parts for key, value in part.items()}
-        points.append(point | {"source": "; ".join(said) or None, "flags": "; ".join(flags) or None})
+        points.append(
+            point | {"source": "; ".join(said) or None, "flags": "; ".join(flags) or None}
+        )
     return pd.DataFrame(points).reindex(columns=COLUMNS).astype({"seeds": "Int64"})
 
 
