@@ -35,7 +35,8 @@ def draw(found: Records) -> tuple[Figure, pd.DataFrame]:
         above.stairs(kept, edges, fill=True, color=style.colour(0), alpha=0.35, linewidth=0)
         above.stairs(kept, edges, color=style.colour(0), linewidth=1)
     above.set(ylim=(0, 1.05), yticks=[0, 0.5, 1], ylabel="kept")
-    above.set_title(f"DeiT-S, {found.setting}; each profile from layer 1 to 12")
+    data = found.config.settings[found.setting]["data"]["name"]
+    above.set_title(f"DeiT-S trained on {data}; tokens kept in layers 1 to 12")
     known = points.assign(x=range(len(points))).dropna(subset=["top1"])
     if known.empty:
         style.say(below, "no accuracy measured")

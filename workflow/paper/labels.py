@@ -7,25 +7,32 @@ from matplotlib.axes import Axes
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-DISTANCES = (4, 8, 13, 19)  # of a label from its point, in typographic points
+DISTANCES = (6, 9, 13, 18, 24)  # of a label from its point, in typographic points
 DIRECTIONS = [i * math.pi / 4 for i in (1, 7, 3, 5, 2, 6, 0, 4)]  # diagonals first
 POINT = 4  # half the width of what a point covers
 
 
-def place(panel: Axes, anchors: Sequence[tuple[float, float, str, dict]], points) -> None:
+def place(panel: Axes, anchors: Sequence[tuple[float, float, str, dict]], points, lines=()) -> None:
     """Write each (x, y, text, text's properties) of `anchors` near its point, in their order, free
-    of all `points` (count, 2) and earlier labels where there is room.
+    of all `points` (count, 2), `lines` (each (2, 2), its ends) and earlier labels where there is
+    room.
 
     Call it when limits, scales and layout are final.
     """
-    half = POINT * panel.figure.dpi / 72
-    taken = [
-        Bbox.from_extents(x - half, y - half, x + half, y + half)
-        for x, y in (panel.transData.transform(points) if len(points) else ())
-    ]
+    pixel = panel.figure.dpi / 72
+    taken = [around(spot, POINT * pixel) for spot in panel.transData.transform(points)]
+    for line in lines:
+        (start, end) = panel.transData.transform(line)
+        steps = int(math.dist(start, end) / pixel) + 1
+        taken += [around(start + (end - start) * i / steps, pixel / 2) for i in range(steps + 1)]
     for x, y, words, also in anchors:
         text = panel.annotate(words, (x, y), xytext=(0, 0), textcoords="offset points", **also)
         taken.append(settle(text, panel.bbox, taken))
+
+
+def around(spot, half: float) -> Bbox:
+    x, y = spot
+    return Bbox.from_extents(x - half, y - half, x + half, y + half)
 
 
 def settle(text: Annotation, inside: Bbox, taken: list[Bbox]) -> Bbox:

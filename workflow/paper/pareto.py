@@ -1,5 +1,6 @@
 """Accuracy against throughput of all methods: printed hollow, measured filled."""
 
+import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -26,7 +27,7 @@ def points(found: Records) -> pd.DataFrame:
     second["model"] = second["model"].str.removeprefix("Evo-")
     both = pd.concat([first, second], ignore_index=True)
     large = both["resolution"] != 224
-    both.loc[large, "model"] += " at " + both.loc[large, "resolution"].astype(str)
+    both.loc[large, "model"] += ", " + both.loc[large, "resolution"].astype(str) + " px"
     return both[["model", "method", "top1", "throughput", "top1_paper", "throughput_paper",
                  "device", "source", "flags"]]  # fmt: skip
 
@@ -62,8 +63,8 @@ def draw_panel(panel: Axes, frame: pd.DataFrame, suffix: str, title: str) -> pd.
     if known.empty:
         style.say(panel, "no model both trained and timed")
         return known
-    for _, pair in known[known["method"].isin([DENSE, OURS])].groupby("model"):
-        panel.plot(pair["x"], pair["y"], color=style.GREY, linewidth=0.8, zorder=1)
+    for line in lines(known):
+        panel.plot(*line.T, color=style.GREY, linewidth=0.8, zorder=1)
     for index, (method, marker) in enumerate(MARKERS.items()):
         rows = known[known["method"] == method]
         colour = style.GREY if method == OTHERS else style.colour(index)
@@ -81,6 +82,12 @@ def draw_panel(panel: Axes, frame: pd.DataFrame, suffix: str, title: str) -> pd.
     return known
 
 
+def lines(known: pd.DataFrame) -> list[np.ndarray]:
+    """From each dense model to its Evo-ViT version: the ends, (2, 2)."""
+    both = known[known["method"].isin([DENSE, OURS])].groupby("model")
+    return [pair[["x", "y"]].to_numpy() for _, pair in both if len(pair) == 2]
+
+
 def label(panel: Axes, known: pd.DataFrame) -> None:
     """Names of the dense models and, smaller, of the other papers' models."""
     styles = {DENSE: {"fontsize": 7}, OTHERS: {"fontsize": 6, "color": style.GREY}}
@@ -89,4 +96,5 @@ def label(panel: Axes, known: pd.DataFrame) -> None:
         for method, also in styles.items()
         for row in known[known["method"] == method].itertuples()
     ]
-    labels.place(panel, anchors, known[["x", "y"]].to_numpy())
+    if anchors:
+        labels.place(panel, anchors, known[["x", "y"]].to_numpy(), lines(known))

@@ -19,6 +19,7 @@ LABELS = {
     "figureS1c": "alpha, weight of the previous score",
     "figureS1d": "starting epoch, of a training of 300",
 }
+ORDER = ["measured", "printed", "the paper's choice"]  # in the legend; lines stand between
 COLUMNS = [
     "x", "chosen", "run", "top1", "top1_sd", "top1_min", "top1_max", "seeds", "top1_paper",
     "throughput", "speedup_pct", "throughput_paper", "macs_g", "device", "source", "flags",
@@ -90,8 +91,8 @@ def draw(name: str, found: Records) -> tuple[Figure, pd.DataFrame]:
         figsize=(style.COLUMN, 3.6 if timed else 2.5),
     )  # fmt: skip
     top, bottom = panels[0, 0], panels[-1, 0]
-    on_imagenet = found.config.settings[found.setting]["data"]["name"] == "imagenet"
-    draw_accuracy(top, points, on_imagenet)
+    data = found.config.settings[found.setting]["data"]["name"]
+    draw_accuracy(top, points, data == "imagenet")
     if timed:
         draw_speed(bottom, points)
     for panel in panels[:, 0]:
@@ -101,8 +102,10 @@ def draw(name: str, found: Records) -> tuple[Figure, pd.DataFrame]:
     numbers = pd.to_numeric(points["x"], errors="coerce").dropna()
     if len(numbers) < 9:
         bottom.set_xticks(numbers)
-    top.set_title(f"DeiT-T, {found.setting}")
-    figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    top.set_title(f"DeiT-T trained on {data}")
+    handles = dict(zip(*reversed(top.get_legend_handles_labels()), strict=True))
+    names = sorted(handles, key=lambda name: ORDER.index(name) if name in ORDER else 1)
+    figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=2)
     return figure, points
 
 
@@ -133,7 +136,7 @@ def draw_accuracy(panel: Axes, points: pd.DataFrame, on_imagenet: bool) -> None:
                       label="printed")  # fmt: skip
         for _, line in words.iterrows():
             panel.axhline(line["top1_paper"], color=style.colour(1), linestyle=":", linewidth=1,
-                          label=f"{line['x']}, printed")  # fmt: skip
+                          label=f"printed, {line['x']}")  # fmt: skip
     panel.set_ylabel("top-1 %")
     panel.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
 
