@@ -93,6 +93,16 @@ CASES = {
         lambda c: c["deit"].update(extends="evo_deit"),
         r"a circle",
     ),
+    "point without its x": (
+        "items",
+        lambda c: c["figures"]["figureS1a"]["rows"][1].pop("x"),
+        r"items.yaml: figures.figureS1a.rows.1 lacks the key 'x'\.$",
+    ),
+    "choice that is no point": (
+        "items",
+        lambda c: c["figures"]["figureS1b"].update(chosen=12),
+        r"items.yaml: figures.figureS1b.chosen is 12, which is no row's x; choose among 2, 3",
+    ),
     "row without a run": (
         "items",
         lambda c: c["tables"]["table1"][0].update(run="deit_tin"),

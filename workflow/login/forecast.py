@@ -92,7 +92,7 @@ def _measured_macs(root: Path) -> Iterator[tuple[str, float]]:
 def _from_epochs(path: str, spec: dict) -> Cost | None:
     """Of this run or another seed's; its own finished epochs are not paid again."""
     mine = job_folder(path)
-    seeds = [mine, *mine.parent.glob(f"{spec['row']}-s*"), mine.parent / spec["row"]]
+    seeds = [mine, *mine.parent.glob(f"{spec['row']}-s[0-9]*"), mine.parent / spec["row"]]
     for folder in seeds:
         for attempt in sorted(folder.glob("attempts/*"), key=_number, reverse=True):
             epochs = journal.epochs(attempt / "journal.jsonl")

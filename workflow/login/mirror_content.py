@@ -101,7 +101,7 @@ def flatten(prefix: str, value) -> dict[str, str]:
 
 
 def item_tags(config: Config, spec: dict) -> dict[str, str]:
-    """Which tables show it, and under which backbone, method and strategy."""
+    """Which tables and figures show it, and under which backbone, method and strategy."""
     if "evaluation" in spec:
         return {}
     field_, name = ("run", spec["row"]) if "row" in spec else ("section", spec["section"])
@@ -111,6 +111,9 @@ def item_tags(config: Config, spec: dict) -> dict[str, str]:
         tables += [item.removeprefix("table")] if found else []
         rows += found
     tags = {"table": ",".join(tables)} if tables else {}
+    figures = [item.removeprefix("figure") for item in config.items["figures"]
+               if any(row[field_] == name for row in config.rows(item))]  # fmt: skip
+    tags |= {"figure": ",".join(figures)} if figures else {}
     for key in ("backbone", "method", "strategy"):  # each table has some of them
         values = {row[key] for row in rows if key in row}
         if len(values) == 1:

@@ -5,6 +5,7 @@ needs, so only those specs are written.
 """
 
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -69,7 +70,7 @@ class Plan:
     @property
     def run_names(self) -> str:
         names = [run_name(row, s) for row in self.config.runs for s in self.config.seeds(row)]
-        return "|".join(sorted(names, key=len, reverse=True))
+        return "|".join(map(re.escape, sorted(names, key=len, reverse=True)))  # keep0.7 has a dot
 
     @property
     def evaluation_names(self) -> str:
@@ -187,10 +188,11 @@ class Plan:
         return [*found, PRINTED.format(table=wildcards.table)]
 
     def figure_inputs(self, wildcards) -> list[str]:
-        """Likewise; printed numbers are those of the tables that it shows."""
+        """Likewise; printed numbers are its own, if any, and those of the tables that it shows."""
         found = targets.item_records(self.config, wildcards.root, wildcards.figure)
         tables = self.config.items["figures"][wildcards.figure].get("tables", [])
-        return [*found, *(PRINTED.format(table=table) for table in tables)]
+        printed = [PRINTED.format(table=name) for name in (wildcards.figure, *tables)]
+        return [*found, *(path for path in printed if Path(path).exists())]
 
     def whole_inputs(self, wildcards) -> list[str]:
         """All tables and figures of the setting."""

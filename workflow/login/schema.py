@@ -90,6 +90,14 @@ def check_names(config: Config, files: dict[str, Path], keys: set[str]) -> None:
             known(files["items"], f"{place}.run", row["run"], config.runs)
             known(files["items"], f"{place}.section", row["section"], sections)
             known(files["items"], f"{place}.run", row["run"], sections[row["section"]])
+    for figure, content in config.items["figures"].items():
+        if "chosen" in content:
+            shown = [row["x"] for row in content.get("rows", [])]
+            if content["chosen"] not in shown:
+                raise ConfigError(
+                    f"{files['items']}: figures.{figure}.chosen is {content['chosen']!r}, which is "
+                    f"no row's x; choose among {', '.join(map(str, shown))}."
+                )
     places: dict[str, str] = {}
     for name, setting in config.settings.items():
         if (other := places.setdefault(setting["results"], name)) != name:

@@ -20,7 +20,7 @@ PATTERNS = {
     "training_cost": re.compile(rf"training/(?P<section>\w+)/{points.TRAINING_COST.pattern}\.json"),
     "table": re.compile(r"(?P<item>table\w+)(\.partial)?\.(csv|md)"),
     "whole": re.compile(r"whole"),
-    "figure": re.compile(r"(?P<item>\w+)\.(png|svg)"),
+    "figure": re.compile(r"(?P<item>\w+)\.(png|svg|csv)"),
 }
 
 
@@ -43,11 +43,13 @@ def item_records(config: Config, root: str, item: str) -> list[str]:
     others = [path for table in shown for path in item_records(config, root, table)]
     setting = config.setting_of(root)
     wanted, rows = config.wanted(setting, item), config.rows(item)
+    names = [row["run"] for row in rows if row["section"] in wanted["train"]]
+    if item in config.items["tables"]:  # which say how far each row is above its dense one
+        names += [config.items["sections"][section][0] for section in wanted["train"]]
     trained = [
-        f"{root}/runs/{run_name(row['run'], seed)}/train.json"
-        for row in rows
-        if row["section"] in wanted["train"]
-        for seed in config.seeds(row["run"])[: wanted["seeds"]]
+        f"{root}/runs/{run_name(name, seed)}/train.json"
+        for name in names
+        for seed in config.seeds(name)[: wanted["seeds"]]
     ]
     timed = [
         runs.throughput_path(root, section, runs.throughput_point(config, setting, section))

@@ -99,7 +99,7 @@ def trained_columns(run: str, section: str, found: Records, seeds: int | None = 
         "seeds": describe_seeds(accuracies),
         "run": run,
         "said": [f"top1: {describe_training(trained[0], found.config)}",
-                 *describe_epochs(trained[0], found.trained(dense))],
+                 *describe_epochs(trained[0], found.trained(dense, seeds))],
         "flags": [f"{left_out} training steps left out, their loss not finite"] * bool(left_out),
     }  # fmt: skip
 

@@ -1,18 +1,23 @@
 """From records to figures: `python -m workflow.paper.figures --root results/demo --output
-results/demo/pareto.png` writes that PNG, and the SVG beside it.
+results/demo/pareto.png` writes that PNG, and beside it the SVG and the numbers as CSV.
 """
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from workflow import records
 from workflow.campaign import Config, ConfigError
-from workflow.paper import pareto, style
+from workflow.paper import architectures, pareto, style, sweeps, tables
 from workflow.paper.columns import Records
 
-# each takes a setting's records and returns the figure
-FIGURES = {"pareto": pareto.draw}
+# each takes a setting's records and returns the figure and, as a DataFrame, what it shows
+FIGURES = {
+    "pareto": pareto.draw,
+    "figure6": architectures.draw,
+    **{name: partial(sweeps.draw, name) for name in sweeps.LABELS},
+}
 
 
 def main() -> None:
@@ -23,10 +28,11 @@ def main() -> None:
     style.apply()
     try:
         found = Records(Config.load(), arguments.root, partial=False)
-        figure = FIGURES[arguments.output.stem](found)
+        figure, frame = FIGURES[arguments.output.stem](found)
     except (records.RecordError, ConfigError) as error:
         sys.exit(f"ERROR: {error}")
     style.save(figure, arguments.output)
+    tables.write(arguments.output.with_suffix(".csv"), frame.round(3).to_csv(index=False))
 
 
 if __name__ == "__main__":

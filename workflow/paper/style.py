@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import matplotlib as mpl
+import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLUMN, PAGE = 3.4, 7.0  # inches: a column's width, and a page's
 DPI = 300
+GREY = "0.45"
 
 
 def apply() -> None:
@@ -27,3 +30,22 @@ def save(figure: Figure, path: Path) -> None:
         beside = target.with_name(f".{target.name}")
         figure.savefig(beside, format=suffix[1:], **also)
         beside.replace(target)
+
+
+def colour(index: int) -> str:
+    """The palette's colour of that number, from 0."""
+    colours = mpl.rcParams["axes.prop_cycle"].by_key()["color"]
+    return colours[index % len(colours)]
+
+
+def with_range(panel: Axes, points: pd.DataFrame, **also) -> None:
+    """Points at (`x`, `top1`); those of several seeds have bars from `top1_min` to `top1_max`."""
+    below, above = points["top1"] - points["top1_min"], points["top1_max"] - points["top1"]
+    bars = [below, above] if (points["seeds"] > 1).any() else None
+    panel.errorbar(points["x"], points["top1"], yerr=bars, marker="o", markersize=4, capsize=2.5,
+                   linewidth=1.2, elinewidth=1, **also)  # fmt: skip
+
+
+def say(panel: Axes, text: str) -> None:
+    """A sentence in the middle of a panel that has nothing else to show."""
+    panel.text(0.5, 0.5, text, transform=panel.transAxes, ha="center", va="center", color=GREY)

@@ -119,6 +119,13 @@ def printed_columns(line: dict, printed: pd.DataFrame, dense: tuple | None, name
     return row
 
 
+def write(path: Path, content: str) -> None:
+    """Replace the file only when the content is written whole."""
+    beside = path.with_name(f".{path.name}")
+    beside.write_text(content, encoding="utf-8")
+    beside.replace(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", required=True, help="the setting's results folder")
@@ -135,9 +142,7 @@ def main() -> None:
         (arguments.output, frame.to_csv(index=False)),
         (arguments.output.with_suffix(".md"), text),
     ):
-        beside = path.with_name(f".{path.name}")
-        beside.write_text(content, encoding="utf-8")
-        beside.replace(path)
+        write(path, content)
 
 
 if __name__ == "__main__":

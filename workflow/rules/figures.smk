@@ -1,4 +1,4 @@
-# Figures from records: PNG to look at, SVG for papers.
+# Figures from records: PNG to look at, SVG for papers, and what they show as CSV.
 
 
 rule figure:
@@ -12,6 +12,7 @@ rule figure:
             labels={"figure": "{figure}"},
         ),
         "{root}/{figure}.svg",
+        "{root}/{figure}.csv",
     log:
         "{root}/logs/{figure}.log",
     conda:

@@ -1,0 +1,155 @@
+"""Sweeps: a point changes one thing and is trained once; figures say mean and spread."""
+
+import pytest
+
+from workflow import records, runs
+from workflow.campaign import run_name
+from workflow.login import targets
+from workflow.paper import architectures, figures, sweeps
+from workflow.paper.columns import Records
+from workflow.records import RecordError
+
+REFERENCE = "deit_tiny-fast_updating"
+PARAMETERS = {  # what a figure changes, and its value where the paper's own stands
+    "figureS1a": ("keep_ratio", 0.5),
+    "figureS1b": ("start_block", 4),
+    "figureS1c": ("tradeoff", 0.5),
+    "figureS1d": ("select_from", 0.0),
+}
+
+
+def choices(config, run: str) -> dict:
+    """All that a row's spec says beside its name, in one level."""
+    spec = runs.train_spec(config, "imagenet", run)
+    task_args = spec["recipe"].pop("task_args", {})
+    model = {"model": spec["model"]["name"], **spec["model"]["kwargs"]}
+    return {**model, **spec["recipe"], **task_args, "seed": spec["seed"], "data": spec["data"]}
+
+
+@pytest.mark.parametrize("figure", PARAMETERS)
+def test_a_point_differs_from_the_papers_own_in_one_parameter(figure, config):
+    parameter, chosen = PARAMETERS[figure]
+    reference = choices(config, REFERENCE)
+    assert parameter not in reference  # its default: the paper's
+    for row in config.rows(figure):
+        if isinstance(row["x"], str) or row["run"] == REFERENCE:
+            continue
+        point = choices(config, row["run"])
+        value = point.pop(parameter)
+        assert point == reference
+        shift = {"start_block": 1, "select_from": 0}.get(parameter, 0)
+        scale = 300 if parameter == "select_from" else 1
+        assert value * scale + shift == pytest.approx(row["x"], abs=1e-3)
+        assert str(row["x"]) in row["run"]
+        assert value != chosen
+
+
+def test_the_papers_own_point_is_one_run_in_all_of_them(config):
+    for figure in PARAMETERS:
+        content = config.items["figures"][figure]
+        (row,) = [row for row in content["rows"] if row["x"] == content["chosen"]]
+        assert row["run"] == REFERENCE
+    wanted = {
+        path for figure in PARAMETERS
+        for path in targets.item_records(config, "results", figure) if path.endswith("train.json")
+    }  # fmt: skip
+    specs = [targets.spec_of(config, path) for path in sorted(wanted)]
+    alike = {str({k: v for k, v in one.items() if k not in ("run", "row")}) for one in specs}
+    assert len(alike) == len(specs)  # nothing is trained twice
+
+
+@pytest.mark.parametrize("patches", [196, 64, 36])  # ImageNet's, CIFAR-10's and the digits'
+def test_architectures_have_as_many_placeholders_in_all(patches, config):
+    sums = set()
+    for row in config.rows("figure6"):
+        kept = runs.model_of(config, row["run"])["kwargs"]["keep_ratio"]
+        assert kept[:4] == [1, 1, 1, 1]
+        sums.add(sum(patches - int(patches * ratio) for ratio in kept))
+    assert sums == {8 * patches // 2}
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch, config):
+    """A function that writes a figure's records of the demo: seeds reach 90, 92 and 94 %."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(figure: str) -> Records:
+        wanted, spread = config.wanted("demo", figure), [90.0, 92.0, 94.0]
+        for row in config.rows(figure):
+            names = [run_name(row["run"], seed) for seed in config.seeds(row["run"])]
+            for name, value in zip(names[: wanted["seeds"]], spread, strict=False):
+                spec = runs.train_spec(config, "demo", name)
+                results = {"top1": value, "val_images": 599}
+                record = records.make(spec, results, 0.0)
+                records.write_json(f"results/demo/runs/{name}/train.json", record)
+        for section in wanted["time"]:
+            point = runs.throughput_point(config, "demo", section)
+            spec = runs.throughput_spec(config, "demo", section, point)
+            methods = [
+                {"run": model["run"], "images_per_s": 100.0 + i, "speedup": 1 + i / 100,
+                 "macs_g": 1.0, "params_m": 5.0, "resolution": 224, "weights": "random",
+                 "ceilings": {}, "suspect": [], "out_of_memory": False}
+                for i, model in enumerate(spec["models"])
+            ]  # fmt: skip
+            results = {"device": "a CPU", "methods": methods, "suspect": []}
+            path = runs.throughput_path("results/demo", section, point)
+            records.write_json(path, records.make(spec, results, 0.0))
+        return Records(config, "results/demo", partial=False)
+
+    return write
+
+
+def test_a_frame_has_mean_and_spread_over_the_seeds(demo):
+    frame = sweeps.frame("figureS1a", demo("figureS1a")).set_index("run")
+    point = frame.loc["deit_tiny-keep0.9"]
+    assert (point["top1"], point["top1_sd"], point["seeds"]) == (92.0, 2.0, 3)
+    assert (point["top1_min"], point["top1_max"]) == (90.0, 94.0)
+    assert (point["throughput"], point["top1_paper"]) == (107.0, 72.4)
+    assert point["speedup_pct"] == pytest.approx(7)
+    assert frame.loc["deit_tiny", "x"] == "dense"
+    assert frame.index[frame["chosen"]].tolist() == [REFERENCE]
+    assert frame.loc[REFERENCE, "top1_paper"] == 72.0
+    assert frame["source"].str.contains("on digits").all()
+
+
+def test_one_seed_has_no_spread_and_what_was_not_timed_no_speed(demo):
+    frame = sweeps.frame("figureS1c", demo("figureS1c"))
+    assert frame["top1"].eq(90).all()
+    assert frame[["top1_sd", "throughput"]].isna().all(axis=None)
+
+
+def test_a_missing_point_is_refused(demo, tmp_path):
+    found = demo("figure6")
+    (tmp_path / "results/demo/runs/deit_small-keep_growing/train.json").unlink()
+    with pytest.raises(RecordError, match=r"deit_small-keep_growing/train\.json is missing"):
+        architectures.frame(found)
+
+
+def test_printed_accuracies_are_drawn_beside_imagenets_alone(demo, config, monkeypatch):
+    found = demo("figureS1a")
+    assert "printed" not in legend(figures.FIGURES["figureS1a"](found))
+    monkeypatch.setitem(config.settings["demo"]["data"], "name", "imagenet")
+    figure, _ = sweeps.draw("figureS1c", demo("figureS1c"))
+    assert "printed" in legend((figure, None))
+
+
+def legend(drawn) -> list[str]:
+    (one,) = drawn[0].legends
+    return [text.get_text() for text in one.get_texts()]
+
+
+def test_every_figure_has_a_caption_a_target_and_a_function(config):
+    assert set(figures.FIGURES) == set(config.items["figures"])
+    assert set(figures.FIGURES) <= set(config.items["captions"])
+    for name in figures.FIGURES:
+        for suffix in ("png", "svg", "csv"):
+            assert targets.spec_of(config, f"results/demo/{name}.{suffix}") is None
+
+
+def test_a_table_needs_the_seeds_it_asks_for_and_no_others(config):
+    for table in config.items["tables"]:
+        wanted = targets.item_records(config, "results/demo", table)
+        assert not [path for path in wanted if "-s1/" in path or "-s2/" in path]
+    assert "results/demo/runs/deit_tiny/train.json" in targets.item_records(
+        config, "results/demo", "table4"
+    )  # which its rows are compared with
