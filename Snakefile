@@ -33,6 +33,7 @@ include: "workflow/rules/throughput.smk"
 include: "workflow/rules/training_cost.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/claims.smk"
 include: "workflow/rules/whole.smk"
 
 

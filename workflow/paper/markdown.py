@@ -1,6 +1,7 @@
 """A compiled table for people: which number was trained, timed or printed, doubts as footnotes."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pandas as pd
 
@@ -100,3 +101,12 @@ def sources(frame: pd.DataFrame) -> list[str]:
 
 def numbered(notes: list[str]) -> list[str]:
     return [f"{number}. {note}" for number, note in enumerate(notes, 1)]
+
+
+def write(path: Path, frame: pd.DataFrame, for_people: str) -> None:
+    """As CSV and as Markdown beside it, each replaced only when it is whole."""
+    contents = {path: frame.to_csv(index=False), path.with_suffix(".md"): for_people}
+    for target, content in contents.items():
+        beside = target.with_name(f".{target.name}")
+        beside.write_text(content, encoding="utf-8")
+        beside.replace(target)

@@ -130,14 +130,7 @@ def main() -> None:
         frame = make(table, found).round(3)
     except (records.RecordError, ConfigError) as error:
         sys.exit(f"ERROR: {error}")
-    text = markdown.text(frame, NAMES[table])
-    for path, content in (
-        (arguments.output, frame.to_csv(index=False)),
-        (arguments.output.with_suffix(".md"), text),
-    ):
-        beside = path.with_name(f".{path.name}")
-        beside.write_text(content, encoding="utf-8")
-        beside.replace(path)
+    markdown.write(arguments.output, frame, markdown.text(frame, NAMES[table]))
 
 
 if __name__ == "__main__":
