@@ -22,7 +22,7 @@ def root(tmp_path, monkeypatch) -> str:
 
 @pytest.fixture
 def timed(config, root):
-    """A function that writes a section's measurement: run -> (speed-up, its interval's halfwidth)."""
+    """A function that writes a section's measurement: run -> (speed-up, half its interval)."""
 
     def write(section: str, setting: str = "imagenet", mode: str = "paper", **speeds) -> None:
         point = runs.throughput_point(config, setting, section) | {"mode": mode}
@@ -182,10 +182,10 @@ def test_the_best_of_a_table_is_better_than_the_best_of_the_others(config, timed
 def memory_record(config, bytes_: int, other: int, **point) -> None:
     point = runs.training_cost_point(config, "imagenet") | point
     spec = runs.training_cost_spec(config, "imagenet", "deit_small_384", point)
-    methods = [
-        {"run": run, "sizes": [{"batch_size": 128, "bytes": size * 2**30, "out_of_memory": size > 32}]}
-        for run, size in (("evo_deit_small_384", bytes_), ("deit_small_384", other))
-    ]  # fmt: skip
+    methods = []
+    for run, gib in (("evo_deit_small_384", bytes_), ("deit_small_384", other)):
+        size = {"batch_size": 128, "bytes": gib * 2**30, "out_of_memory": gib > 32}
+        methods.append({"run": run, "sizes": [size]})
     results = {"device": "a GPU", "bytes_are": "counted", "methods": methods}
     path = runs.training_cost_path("results", "deit_small_384", point)
     records.write_json(path, records.make(spec, results, 0.0))

@@ -64,7 +64,8 @@ CASES = {
     "unknown computation of a claim": (
         "claims",
         lambda c: c["speed_of_deit_small"].update(compute={"speed": {"run": "evo_deit_small"}}),
-        r"claims.yaml: speed_of_deit_small.compute has an unknown key 'speed'; did you mean 'speedup'",
+        r"claims.yaml: speed_of_deit_small.compute has an unknown key 'speed'; "
+        r"did you mean 'speedup'\?",
     ),
     "circle": (
         "runs",

@@ -122,7 +122,8 @@ class Evidence:
             return None
         values = [record["results"]["top1"] for record in records]
         data = records[0]["spec"]["data"]["name"]
-        n = f"{len(values)} seed{'s' * (len(values) > 1)}, {records[0]['results']['val_images']} images"
+        images = records[0]["results"]["val_images"]
+        n = f"{len(values)} seed{'s' * (len(values) > 1)}, {images} images"
         why = f"accuracy on {data}; accuracies are judged on ImageNet alone"
         left_out = sum(len(record["results"].get("deviations", [])) for record in records)
         return exactly(
