@@ -11,6 +11,10 @@ from workflow.login import session, tracking
 
 min_version("9.0")
 
+
+report: "workflow/report/workflow.rst"
+
+
 held = ExitStack()  # what snakemake holds until it ends
 plan = session.begin(workflow, held)
 mirror = []
