@@ -20,7 +20,8 @@ def describe(root: Path, source: Source, config: Config) -> Content:
         tags[tags["kind"]] = item.removeprefix(tags["kind"])
     path = source.path.relative_to(root)
     tags[mirror_note.NOTE] = mirror_note.of_item(config, item, source.setting, path)
-    beside = {".csv": ".md", ".png": ".svg"}[source.path.suffix]
+    beside = {".csv": (".md", ".html"), ".png": (".svg",)}[source.path.suffix]
+    files = [source.path, *(source.path.with_name(f"{name}{suffix}") for suffix in beside)]
     return Content(
         identity={
             "file": str(source.path.resolve()),
@@ -30,7 +31,7 @@ def describe(root: Path, source: Source, config: Config) -> Content:
         name=name,
         started_ms=now,  # the newest run of a name is the one that counts
         tags=tags,
-        artifacts=[source.path, *source.path.parent.glob(f"{name}{beside}")],
+        artifacts=[file for file in files if file.exists()],
         table=rows(content) if source.path.suffix == ".csv" else None,
         status="FINISHED",
         ended_ms=now,

@@ -223,16 +223,20 @@ class Plan:
         """What the report says of an item: what it shows, its command, the runs behind it."""
         root, item = wildcards.root, Path(output[0]).name.partition(".")[0]
         setting = self.config.setting_of(root)
-        found = targets.item_records(self.config, root, item)
         profile = "slurm" if setting == "imagenet" else "demo"
+        made = (
+            f"{self.config.items['captions'][item]} Made in the setting {setting} by ``snakemake "
+            f"--profile {profile} {output[0]}``"
+        )
+        if ".partial." in output[0]:
+            return f"{made}, from the records that were there."
+        found = targets.item_records(self.config, root, item)
         names = {
             kind: [Path(path).parent.name for path in found if f"/{kind}/" in path]
             for kind in ("runs", "throughput")
         }
         return (
-            f"{self.config.items['captions'][item]} Made in the setting {setting} by ``snakemake "
-            f"--profile {profile} {output[0]}``. Trained for it: "
-            f"{', '.join(names['runs']) or 'nothing'}. Timed for it: "
+            f"{made}. Trained for it: {', '.join(names['runs']) or 'nothing'}. Timed for it: "
             f"{', '.join(names['throughput']) or 'nothing'}."
         )
 

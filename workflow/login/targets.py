@@ -19,8 +19,8 @@ PATTERNS = {
     "fetch": re.compile(r"weights/(?P<tag>[^/]+)\.json"),
     "throughput": re.compile(r"throughput/(?P<section>\w+)/(?P<point>[^/]+)\.json"),
     "training_cost": re.compile(rf"training/(?P<section>\w+)/{points.TRAINING_COST.pattern}\.json"),
-    "table": re.compile(r"(?P<item>table\w+)(\.partial)?\.(csv|md)"),
-    "claims": re.compile(r"claims(\.partial)?\.(csv|md)"),
+    "table": re.compile(r"(?P<item>table\w+)(\.partial)?\.(csv|md|html)"),
+    "claims": re.compile(r"claims(\.partial)?\.(csv|md|html)"),
     "whole": re.compile(r"whole"),
     "figure": re.compile(r"(?P<item>\w+)\.(png|svg)"),
 }

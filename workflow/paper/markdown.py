@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from workflow.paper import page
+
 Cell = Callable[[pd.Series], str]
 
 
@@ -104,8 +106,9 @@ def numbered(notes: list[str]) -> list[str]:
 
 
 def write(path: Path, frame: pd.DataFrame, for_people: str) -> None:
-    """As CSV and as Markdown beside it, each replaced only when it is whole."""
-    contents = {path: frame.to_csv(index=False), path.with_suffix(".md"): for_people}
+    """As CSV, and as Markdown and HTML beside it, each replaced only when it is whole."""
+    contents = {path: frame.to_csv(index=False), path.with_suffix(".md"): for_people,
+                path.with_suffix(".html"): page.render(path.stem, for_people)}  # fmt: skip
     for target, content in contents.items():
         beside = target.with_name(f".{target.name}")
         beside.write_text(content, encoding="utf-8")

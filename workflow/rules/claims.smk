@@ -5,13 +5,14 @@ rule claims:
     input:
         plan.claims_inputs,
     output:
+        "{root}/claims.csv",
+        "{root}/claims.md",
         report(
-            "{root}/claims.csv",
+            "{root}/claims.html",
             caption="../report/item.rst",
             category="Claims",
             labels={"claims": "all"},
         ),
-        "{root}/claims.md",
     log:
         "{root}/logs/claims.log",
     conda:
@@ -26,13 +27,14 @@ rule partial_claims:
     input:
         plan.partial_claims_inputs,
     output:
+        "{root}/claims.partial.csv",
+        "{root}/claims.partial.md",
         report(
-            "{root}/claims.partial.csv",
+            "{root}/claims.partial.html",
             caption="../report/item.rst",
             category="Claims",
             labels={"claims": "from the records that were there"},
         ),
-        "{root}/claims.partial.md",
     log:
         "{root}/logs/claims.partial.log",
     conda:
