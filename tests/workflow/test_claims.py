@@ -8,6 +8,7 @@ import pytest
 
 from workflow import records, runs, statements
 from workflow.campaign import ConfigError
+from workflow.login import targets
 from workflow.paper import claims
 from workflow.paper.claims import CONFIRMED, NOT_RUN, REFUTED
 from workflow.paper.evidence import Evidence, Found, Printed, exactly
@@ -161,6 +162,21 @@ def test_accuracies_are_judged_on_imagenet_alone(config, trained):
     assert ledger(config).loc["accuracy_of_deit_small", "verdict"] == REFUTED
 
 
+def test_several_seeds_make_an_interval(config, trained):
+    some = copy.deepcopy(config.runs)
+    some["evo_deit_small"]["seeds"] = [0, 1]
+    config = dataclasses.replace(config, runs=some)
+    for run, top1 in (("evo_deit_small", 79.3), ("evo_deit_small-s1", 79.5), ("deit_small", 79.8)):
+        spec = runs.train_spec(config, "imagenet", run)
+        record = records.make(spec, {"top1": top1, "val_images": 50000}, 0.0)
+        records.write_json(f"results/runs/{run}/train.json", record)
+    row = ledger(config).loc["accuracy_of_deit_small"]
+    assert row["ours"] == "-0.40"
+    assert (row["ours_low"], row["ours_high"]) == pytest.approx((-0.6, -0.2))
+    assert row["n"] == "2 seeds, 50000 images; 1 seed, 50000 images"
+    assert row["runs"] == "runs/evo_deit_small, runs/evo_deit_small-s1, runs/deit_small"
+
+
 def test_large_images_are_compared_by_each_ones_own_speed_up(config, timed):
     timed("levit_256", evo_levit_256=(1.2, 0.01))
     timed("levit_256_384px", evo_levit_256_384px=(1.4, 0.01))
@@ -258,6 +274,13 @@ def test_printed_percentages_are_the_papers_and_else_follow_from_its_images_per_
     assert printed.faster("ps_deit_small", "deit_small").value == 43.6
     assert printed.faster("evo_levit_256", "levit_256").value == pytest.approx(27.4, abs=0.01)
     assert printed.faster("ia_red2_deit_tiny", "deit_tiny") is None
+
+
+def test_the_full_ledger_needs_what_the_tables_need_and_no_more(config):
+    needed = set(targets.needed(config, "results/demo/claims.csv"))
+    tables = (targets.needed(config, f"results/demo/{name}.csv") for name in config.items["tables"])
+    assert needed == {path for table in tables for path in table}
+    assert targets.spec_of(config, "results/claims.partial.csv") is None
 
 
 def test_figures_records_are_read_only_if_there(config, root):

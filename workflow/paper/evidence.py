@@ -2,6 +2,7 @@
 bars it from deciding anything. `Printed` says the same of the paper's tables.
 """
 
+import math
 import statistics
 from dataclasses import dataclass, field
 
@@ -126,8 +127,11 @@ class Evidence:
         n = f"{len(values)} seed{'s' * (len(values) > 1)}, {images} images"
         why = f"accuracy on {data}; accuracies are judged on ImageNet alone"
         left_out = sum(len(record["results"].get("deviations", [])) for record in records)
-        return exactly(
-            statistics.mean(values), n=(n,),
+        mean, half = statistics.mean(values), 0.0
+        if len(values) > 1:  # two standard errors; of one seed nothing is known
+            half = 2 * statistics.stdev(values) / math.sqrt(len(values))
+        return Found(
+            mean, mean - half, mean + half, n=(n,),
             runs=tuple(f"runs/{record['spec']['run']}" for record in records),
             notes=(f"{run}: {left_out} training steps left out",) if left_out else (),
             barred=() if data == PRINTED_ON else (why,),
