@@ -31,6 +31,7 @@ class Statement:
     others: tuple[str, ...] = ()
     by: str = ""
     printed: tuple[float, float] | None = None  # None: what the printed tables say
+    at_least: bool = False
     tolerance: float = 0.0
     batch_size: int | None = None
     figure: str | None = None
@@ -89,6 +90,7 @@ def of_claim(config: Config, name: str, entry: dict) -> list[Statement]:
         "where": entry["where"],
         "kind": kind,
         "printed": interval(entry),
+        "at_least": entry.get("at_least", False),
         "tolerance": float(entry.get("tolerance", 0.0)),
     }
     if kind == "seen":
@@ -116,7 +118,7 @@ def interval(entry: dict) -> tuple[float, float] | None:
     if "printed" not in entry:
         return None
     low, high = (listed(entry["printed"]) * 2)[:2]
-    return float(low), float("inf") if entry.get("at_least") else float(high)
+    return float(low), float("inf") if entry.get("at_least") else float(high)  # more is no fault
 
 
 def compared_with(config: Config, kind: str, said: dict, run: str, than: str | None) -> list[str]:

@@ -152,14 +152,15 @@ def test_accuracies_are_judged_on_imagenet_alone(config, trained):
     for setting in ("imagenet", "demo"):
         trained(setting, deit_small=79.8, evo_deit_small=79.5)
     on_imagenet = ledger(config).loc["accuracy_of_deit_small"]
-    assert (on_imagenet["verdict"], on_imagenet["printed"]) == (CONFIRMED, "-0.4")
+    assert (on_imagenet["verdict"], on_imagenet["printed"]) == (CONFIRMED, "at least -0.4")
     assert on_imagenet["ours"] == "-0.30"
     assert on_imagenet["n"] == "1 seed, 50000 images"
     on_digits = ledger(config, "results/demo").loc["accuracy_of_deit_small"]
     assert (on_digits["verdict"], on_digits["ours"]) == (NOT_RUN, "-0.30")
     assert "accuracy on digits" in on_digits["note"]
-    trained(evo_deit_small=79.0)
-    assert ledger(config).loc["accuracy_of_deit_small", "verdict"] == REFUTED
+    for top1, verdict in ((79.0, REFUTED), (79.1, CONFIRMED), (80.5, CONFIRMED)):
+        trained(evo_deit_small=top1)  # 0.7 below is the edge; more accurate is no fault
+        assert ledger(config).loc["accuracy_of_deit_small", "verdict"] == verdict
 
 
 def test_several_seeds_make_an_interval(config, trained):

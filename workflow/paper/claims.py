@@ -25,6 +25,7 @@ from workflow.statements import Statement
 CONFIRMED, REFUTED, NOT_RUN = VERDICTS = ("confirmed", "refuted", "not run at this scale")
 UNITS = {"speedup": "% images/s", "throughput": "% images/s", "macs_saved": "% MACs",
          "memory_fits": "", "seen": ""}  # fmt: skip
+ROUNDING = 1e-9  # of sums of decimal fractions
 OTHER_DEVICE = "percentages of images/s are judged in mode paper on a GPU alone"
 CLOSE = "too close to tell: more rounds, seeds or images would"
 SLIP = "the printed numbers themselves do not say so"
@@ -33,15 +34,15 @@ SLIP = "the printed numbers themselves do not say so"
 def near(found: Found, printed: tuple[float, float], tolerance: float) -> str:
     """Whether the printed range comes within the tolerance of the measured interval."""
     low, high = printed
-    apart = found.high + tolerance < low or found.low - tolerance > high
+    apart = found.high + tolerance < low - ROUNDING or found.low - tolerance > high + ROUNDING
     return REFUTED if apart else CONFIRMED
 
 
 def ahead(found: Found, tolerance: float) -> str | None:
     """Whether the margin is surely beyond the tolerance, on its right side; None: too close."""
-    if found.low > tolerance:
+    if found.low > tolerance + ROUNDING:
         return CONFIRMED
-    return REFUTED if found.high < -tolerance else None
+    return REFUTED if found.high < -tolerance - ROUNDING else None
 
 
 def measure(one: Statement, source, config: Config) -> Found | None:
@@ -93,7 +94,7 @@ def judge(one: Statement, found: Found | None, said: Found | None) -> tuple[str,
         return near(found, (float("-inf"), 0.0), one.tolerance), []
     if one.kind == "speedup" and not found.as_printed:
         return NOT_RUN, [OTHER_DEVICE]
-    wanted = one.printed or (said and (said.value, said.value))
+    wanted = one.printed or (said and (said.value, float("inf") if one.at_least else said.value))
     if wanted is None:
         return NOT_RUN, ["the paper prints no number"]
     return near(found, wanted, one.tolerance), []
@@ -127,12 +128,14 @@ def row_of(one: Statement, evidence: Evidence, printed: Printed) -> dict:
 
 
 def shown(one: Statement, said: Found | None) -> str | None:
-    if one.printed is not None:
+    if one.kind == "memory_fits":
+        return "fits; out of memory"
+    if one.printed is None:
+        text = None if said is None else f"{said.value:.1f}"
+    else:
         low, high = one.printed
-        if high == float("inf"):
-            return f"at least {low:g}"
-        return f"{low:g}" if low == high else f"{low:g} to {high:g}"
-    return None if said is None else f"{said.value:.1f}"
+        text = f"{low:g}" if high in (low, float("inf")) else f"{low:g} to {high:g}"
+    return f"at least {text}" if text and one.at_least else text
 
 
 def make(config: Config, root: str, partial: bool) -> pd.DataFrame:
