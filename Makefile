@@ -5,7 +5,8 @@
 #   make demo-full                             every table and figure, not Table 1 alone (an hour or more)
 #   make test-unit                             the unit tests alone
 #
-# Tests of a real Slurm need slurm-wlm and munge, and are skipped without.
+# Tests of a real Slurm need slurm-wlm and munge, those in a browser chromium and chromium-driver; they
+# are skipped without.
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -11,6 +11,10 @@ from workflow.login import session, tracking
 
 min_version("9.0")
 
+
+report: "workflow/report/workflow.rst"
+
+
 held = ExitStack()  # what snakemake holds until it ends
 plan = session.begin(workflow, held)
 mirror = []
@@ -33,6 +37,7 @@ include: "workflow/rules/throughput.smk"
 include: "workflow/rules/training_cost.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/claims.smk"
 include: "workflow/rules/whole.smk"
 
 

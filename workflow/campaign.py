@@ -1,4 +1,4 @@
-"""The campaign's YAML (workflow/config/), as read: settings, recipes, runs and items.
+"""The campaign's YAML (workflow/config/), as read: settings, recipes, runs, items and claims.
 
 Standard library and yaml only: launchers import this.
 """
@@ -9,7 +9,9 @@ from pathlib import Path
 import yaml
 
 CONFIG = Path(__file__).parent / "config"
-FILES = {name: CONFIG / f"{name}.yaml" for name in ("settings", "recipes", "runs", "items")}
+FILES = {
+    name: CONFIG / f"{name}.yaml" for name in ("settings", "recipes", "runs", "items", "claims")
+}
 
 
 class ConfigError(ValueError):
@@ -61,6 +63,7 @@ class Config:
     recipes: dict
     runs: dict
     items: dict
+    claims: dict
 
     @classmethod
     def load(cls, files: dict[str, Path] = FILES) -> "Config":

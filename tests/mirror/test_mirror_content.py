@@ -1,9 +1,13 @@
 """What MLflow shows of searches and evaluations, described without MLflow."""
 
+from pathlib import Path
+
 import pytest
 
 from workflow import records, runs
 from workflow.journal import Journal
+from workflow.login import mirror_note
+from workflow.login.mirror_note import NOTE
 from workflow.login.mirror_sources import Results
 
 
@@ -58,3 +62,44 @@ def test_an_evaluation_is_a_run_of_its_name(described, config):
     assert content.params["checkpoint.file"] == "deit.pth"
     points = {point.key: point.value for point in content.points}
     assert points["final_top1"] == 72.25
+
+
+def test_a_runs_page_says_what_how_where_how_long_and_how_to_make_it_again(described, config):
+    spec = runs.train_spec(config, "demo", "dynamic_deit_tiny")
+    note = described("dynamic_deit_tiny", spec, {"top1": 95.5, "val_images": 599}).tags[NOTE]
+    for said in (
+        "**Training** in the setting `demo`", "`dynamic_deit_tiny_patch16_224` (img_size=24",
+        "data: digits, 10 classes", "recipe: `dynamicvit` (epochs 8", "starts from `deit_tiny`",
+        "result: top-1 95.50 % on 599 images", "- where: ", "- how long: ",
+        "    snakemake results/demo/runs/dynamic_deit_tiny/train.json --profile demo --forcerun "
+        "results/demo/runs/dynamic_deit_tiny/train.json",
+    ):  # fmt: skip
+        assert said in note
+
+
+def test_the_command_names_the_record_of_every_kind_of_job(config):
+    for kind, folder, record in (
+        ("search", "results/runs/a/search", "results/runs/a/search.json"),
+        ("throughput", "results/throughput/a/cpu-x.5", "results/throughput/a/cpu-x.5.json"),
+    ):
+        command = mirror_note.command(config, {"kind": kind}, "imagenet", Path(folder))
+        assert command == f"snakemake {record} --profile slurm --forcerun {record}"
+
+
+def test_figures_and_claims_are_shown_beside_tables(tmp_path, config):
+    folder = tmp_path / "results/demo"
+    folder.mkdir(parents=True)
+    for name in ("table1.csv", "table1.md", "table1.partial.md", "claims.csv", "claims.html",
+                 "pareto.png", "pareto.svg", "odd.png"):  # fmt: skip
+        (folder / name).write_text("a,b\n1,2\n")
+    found = Results(tmp_path)
+    shown = {content.name: content for content in map(found.describe, found.items())}
+    assert {name: content.tags["kind"] for name, content in shown.items()} == {
+        "table1": "table", "claims": "claims", "pareto": "figure",
+    }  # fmt: skip
+    files = {name: [path.name for path in one.artifacts] for name, one in shown.items()}
+    assert files == {"table1": ["table1.csv", "table1.md"], "claims": ["claims.csv", "claims.html"],
+                     "pareto": ["pareto.png", "pareto.svg"]}  # fmt: skip
+    assert shown["table1"].tags["table"] == "1"
+    assert shown["pareto"].table is None
+    assert "snakemake results/demo/pareto.png --profile demo" in shown["pareto"].tags[NOTE]

@@ -1,6 +1,7 @@
 """Weights from a file in a training's place: evaluated, and started from."""
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ from safetensors.torch import save_file
 from baselines.levit import PlainLevit
 from tests.models import families
 from workflow import records, runs
-from workflow.campaign import Config
 from workflow.node import build, checkpoints, evaluate, train
 from workflow.node.checkpoints import WeightsError
 
@@ -64,7 +64,7 @@ def test_another_run_starts_from_given_weights(given, site, tiny_spec):
 def test_a_setting_that_gives_weights_trains_nothing_of_that_run(config):
     settings = copy.deepcopy(config.settings)
     settings["demo"]["checkpoints"] = {"deit_tiny": {"file": "a.pth", "sha256": "0" * 64}}
-    edited = Config(settings, config.recipes, config.runs, config.items)
+    edited = dataclasses.replace(config, settings=settings)
     spec = runs.train_spec(edited, "demo", "deit_tiny")
     assert spec["kind"] == "evaluate"
     assert "epochs" not in spec["recipe"]

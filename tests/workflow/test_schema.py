@@ -55,6 +55,18 @@ CASES = {
         lambda c: c["dynamic_deit_tiny"].update(teacher="deit_tny"),
         r"dynamic_deit_tiny.teacher names 'deit_tny'; did you mean 'deit_tiny'\?",
     ),
+    "unknown run of a claim": (
+        "claims",
+        lambda c: c["speed_of_deit_small"].update(compute={"speedup": {"run": "evo_deit_smal"}}),
+        r"claims.yaml: speed_of_deit_small.compute.speedup.run names 'evo_deit_smal'; "
+        r"did you mean 'evo_deit_small'\?",
+    ),
+    "unknown computation of a claim": (
+        "claims",
+        lambda c: c["speed_of_deit_small"].update(compute={"speed": {"run": "evo_deit_small"}}),
+        r"claims.yaml: speed_of_deit_small.compute has an unknown key 'speed'; "
+        r"did you mean 'speedup'\?",
+    ),
     "circle": (
         "runs",
         lambda c: c["deit_tiny"].update(start="dynamic_deit_tiny"),

@@ -1,13 +1,10 @@
-"""What lies on disk, as MLflow should show it: attempts and tables -> names, tags, params, points.
+"""What lies on disk, as MLflow should show it: attempts -> names, tags, params, points.
 
 Standard library and yaml only. tracking.py sends what is described here; nothing here knows MLflow.
 """
 
-import csv
-import hashlib
 import json
 import os
-import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +12,7 @@ from pathlib import Path
 
 from workflow import journal, runs
 from workflow.campaign import Config
-from workflow.login import executors
+from workflow.login import executors, mirror_note
 from workflow.login.attempts import Attempt
 from workflow.login.slurm_queue import Queue
 
@@ -153,6 +150,9 @@ def describe_attempt(root: Path, source: Source, config: Config, queue: Queue) -
             **({"launcher": job["launcher"]} if job else {}),
             **({"slurm_job_id": job["job_id"]} if job.get("launcher") == "slurm" else {}),
             **(provenance_tags(record) if record else {}),
+            mirror_note.NOTE: mirror_note.of_attempt(
+                config, spec, source.setting, folder.relative_to(root), record
+            ),
         },
     )
     settle(content, attempt, source.last, job, record, queue)
@@ -261,21 +261,3 @@ def training_cost_values(results: dict) -> Iterator[tuple[str, float]]:
                 if key in size:
                     yield f"{key}.b{size['batch_size']}.{method['run']}", size[key]
             yield f"out_of_memory.b{size['batch_size']}.{method['run']}", size["out_of_memory"]
-
-
-def describe_table(source: Source) -> Content:
-    text = source.path.read_bytes()
-    columns, *rows = list(csv.reader(text.decode().splitlines())) or [[]]
-    name = source.path.name.removesuffix(".csv")
-    now = round(1000 * time.time())  # the newest run of a name is the one that counts
-    return Content(
-        identity={"file": str(source.path.resolve()), "sha256": hashlib.sha256(text).hexdigest()},
-        experiment=source.setting,
-        name=name,
-        started_ms=now,
-        tags={"kind": "table", "table": name.removeprefix("table").partition(".")[0]},
-        artifacts=[source.path, *source.path.parent.glob(f"{name}.md")],
-        table={"columns": columns, "data": rows},
-        status="FINISHED",
-        ended_ms=now,
-    )

@@ -1,4 +1,4 @@
-"""Which attempts and tables lie on disk, whether they changed, and who is still at work.
+"""Which attempts and items lie on disk, whether they changed, and who is still at work.
 
 Standard library and yaml only; mirror_content.py says what MLflow shows of each.
 """
@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from workflow.campaign import FILES, Config, ConfigError
-from workflow.login import executors
+from workflow.login import executors, mirror_items
 from workflow.login.attempts import Attempt
 from workflow.login.following import GRACE_S
-from workflow.login.mirror_content import Content, Source, describe_attempt, describe_table
+from workflow.login.mirror_content import Content, Source, describe_attempt
 from workflow.login.slurm_queue import Queue
 
 PATTERNS = ("runs/*/attempts", "runs/*/search/attempts", "evaluations/*/attempts",
@@ -60,10 +60,14 @@ class Results:
                     found.append(Source(setting, path, signature(path, last), last))
         return found
 
-    def tables(self) -> list[Source]:
+    def items(self) -> list[Source]:
+        """Tables, the ledger of claims, and figures."""
         found = []
         for name, setting in self.config.settings.items():
-            for path in sorted((self.root / setting["results"]).glob("table*.csv")):
+            folder = self.root / setting["results"]
+            figures = (folder / f"{figure}.png" for figure in self.config.items["figures"])
+            tables = [*folder.glob("table*.csv"), *folder.glob("claims*.csv")]
+            for path in [*sorted(tables), *(path for path in figures if path.exists())]:
                 stat = path.stat()
                 found.append(Source(name, path, f"{stat.st_mtime_ns} {stat.st_size}"))
         return found
@@ -71,7 +75,7 @@ class Results:
     def describe(self, source: Source) -> Content:
         if source.path.is_dir():
             return describe_attempt(self.root, source, self.config, self.queue)
-        return describe_table(source)
+        return mirror_items.describe(self.root, source, self.config)
 
     def a_job_lives(self, grace: bool = False) -> bool:
         """Whether a job of an attempt that may still be resumed waits or runs.

@@ -31,6 +31,7 @@ COMPILE = (
     f"{PYTHON} -m workflow.paper.tables --root {{wildcards.root}} "
     "--output {output[0]:q} > {log:q} 2>&1 || (cat {log:q} >&2; exit 1)"
 )
+WEIGH = COMPILE.replace("workflow.paper.tables", "workflow.paper.claims")
 DRAW = COMPILE.replace("workflow.paper.tables", "workflow.paper.figures")
 PRINTED = "results/paper/{table}.csv"
 NOT_OURS = ("tmpdir", "disk", "disk_mb", "disk_mib", "mem", "mem_mib")  # Snakemake's own
@@ -195,32 +196,49 @@ class Plan:
         return [*found, *(path for path in printed if Path(path).exists())]
 
     def whole_inputs(self, wildcards) -> list[str]:
-        """All tables and figures of the setting."""
+        """All tables and figures of the setting, and what they make of the claims."""
         return [f"{wildcards.root}/{name}" for name in targets.whole(self.config)]
 
+    def claims_inputs(self, wildcards) -> list[str]:
+        """What all tables need, and what the claims are."""
+        found = targets.item_records(self.config, wildcards.root, targets.CLAIMS)
+        return [*found, str(FILES["claims"]), *self._all_printed()]
+
     def partial_inputs(self, wildcards) -> list[str]:
+        return [*self._published(wildcards.root), PRINTED.format(table=wildcards.table)]
+
+    def partial_claims_inputs(self, wildcards) -> list[str]:
+        return [*self._published(wildcards.root), *self._all_printed()]
+
+    def _published(self, root: str) -> list[str]:
         """Notes of what was published, and the YAML that says which of it is current."""
         # not the records themselves: asking for those would start what is missing or outdated
-        published = Path(wildcards.root).glob("*/**/attempts/*/published")
-        printed = PRINTED.format(table=wildcards.table)
-        return [*sorted(map(str, published)), *map(str, FILES.values()), printed]
+        published = Path(root).glob("*/**/attempts/*/published")
+        return [*sorted(map(str, published)), *map(str, FILES.values())]
+
+    def _all_printed(self) -> list[str]:
+        return [PRINTED.format(table=table) for table in self.config.items["tables"]]
 
     # -- a rule's parameters ----------------------------------------------------------------
 
     def caption(self, wildcards, output) -> str:
         """What the report says of an item: what it shows, its command, the runs behind it."""
-        root, item = wildcards.root, Path(output[0]).stem
+        root, item = wildcards.root, Path(output[0]).name.partition(".")[0]
         setting = self.config.setting_of(root)
-        found = targets.item_records(self.config, root, item)
         profile = "slurm" if setting == "imagenet" else "demo"
+        made = (
+            f"{self.config.items['captions'][item]} Made in the setting {setting} by ``snakemake "
+            f"--profile {profile} {output[0]}``"
+        )
+        if ".partial." in output[0]:
+            return f"{made}, from the records that were there."
+        found = targets.item_records(self.config, root, item)
         names = {
             kind: [Path(path).parent.name for path in found if f"/{kind}/" in path]
             for kind in ("runs", "throughput")
         }
         return (
-            f"{self.config.items['captions'][item]} Made in the setting {setting} by ``snakemake "
-            f"--profile {profile} {output[0]}``. Trained for it: "
-            f"{', '.join(names['runs']) or 'nothing'}. Timed for it: "
+            f"{made}. Trained for it: {', '.join(names['runs']) or 'nothing'}. Timed for it: "
             f"{', '.join(names['throughput']) or 'nothing'}."
         )
 

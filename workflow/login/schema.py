@@ -6,7 +6,7 @@ from pathlib import Path
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
-from workflow import runs
+from workflow import runs, statements
 from workflow.campaign import CONFIG, FILES, Config, ConfigError, read_yaml, run_name
 
 SCHEMA = CONFIG / "schema.yaml"
@@ -119,6 +119,10 @@ def check_names(config: Config, files: dict[str, Path], keys: set[str]) -> None:
             known(files["settings"], f"{name}.evaluations.{key}.run", wanted["run"], config.runs)
         for recipe in setting.get("recipes", {}):
             known(files["settings"], f"{name}.recipes", recipe, config.recipes)
+    for name, entry in config.claims.items():
+        for place, run in statements.named(config, entry):
+            known(files["claims"], f"{name}.compute.{place}", run, config.runs)
+        statements.of_claim(config, name, entry)
     check_seeds(config, files["runs"])
 
 

@@ -159,7 +159,7 @@ def announce(plan: Plan, jobs) -> None:
     costs = forecast.of_trainings(plan.config, specs)
     if not any(job.resources.get("launcher") == "slurm" for job in trainings):
         costs = [cost for cost in costs if cost.hours is not None]
-    tables = [str(job.output[0]) for job in jobs if job.rule.name.startswith("table")]
+    tables = [str(job.output[0]) for job in jobs if job.rule.name in ("table", "claims")]
     wanted = {table: list(targets.needed(plan.config, table))
               for table in tables if not table.endswith(PARTIAL)}  # fmt: skip
     for line in forecast.by_target(costs, wanted):

@@ -9,6 +9,7 @@ from pathlib import Path
 from workflow import points, runs
 from workflow.campaign import Config, run_name
 
+CLAIMS = "claims"
 PATTERNS = {
     "data": re.compile(r"data\.json"),
     "preflight": re.compile(r"preflight\.json"),
@@ -18,7 +19,8 @@ PATTERNS = {
     "fetch": re.compile(r"weights/(?P<tag>[^/]+)\.json"),
     "throughput": re.compile(r"throughput/(?P<section>\w+)/(?P<point>[^/]+)\.json"),
     "training_cost": re.compile(rf"training/(?P<section>\w+)/{points.TRAINING_COST.pattern}\.json"),
-    "table": re.compile(r"(?P<item>table\w+)(\.partial)?\.(csv|md)"),
+    "table": re.compile(r"(?P<item>table\w+)(\.partial)?\.(csv|md|html)"),
+    "claims": re.compile(r"claims(\.partial)?\.(csv|md|html)"),
     "whole": re.compile(r"whole"),
     "figure": re.compile(r"(?P<item>\w+)\.(png|svg|csv)"),
 }
@@ -38,7 +40,11 @@ def split_root(config: Config, target: str) -> tuple[str, str, str]:
 
 
 def item_records(config: Config, root: str, item: str) -> list[str]:
-    """The records that a table or a figure of the setting is made of."""
+    """The records that a table or a figure of the setting is made of; of the claims, those of all
+    tables."""
+    if item == CLAIMS:
+        tables = (item_records(config, root, table) for table in config.items["tables"])
+        return list(dict.fromkeys(path for records in tables for path in records))
     shown = config.items["figures"].get(item, {}).get("tables", [])
     others = [path for table in shown for path in item_records(config, root, table)]
     setting = config.setting_of(root)
@@ -65,9 +71,10 @@ def item_records(config: Config, root: str, item: str) -> list[str]:
 
 
 def whole(config: Config) -> list[str]:
-    """The files of all items, below a setting's results."""
+    """The files of all items and of the claims, below a setting's results."""
     tables = [f"{name}.csv" for name in config.items["tables"]]
-    return [*tables, *(f"{name}.png" for name in config.items["figures"])]
+    figures = [f"{name}.png" for name in config.items["figures"]]
+    return [*tables, *figures, f"{CLAIMS}.csv"]
 
 
 def spec_of(config: Config, target: str) -> dict | None:
@@ -84,7 +91,7 @@ def spec_of(config: Config, target: str) -> dict | None:
 
 def _spec(config: Config, setting: str, kind: str, named: dict) -> dict | None:
     scale = config.settings[setting]
-    if kind == "whole":
+    if kind in ("whole", CLAIMS):
         return None
     if kind in ("table", "figure"):
         config.rows(named["item"])  # KeyError: there is no such item

@@ -70,7 +70,7 @@ class Mirror:
     def catch_up(self) -> bool:
         """One pass over all that changed; False if something is left for the next."""
         try:
-            sources = [*self.results.attempts(), *self.results.tables()]
+            sources = [*self.results.attempts(), *self.results.items()]
         except (OSError, ConfigError) as error:
             self._trouble(None, "The results can't be read", error)
             return False

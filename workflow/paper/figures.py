@@ -9,7 +9,7 @@ from pathlib import Path
 
 from workflow import records
 from workflow.campaign import Config, ConfigError
-from workflow.paper import architectures, pareto, style, sweeps, tables
+from workflow.paper import architectures, files, pareto, style, sweeps
 from workflow.paper.columns import Records
 
 # each takes a setting's records and returns the figure and, as a DataFrame, what it shows
@@ -32,7 +32,7 @@ def main() -> None:
     except (records.RecordError, ConfigError) as error:
         sys.exit(f"ERROR: {error}")
     style.save(figure, arguments.output)
-    tables.write(arguments.output.with_suffix(".csv"), frame.round(3).to_csv(index=False))
+    files.replace(arguments.output.with_suffix(".csv"), frame.round(3).to_csv(index=False))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """A compiled table for people: which number was trained, timed or printed, doubts as footnotes."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pandas as pd
+
+from workflow.paper import files, page
 
 Cell = Callable[[pd.Series], str]
 
@@ -100,3 +103,11 @@ def sources(frame: pd.DataFrame) -> list[str]:
 
 def numbered(notes: list[str]) -> list[str]:
     return [f"{number}. {note}" for number, note in enumerate(notes, 1)]
+
+
+def write(path: Path, frame: pd.DataFrame, for_people: str) -> None:
+    """As CSV, and as Markdown and HTML beside it, each replaced only when it is whole."""
+    contents = {path: frame.to_csv(index=False), path.with_suffix(".md"): for_people,
+                path.with_suffix(".html"): page.render(path.stem, for_people)}  # fmt: skip
+    for target, content in contents.items():
+        files.replace(target, content)

@@ -119,13 +119,6 @@ def printed_columns(line: dict, printed: pd.DataFrame, dense: tuple | None, name
     return row
 
 
-def write(path: Path, content: str) -> None:
-    """Replace the file only when the content is written whole."""
-    beside = path.with_name(f".{path.name}")
-    beside.write_text(content, encoding="utf-8")
-    beside.replace(path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", required=True, help="the setting's results folder")
@@ -137,12 +130,7 @@ def main() -> None:
         frame = make(table, found).round(3)
     except (records.RecordError, ConfigError) as error:
         sys.exit(f"ERROR: {error}")
-    text = markdown.text(frame, NAMES[table])
-    for path, content in (
-        (arguments.output, frame.to_csv(index=False)),
-        (arguments.output.with_suffix(".md"), text),
-    ):
-        write(path, content)
+    markdown.write(arguments.output, frame, markdown.text(frame, NAMES[table]))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-# Measured beside printed: as CSV for programs, as Markdown for people.
+# Measured beside printed: as CSV for programs, as Markdown for people, as a page for the report.
 
 
 rule table:
     input:
         plan.table_inputs,
     output:
+        "{root}/{table}.csv",
+        "{root}/{table}.md",
         report(
-            "{root}/{table}.csv",
+            "{root}/{table}.html",
             caption="../report/item.rst",
             category="Tables",
             labels={"table": "{table}"},
         ),
-        "{root}/{table}.md",
     log:
         "{root}/logs/{table}.log",
     conda:
@@ -28,6 +29,7 @@ rule partial_table:
     output:
         "{root}/{table}.partial.csv",
         "{root}/{table}.partial.md",
+        "{root}/{table}.partial.html",
     log:
         "{root}/logs/{table}.partial.log",
     conda:

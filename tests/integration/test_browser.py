@@ -1,0 +1,237 @@
+"""What a user sees in a browser: MLflow's UI on the mirror's database, and the report as a file.
+
+The runs are made up, as the mirror's tests make them; the pages are Debian's Chromium's. With
+EVOVIT_SCREENSHOTS=<folder> each page is kept there as a picture.
+"""
+
+import contextlib
+import csv
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import copy_project
+from tests.integration.project import environment, snakemake
+from tests.mirror.conftest import write_epochs
+from workflow import records, runs
+from workflow.campaign import Config
+
+CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(
+        not (CHROMIUM and DRIVER) and "BROWSER_IS_HERE" not in os.environ,
+        reason="no browser: apt-get install chromium chromium-driver",
+    ),
+]
+RUNS = ("deit_tiny", "ps_deit_tiny", "dynamic_deit_tiny", "svite_deit_tiny", "ia_red2_deit_tiny",
+        "evo_deit_tiny")  # fmt: skip
+DEMO = "results/demo"
+PATIENCE_S = 180
+
+
+def train(config: Config, root: Path, run: str, top1: float) -> None:
+    spec = runs.train_spec(config, "demo", run)
+    attempt = root / DEMO / "runs" / run / "attempts" / "1"
+    runs.write_spec(attempt / "spec.json", spec)
+    write_epochs(attempt, 1, 12)
+    results = {"top1": top1, "epochs": 12, "val_images": 599, "train_s": 48.0}
+    record = records.make(spec, results, time.time() - 200, device="a processor")
+    for path in (attempt / "record.json", attempt.parent.parent / "train.json"):
+        records.write_json(path, record)
+
+
+def measure(config: Config, root: Path) -> None:
+    point = runs.throughput_point(config, "demo", "deit_tiny")
+    spec = runs.throughput_spec(config, "demo", "deit_tiny", point)
+    methods = []
+    for place, model in enumerate(spec["models"]):
+        ratio = 1 + place / 10
+        method = {"run": model["run"], "images_per_s": 80.25 * ratio, "speedup": ratio}
+        method |= {"speedup_interval": [ratio, ratio], "rounds": [80.25 * ratio] * 5}
+        method |= {"macs_g": 1.25 / ratio, "params_m": 5.7, "resolution": 224, "suspect": []}
+        method |= {"ceilings": {"macs": 1.5, "roofline": 1.6}, "weights": "random"}
+        methods.append(method | {"profile": model.get("profile"), "out_of_memory": False})
+    results = {"device": "a processor", "methods": methods, "suspect": []}
+    path = root / runs.throughput_path(DEMO, "deit_tiny", point)
+    records.write_json(path, records.make(spec, results, 0.0))
+    runs.write_spec(path.with_suffix("") / "spec.json", spec)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A copy of the project with the demo's records, its table, ledger and report."""
+    root = tmp_path_factory.mktemp("browser")
+    copy_project(root)
+    config = Config.load()
+    for place, run in enumerate(RUNS):
+        train(config, root, run, 91.25 + place)
+    measure(config, root)
+    for module, item in (("tables", "table1"), ("claims", "claims.partial")):
+        command = [sys.executable, "-m", f"workflow.paper.{module}", "--root", DEMO]
+        command += ["--output", f"{DEMO}/{item}.csv"]
+        subprocess.run(command, cwd=root, env=environment(root), check=True)
+    targets = (f"{DEMO}/table1.csv", f"{DEMO}/claims.partial.csv")
+    snakemake(root, *targets, "--report", f"{DEMO}/report.html")
+    return root
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                 "--window-size=1500,1100"):  # fmt: skip
+        options.add_argument(flag)
+    # nothing beyond this machine is to be reached
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.set_page_load_timeout(PATIENCE_S)
+    yield driver
+    driver.quit()
+
+
+def text_with(browser, *wanted: str, picture: str) -> str:
+    """The page's text, once all of it is there."""
+    deadline, text = time.monotonic() + PATIENCE_S, ""
+    while time.monotonic() < deadline:
+        with contextlib.suppress(Exception):  # the page is being built anew
+            text = browser.execute_script("return document.body.innerText")
+        if all(one in text for one in wanted):
+            break
+        time.sleep(0.5)
+    keep(browser, picture)
+    missing = [one for one in wanted if one not in text]
+    assert not missing, f"{missing} not in {browser.current_url}: {text[:3000]}"
+    return text
+
+
+def keep(browser, name: str) -> None:
+    if folder := os.environ.get("EVOVIT_SCREENSHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        time.sleep(1)  # what is drawn after the text
+        browser.save_screenshot(f"{folder}/{name}.png")
+
+
+def click(browser, text: str) -> None:
+    """The innermost element with this text."""
+    script = """
+        const found = [...document.querySelectorAll('a, button, td, span, div, li')]
+            .filter(one => one.innerText && one.innerText.trim() === arguments[0]);
+        if (found.length) found[found.length - 1].click();
+        return found.length;"""
+    deadline = time.monotonic() + PATIENCE_S
+    while not browser.execute_script(script, text):
+        assert time.monotonic() < deadline, f"nothing says {text}"
+        time.sleep(0.5)
+
+
+def show_result(browser) -> None:
+    """The first result of a category's list, in the frame beside it."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not browser.execute_script("""
+        const eye = document.querySelector('tbody a');
+        if (eye) eye.click();
+        return document.querySelector('iframe') !== null;"""):
+        assert time.monotonic() < deadline, "no result is shown"
+        time.sleep(0.5)
+    browser.switch_to.frame(browser.find_element("tag name", "iframe"))
+
+
+def test_the_report_opens_and_its_table_has_the_csvs_numbers(project, browser):
+    browser.get((project / DEMO / "report.html").as_uri())
+    text_with(browser, "Evo-ViT, reproduced", "authors' code", picture="report")
+    click(browser, "Tables")
+    text_with(browser, "table1", picture="report-tables")
+    show_result(browser)
+    with open(project / DEMO / "table1.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    evo = next(row for row in rows if row["run"] == "evo_deit_tiny")
+    text = text_with(browser, "printed (V100): images/s", picture="report-table1")
+    (line,) = (one for one in text.splitlines() if one.startswith("DeiT-T") and "Evo-ViT" in one)
+    for column, digits in (("top1", 2), ("throughput", 1), ("speedup_pct", 1)):
+        assert f"{float(evo[column]):.{digits}f}" in line.split(), (column, line)
+    browser.switch_to.default_content()
+    click(browser, "Claims")
+    show_result(browser)
+    text = text_with(browser, "not run at this scale", picture="report-claims")
+    assert "confirmed" in text
+    browser.switch_to.default_content()
+
+
+def test_the_report_names_command_and_runs(project):
+    """Captions are in the file itself."""
+    page = (project / DEMO / "report.html").read_text()
+    assert "--profile demo results/demo/table1.csv" in page
+    assert "Trained for it: deit_tiny, ps_deit_tiny" in page
+    assert not re.search(r'(src|href)="https?://', page)  # nothing is fetched from elsewhere
+
+
+@pytest.fixture(scope="module")
+def mlflow_ui(project):
+    """`make ui`, on a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = environment(project) | {"MLFLOW_PORT": str(port), "MLFLOW_WORKERS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "workflow.login.ui"], cwd=project, env=given,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + PATIENCE_S
+        while not answers(f"{address}/health"):
+            assert process.poll() is None, "the UI ended"
+            assert time.monotonic() < deadline, "the UI does not start"
+            time.sleep(0.5)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def held(project: Path) -> tuple[str, dict]:
+    """The demo's experiment, and its runs by name."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    experiment = client.get_experiment_by_name("demo").experiment_id
+    return experiment, {run.info.run_name: run for run in client.search_runs([experiment])}
+
+
+def test_every_run_is_listed_and_opens_with_its_curve(project, browser, mlflow_ui):
+    experiment, found = held(project)
+    browser.get(f"{mlflow_ui}/#/experiments/{experiment}/runs")
+    text_with(browser, *RUNS, "table1", picture="mlflow-runs")
+    evo = found["evo_deit_tiny"].info.run_id
+    page = f"{mlflow_ui}/#/experiments/{experiment}/runs/{evo}"
+    browser.get(page)
+    text = text_with(browser, "Training in the setting", "Again:", "top1", picture="mlflow-run")
+    assert "snakemake results/demo/runs/evo_deit_tiny/train.json" in text
+    browser.get(f"{page}/model-metrics")
+    text_with(browser, "top1", picture="mlflow-curves")
+    drawn = "return document.querySelectorAll('.js-plotly-plot .scatterlayer path').length"
+    assert browser.execute_script(drawn) > 0
+    table = found["table1"].info.run_id
+    browser.get(f"{mlflow_ui}/#/experiments/{experiment}/runs/{table}/artifacts")
+    text_with(browser, "table1.csv", "table1.md", picture="mlflow-table")

@@ -1,0 +1,294 @@
+"""The ledger of claims: verdicts come from records alone, and say nothing where those can't."""
+
+import copy
+import dataclasses
+
+import pandas as pd
+import pytest
+
+from workflow import records, runs, statements
+from workflow.campaign import ConfigError
+from workflow.login import targets
+from workflow.paper import claims
+from workflow.paper.claims import CONFIRMED, NOT_RUN, REFUTED
+from workflow.paper.evidence import Evidence, Found, Printed, exactly
+from workflow.statements import Statement
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    return "results"
+
+
+@pytest.fixture
+def timed(config, root):
+    """A function that writes a section's measurement: run -> (speed-up, half its interval)."""
+
+    def write(section: str, setting: str = "imagenet", mode: str = "paper", **speeds) -> None:
+        point = runs.throughput_point(config, setting, section) | {"mode": mode}
+        spec = runs.throughput_spec(config, setting, section, point, weights="assumed")
+        methods = []
+        for model in spec["models"]:
+            ratio, half = speeds.get(model["run"], (1.0, 0.0))
+            method = {"run": model["run"], "speedup": ratio, "macs_g": 3.0 / ratio, "suspect": []}
+            method |= {"speedup_interval": [ratio - half, ratio + half], "rounds": [1.0] * 5}
+            method |= {"ceilings": {"macs": 1.5, "roofline": 1.6}, "profile": model.get("profile")}
+            methods.append(method)
+        results = {"device": "a GPU", "methods": methods, "suspect": []}
+        path = runs.throughput_path(config.settings[setting]["results"], section, point)
+        # asked for as the setting's tables do, whose weights may be trained ones
+        asked = runs.throughput_spec(config, setting, section, point)
+        records.write_json(path, records.make(asked, results, 0.0))
+
+    return write
+
+
+@pytest.fixture
+def trained(config, root):
+    def write(setting: str = "imagenet", **accuracies) -> None:
+        for run, top1 in accuracies.items():
+            spec = runs.train_spec(config, setting, run)
+            place = config.settings[setting]["results"]
+            results = {"top1": top1, "val_images": 50000}
+            records.write_json(f"{place}/runs/{run}/train.json", records.make(spec, results, 0.0))
+
+    return write
+
+
+def ledger(config, root: str = "results") -> pd.DataFrame:
+    return claims.make(config, root, partial=True).set_index("id")
+
+
+# -- the judges ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(57.0, 58.0, CONFIRMED), (50.0, 56.9, REFUTED), (63.0, 70.0, CONFIRMED), (63.1, 70.0, REFUTED),
+     (40.0, 90.0, CONFIRMED)],
+)  # fmt: skip
+def test_a_printed_number_is_confirmed_up_to_the_tolerances_edge(low, high, verdict):
+    assert claims.near(Found((low + high) / 2, low, high), (60.0, 60.0), 3.0) == verdict
+
+
+def test_a_least_value_has_no_upper_edge_and_a_range_has_both():
+    assert claims.near(exactly(99.0), (60.0, float("inf")), 0.0) == CONFIRMED
+    assert claims.near(exactly(59.9), (60.0, float("inf")), 0.0) == REFUTED
+    assert claims.near(exactly(64.0), (40.0, 60.0), 3.0) == REFUTED
+    assert claims.near(exactly(62.0), (40.0, 60.0), 3.0) == CONFIRMED
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(0.3, 0.9, CONFIRMED), (0.2, 0.9, None), (-0.9, -0.3, REFUTED), (-0.9, 0.1, None),
+     (-0.9, -0.2, None)],
+)  # fmt: skip
+def test_an_order_needs_the_whole_interval_beyond_the_tolerance(low, high, verdict):
+    assert claims.ahead(Found((low + high) / 2, low, high), 0.2) == verdict
+
+
+# -- from records -------------------------------------------------------------------------
+
+
+def test_without_records_nothing_is_judged_and_nothing_fails(config, root):
+    frame = ledger(config)
+    assert set(frame["verdict"]) == {NOT_RUN}
+    assert frame.index.is_unique
+    assert frame["ours"].isna().all()
+    assert frame.loc["selection_finds_objects", "note"].startswith("a picture")
+    assert "not measured" in claims.text(frame.reset_index())
+
+
+def test_the_full_ledger_refuses_to_be_made_without_its_records(config, root):
+    with pytest.raises(records.RecordError, match="is missing"):
+        claims.make(config, "results", partial=False)
+
+
+def test_a_speed_up_is_judged_in_the_papers_mode_on_a_gpu(config, timed):
+    timed("deit_small", evo_deit_small=(1.60, 0.01))
+    row = ledger(config).loc["speed_of_deit_small"]
+    assert (row["verdict"], row["ours"], row["unit"]) == (CONFIRMED, "60.00", "% images/s")
+    assert row["printed"] == "at least 60"
+    assert row["runs"] == "throughput/deit_small"
+    assert "timed on a GPU: mode paper, fp32" in row["note"]
+    assert "ceilings by MACs and roofline: 50.0 and 60.0 %" in row["note"]
+    timed("deit_small", evo_deit_small=(1.50, 0.02))
+    assert ledger(config).loc["speed_of_deit_small", "verdict"] == REFUTED
+
+
+def test_elsewhere_only_who_is_faster_is_judged(config, timed):
+    point = "demo", "fused"
+    timed("deit_tiny", *point, evo_deit_tiny=(1.5, 0.01), svite_deit_tiny=(1.4, 0.01),
+          dynamic_deit_tiny=(1.55, 0.01), ps_deit_tiny=(1.3, 0.01))  # fmt: skip
+    frame = ledger(config, "results/demo")
+    exact = frame.loc["speed_on_deit.evo_deit_tiny"]
+    assert (exact["verdict"], exact["ours"]) == (NOT_RUN, "50.00")
+    assert claims.OTHER_DEVICE in exact["note"]
+    verdicts = {
+        rival: frame.loc[f"beats_rivals_on_deit_tiny.{rival}.throughput", "verdict"]
+        for rival in ("svite_deit_tiny", "dynamic_deit_tiny")
+    }
+    assert verdicts == {"svite_deit_tiny": CONFIRMED, "dynamic_deit_tiny": REFUTED}
+
+
+def test_a_profile_chosen_to_match_the_print_decides_nothing(config, timed):
+    timed("deit_tiny", "demo", "fused", evo_deit_tiny=(1.5, 0.01), ps_deit_tiny=(1.3, 0.01))
+    row = ledger(config, "results/demo").loc["beats_rivals_on_deit_tiny.ps_deit_tiny.throughput"]
+    assert row["verdict"] == NOT_RUN
+    assert "assumed profile" in row["note"]
+
+
+def test_what_is_too_close_to_tell_is_not_judged(config, timed):
+    timed("levit_192", evo_levit_192=(1.01, 0.02))
+    row = ledger(config).loc["accelerates_levit.evo_levit_192"]
+    assert row["verdict"] == NOT_RUN
+    assert claims.CLOSE in row["note"]
+    timed("levit_192", evo_levit_192=(1.3, 0.02))
+    assert ledger(config).loc["accelerates_levit.evo_levit_192", "verdict"] == CONFIRMED
+
+
+def test_accuracies_are_judged_on_imagenet_alone(config, trained):
+    for setting in ("imagenet", "demo"):
+        trained(setting, deit_small=79.8, evo_deit_small=79.5)
+    on_imagenet = ledger(config).loc["accuracy_of_deit_small"]
+    assert (on_imagenet["verdict"], on_imagenet["printed"]) == (CONFIRMED, "at least -0.4")
+    assert on_imagenet["ours"] == "-0.30"
+    assert on_imagenet["n"] == "1 seed, 50000 images"
+    on_digits = ledger(config, "results/demo").loc["accuracy_of_deit_small"]
+    assert (on_digits["verdict"], on_digits["ours"]) == (NOT_RUN, "-0.30")
+    assert "accuracy on digits" in on_digits["note"]
+    for top1, verdict in ((79.0, REFUTED), (79.1, CONFIRMED), (80.5, CONFIRMED)):
+        trained(evo_deit_small=top1)  # 0.7 below is the edge; more accurate is no fault
+        assert ledger(config).loc["accuracy_of_deit_small", "verdict"] == verdict
+
+
+def test_several_seeds_make_an_interval(config, trained):
+    some = copy.deepcopy(config.runs)
+    some["evo_deit_small"]["seeds"] = [0, 1]
+    config = dataclasses.replace(config, runs=some)
+    for run, top1 in (("evo_deit_small", 79.3), ("evo_deit_small-s1", 79.5), ("deit_small", 79.8)):
+        spec = runs.train_spec(config, "imagenet", run)
+        record = records.make(spec, {"top1": top1, "val_images": 50000}, 0.0)
+        records.write_json(f"results/runs/{run}/train.json", record)
+    row = ledger(config).loc["accuracy_of_deit_small"]
+    assert row["ours"] == "-0.40"
+    assert (row["ours_low"], row["ours_high"]) == pytest.approx((-0.6, -0.2))
+    assert row["n"] == "2 seeds, 50000 images; 1 seed, 50000 images"
+    assert row["runs"] == "runs/evo_deit_small, runs/evo_deit_small-s1, runs/deit_small"
+
+
+def test_large_images_are_compared_by_each_ones_own_speed_up(config, timed):
+    timed("levit_256", evo_levit_256=(1.2, 0.01))
+    timed("levit_256_384px", evo_levit_256_384px=(1.4, 0.01))
+    row = ledger(config).loc["large_images_gain_more_on_levit_256.speedup"]
+    assert (row["verdict"], row["ours"]) == (CONFIRMED, "20.00")
+    assert row["printed"] == "14.4"
+    assert row["runs"] == "throughput/levit_256_384px, throughput/levit_256"
+
+
+def test_the_best_of_a_table_is_better_than_the_best_of_the_others(config, timed):
+    faster = {"deit_tiny-global_attention": (1.45, 0.01), "deit_tiny-random_selection": (1.5, 0.01)}
+    timed("table4", **faster)
+    row = ledger(config).loc["global_attention_is_the_best_strategy.throughput"]
+    assert row["verdict"] == REFUTED
+    assert "nearest: deit_tiny-random_selection" in row["note"]
+    assert claims.SLIP in row["note"]  # the table prints 3760 images/s beside 3730
+
+
+def memory_record(config, bytes_: int, other: int, **point) -> None:
+    point = runs.training_cost_point(config, "imagenet") | point
+    spec = runs.training_cost_spec(config, "imagenet", "deit_small_384", point)
+    methods = []
+    for run, gib in (("evo_deit_small_384", bytes_), ("deit_small_384", other)):
+        size = {"batch_size": 128, "bytes": gib * 2**30, "out_of_memory": gib > 32}
+        methods.append({"run": run, "sizes": [size]})
+    results = {"device": "a GPU", "bytes_are": "counted", "methods": methods}
+    path = runs.training_cost_path("results", "deit_small_384", point)
+    records.write_json(path, records.make(spec, results, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("evo", "dense", "verdict"), [(20, 40, CONFIRMED), (20, 30, REFUTED), (40, 50, REFUTED)]
+)
+def test_memory_fits_for_the_one_and_not_for_the_other(config, root, evo, dense, verdict):
+    memory_record(config, evo, dense)
+    row = ledger(config).loc["fits_where_deit_small_does_not"]
+    assert row["verdict"] == verdict
+    assert row["ours"].startswith(f"{evo}.0 GiB, {'fits' if evo < 32 else 'out of memory'}")
+    assert "held to 32 GiB" in row["note"]
+
+
+# -- statements ---------------------------------------------------------------------------
+
+
+def changed(config, **entries):
+    """The configuration with other claims."""
+    base = {"where": "here", "says": "{run} beside {than}"}
+    return dataclasses.replace(config, claims={name: base | one for name, one in entries.items()})
+
+
+def test_lists_make_a_row_of_each_and_names_are_the_tables(config):
+    compute = {"order": {"better": ["evo_levit_128s", "evo_levit_256_384px"], "than": "dense",
+                         "by": ["throughput", "top1"]}}  # fmt: skip
+    found = statements.every(changed(config, fast={"compute": compute}))
+    assert [one.id for one in found] == [
+        "fast.evo_levit_128s.throughput", "fast.evo_levit_128s.top1",
+        "fast.evo_levit_256_384px.throughput", "fast.evo_levit_256_384px.top1",
+    ]  # fmt: skip
+    assert found[2].says == "Evo-LeViT-256 at 384 px beside LeViT-256 at 384 px"
+
+
+def test_a_claim_may_speak_of_a_figures_rows(config, trained):
+    """Of those after a point, none may be more accurate by more than the tolerance."""
+    items = copy.deepcopy(config.items)
+    names = ("deit_tiny", "evo_deit_tiny", "svite_deit_tiny")
+    items["figures"]["ratios"] = {"rows": [{"run": run, "section": "deit_tiny"} for run in names]}
+    config = dataclasses.replace(config, items=items)
+    config = changed(
+        config,
+        flat={"compute": {"saturates": {"at": "deit_tiny", "of": "ratios"}}, "tolerance": 0.3},
+        best={"compute": {"best": {"run": "evo_deit_tiny", "of": "ratios", "by": "top1"}}},
+    )
+    trained(deit_tiny=72.0, evo_deit_tiny=72.4, svite_deit_tiny=70.0)
+    frame = ledger(config)
+    assert list(frame["verdict"]) == [REFUTED, CONFIRMED]
+    assert frame["ours"].tolist() == ["0.40", "0.40"]
+    trained(evo_deit_tiny=72.2)
+    assert ledger(config).loc["flat", "verdict"] == CONFIRMED
+
+
+@pytest.mark.parametrize(
+    ("compute", "sentence"),
+    [({"speedup": {"run": "deit_small"}}, "timed against no other model"),
+     ({"order": {"better": "deit_small", "than": "levit_128", "by": "throughput"}},
+      "no section of items.yaml times in turns"),
+     ({"saturates": {"at": "deit_small", "of": ["deit_small"]}}, "with nothing")],
+)  # fmt: skip
+def test_what_can_not_be_compared_is_refused(config, compute, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        statements.every(changed(config, odd={"compute": compute}))
+
+
+def test_printed_percentages_are_the_papers_and_else_follow_from_its_images_per_second(config):
+    printed = Printed(config)
+    assert printed.faster("ps_deit_small", "deit_small").value == 43.6
+    assert printed.faster("evo_levit_256", "levit_256").value == pytest.approx(27.4, abs=0.01)
+    assert printed.faster("ia_red2_deit_tiny", "deit_tiny") is None
+
+
+def test_the_full_ledger_needs_what_the_tables_need_and_no_more(config):
+    needed = set(targets.needed(config, "results/demo/claims.csv"))
+    tables = (targets.needed(config, f"results/demo/{name}.csv") for name in config.items["tables"])
+    assert needed == {path for table in tables for path in table}
+    assert targets.spec_of(config, "results/claims.partial.csv") is None
+
+
+def test_figures_records_are_read_only_if_there(config, root):
+    """In the full ledger only what tables want must be there."""
+    assert Evidence(config, "results/demo", partial=False).accuracy("deit_base") is None
+
+
+def test_a_statement_without_a_printed_number_has_no_verdict():
+    one = Statement(id="x", where="", says="", kind="top1_gap", run="a", others=("b",))
+    assert claims.judge(one, exactly(0.1), None) == (NOT_RUN, ["the paper prints no number"])

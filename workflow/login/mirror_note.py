@@ -1,0 +1,90 @@
+"""What MLflow shows on top of a run's page: what it is, how, where, how long, and how to make it
+again. Markdown; standard library only.
+"""
+
+from pathlib import Path
+
+from workflow.campaign import Config
+
+NOTE = "mlflow.note.content"
+DOES = {
+    "train": "Training", "evaluate": "Evaluation of given weights", "search": "Search",
+    "throughput": "Measurement of images/s", "training_cost": "Measurement of training steps",
+}  # fmt: skip
+RECIPE = ("epochs", "batch_size", "optimizer", "lr", "amp", "images")
+
+
+def of_attempt(config: Config, spec: dict, setting: str, folder: Path, record: dict | None) -> str:
+    """The description of an attempt; `folder` is its job's, below the project's root."""
+    lines = [f"**{DOES.get(spec['kind'], spec['kind'])}** in the setting `{setting}`"]
+    if "model" in spec:
+        lines.append(f"- model: {model(spec['model'])}")
+    if "models" in spec:
+        names = ", ".join(f"`{one['run']}`" for one in spec["models"])
+        lines.append(f"- models, in turns: {names}")
+        point = [f"{key} {spec[key]}" for key in ("device", "mode", "precision") if key in spec]
+        lines.append(f"- how: {', '.join(point)}{batches(spec)}")
+    if "data" in spec:
+        lines.append(f"- data: {spec['data']['name']}, {spec['data']['num_classes']} classes")
+    if "recipe" in spec:
+        values = (f"{key} {spec['recipe'][key]}" for key in RECIPE if key in spec["recipe"])
+        lines.append(f"- recipe: `{spec['recipe']['name']}` ({', '.join(values)})")
+    for role, does in (("start", "starts from"), ("teacher", "learns from")):
+        if role in spec:
+            lines.append(f"- {does} `{spec[role]['run']}`")
+    if "seed" in spec:
+        lines.append(f"- seed: {spec['seed']}")
+    lines += made(record) if record else ["- not finished yet"]
+    return "\n".join([*lines, "", "Again:", "", f"    {command(config, spec, setting, folder)}"])
+
+
+def model(found: dict) -> str:
+    given = ", ".join(f"{key}={value}" for key, value in found["kwargs"].items())
+    return f"`{found['name']}`" + (f" ({given})" if given else "")
+
+
+def batches(spec: dict) -> str:
+    sizes = spec.get("batch_sizes") or [spec["batch_size"]]
+    return f", batch {', '.join(map(str, sizes))}"
+
+
+def made(record: dict) -> list[str]:
+    """Result, place and time of a finished one."""
+    results, known = record["results"], record["provenance"]
+    lines = []
+    if "top1" in results:
+        images = f" on {results['val_images']} images" if "val_images" in results else ""
+        lines.append(f"- result: top-1 {results['top1']:.2f} %{images}")
+    device = results.get("device") or known.get("device") or "unknown device"
+    several = f", {known['world_size']} processes" if known.get("world_size", 1) > 1 else ""
+    lines.append(f"- where: {device}{several}, on {known['host']}")
+    lines.append(f"- how long: {duration(known['wall_s'])}")
+    if known.get("commit"):
+        dirty = ", with changes that are not committed" if known.get("dirty") else ""
+        lines.append(f"- code: commit {known['commit'][:10]}{dirty}")
+    return lines
+
+
+def duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"
+
+
+def command(config: Config, spec: dict, setting: str, folder: Path) -> str:
+    """What makes the record anew, although it is there."""
+    given = spec["kind"] in ("train", "evaluate") and "evaluation" not in spec
+    record = folder / "train.json" if given else folder.with_name(f"{folder.name}.json")
+    return f"snakemake {record} --profile {profile(config, setting)} --forcerun {record}"
+
+
+def profile(config: Config, setting: str) -> str:
+    """Where the setting's jobs would run."""
+    return "slurm" if config.settings[setting]["data"]["name"] == "imagenet" else "demo"
+
+
+def of_item(config: Config, item: str, setting: str, path: Path) -> str:
+    """The description of a table, a figure or the ledger."""
+    said = config.items["captions"].get(item, item).replace("``", "`")
+    return f"{said}\n\nMade by:\n\n    snakemake {path} --profile {profile(config, setting)}"

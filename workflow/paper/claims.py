@@ -1,0 +1,179 @@
+"""From records to the ledger of the paper's claims: `python -m workflow.paper.claims --root
+results/demo --output results/demo/claims.csv` writes it, and the same as Markdown beside it; from
+whatever records exist where it is called claims.partial.csv.
+
+No verdict is written by hand. A printed number is confirmed where it lies within the tolerance of
+our interval, and refuted elsewhere; an order where our whole interval lies beyond the tolerance on
+one side, or the other. What could not be decided says why: not run, on other data (accuracies are
+judged on ImageNet alone), on another kind of device (percentages of images/s are judged in mode
+`paper` on a GPU alone; who is faster is judged anywhere), or too close to tell.
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from workflow import records, statements
+from workflow.campaign import Config, ConfigError
+from workflow.paper import markdown
+from workflow.paper.evidence import Evidence, Found, Printed, exactly, margin, together
+from workflow.statements import Statement
+
+CONFIRMED, REFUTED, NOT_RUN = VERDICTS = ("confirmed", "refuted", "not run at this scale")
+UNITS = {"speedup": "% images/s", "throughput": "% images/s", "macs_saved": "% MACs",
+         "memory_fits": "", "seen": ""}  # fmt: skip
+ROUNDING = 1e-9  # of sums of decimal fractions
+OTHER_DEVICE = "percentages of images/s are judged in mode paper on a GPU alone"
+CLOSE = "too close to tell: more rounds, seeds or images would"
+SLIP = "the printed numbers themselves do not say so"
+
+
+def near(found: Found, printed: tuple[float, float], tolerance: float) -> str:
+    """Whether the printed range comes within the tolerance of the measured interval."""
+    low, high = printed
+    apart = found.high + tolerance < low - ROUNDING or found.low - tolerance > high + ROUNDING
+    return REFUTED if apart else CONFIRMED
+
+
+def ahead(found: Found, tolerance: float) -> str | None:
+    """Whether the margin is surely beyond the tolerance, on its right side; None: too close."""
+    if found.low > tolerance + ROUNDING:
+        return CONFIRMED
+    return REFUTED if found.high < -tolerance - ROUNDING else None
+
+
+def measure(one: Statement, source, config: Config) -> Found | None:
+    """The number that the claim is about, from records or as printed."""
+    first = one.others[0]
+    if one.kind == "memory_fits":
+        return source.memory(one.run, first, one.batch_size)
+    if one.kind == "macs_saved":
+        return source.macs_saved(one.run, first)
+    if one.kind == "speedup":
+        return source.faster(one.run, first)
+    if one.kind == "top1_gap":
+        return source.gap(one.run, first)
+    pairs = [(one.run, other) for other in one.others]
+    if one.kind == "saturates":
+        pairs = [(other, run) for run, other in pairs]
+    margins = [margin(source, config, one.by, *pair) for pair in pairs]
+    if None in margins:
+        return None
+    worst = (max if one.kind == "saturates" else min)(margins, key=lambda found: found.value)
+    if len(margins) == 1:
+        return worst
+    named = pairs[margins.index(worst)][one.kind != "saturates"]
+    whole = {name: together(*(getattr(found, name) for found in margins))
+             for name in ("n", "runs", "barred")}  # fmt: skip
+    return replace(worst, notes=(f"nearest: {named}", *worst.notes), **whole)
+
+
+def printed_of(one: Statement, printed: Printed, config: Config) -> Found | None:
+    if one.printed is not None or one.kind in ("macs_saved", "memory_fits", "seen"):
+        return None
+    return measure(one, printed, config)
+
+
+def judge(one: Statement, found: Found | None, said: Found | None) -> tuple[str, list[str]]:
+    """The verdict, and why there is none."""
+    if one.kind == "seen":
+        return NOT_RUN, [f"a picture, no number: look at {one.figure}"]
+    if found is None:
+        return NOT_RUN, ["not measured"]
+    if found.barred:
+        return NOT_RUN, list(found.barred)
+    if one.kind in ("order", "best"):
+        verdict = ahead(found, one.tolerance)
+        return (verdict, []) if verdict else (NOT_RUN, [CLOSE])
+    if one.kind == "memory_fits":
+        return (CONFIRMED if found.value > 0 else REFUTED), []
+    if one.kind == "saturates":
+        return near(found, (float("-inf"), 0.0), one.tolerance), []
+    if one.kind == "speedup" and not found.as_printed:
+        return NOT_RUN, [OTHER_DEVICE]
+    wanted = one.printed or (said and (said.value, float("inf") if one.at_least else said.value))
+    if wanted is None:
+        return NOT_RUN, ["the paper prints no number"]
+    return near(found, wanted, one.tolerance), []
+
+
+def row_of(one: Statement, evidence: Evidence, printed: Printed) -> dict:
+    """A line of the ledger."""
+    config = evidence.config
+    found = measure(one, evidence, config) if one.kind != "seen" else None
+    said = printed_of(one, printed, config)
+    verdict, why = judge(one, found, said)
+    if said is not None and one.kind in ("order", "best") and said.value <= 0:
+        why = [*why, SLIP]
+    found = found or exactly(float("nan"))
+    number = not found.text
+    return {
+        "id": one.id,
+        "where": one.where,
+        "claim": one.says,
+        "printed": shown(one, said),
+        "ours": f"{found.value:.2f}" if number and found.runs else found.text or None,
+        "ours_low": found.low if number else None,
+        "ours_high": found.high if number else None,
+        "unit": UNITS.get(one.by or one.kind, "points"),
+        "n": "; ".join(found.n) or None,
+        "tolerance": one.tolerance if one.kind not in ("memory_fits", "seen") else None,
+        "verdict": verdict,
+        "runs": ", ".join(found.runs) or None,
+        "note": "; ".join([*why, *found.notes]) or None,
+    }
+
+
+def shown(one: Statement, said: Found | None) -> str | None:
+    if one.kind == "memory_fits":
+        return "fits; out of memory"
+    if one.printed is None:
+        text = None if said is None else f"{said.value:.1f}"
+    else:
+        low, high = one.printed
+        text = f"{low:g}" if high in (low, float("inf")) else f"{low:g} to {high:g}"
+    return f"at least {text}" if text and one.at_least else text
+
+
+def make(config: Config, root: str, partial: bool) -> pd.DataFrame:
+    """The ledger: every claim, in the order of claims.yaml."""
+    evidence, printed = Evidence(config, root, partial), Printed(config)
+    return pd.DataFrame(row_of(one, evidence, printed) for one in statements.every(config))
+
+
+def text(frame: pd.DataFrame) -> str:
+    """The ledger for people; below it the remarks, each once."""
+    remarks = list(dict.fromkeys(frame["note"].dropna()))
+    lines = [["where", "claim", "printed", "ours", "unit", "n", "verdict", "notes"]]
+    for _, row in frame.iterrows():
+        ours = row["ours"] if pd.notna(row["ours"]) else "-"
+        if pd.notna(row["ours_low"]) and row["ours_low"] != row["ours_high"]:
+            ours += f" ({row['ours_low']:.1f} to {row['ours_high']:.1f})"
+        note = "" if pd.isna(row["note"]) else str(remarks.index(row["note"]) + 1)
+        printed, n = ("-" if pd.isna(row[key]) else row[key] for key in ("printed", "n"))
+        lines.append(
+            [row["where"], row["claim"], printed, ours, row["unit"], n, row["verdict"], note]
+        )
+    counts = (f"{(frame['verdict'] == verdict).sum()} {verdict}" for verdict in VERDICTS)
+    head = f"{len(frame)} claims: {', '.join(counts)}."
+    return "\n".join([head, "", *markdown.aligned(lines), "", *markdown.numbered(remarks)]) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--root", required=True, help="the setting's results folder")
+    parser.add_argument("--output", required=True, type=Path, help="claims[.partial].csv")
+    arguments = parser.parse_args()
+    try:
+        partial = arguments.output.name.endswith(".partial.csv")
+        frame = make(Config.load(), arguments.root, partial).round(3)
+    except (records.RecordError, ConfigError) as error:
+        sys.exit(f"ERROR: {error}")
+    markdown.write(arguments.output, frame, text(frame))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""What a setting's records say of two runs: a margin with its interval, what it rests on, and what
+bars it from deciding anything. `Printed` says the same of the paper's tables.
+"""
+
+import math
+import statistics
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from workflow import statements
+from workflow.campaign import Config
+from workflow.paper import tables
+from workflow.paper.columns import Records, speedup_pct
+
+PRINTED_ON = "imagenet"  # the data that the printed accuracies are of
+
+
+@dataclass(frozen=True)
+class Found:
+    """A number between `low` and `high`; `n`: how often measured, `runs`: the records behind it,
+    `barred`: why it decides nothing at this scale."""
+
+    value: float
+    low: float
+    high: float
+    n: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    barred: tuple[str, ...] = ()
+    as_printed: bool = True  # measured as the paper measured it
+    text: str = field(default="", compare=False)  # instead of the number
+
+    def __sub__(self, other: "Found") -> "Found":
+        return Found(
+            self.value - other.value, self.low - other.high, self.high - other.low,
+            *(together(getattr(self, name), getattr(other, name))
+              for name in ("n", "runs", "notes", "barred")),
+            as_printed=self.as_printed and other.as_printed,
+        )  # fmt: skip
+
+
+def together(*several: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one for some in several for one in some))
+
+
+def exactly(value: float, **rest) -> Found:
+    return Found(value, value, value, **rest)
+
+
+def margin(source, config: Config, by: str, run: str, other: str) -> Found | None:
+    """How far a run is ahead of another, from what a source of gaps and speeds says."""
+    if by in ("top1", "throughput"):
+        return (source.gap if by == "top1" else source.faster)(run, other)
+    over_dense = source.faster if by == "speedup" else source.gap
+    one, two = (over_dense(name, statements.dense(config, name)) for name in (run, other))
+    return None if one is None or two is None else one - two
+
+
+class Printed:
+    """The paper's tables by run; a run that several tables show is the same in all of them."""
+
+    def __init__(self, config: Config):
+        self.config, self.rows = config, {}
+        for table, rows in config.items["tables"].items():
+            names = tables.NAMES[table]
+            printed = tables.read_printed(table).set_index(names)
+            for row in rows:
+                key = tuple(row[name] for name in names)
+                if key in printed.index:
+                    known = printed.loc[key].dropna().to_dict()
+                    self.rows[row["run"]] = known | self.rows.get(row["run"], {})
+
+    def _both(self, key: str, run: str, other: str) -> tuple | None:
+        values = [self.rows.get(name, {}).get(key) for name in (run, other)]
+        return None if None in values or pd.isna(values).any() else tuple(values)
+
+    def gap(self, run: str, other: str) -> Found | None:
+        both = self._both("top1", run, other)
+        return both and exactly(both[0] - both[1])
+
+    def faster(self, run: str, other: str) -> Found | None:
+        """In per cent: as printed where the paper prints it, else from its images/s."""
+        known = self.rows.get(run, {}).get("speedup_pct")
+        if known is not None and statements.dense(self.config, run) == other:
+            return exactly(known)
+        both = self._both("throughput", run, other)
+        return both and exactly(speedup_pct(*both))
+
+
+class Evidence:
+    """The same from records: of what the setting measures for its tables (where it is missing,
+    RecordError) and, if it is there, for its figures; `partial`: of whatever is there."""
+
+    def __init__(self, config: Config, root: str, partial: bool):
+        self.config, self.partial = config, partial
+        self.strict, self.lenient = Records(config, root, partial), Records(config, root, True)
+        self.setting = self.strict.setting
+
+    def _records(self, part: str, shows) -> tuple[Records | None, int | None]:
+        """Who reads what belongs to an item's row in one of the sections that are trained
+        (`part`: train) or timed, and how many seeds."""
+        if self.partial:
+            return self.lenient, None
+        for kind, reader in (("tables", self.strict), ("figures", self.lenient)):
+            seeds = [
+                wanted["seeds"]
+                for item in self.config.items[kind]
+                for wanted in [self.config.wanted(self.setting, item)]
+                if any(row["section"] in wanted[part] and shows(row)
+                       for row in self.config.rows(item))
+            ]  # fmt: skip
+            if seeds:
+                return reader, None if None in seeds else max(seeds)
+        return None, None
+
+    # -- accuracy ---------------------------------------------------------------------------
+
+    def accuracy(self, run: str) -> Found | None:
+        reader, seeds = self._records("train", lambda row: row["run"] == run)
+        records = reader.trained(run, seeds) if reader else []
+        if not records:
+            return None
+        values = [record["results"]["top1"] for record in records]
+        data = records[0]["spec"]["data"]["name"]
+        images = records[0]["results"]["val_images"]
+        n = f"{len(values)} seed{'s' * (len(values) > 1)}, {images} images"
+        why = f"accuracy on {data}; accuracies are judged on ImageNet alone"
+        left_out = sum(len(record["results"].get("deviations", [])) for record in records)
+        mean, half = statistics.mean(values), 0.0
+        if len(values) > 1:  # two standard errors; of one seed nothing is known
+            half = 2 * statistics.stdev(values) / math.sqrt(len(values))
+        return Found(
+            mean, mean - half, mean + half, n=(n,),
+            runs=tuple(f"runs/{record['spec']['run']}" for record in records),
+            notes=(f"{run}: {left_out} training steps left out",) if left_out else (),
+            barred=() if data == PRINTED_ON else (why,),
+        )  # fmt: skip
+
+    def gap(self, run: str, other: str) -> Found | None:
+        one, two = self.accuracy(run), self.accuracy(other)
+        return None if one is None or two is None else one - two
+
+    # -- speed ------------------------------------------------------------------------------
+
+    def _timed(self, *names: str) -> tuple[str, dict] | None:
+        """The first section in which all of them were timed in turns, and its record."""
+        for section in statements.together(self.config, *names):
+            reader, _ = self._records(
+                "time", lambda row, section=section: row["section"] == section
+            )
+            if reader and (record := reader.throughput(section)):
+                return section, record
+        return None
+
+    def faster(self, run: str, other: str) -> Found | None:
+        """How many per cent more images/s, both in turns in one process."""
+        found = self._timed(run, other)
+        if found is None:
+            return None
+        section, record = found
+        spec, results = record["spec"], record["results"]
+        one, two = (_method(results, name) for name in (run, other))
+        if not (one.get("speedup") and two.get("speedup")):
+            return None  # out of memory
+        (low, high), (least, most) = one["speedup_interval"], two["speedup_interval"]
+        doubts = [*one["suspect"], *two["suspect"], *results["suspect"]]
+        assumed = [
+            f"{method['run']} was timed at an assumed profile, chosen to match its printed speed"
+            for method in (one, two) if method.get("profile")
+        ]  # fmt: skip
+        how = "mode {mode}, {precision}, batch {batch_size}".format(**spec)
+        notes = [f"timed on {results['device']}: {how}", *(f"suspect: {why}" for why in doubts)]
+        if two is results["methods"][0]:
+            ceilings = (100 * (one["ceilings"][name] - 1) for name in ("macs", "roofline"))
+            notes.append("ceilings by MACs and roofline: {:.1f} and {:.1f} %".format(*ceilings))
+        return Found(
+            speedup_pct(one["speedup"], two["speedup"]),
+            speedup_pct(low, most), speedup_pct(high, least),
+            n=(f"{len(one['rounds'])} rounds",), runs=(f"throughput/{section}",),
+            notes=tuple(notes), barred=tuple(assumed),
+            as_printed=spec["mode"] == "paper" and spec["device"] == "cuda",
+        )  # fmt: skip
+
+    def macs_saved(self, run: str, other: str) -> Found | None:
+        if (found := self._timed(run, other)) is None:
+            return None
+        section, record = found
+        one, two = (_method(record["results"], name)["macs_g"] for name in (run, other))
+        notes = (f"{one:.2f} and {two:.2f} G MACs",)
+        return exactly(100 * (1 - one / two), n=("counted",), runs=(f"throughput/{section}",),
+                       notes=notes)  # fmt: skip
+
+    # -- memory -----------------------------------------------------------------------------
+
+    def memory(self, run: str, other: str, batch_size: int) -> Found | None:
+        """1 where a step of the run fits into memory and the other's does not, else -1."""
+        section = statements.together(self.config, run, other)[0]
+        reader, _ = self._records(
+            "time", lambda row: row["section"] == section and "batch_size" in row
+        )
+        record = reader and reader.training_cost(section)
+        sizes = record and [_size(record, name, batch_size) for name in (run, other)]
+        if not sizes or None in sizes:
+            return None
+        (fits, needs), (other_fits, other_needs) = sizes
+        spec, results = record["spec"], record["results"]
+        said = f"a step in {spec['precision']} on {results['device']}, bytes {results['bytes_are']}"
+        if spec["memory_gib"]:
+            said += f", held to {spec['memory_gib']} GiB"
+        gpu = spec["device"] == "cuda" and spec["precision"] == "fp16"
+        why = "memory is judged where steps run as the paper's: on a GPU, with fp16"
+        return exactly(
+            1.0 if fits and not other_fits else -1.0, n=(f"{spec['rounds']} rounds",),
+            runs=(f"training/{section}",), notes=(said,), barred=() if gpu else (why,),
+            text=f"{needs}; {other_needs}",
+        )  # fmt: skip
+
+
+def _method(results: dict, run: str) -> dict:
+    return next(method for method in results["methods"] if method["run"] == run)
+
+
+def _size(record: dict, run: str, batch_size: int) -> tuple[bool, str] | None:
+    """Whether the run's step fits at this batch size, and what it needs."""
+    method = _method(record["results"], run)
+    for size in (*method["sizes"], *method.get("extrapolated", [])):
+        if size["batch_size"] == batch_size:
+            out = size.get("out_of_memory", False) or size.get("over_limit", False)
+            needs = f"{size['bytes'] / 2**30:.1f} GiB, " if size.get("bytes") else ""
+            return not out, f"{needs}{'out of memory' if out else 'fits'}"
+    return None

@@ -1,0 +1,45 @@
+# What records make of the paper's claims.
+
+
+rule claims:
+    input:
+        plan.claims_inputs,
+    output:
+        "{root}/claims.csv",
+        "{root}/claims.md",
+        report(
+            "{root}/claims.html",
+            caption="../report/item.rst",
+            category="Claims",
+            labels={"claims": "all"},
+        ),
+    log:
+        "{root}/logs/claims.log",
+    conda:
+        "../../environment.yml"
+    params:
+        caption=plan.caption,
+    shell:
+        planning.WEIGH
+
+
+rule partial_claims:
+    input:
+        plan.partial_claims_inputs,
+    output:
+        "{root}/claims.partial.csv",
+        "{root}/claims.partial.md",
+        report(
+            "{root}/claims.partial.html",
+            caption="../report/item.rst",
+            category="Claims",
+            labels={"claims": "from the records that were there"},
+        ),
+    log:
+        "{root}/logs/claims.partial.log",
+    conda:
+        "../../environment.yml"
+    params:
+        caption=plan.caption,
+    shell:
+        planning.WEIGH
