@@ -90,6 +90,11 @@ def check_names(config: Config, files: dict[str, Path], keys: set[str]) -> None:
             known(files["items"], f"{place}.run", row["run"], config.runs)
             known(files["items"], f"{place}.section", row["section"], sections)
             known(files["items"], f"{place}.run", row["run"], sections[row["section"]])
+    for name, wanted in config.items["analyses"].items():
+        known(files["items"], f"analyses.{name}.run", wanted["run"], config.runs)
+    for figure in config.items["figures"]:
+        for name in config.analyses(figure):
+            known(files["items"], f"figures.{figure}.analyses", name, config.items["analyses"])
     places: dict[str, str] = {}
     for name, setting in config.settings.items():
         if (other := places.setdefault(setting["results"], name)) != name:

@@ -8,11 +8,17 @@ from pathlib import Path
 
 from workflow import records
 from workflow.campaign import Config, ConfigError
-from workflow.paper import pareto, style
+from workflow.paper import pareto, similarity_curves, style, token_maps
 from workflow.paper.columns import Records
 
 # each takes a setting's records and returns the figure
-FIGURES = {"pareto": pareto.draw}
+FIGURES = {
+    "pareto": pareto.draw,
+    "figure2": token_maps.figure2,
+    "figure4a": similarity_curves.figure4a,
+    "figure4b": similarity_curves.figure4b,
+    "figure5": token_maps.figure5,
+}
 
 
 def main() -> None:
