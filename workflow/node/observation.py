@@ -27,7 +27,7 @@ class Layer(NamedTuple):
 
 
 def check_dense(model: nn.Module, run: str) -> None:
-    """Raise SpecError unless it is a plain vision transformer with a class token to predict from."""
+    """Raise SpecError unless it is a plain vision transformer that predicts by its class token."""
     if (
         not isinstance(model, VisionTransformer)
         or isinstance(model, EvoHost)

@@ -1,4 +1,4 @@
-"""Images in rows and named columns, placed in inches: no layout engine keeps rows of images level."""
+"""Images in rows and named columns, placed in inches: no layout engine keeps their rows level."""
 
 from dataclasses import dataclass
 
