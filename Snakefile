@@ -27,12 +27,14 @@ wildcard_constraints:
     table=plan.table_names,
     figure=plan.figure_names,
     evaluation=plan.evaluation_names,
+    analysis=plan.analysis_names,
 
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/search.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/analyse.smk"
 include: "workflow/rules/throughput.smk"
 include: "workflow/rules/training_cost.smk"
 include: "workflow/rules/tables.smk"

@@ -31,7 +31,8 @@ ALLOWED = {
         *("workflow", "evovit", "baselines", "torch", "torchvision", "timm", "numpy", "PIL"),
         "sklearn",
     },
-    "workflow/paper": {"workflow", "pandas", "seaborn", "matplotlib"},
+    "workflow/node/interpretability.py": {"workflow", "torch", "timm", "captum"},
+    "workflow/paper": {"workflow", "numpy", "pandas", "seaborn", "matplotlib"},
 }
 
 

@@ -92,6 +92,10 @@ class Config:
         tables, figures = self.items["tables"], self.items["figures"]
         return tables[item] if item in tables else figures[item].get("rows", [])
 
+    def analyses(self, item: str) -> list[str]:
+        """The analyses of trained models that a figure shows; of a table none."""
+        return self.items["figures"].get(item, {}).get("analyses", [])
+
     def sections_of(self, item: str) -> list[str]:
         """The sections of measurement that an item's rows stand in, in their order."""
         return list(dict.fromkeys(row["section"] for row in self.rows(item)))

@@ -14,6 +14,8 @@ from workflow.campaign import Config, run_name
 
 ROLES = ("start", "teacher")  # whose weights a run starts from, and learns from
 EVALUATED = ("name", "batch_size", "threads", "amp", "interpolation", "crop_pct")
+SAMPLE_IMAGES = "scikit-learn"  # in place of a folder of photographs: the two that ship with it
+TRAINED = (*ROLES, "snapshots")  # what only a training has
 
 
 def spec_hash(spec: dict) -> str:
@@ -89,7 +91,7 @@ def train_spec(config: Config, setting: str, run: str) -> dict:
 
 def evaluate_spec(config: Config, setting: str, run: str, checkpoint: dict) -> dict:
     """The spec of the evaluation of given weights in a training's place."""
-    spec = {k: v for k, v in _run_spec(config, setting, run).items() if k not in ROLES}
+    spec = {k: v for k, v in _run_spec(config, setting, run).items() if k not in TRAINED}
     recipe = {key: spec["recipe"][key] for key in EVALUATED}
     return spec | {"kind": "evaluate", "recipe": recipe, "checkpoint": checkpoint}
 
@@ -110,7 +112,7 @@ def fetch_spec(checkpoint: dict) -> dict:
 def search_spec(config: Config, setting: str, run: str) -> dict:
     """The spec of the search before a run's training, on the model that its row starts from."""
     spec = _run_spec(config, setting, run)
-    spec.pop("teacher", None)
+    spec = {k: v for k, v in spec.items() if k not in ("teacher", "snapshots")}
     return spec | {"kind": "search", "recipe": take_search(spec["recipe"])}
 
 
@@ -131,7 +133,32 @@ def _run_spec(config: Config, setting: str, run: str) -> dict:
             # the same seed's run where there is one, so that seeds stay independent
             other = run_name(other, seed if seed in config.seeds(other) else 0)
             spec[role] = reference(train_spec(config, setting, other))
+    if "snapshots" in config.runs[row]:
+        spec["snapshots"] = config.runs[row]["snapshots"]
     return spec
+
+
+def analysis_spec(config: Config, setting: str, name: str) -> dict:
+    """The spec of one of items.yaml's `analyses`: a look into the model that a run ended with."""
+    wanted = config.items["analyses"][name]
+    training = train_spec(config, setting, wanted["run"])
+    images = {"validation": wanted["validation"]}
+    if wanted.get("photographs"):
+        images["photographs"] = config.settings[setting].get("photographs", SAMPLE_IMAGES)
+    shown = ("threads", "interpolation", "crop_pct")
+    return {
+        "kind": "analysis",
+        "analysis": name,
+        "computes": wanted["computes"],
+        **{key: training[key] for key in ("run", "row", "setting", "model", "data")},
+        "recipe": {key: training["recipe"][key] for key in shown},
+        "images": images,
+        "start": reference(training),
+    }
+
+
+def analysis_path(root: str, name: str) -> str:
+    return f"{root}/analyses/{name}.json"
 
 
 def reference(spec: dict) -> dict:

@@ -115,6 +115,26 @@ CASES = {
         lambda c: c["figures"]["figureS1b"].update(chosen=12),
         r"items.yaml: figures.figureS1b.chosen is 12, which is no row's x; choose among 2, 3",
     ),
+    "an analysis of no run": (
+        "items",
+        lambda c: c["analyses"]["cka"].update(run="deit_tin"),
+        r"analyses.cka.run names 'deit_tin'; did you mean 'deit_tiny'\?",
+    ),
+    "an analysis of nothing": (
+        "items",
+        lambda c: c["analyses"]["cka"].update(computes="ckaa"),
+        r"analyses.cka.computes is 'ckaa'; did you mean 'cka'\?",
+    ),
+    "a figure of no analysis": (
+        "items",
+        lambda c: c["figures"]["figure4a"].update(analyses=["cak"]),
+        r"figures.figure4a.analyses names 'cak'; did you mean 'cka'\?",
+    ),
+    "a snapshot after the end": (
+        "runs",
+        lambda c: c["deit_tiny"].update(snapshots=[1.5]),
+        r"runs.yaml: deit_tiny.snapshots.0: 1.5 is greater than the maximum of 1",
+    ),
     "row without a run": (
         "items",
         lambda c: c["tables"]["table1"][0].update(run="deit_tin"),

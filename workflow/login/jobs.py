@@ -15,6 +15,7 @@ import submitit
 from workflow import locks, records
 
 MODULES = {
+    "analysis": "workflow.node.analysis",
     "data": "workflow.node.manifest",
     "evaluate": "workflow.node.evaluate",
     "preflight": "workflow.node.preflight",

@@ -17,6 +17,7 @@ from workflow.login.attempts import Attempt
 from workflow.login.slurm_queue import Queue
 
 SHOWN = ("model", "data", "recipe", "start", "teacher", "checkpoint")
+LOOK = ("run", "computes", "images")  # of an analysis
 POINT = ("section", "device", "mode", "precision", "batch_size", "threads", "rounds")
 RUNS = ("train", "evaluate")
 STEPS = ("epoch", "layer")  # events of a journal that carry metrics
@@ -101,6 +102,10 @@ def item_tags(config: Config, spec: dict) -> dict[str, str]:
     """Which tables and figures show it, and under which backbone, method and strategy."""
     if "evaluation" in spec:
         return {}
+    if "analysis" in spec:
+        figures = [name.removeprefix("figure") for name in config.items["figures"]
+                   if spec["analysis"] in config.analyses(name)]  # fmt: skip
+        return {"figure": ",".join(figures)} if figures else {}
     field_, name = ("run", spec["row"]) if "row" in spec else ("section", spec["section"])
     tables, rows = [], []
     for item, content in config.items["tables"].items():
@@ -133,12 +138,13 @@ def describe_attempt(root: Path, source: Source, config: Config, queue: Queue) -
     record = json.loads(attempt.record.read_text()) if attempt.record.exists() else None
     folder = source.path.parent.parent
     started = (source.path / "spec.json").stat().st_mtime
+    shown = (*SHOWN, *POINT, *(LOOK if spec["kind"] == "analysis" else ()))
     content = Content(
         identity={"attempt_id": identity(source.path)},
         experiment=source.setting,
         name=display_name(spec, folder),
         started_ms=round(1000 * started),
-        params=flatten("", {key: spec[key] for key in (*SHOWN, *POINT) if key in spec}),
+        params=flatten("", {key: spec[key] for key in shown if key in spec}),
         tags={
             "kind": spec["kind"],
             "folder": str(folder.relative_to(root)),
@@ -162,7 +168,7 @@ def describe_attempt(root: Path, source: Source, config: Config, queue: Queue) -
     if record:
         content.points += record_points(record, content.ended_ms)
         logs = folder.glob("*.log")
-        files = [source.path / "spec.json", attempt.record, *logs]
+        files = [source.path / "spec.json", attempt.record, *source.path.glob("*.npz"), *logs]
         content.artifacts = [path for path in files if path.exists()]
     return content
 
@@ -171,6 +177,8 @@ def display_name(spec: dict, folder: Path) -> str:
     """The run's name; of what belongs to a run or a section, with that before it."""
     if "evaluation" in spec:
         return f"evaluations/{spec['evaluation']}"
+    if "analysis" in spec:
+        return f"analyses/{spec['analysis']}"
     if spec["kind"] in RUNS:
         return spec["run"]
     return f"{spec.get('run') or spec['section']}/{folder.name}"
@@ -230,12 +238,16 @@ def record_points(record: dict, time_ms: int) -> list[Point]:
         found |= {f"kept.layer_{i + 1}": kept for i, kept in enumerate(results["counts"])}
     elif record["kind"] == "training_cost":
         found = dict(training_cost_values(results))
+    elif record["kind"] == "analysis":
+        found = {"images": results["images"]}
     else:
         found = {}
     found["wall_s"] = record["provenance"]["wall_s"]
     points = [Point(key, value, time_ms, step) for key, value in found.items() if value is not None]
     if record["kind"] == "throughput":
         points += throughput_points(results, time_ms)
+    for name, curve in results.get("curves", {}).items():  # over the layers
+        points += [Point(name, value, time_ms, layer) for layer, value in enumerate(curve, 1)]
     return points
 
 

@@ -17,6 +17,7 @@ from workflow.login.mirror_content import Content, Source, describe_attempt
 from workflow.login.slurm_queue import Queue
 
 PATTERNS = ("runs/*/attempts", "runs/*/search/attempts", "evaluations/*/attempts",
+            "analyses/*/attempts",
             "throughput/*/*/attempts",
             "training/*/*/attempts")  # fmt: skip
 

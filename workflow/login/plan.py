@@ -79,6 +79,10 @@ class Plan:
         names = {name for setting in settings for name in setting.get("evaluations", {})}
         return "|".join(sorted(names, key=len, reverse=True)) or "(?!)"  # or nothing at all
 
+    @property
+    def analysis_names(self) -> str:
+        return "|".join(self.config.items["analyses"])
+
     throughput_points = points.wildcard(points.THROUGHPUT)
 
     @property
@@ -129,6 +133,12 @@ class Plan:
             )
         spec = runs.evaluation_spec(self.config, setting, name)
         path = f"evaluations/{name}"
+        return self._run_inputs(root, spec, f"{path}/spec.json", f"{path}.json")
+
+    def analysis_inputs(self, wildcards) -> dict:
+        root, name = wildcards.root, wildcards.analysis
+        spec = runs.analysis_spec(self.config, self.config.setting_of(root), name)
+        path = f"analyses/{name}"
         return self._run_inputs(root, spec, f"{path}/spec.json", f"{path}.json")
 
     def fetch_spec(self, wildcards) -> str:
@@ -237,9 +247,13 @@ class Plan:
             kind: [Path(path).parent.name for path in found if f"/{kind}/" in path]
             for kind in ("runs", "throughput")
         }
+        looks = self.config.analyses(item)
+        models = [self.config.items["analyses"][name]["run"] for name in looks]
+        data = self.config.settings[setting]["data"]["name"]
+        seen = f" Looked into for it: {', '.join(models)}, trained on {data}." if looks else ""
         return (
-            f"{made}. Trained for it: {', '.join(names['runs']) or 'nothing'}. Timed for it: "
-            f"{', '.join(names['throughput']) or 'nothing'}."
+            f"{made}. Trained for it: {', '.join([*names['runs'], *models]) or 'nothing'}. Timed for "
+            f"it: {', '.join(names['throughput']) or 'nothing'}.{seen}"
         )
 
     def data_option(self, wildcards) -> str:

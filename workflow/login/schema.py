@@ -98,6 +98,11 @@ def check_names(config: Config, files: dict[str, Path], keys: set[str]) -> None:
                     f"{files['items']}: figures.{figure}.chosen is {content['chosen']!r}, which is "
                     f"no row's x; choose among {', '.join(map(str, shown))}."
                 )
+    for name, wanted in config.items["analyses"].items():
+        known(files["items"], f"analyses.{name}.run", wanted["run"], config.runs)
+    for figure in config.items["figures"]:
+        for name in config.analyses(figure):
+            known(files["items"], f"figures.{figure}.analyses", name, config.items["analyses"])
     places: dict[str, str] = {}
     for name, setting in config.settings.items():
         if (other := places.setdefault(setting["results"], name)) != name:

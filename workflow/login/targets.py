@@ -16,6 +16,7 @@ PATTERNS = {
     "train": re.compile(r"runs/(?P<run>[^/]+)/train\.json"),
     "search": re.compile(r"runs/(?P<run>[^/]+)/search\.json"),
     "evaluate": re.compile(r"evaluations/(?P<name>[^/]+)\.json"),
+    "analysis": re.compile(r"analyses/(?P<name>[^/]+)\.json"),
     "fetch": re.compile(r"weights/(?P<tag>[^/]+)\.json"),
     "throughput": re.compile(r"throughput/(?P<section>\w+)/(?P<point>[^/]+)\.json"),
     "training_cost": re.compile(rf"training/(?P<section>\w+)/{points.TRAINING_COST.pattern}\.json"),
@@ -67,7 +68,8 @@ def item_records(config: Config, root: str, item: str) -> list[str]:
         for row in rows
         if "batch_size" in row and row["section"] in wanted["time"]
     ]
-    return list(dict.fromkeys(others + trained + timed + cost))
+    looks = [runs.analysis_path(root, name) for name in config.analyses(item)]
+    return list(dict.fromkeys(others + trained + timed + cost + looks))
 
 
 def whole(config: Config) -> list[str]:
@@ -106,6 +108,8 @@ def _spec(config: Config, setting: str, kind: str, named: dict) -> dict | None:
         return runs.search_spec(config, setting, named["run"])
     if kind == "evaluate":
         return runs.evaluation_spec(config, setting, named["name"])
+    if kind == "analysis":
+        return runs.analysis_spec(config, setting, named["name"])
     if kind == "fetch":
         given = [*scale.get("checkpoints", {}).values()]
         given += [one["checkpoint"] for one in scale.get("evaluations", {}).values()]

@@ -87,6 +87,13 @@ class Checkpoints:
             beside.replace(self.folder / "best.pt")
             records.write_json(note, {"value": value, "was": path.name})
 
+    def keep_snapshot(self, epoch: int, model: nn.Module) -> None:
+        """Keep the weights after an epoch (from 1), for good; a failed save is reported."""
+        try:
+            save(snapshot_path(self.folder, epoch), cpu_weights(model))
+        except OSError as error:
+            self.report(f"The snapshot after epoch {epoch} was not saved: {error}. Going on.")
+
     def load(self) -> dict | None:
         """The newest checkpoint that is whole and of this spec; None if there is none.
 
@@ -112,14 +119,30 @@ def final_weights(site: dict, needed: dict) -> dict[str, torch.Tensor]:
     `needed` is a spec's `start` or `teacher`. Raises WeightsError unless that job's record is of
     the spec this one was planned with and the file's sha256 is the one in the record.
     """
-    folder = Path(site["root"]) / "runs" / needed["run"]
-    source = folder / f"{needed['job']}.json"
+    source, record = needed_record(site, needed)
+    return read_weights(source, record["results"]["weights"])
+
+
+def snapshots(site: dict, needed: dict) -> list[tuple[int, dict[str, torch.Tensor]]]:
+    """Epochs (from 1) and state dicts that a training kept on its way, its end not among them; of
+    weights that were given, none. Raises WeightsError as `final_weights` does."""
+    source, record = needed_record(site, needed)
+    kept = record["results"].get("snapshots", [])
+    return [(one["epoch"], read_weights(source, one)) for one in kept]
+
+
+def needed_record(site: dict, needed: dict) -> tuple[Path, dict]:
+    """The record of a job whose weights another needs, and where it lies."""
+    source = Path(site["root"]) / "runs" / needed["run"] / f"{needed['job']}.json"
     try:
-        record = records.read(source, needed["spec_hash"])
+        return source, records.read(source, needed["spec_hash"])
     except records.RecordError as error:
         raise WeightsError(f"This run needs the weights of {needed['run']}: {error}") from None
-    weights = record["results"]["weights"]
-    path = folder / weights["path"]
+
+
+def read_weights(source: Path, weights: dict) -> dict[str, torch.Tensor]:
+    """The state dict in a file that the record at `source` names by path and sha256."""
+    path = source.parent / weights["path"]
     if not path.exists() or records.sha256(path) != weights["sha256"]:
         raise WeightsError(
             f"{path} is missing or not the file that {source} names; make {source} again."
@@ -171,6 +194,36 @@ def save_weights(folder: Path, model: nn.Module, spec: dict) -> dict:
     The path counts from the run's folder, so that results can be moved as a whole.
     """
     path = folder / "weights.pt"
-    save(path, {key: value.cpu() for key, value in model.state_dict().items()})
-    run_folder = next(above for above in path.parents if above.name == spec["run"])
-    return {"path": str(path.relative_to(run_folder)), "sha256": records.sha256(path)}
+    save(path, cpu_weights(model))
+    return describe_file(path, spec["run"])
+
+
+def cpu_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.cpu() for key, value in model.state_dict().items()}
+
+
+def describe_file(path: Path, job: str) -> dict:
+    """A file's sha256, and its path from the folder `job` that its attempt lies in."""
+    above = next(above for above in path.parents if above.name == job)
+    return {"path": str(path.relative_to(above)), "sha256": records.sha256(path)}
+
+
+def snapshot_path(folder: Path, epoch: int) -> Path:
+    return folder / f"epoch-{epoch:04d}.pt"
+
+
+def snapshot_epochs(spec: dict) -> list[int]:
+    """The epochs (from 1) after which a training's spec keeps weights, its last one left out."""
+    epochs = spec["recipe"]["epochs"]
+    wanted = {max(1, round(share * epochs)) for share in spec.get("snapshots", [])}
+    return sorted(wanted - {epochs})
+
+
+def describe_snapshots(folder: Path, spec: dict) -> list[dict]:
+    """What a record says of the snapshots in the attempt's folder of checkpoints."""
+    paths = {epoch: snapshot_path(folder, epoch) for epoch in snapshot_epochs(spec)}
+    return [
+        {"epoch": epoch, **describe_file(path, spec["run"])}
+        for epoch, path in paths.items()
+        if path.exists()
+    ]

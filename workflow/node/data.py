@@ -125,10 +125,16 @@ def named_images(
             f"{site['data_root']}/{split} has {len(dataset)} images, but a batch of {count} is to "
             "be timed; lower `throughput.batch_size` in workflow/config/settings.yaml."
         )
-    spaced = [index * len(dataset) // count for index in range(count)]
-    loader = plain_loader(dataset, spaced, min(count, 256), site, model_cfg, device)
-    names = [str(dataset.filename(index)) for index in spaced]
+    chosen = spaced(len(dataset), count)
+    loader = plain_loader(dataset, chosen, min(count, 256), site, model_cfg, device)
+    names = [str(dataset.filename(index)) for index in chosen]
     return torch.cat([batch for batch, _ in loader]), names
+
+
+def spaced(size: int, most: int) -> list[int]:
+    """So many indices of `size` images, evenly spaced; all if there are no more."""
+    count = min(most, size)
+    return [index * size // count for index in range(count)]
 
 
 def eval_dataset(

@@ -10,7 +10,7 @@ from workflow import journal as journals
 from workflow import layout, records
 from workflow.journal import Journal
 from workflow.node import device, macs, manifest, place
-from workflow.node.checkpoints import Checkpoints, save_weights
+from workflow.node.checkpoints import Checkpoints, describe_snapshots, save_weights
 from workflow.node.place import Place
 from workflow.node.stop import StopFlag
 from workflow.node.training import Training, TrainingError
@@ -68,6 +68,8 @@ def fit(spec: dict, site: dict, folder: Path, where: Place) -> dict | None:
         return None
     results = summarise(journals.epochs(journal.path), spec["recipe"]["epochs"])
     results["weights"] = save_weights(folder, unwrap_model(training.model), spec)
+    if "snapshots" in spec:
+        results["snapshots"] = describe_snapshots(saved.folder, spec)
     results["deviations"] = journals.deviations(journal.path)
     results["val_images"] = len(training.val_loader.loader.dataset)
     model = unwrap_model(training.model)

@@ -13,7 +13,7 @@ from timm.utils import distribute_bn, unwrap_model
 
 from workflow.journal import Journal
 from workflow.node import data, evaluate, macs
-from workflow.node.checkpoints import Checkpoints
+from workflow.node.checkpoints import Checkpoints, snapshot_epochs
 from workflow.node.place import Place
 from workflow.node.stepping import Stepper
 from workflow.node.stop import StopFlag
@@ -133,6 +133,9 @@ class Training(Stepper):
         metrics |= {"train_s": spent, "epoch_s": spent + time.time() - started}
         self.note("epoch", epoch=self.epoch + 1, metrics=metrics)
         self.epoch, self.step, self.spent_s, self.sums = self.epoch + 1, 0, 0.0, {}
+        # before the checkpoint: killed in between, the epoch is done again and so is this
+        if self.where.first and self.epoch in snapshot_epochs(self.spec):
+            saved.keep_snapshot(self.epoch, unwrap_model(self.model))
         self.save(saved, best=metrics["top1"])
 
     def newest(self, saved: Checkpoints) -> dict | None:

@@ -3,6 +3,8 @@
 import statistics
 from pathlib import Path
 
+import numpy as np
+
 from workflow import records, runs
 from workflow.campaign import Config, run_name
 
@@ -55,6 +57,24 @@ class Records:
             runs.training_cost_path(self.root, section, point),
             runs.training_cost_spec(self.config, self.setting, section, point),
         )
+
+    def analysis(self, name: str) -> tuple[dict, dict[str, np.ndarray]]:
+        """The record of a look into a trained model, and its arrays.
+
+        Raises RecordError unless it is of the current spec and the arrays are those it names.
+        """
+        path = Path(runs.analysis_path(self.root, name))
+        spec = runs.analysis_spec(self.config, self.setting, name)
+        record = records.read(path, runs.spec_hash(spec))
+        named = record["results"]["arrays"]
+        arrays = path.parent / named["path"]
+        if not arrays.exists() or records.sha256(arrays) != named["sha256"]:
+            raise records.RecordError(
+                f"{arrays} is missing or not the file that {path} names; make both again by adding "
+                f"--forcerun {path} to snakemake's command."
+            )
+        with np.load(arrays, allow_pickle=False) as stored:
+            return record, dict(stored)
 
 
 def speedup_pct(rate: float, baseline: float) -> float:
@@ -187,13 +207,19 @@ def describe_seeds(accuracies: list[float]) -> str:
 def describe_training(record: dict, config: Config) -> str:
     """On what, and at which size, an accuracy was reached."""
     spec, results = record["spec"], record["results"]
-    full = runs.model_of(config, spec["row"])["kwargs"]
-    shrunk = {k: v for k, v in spec["model"]["kwargs"].items() if k != "num_classes"} != full
-    size = "a reduced model" if shrunk else "the paper's model"
-    if shrunk and "img_size" in spec["model"]["kwargs"]:
-        kwargs = spec["model"]["kwargs"]
-        size += f" at {kwargs['img_size']} px, width {kwargs.get('embed_dim')}"
+    size = describe_size(spec, config)
     if spec["kind"] == "evaluate":
         given = spec["checkpoint"].get("file") or spec["checkpoint"]["timm"]
         size += f" with the weights of {Path(given).name}"
     return f"{size} on {spec['data']['name']}, {results['val_images']} validation images"
+
+
+def describe_size(spec: dict, config: Config) -> str:
+    """Whether a spec's model has the paper's size or a setting's."""
+    full = runs.model_of(config, spec["row"])["kwargs"]
+    kwargs = spec["model"]["kwargs"]
+    if {k: v for k, v in kwargs.items() if k != "num_classes"} == full:
+        return "the paper's model"
+    if "img_size" not in kwargs:
+        return "a reduced model"
+    return f"a reduced model at {kwargs['img_size']} px, width {kwargs.get('embed_dim')}"

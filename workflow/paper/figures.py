@@ -9,12 +9,24 @@ from pathlib import Path
 
 from workflow import records
 from workflow.campaign import Config, ConfigError
-from workflow.paper import architectures, files, pareto, style, sweeps
+from workflow.paper import (
+    architectures,
+    files,
+    pareto,
+    similarity_curves,
+    style,
+    sweeps,
+    token_maps,
+)
 from workflow.paper.columns import Records
 
 # each takes a setting's records and returns the figure and, as a DataFrame, what it shows
 FIGURES = {
     "pareto": pareto.draw,
+    "figure2": token_maps.figure2,
+    "figure4a": similarity_curves.figure4a,
+    "figure4b": similarity_curves.figure4b,
+    "figure5": token_maps.figure5,
     "figure6": architectures.draw,
     **{name: partial(sweeps.draw, name) for name in sweeps.LABELS},
 }

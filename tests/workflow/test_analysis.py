@@ -1,0 +1,122 @@
+"""Looks into trained models, from the weights of a real training to the arrays of a figure."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from workflow import records, runs
+from workflow.layout import DataError
+from workflow.node import analysis, build, pictures, train
+from workflow.node.build import SpecError
+
+
+@pytest.fixture
+def look(config, site, tiny_spec):
+    """A function: the record and the arrays of an analysis, its run trained for an epoch or so."""
+
+    def make(name: str, epochs: int = 1, **changes) -> tuple[dict, dict]:
+        spec = runs.analysis_spec(config, "demo", name) | changes
+        training = tiny_spec(spec["run"], epochs=epochs)
+        folder = Path(site["root"]) / "runs" / spec["run"]
+        if not (folder / "train.json").exists():
+            record = train.run(training, site, folder / "attempts" / "1")
+            records.write_json(folder / "train.json", record)
+        spec |= {"model": training["model"], "start": runs.reference(training)}
+        record = analysis.run(spec, site, Path(site["root"]) / "analyses" / name / "attempts" / "1")
+        path = Path(site["root"]) / "analyses" / record["results"]["arrays"]["path"]
+        assert records.sha256(path) == record["results"]["arrays"]["sha256"]
+        return record, dict(np.load(path))
+
+    return make
+
+
+def test_cka_is_over_as_many_images_as_there_are_and_ends_high(look):
+    record, arrays = look("cka")
+    assert record["results"]["images"] == 20  # of 512 that were asked for
+    assert record["results"]["keep_ratio"] == 0.5
+    assert set(record["results"]["curves"]) == {"all", "informative", "placeholder"}
+    for name, curve in record["results"]["curves"].items():
+        assert arrays[name].tolist() == curve
+        assert len(curve) == 12
+        assert all(0 <= value <= 1 + 1e-9 for value in curve)
+
+
+def test_queries_correlate_and_vary(look):
+    record, arrays = look("query_correlation")
+    assert record["spec"]["run"] == "deit_small"
+    assert arrays["mean"].shape == arrays["variance"].shape == (12,)
+    assert (abs(arrays["mean"]) <= 1).all()
+    assert (arrays["variance"] >= 0).all()
+
+
+def test_class_attention_and_relevance_are_those_of_every_patch(look):
+    record, arrays = look("class_attention")
+    assert arrays["class_attention"].shape == arrays["global_attention"].shape == (12, 6, 16)
+    assert arrays["relevance"].shape == (6, 16)
+    assert arrays["images"].shape == (6, 224, 224, 3)
+    assert "Captum" in record["results"]["interpretability"]
+    assert record["results"]["names"][4:] == ["china.jpg", "flower.jpg"]
+    assert record["results"]["sha256"][:4] == [None] * 4
+
+
+def test_selection_is_shown_at_the_epochs_that_were_kept_and_at_the_end(look):
+    record, arrays = look("selection", epochs=3)
+    assert arrays["epochs"].tolist() == record["results"]["epochs"] == [1, 3]
+    assert arrays["layers"].tolist() == [5, 6, 7, 8, 9, 10, 11, 12]
+    assert arrays["kept"].shape == (2, 8, 6, 16)
+    assert (arrays["kept"].sum(axis=-1) == 8).all()
+    assert (arrays["kept"][0] != arrays["kept"][1]).any()
+
+
+def test_a_model_that_selects_nothing_is_refused(look):
+    with pytest.raises(SpecError, match=r"deit_tiny is a VisionTransformer, which selects no"):
+        look("cka", computes="selection")
+
+
+class TestPictures:
+    @pytest.fixture
+    def gathered(self, config, site):
+        """A function: the pictures with photographs from this place."""
+
+        def make(place: str, validation: int = 2) -> pictures.Pictures:
+            spec = runs.analysis_spec(config, "demo", "class_attention")
+            spec["images"] = {"validation": validation, "photographs": place}
+            cfg = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.25,) * 3}
+            return pictures.gather(spec, site, cfg, grid=4)
+
+        return make
+
+    def test_a_folder_of_photographs_is_shown_as_the_model_sees_it(self, gathered, tmp_path):
+        (tmp_path / "mine").mkdir()
+        for name, colour in (("b.PNG", (255, 0, 0)), ("a.jpg", (0, 0, 255))):
+            Image.new("RGB", (40, 30), colour).save(tmp_path / "mine" / name, quality=100)
+        (tmp_path / "mine" / "notes.txt").touch()
+        found = gathered(str(tmp_path / "mine"))
+        assert found.names[2:] == ["a.jpg", "b.PNG"]
+        assert found.shown[3][0, 0].tolist() == [255, 0, 0]
+        assert found.inputs.shape == (4, 3, 16, 16)
+        assert found.inputs[3, :, 0, 0].tolist() == [2, -2, -2]  # (1 - 0.5) / 0.25
+        assert len(set(found.sha256[2:])) == 2
+
+    def test_a_folder_without_photographs_or_with_a_broken_one_is_named(self, gathered, tmp_path):
+        with pytest.raises(DataError, match=r"nowhere .*demo.photographs\) holds no .jpg"):
+            gathered(str(tmp_path / "nowhere"))
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "a.png").write_bytes(b"none")
+        with pytest.raises(DataError, match=r"a.png .*can't be decoded .*; replace or delete it"):
+            gathered(str(tmp_path / "mine"))
+
+
+def test_models_of_the_analyses_are_built_before_any_training(config):
+    for setting in config.settings:
+        built = runs.preflight_spec(config, setting)["models"]
+        for name in config.items["analyses"]:
+            assert runs.analysis_spec(config, setting, name)["model"] in built
+
+
+def test_weights_of_another_spec_are_refused(look, site):
+    look("cka")
+    with pytest.raises(build.checkpoints.WeightsError, match="now says"):
+        look("cka", epochs=2)

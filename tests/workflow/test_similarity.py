@@ -1,0 +1,71 @@
+"""CKA and correlation of queries: their properties, and values computed another way."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workflow.node.similarity import correlation_with_mean, linear_cka
+
+
+def rotation(size: int) -> torch.Tensor:
+    return torch.linalg.qr(torch.randn(size, size, dtype=torch.float64)).Q
+
+
+@given(st.integers(3, 12), st.integers(1, 6), st.floats(0.1, 10), st.floats(-5, 5))
+def test_features_are_like_themselves_rotated_scaled_and_shifted(images, channels, scale, shift):
+    x = torch.randn(images, channels, dtype=torch.float64)
+    assert linear_cka(x, x) == pytest.approx(1)
+    assert linear_cka(x, scale * (x @ rotation(channels)) + shift) == pytest.approx(1)
+
+
+@given(st.integers(3, 12), st.integers(1, 6), st.integers(1, 6))
+def test_cka_is_symmetric_and_lies_between_0_and_1(images, first, second):
+    x, y = torch.randn(images, first), torch.randn(images, second)
+    assert 0 <= linear_cka(x, y) <= 1 + 1e-12
+    assert linear_cka(x, y) == pytest.approx(linear_cka(y, x))
+
+
+def test_cka_is_the_ratio_of_hsic_of_centred_gram_matrices():
+    """Kornblith et al. 2019, Eqs. 2 and 3, literally."""
+    x, y = torch.randn(7, 3).double().numpy(), torch.randn(7, 5).double().numpy()
+    centring = np.eye(7) - 1 / 7
+    k, h = x @ x.T, y @ y.T
+
+    def hsic(a, b):
+        return np.trace(a @ centring @ b @ centring) / (7 - 1) ** 2
+
+    expected = hsic(k, h) / math.sqrt(hsic(k, k) * hsic(h, h))
+    assert linear_cka(torch.tensor(x), torch.tensor(y)) == pytest.approx(expected)
+
+
+def test_a_small_example_by_hand():
+    """Centred columns (-1, 0, 1) and (1, -2, 1): orthogonal; with the first itself added, half."""
+    x = torch.tensor([[-1.0], [0.0], [1.0]])
+    orthogonal = torch.tensor([[1.0], [-2.0], [1.0]]) * math.sqrt(2 / 6)
+    assert linear_cka(x, orthogonal) == pytest.approx(0)
+    assert linear_cka(x, torch.cat((x, orthogonal), 1)) == pytest.approx(1 / math.sqrt(2))
+
+
+def test_what_cka_is_not_defined_for_is_refused():
+    with pytest.raises(ValueError, match="not of 3 and 4"):
+        linear_cka(torch.randn(3, 2), torch.randn(4, 2))
+    with pytest.raises(ValueError, match="the same for all images"):
+        linear_cka(torch.ones(3, 2), torch.randn(3, 2))
+
+
+def test_correlation_is_numpys():
+    queries = torch.randn(2, 5, 8)
+    found = correlation_with_mean(queries)
+    for image, row in zip(queries.double().numpy(), found, strict=True):
+        mean = image.mean(axis=0)
+        assert row.tolist() == pytest.approx([np.corrcoef(one, mean)[0, 1] for one in image])
+
+
+def test_a_constant_query_correlates_with_nothing():
+    queries = torch.randn(1, 3, 4)
+    queries[0, 1] = 2.0
+    assert correlation_with_mean(queries)[0, 1] == 0

@@ -1,0 +1,159 @@
+"""Figures of trained models: what a target needs, what is refused, and that each is drawn."""
+
+import base64
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+
+from workflow import records, runs
+from workflow.login import targets
+from workflow.paper import figures, image_grid, style, token_maps
+from workflow.paper.columns import Records
+from workflow.records import RecordError
+
+ROOT = "results/demo"
+IMAGES = np.full((2, 8, 8, 3), 128, np.uint8)
+SELECTED = {"images": IMAGES, "grid": np.array([4, 4])}
+LAYERS = np.arange(5, 13)
+ARRAYS = {
+    "cka": {name: np.linspace(0.1, 1, 12) for name in ("all", "informative", "placeholder")},
+    "query_correlation": {"mean": np.linspace(0.2, 0.9, 12), "variance": np.linspace(0.1, 0, 12)},
+    "class_attention": {
+        "class_attention": np.random.default_rng(0).random((12, 2, 16)),
+        "global_attention": np.random.default_rng(1).random((12, 2, 16)),
+        "relevance": np.random.default_rng(2).random((2, 16)),
+        **SELECTED,
+    },
+    "selection": {"kept": np.ones((3, 8, 2, 16), bool), "layers": LAYERS,
+                  "epochs": np.array([1, 8, 25]), **SELECTED},
+    "selection_stage": {"kept": np.ones((1, 2, 2, 16), bool), "layers": np.array([5, 9]),
+                        "epochs": np.array([25]), **SELECTED},
+}  # fmt: skip
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch, config):
+    """A function that writes the demo's records of these analyses into an empty tree."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(*names: str) -> Records:
+        for name in names:
+            spec = runs.analysis_spec(config, "demo", name)
+            path = Path(ROOT) / "analyses" / name / "arrays.npz"
+            path.parent.mkdir(parents=True)
+            np.savez(path, **ARRAYS[name])
+            named = {"path": f"{name}/arrays.npz", "sha256": records.sha256(path)}
+            results = {"images": 2, "arrays": named}
+            record = records.make(spec, results, 0.0)
+            records.write_json(runs.analysis_path(ROOT, name), record)
+        return Records(config, ROOT, partial=False)
+
+    return write
+
+
+def test_every_figure_of_the_yaml_is_drawn_by_something(config):
+    assert set(config.items["figures"]) == set(figures.FIGURES)
+
+
+@pytest.mark.parametrize("name", ["figure2", "figure4a", "figure4b", "figure5"])
+def test_it_is_drawn_with_what_it_shows_in_words(name, demo, config, tmp_path):
+    found = demo(*config.analyses(name))
+    style.apply()
+    figure = figures.FIGURES[name](found)
+    figure.canvas.draw()
+    width = figure.get_size_inches()[0]
+    assert width <= style.PAGE
+    for text in figure.findobj(plt.Text):
+        box = text.get_window_extent()
+        if text.get_text().strip() and text.get_visible():
+            assert text.get_fontsize() >= 6
+            assert box.x0 >= -1, text.get_text()
+            assert box.x1 <= figure.bbox.x1 + 1, text.get_text()
+    said = " ".join(text.get_text() for text in figure.findobj(plt.Text))
+    assert "a reduced model at 24 px, width 48" in said
+    assert "trained on digits" in said
+    if name in ("figure4a", "figure4b"):
+        assert "2 validation images" in said
+    plt.close(figure)
+
+
+def test_arrays_that_were_tampered_with_or_are_gone_are_refused(demo):
+    found = demo("cka")
+    path = Path(ROOT) / "analyses/cka/arrays.npz"
+    assert found.analysis("cka")[1]["all"][-1] == 1
+    np.savez(path, **ARRAYS["cka"] | {"all": np.ones(12)})
+    sentence = r"arrays.npz is missing or not the file that .*cka.json names; .* --forcerun .*cka"
+    with pytest.raises(RecordError, match=sentence):
+        found.analysis("cka")
+    path.unlink()
+    with pytest.raises(RecordError, match=sentence):
+        found.analysis("cka")
+
+
+def test_a_record_of_an_old_spec_is_refused(demo):
+    found = demo("cka")
+    path = runs.analysis_path(ROOT, "cka")
+    record = records.read(path)
+    spec = record["spec"] | {"computes": "more"}
+    records.write_json(path, record | {"spec": spec, "spec_hash": runs.spec_hash(spec)})
+    with pytest.raises(RecordError, match="now says"):
+        found.analysis("cka")
+
+
+@pytest.mark.parametrize("setting", ["imagenet", "cifar10", "demo"])
+def test_a_figure_needs_its_analyses_and_their_trainings(setting, config):
+    root = config.settings[setting]["results"]
+    needed = list(targets.needed(config, f"{root}/figure5.png"))
+    assert set(needed) == {
+        f"{root}/{name}.json"
+        for name in ("data", "preflight", "analyses/selection", "analyses/selection_stage",
+                     "runs/deit_tiny-fast_updating/train", "runs/evo_deit_tiny/train")
+    }  # fmt: skip
+    assert needed.index(f"{root}/runs/evo_deit_tiny/train.json") < needed.index(
+        f"{root}/analyses/selection_stage.json"
+    )
+    assert targets.job_folder(f"{root}/analyses/cka.json") == Path(f"{root}/analyses/cka")
+    with pytest.raises(targets.TargetError, match="is no table and no record"):
+        targets.spec_of(config, f"{root}/analyses/cak.json")
+
+
+def test_a_changed_training_changes_the_analysis(config):
+    spec = runs.analysis_spec(config, "demo", "cka")
+    training = runs.train_spec(config, "demo", "deit_tiny")
+    assert spec["start"]["spec_hash"] == runs.spec_hash(training)
+    assert runs.needed_records(spec) == ["runs/deit_tiny/train.json"]
+    assert "photographs" not in spec["images"]
+
+
+def test_faded_patches_are_those_that_are_not_kept():
+    kept = np.zeros(16, bool)
+    kept[6] = True  # the second row's third
+    shown = token_maps.faded(IMAGES[0], kept, SELECTED["grid"])
+    bright = shown.mean(axis=2) > 0.8
+    assert not bright[2:4, 4:6].any()
+    assert bright.sum() == 64 - 4
+    spread = image_grid.enlarged(np.arange(16), SELECTED["grid"], 8)
+    assert (spread[2:4, 4:6] == 6).all()
+
+
+def test_the_mirror_shows_the_curves_over_the_layers(config, tmp_path):
+    from workflow.login.mirror_sources import Results
+
+    spec = runs.analysis_spec(config, "demo", "cka")
+    attempt = tmp_path / ROOT / "analyses/cka/attempts/1"
+    runs.write_spec(attempt / "spec.json", spec)
+    results = {"images": 20, "curves": {"all": [0.25, 0.5]}}
+    records.write_json(attempt / "record.json", records.make(spec, results, 0.0))
+    (attempt / "arrays.npz").write_bytes(base64.b64decode("UEsFBg=="))
+    shown = Results(tmp_path)
+    (source,) = shown.attempts()
+    content = shown.describe(source)
+    assert content.name == "analyses/cka"
+    assert content.tags["kind"] == "analysis"
+    assert content.tags["figure"] == "4a"
+    assert content.params["images.validation"] == "512"
+    points = {(point.key, point.step): point.value for point in content.points}
+    assert (points["all", 1], points["all", 2], points["images", 0]) == (0.25, 0.5, 20)
+    assert "arrays.npz" in {path.name for path in content.artifacts}

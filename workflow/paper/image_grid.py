@@ -1,0 +1,77 @@
+"""Images in rows and named columns, placed in inches: no layout engine keeps their rows level."""
+
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from workflow.paper import style
+
+GAP, BETWEEN, MARGIN = 0.04, 0.16, 0.06  # inches between images, between groups, at the edges
+LINE = 0.14  # inches of a line of text
+MOST = 1.0  # inches of an image's side
+
+
+@dataclass(frozen=True)
+class Group:
+    """Columns that belong together, with a title above theirs."""
+
+    title: str
+    columns: list[str]
+
+
+def make(
+    rows: int, groups: list[Group], note: str, colour_bar: bool = False
+) -> tuple[Figure, list[list[Axes]], Axes | None]:
+    """A page-wide figure of square axes without ticks, with a note below; -> it, its axes by row
+    and column, and those of a colour bar at the right."""
+    columns = sum(len(group.columns) for group in groups)
+    bar = 0.5 if colour_bar else 0.0
+    gaps = GAP * (columns - len(groups)) + BETWEEN * (len(groups) - 1)
+    side = min(MOST, (style.PAGE - 2 * MARGIN - bar - gaps) / columns)
+    width = columns * side + gaps + 2 * MARGIN + bar
+    titled = any(group.title for group in groups)
+    lines = max(name.count("\n") + 1 for group in groups for name in group.columns)
+    head = LINE * (lines + (1.4 if titled else 0.3)) + MARGIN
+    foot = LINE * (note.count("\n") + 1.6) + MARGIN
+    height = head + rows * side + (rows - 1) * GAP + foot
+    figure = plt.figure(figsize=(width, height), layout="none")
+    axes: list[list[Axes]] = [[] for _ in range(rows)]
+    left = MARGIN
+    for group in groups:
+        start = left
+        for name in group.columns:
+            for row in range(rows):
+                bottom = height - head - (row + 1) * side - row * GAP
+                place = (left / width, bottom / height, side / width, side / height)
+                panel = figure.add_axes(place)
+                panel.set(xticks=[], yticks=[])
+                mpl.pyplot.setp(panel.spines.values(), visible=False)
+                axes[row].append(panel)
+            axes[0][-1].set_title(name, pad=3, fontsize=7)
+            left += side + GAP
+        left += BETWEEN - GAP
+        centre = (start + left - BETWEEN) / 2
+        figure.text(centre / width, 1 - MARGIN / height, group.title, ha="center", va="top",
+                    fontsize=8)  # fmt: skip
+    figure.text(MARGIN / width, MARGIN / height, note, ha="left", va="bottom", fontsize=7)
+    scale = None
+    if colour_bar:
+        tall = rows * side + (rows - 1) * GAP
+        place = ((left - BETWEEN + 0.1) / width, foot / height, 0.09 / width, tall / height)
+        scale = figure.add_axes(place)
+    return figure, axes, scale
+
+
+def in_patches(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Patches (N,) in raster order as the grid they lie in."""
+    return values.reshape(tuple(grid))
+
+
+def enlarged(values: np.ndarray, grid: np.ndarray, side: int) -> np.ndarray:
+    """Patches (N,) spread over the pixels (side, side) that they cover."""
+    rows, columns = grid
+    return np.kron(in_patches(values, grid), np.ones((side // rows, side // columns)))

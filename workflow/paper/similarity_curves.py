@@ -1,0 +1,75 @@
+"""Figure 4: how far tokens are from the final class token, and how alike they are, by layer."""
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from workflow.paper import style
+from workflow.paper.columns import Records, describe_size
+
+HEIGHT = 2.6
+# how a group of tokens is drawn; told apart without colour, too
+GROUPS = {
+    "all": ("all tokens", "o", "-"),
+    "informative": ("informative", "^", "--"),
+    "placeholder": ("placeholder", "s", ":"),
+}
+
+
+def figure4a(found: Records) -> tuple[Figure, pd.DataFrame]:
+    """Linear CKA of each layer's average token with the last class token."""
+    record, arrays = found.analysis("cka")
+    figure, panel = plt.subplots(figsize=(style.COLUMN, HEIGHT))
+    for name, (label, marker, line) in GROUPS.items():
+        panel.plot(
+            layers_of(arrays[name]), arrays[name], line, marker=marker, markersize=3.5, label=label
+        )
+    panel.set(ylabel="linear CKA with the final class token", ylim=(0, 1.04))
+    panel.legend(loc="upper left")
+    finish(panel, describe(record, found))
+    return figure, table(arrays)
+
+
+def figure4b(found: Records) -> tuple[Figure, pd.DataFrame]:
+    """Correlation of patch queries with their image's mean query: its mean and its variance."""
+    record, arrays = found.analysis("query_correlation")
+    figure, panels = plt.subplots(2, 1, sharex=True, figsize=(style.COLUMN, 1.25 * HEIGHT))
+    for panel, name, marker, colour in zip(
+        panels, ("mean", "variance"), "os", ("C0", "C1"), strict=True
+    ):
+        panel.plot(
+            layers_of(arrays[name]), arrays[name], marker=marker, markersize=3.5, color=colour
+        )
+        panel.set(ylabel=f"PCC, {name}")
+    panels[0].set_ylim(top=1.0)
+    panels[1].set_ylim(bottom=0.0)
+    finish(panels[1], describe(record, found))
+    return figure, table(arrays)
+
+
+def table(arrays: dict[str, np.ndarray]) -> pd.DataFrame:
+    """The curves by layer, counted from 1."""
+    layers = layers_of(next(iter(arrays.values())))
+    return pd.DataFrame({"layer": layers, **arrays})
+
+
+def layers_of(values: np.ndarray) -> np.ndarray:
+    return np.arange(1, len(values) + 1)
+
+
+def describe(record: dict, found: Records) -> str:
+    """Of which model on which images, for people who see the figure alone."""
+    spec, images = record["spec"], record["results"]["images"]
+    return (
+        f"{spec['run']}: {describe_size(spec, found.config)}\n"
+        f"trained on {spec['data']['name']}; {images} validation images"
+    )
+
+
+def finish(panel: Axes, said: str) -> None:
+    panel.set_xlabel(f"layer\n{said}")
+    panel.set_xticks(range(1, int(panel.lines[0].get_xdata()[-1]) + 1))
+    for axes in panel.figure.axes:
+        axes.grid(alpha=0.3, linewidth=0.5)
