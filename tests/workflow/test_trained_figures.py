@@ -11,6 +11,7 @@ from workflow import records, runs
 from workflow.login import targets
 from workflow.paper import figures, image_grid, style, token_maps
 from workflow.paper.columns import Records
+from workflow.paper.image_grid import Group
 from workflow.records import RecordError
 
 ROOT = "results/demo"
@@ -61,7 +62,8 @@ def test_every_figure_of_the_yaml_is_drawn_by_something(config):
 def test_it_is_drawn_with_what_it_shows_in_words(name, demo, config, tmp_path):
     found = demo(*config.analyses(name))
     style.apply()
-    figure = figures.FIGURES[name](found)
+    figure, numbers = figures.FIGURES[name](found)
+    assert not numbers.empty
     figure.canvas.draw()
     width = figure.get_size_inches()[0]
     assert width <= style.PAGE
@@ -77,6 +79,16 @@ def test_it_is_drawn_with_what_it_shows_in_words(name, demo, config, tmp_path):
     if name in ("figure4a", "figure4b"):
         assert "2 validation images" in said
     plt.close(figure)
+
+
+def test_overlaps_are_of_what_each_group_keeps_last():
+    first, last = np.zeros((1, 4), bool), np.zeros((1, 4), bool)
+    first[0, :2] = last[0, 1:3] = True
+    groups = [Group("by layers", ["5", "6"]), Group("by stages", ["5"])]
+    rows = token_maps.overlaps(["a.png"], groups, [first, last, first])
+    assert [row["kept"] for row in rows] == [2, 2, 2]
+    assert [row["in_the_last"] for row in rows] == [0.5, 1, 1]
+    assert [row["selection"] for row in rows] == ["5", "6", "5"]
 
 
 def test_arrays_that_were_tampered_with_or_are_gone_are_refused(demo):

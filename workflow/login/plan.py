@@ -251,9 +251,10 @@ class Plan:
         models = [self.config.items["analyses"][name]["run"] for name in looks]
         data = self.config.settings[setting]["data"]["name"]
         seen = f" Looked into for it: {', '.join(models)}, trained on {data}." if looks else ""
+        trained, timed = [*names["runs"], *models], names["throughput"]
         return (
-            f"{made}. Trained for it: {', '.join([*names['runs'], *models]) or 'nothing'}. Timed for "
-            f"it: {', '.join(names['throughput']) or 'nothing'}.{seen}"
+            f"{made}. Trained for it: {', '.join(trained) or 'nothing'}. Timed for it: "
+            f"{', '.join(timed) or 'nothing'}.{seen}"
         )
 
     def data_option(self, wildcards) -> str:
