@@ -63,7 +63,7 @@ def test_class_attention_and_relevance_are_those_of_every_patch(look):
 
 def test_selection_is_shown_at_the_epochs_that_were_kept_and_at_the_end(look):
     record, arrays = look("selection", epochs=3)
-    assert arrays["epochs"].tolist() == record["results"]["epochs"] == [1, 3]
+    assert arrays["epochs"].tolist() == record["results"]["at_epochs"] == [1, 3]
     assert arrays["layers"].tolist() == [5, 6, 7, 8, 9, 10, 11, 12]
     assert arrays["kept"].shape == (2, 8, 6, 16)
     assert (arrays["kept"].sum(axis=-1) == 8).all()

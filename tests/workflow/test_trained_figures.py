@@ -73,6 +73,8 @@ def test_it_is_drawn_with_what_it_shows_in_words(name, demo, config, tmp_path):
             assert text.get_fontsize() >= 6
             assert box.x0 >= -1, text.get_text()
             assert box.x1 <= figure.bbox.x1 + 1, text.get_text()
+            assert box.y0 >= -1, text.get_text()
+            assert box.y1 <= figure.bbox.y1 + 1, text.get_text()
     said = " ".join(text.get_text() for text in figure.findobj(plt.Text))
     assert "a reduced model at 24 px, width 48" in said
     assert "trained on digits" in said
@@ -156,7 +158,7 @@ def test_the_mirror_shows_the_curves_over_the_layers(config, tmp_path):
     spec = runs.analysis_spec(config, "demo", "cka")
     attempt = tmp_path / ROOT / "analyses/cka/attempts/1"
     runs.write_spec(attempt / "spec.json", spec)
-    results = {"images": 20, "curves": {"all": [0.25, 0.5]}}
+    results = {"images": 20, "at_epochs": [1, 3], "curves": {"all": [0.25, 0.5]}}
     records.write_json(attempt / "record.json", records.make(spec, results, 0.0))
     (attempt / "arrays.npz").write_bytes(base64.b64decode("UEsFBg=="))
     shown = Results(tmp_path)
@@ -169,3 +171,4 @@ def test_the_mirror_shows_the_curves_over_the_layers(config, tmp_path):
     points = {(point.key, point.step): point.value for point in content.points}
     assert (points["all", 1], points["all", 2], points["images", 0]) == (0.25, 0.5, 20)
     assert "arrays.npz" in {path.name for path in content.artifacts}
+    assert all(isinstance(point.step, int) for point in content.points)

@@ -194,7 +194,7 @@ def selection(subject: Subject) -> Found:
         "layers": np.array(layers),
         "epochs": np.array([*epochs, end]),
     }
-    return results | {"layers": layers, "epochs": [*epochs, end]}, arrays
+    return results | {"layers": layers, "at_epochs": [*epochs, end]}, arrays
 
 
 def kept(model: nn.Module, images: Tensor) -> tuple[list[int], np.ndarray]:

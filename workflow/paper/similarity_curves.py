@@ -26,7 +26,7 @@ def figure4a(found: Records) -> tuple[Figure, pd.DataFrame]:
         panel.plot(
             layers_of(arrays[name]), arrays[name], line, marker=marker, markersize=3.5, label=label
         )
-    panel.set(ylabel="linear CKA with the final class token", ylim=(0, 1.04))
+    panel.set(ylabel="CKA with final class token", ylim=(0, 1.04))
     panel.legend(loc="upper left")
     finish(panel, describe(record, found))
     return figure, table(arrays)
@@ -69,7 +69,8 @@ def describe(record: dict, found: Records) -> str:
 
 
 def finish(panel: Axes, said: str) -> None:
-    panel.set_xlabel(f"layer\n{said}")
+    panel.set_xlabel("layer")
+    panel.figure.supxlabel(said, fontsize=7)
     panel.set_xticks(range(1, int(panel.lines[0].get_xdata()[-1]) + 1))
     for axes in panel.figure.axes:
         axes.grid(alpha=0.3, linewidth=0.5)

@@ -15,6 +15,7 @@ ATTENTION_LAYERS = (3, 5, 8, 10, 12)  # the paper shows 5 and 10
 GLOBAL_LAYER = 10
 SELECTION_LAYERS = (5, 8, 12)  # of those that select layer by layer
 FIRST = 5  # the layer that is shown by epochs
+OUTLINE = "#D55E00"  # around kept patches: vermilion, told from most images by all readers
 FADED = 0.78  # how far a patch that is not kept goes towards white
 GREY = (0.299, 0.587, 0.114)  # luma of R, G and B (ITU-R BT.601)
 
@@ -32,12 +33,12 @@ def figure2(found: Records) -> tuple[Figure, pd.DataFrame]:
         Group("", ["image"]),
         Group("class attention (Eq. 3)", [f"layer {layer}" for layer in layers]),
         Group("Eq. 4", [f"layer {beyond}"]),
-        Group("relevance", ["gradient x\nattention"]),
+        Group("relevance", ["by Captum"]),
     ]
     note = (
         f"{describe(record, found)}\n"
-        "Relevance for the predicted class: Chefer et al. 2021 (ICCV) by Captum, not the paper's "
-        "method (CVPR 2021)."
+        "Relevance for the predicted class: gradient x attention, rolled out (Chefer et al. 2021, "
+        "ICCV); the paper's is CVPR 2021.\nEach map up to its own maximum."
     )
 
     def correlation(values: np.ndarray, index: int) -> float:
@@ -49,7 +50,7 @@ def figure2(found: Records) -> tuple[Figure, pd.DataFrame]:
         for panel, values in zip(row[1:], maps, strict=True):
             overlay(panel, image, values[index], arrays["grid"])
     bar = figure.colorbar(mpl.cm.ScalarMappable(cmap="inferno"), cax=scale, ticks=[0, 1])
-    bar.ax.set_yticklabels(["0", "max\nof map"], fontsize=6)
+    bar.ax.set_yticklabels(["0", "max"], fontsize=7)
     bar.outline.set_visible(False)
     names = record["results"]["names"]
     columns = [f"{group.title} {column}" for group in groups[1:-1] for column in group.columns]
@@ -66,7 +67,7 @@ def overlay(panel: Axes, image: np.ndarray, values: np.ndarray, grid: np.ndarray
     side = len(image)
     heat = plt.get_cmap("inferno")(image_grid.enlarged(values / values.max(), grid, side))[..., :3]
     grey = (image @ np.array(GREY) / 255)[..., None]
-    panel.imshow(0.35 * grey + 0.65 * heat)
+    panel.imshow(0.2 * grey + 0.8 * heat)
 
 
 def figure5(found: Records) -> tuple[Figure, pd.DataFrame]:
@@ -82,7 +83,7 @@ def figure5(found: Records) -> tuple[Figure, pd.DataFrame]:
     masks += list(stagewise["kept"][-1])
     groups = [
         Group("", ["image"]),
-        Group("layer-wise, trained", [f"layer {layer}" for layer in shown]),
+        Group("layer-wise, at the end", [f"layer {layer}" for layer in shown]),
         Group(f"layer-wise, layer {first}", [f"epoch {epoch}" for epoch in layerwise["epochs"]]),
         Group("layer-to-stage", [f"from layer {layer}" for layer in stages]),
     ]
@@ -92,6 +93,8 @@ def figure5(found: Records) -> tuple[Figure, pd.DataFrame]:
         row[0].imshow(image)
         for panel, mask in zip(row[1:], masks, strict=True):
             panel.imshow(faded(image, mask[index], layerwise["grid"]))
+            spread = image_grid.enlarged(mask[index].astype(float), layerwise["grid"], len(image))
+            panel.contour(spread, levels=[0.5], colors=OUTLINE, linewidths=0.5)
     return figure, pd.DataFrame(overlaps(record["results"]["names"], groups[1:], masks))
 
 
@@ -120,5 +123,5 @@ def describe(record: dict, found: Records) -> str:
     spec = record["spec"]
     return (
         f"{spec['run']}: {describe_size(spec, found.config)}, trained on {spec['data']['name']}; "
-        f"{spec['images']['validation']} validation images, then photographs it never saw."
+        f"{spec['images']['validation']} validation images, then photographs."
     )
