@@ -16,15 +16,22 @@ NAMES = {"table1": ("backbone", "method", "resolution"), "table2": ("model", "re
          "table3": ("backbone", "strategy"), "table4": ("backbone", "strategy")}  # fmt: skip
 
 
-def printed_rates(table: str) -> dict[tuple, float]:
-    """The paper's images/s by the row's names."""
-    with open(PRINTED / f"{table}.csv", newline="") as stream:
-        lines = [{"strategy": line.get("method"), **line} for line in csv.DictReader(stream)]
-    return {
-        tuple(str(line[key]) for key in NAMES[table]): float(line["throughput"])
-        for line in lines
-        if line["throughput"]
-    }
+def names_of(table: str, row: dict) -> tuple[str, ...]:
+    return tuple(str(row[key]) for key in NAMES[table])
+
+
+def printed_rates(config: Config) -> dict[tuple | str, float]:
+    """The paper's images/s by table and the row's names; and by run, as the first table has it."""
+    found: dict[tuple | str, float] = {}
+    for table in NAMES:
+        with open(PRINTED / f"{table}.csv", newline="") as stream:
+            lines = [{"strategy": line.get("method"), **line} for line in csv.DictReader(stream)]
+        known = {(table, *names_of(table, line)): line["throughput"] for line in lines}
+        found |= {names: float(rate) for names, rate in known.items() if rate}
+        for row in config.items["tables"][table]:
+            if rate := found.get((table, *names_of(table, row))):
+                found.setdefault(row["run"], rate)
+    return found
 
 
 def found_methods(folder: Path, section: str, point: str) -> dict[str, dict]:
@@ -64,14 +71,11 @@ def cell(method: dict | None, base: dict | None) -> list[str]:
 
 def table_lines(config: Config, table: str, folder: Path, wanted: list[str]) -> list[str]:
     """One table in Markdown: the paper's images/s and speed-up, and ours at every point."""
-    printed, rows = printed_rates(table), []
+    rates, rows = printed_rates(config), []
     for row in config.items["tables"][table]:
-        names = tuple(str(row[key]) for key in NAMES[table])
-        sections = config.items["sections"]
-        dense = sections[row["section"]][0]
-        bases = [other for other in config.items["tables"][table] if other["run"] == dense]
-        rate = printed.get(names)
-        base = bases and printed.get(tuple(str(bases[0][key]) for key in NAMES[table]))
+        names = names_of(table, row)
+        dense = config.items["sections"][row["section"]][0]
+        rate, base = rates.get((table, *names)), rates.get(dense)
         shown = [*names, f"{rate:.0f}" if rate else "-"]
         same = row["run"] == dense or not (rate and base)
         shown.append("" if same else f"{rate / base:.2f}")

@@ -56,11 +56,11 @@ def make(table: str, found: Records) -> pd.DataFrame:
     wanted, rows = found.wanted(table), []
     config_rows = found.config.items["tables"][table]
     entries = {tuple(row[name] for name in names): row for row in config_rows}
-    dense = dense_rows(found.config, table)
     for line in printed.to_dict("records"):
         key = tuple(line[name] for name in names)
-        row = printed_columns(line, printed, dense.get(key), names)
-        if entry := entries.pop(key, None):
+        entry = entries.pop(key, None)
+        row = printed_columns(line, entry and printed_dense(found.config, entry), names)
+        if entry:
             measured = columns.measured(entry, found, wanted)
             flags = filter(None, (row["flags"], measured.pop("flags", None)))
             row |= {**measured, "flags": "; ".join(flags) or None}
@@ -76,17 +76,19 @@ def make(table: str, found: Records) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(whole, "Int64"))
 
 
-def dense_rows(config: Config, table: str) -> dict[tuple, tuple]:
-    """By a row's names, those of the dense row that its section is timed against; of a dense row
-    itself, none."""
-    names, rows = NAMES[table], config.items["tables"][table]
-    by_run = {row["run"]: tuple(row[name] for name in names) for row in rows}
-    found = {}
-    for row in rows:
-        dense = config.items["sections"][row["section"]][0]
-        if row["run"] != dense and dense in by_run:
-            found[tuple(row[name] for name in names)] = by_run[dense]
-    return found
+def printed_dense(config: Config, row: dict) -> dict | None:
+    """What some table prints of the dense model that a row of items.yaml is timed against; of a
+    dense row itself, nothing."""
+    dense = config.items["sections"][row["section"]][0]
+    if row["run"] == dense:
+        return None
+    for table, rows in config.items["tables"].items():
+        printed, names = read_printed(table), NAMES[table]
+        for other in rows:
+            same = printed[(printed[names] == [other[name] for name in names]).all(axis=1)]
+            if other["run"] == dense and not same[["top1", "throughput"]].isna().to_numpy().any():
+                return same.iloc[0].to_dict()
+    return None
 
 
 def delta(measured: float | None, printed: float | None) -> float | None:
@@ -94,13 +96,9 @@ def delta(measured: float | None, printed: float | None) -> float | None:
     return measured - printed if known else None
 
 
-def printed_columns(line: dict, printed: pd.DataFrame, dense: tuple | None, names: list) -> dict:
-    """What the paper prints of a row, and what follows from it; flagged where its percentage is
-    not that of its img/s."""
-    base = None
-    if dense is not None:
-        same = (printed[names] == list(dense)).all(axis=1)
-        base = printed[same].iloc[0]
+def printed_columns(line: dict, base: dict | None, names: list) -> dict:
+    """What the paper prints of a row, and what follows from it and the dense row `base`; flagged
+    where its percentage is not that of its img/s."""
     derived = base is not None and columns.speedup_pct(line["throughput"], base["throughput"])
     shown = line.get("speedup_pct", derived if base is not None else None)
     slip = base is not None and abs(derived - shown) > PERCENT_TOLERANCE
