@@ -123,7 +123,8 @@ class _PutBack(torch.autograd.Function):
         ctx.save_for_backward(rows)
         ctx.fast = residual is not None
         out = tokens.clone() if residual is None else tokens + residual
-        out.flatten(0, 1).index_copy_(0, rows, slow.to(out.dtype))
+        out = out.contiguous()
+        out.view(-1, out.shape[2]).index_copy_(0, rows, slow.to(out.dtype))
         return out
 
     @staticmethod
@@ -156,5 +157,5 @@ def put_back(
         return _PutBack.apply(tokens, rows, slow, residual)
     if residual is not None:
         tokens.add_(residual)
-    tokens.flatten(0, 1).index_copy_(0, rows, slow.to(tokens.dtype))
+    tokens.view(-1, tokens.shape[2]).index_copy_(0, rows, slow.to(tokens.dtype))
     return tokens

@@ -13,7 +13,7 @@ def rounds(count: int, speed: float, noise: float, seed: int) -> list[float]:
 
 
 def test_the_speed_up_is_taken_within_the_rounds():
-    beside = ratios.beside([2.0, 4.0, 6.0, 2.0, 2.0])
+    beside = ratios.beside([2.0, 4.0, 6.0, 2.0, 2.0, 2.0])
     assert beside == pytest.approx([8**0.5, 24**0.5, 12**0.5, 2, 2])
     found = ratios.summarise([3.0, 6.0, 9.0, 3.0, 3.0], beside)
     assert found["images_per_s"] == 3.0
@@ -24,9 +24,9 @@ def test_the_speed_up_is_taken_within_the_rounds():
 
 def test_each_model_is_held_to_the_shares_beside_it():
     """A B A C A B A C: the first model stands between the first two shares of the baseline."""
-    shares = [1.0, 4.0, 9.0, 16.0]
+    shares = [1.0, 4.0, 9.0, 16.0, 1.0]
     assert ratios.beside(shares, 0, 2) == pytest.approx([2, 12])
-    assert ratios.beside(shares, 1, 2) == pytest.approx([6, 16])
+    assert ratios.beside(shares, 1, 2) == pytest.approx([6, 4])
 
 
 def test_the_baseline_is_its_own_measure():
@@ -38,17 +38,17 @@ def test_the_baseline_is_its_own_measure():
 def test_the_interval_holds_the_true_ratio_about_as_often_as_it_says():
     held = 0
     for seed in range(100):
-        one, other = rounds(15, 150, 0.03, seed), rounds(15, 100, 0.03, seed + 1000)
+        one, other = rounds(15, 150, 0.03, seed), rounds(16, 100, 0.03, seed + 1000)
         low, high = ratios.speedup(one, ratios.beside(other))["interval"]
         held += low <= 1.5 <= high
-    assert 85 <= held <= 100
+    assert 90 <= held <= 100
 
 
 def test_a_common_drift_changes_nothing():
     """The device slows down all the while, by a third in the end, whoever's turn it is."""
-    slower = [0.99**i for i in range(30)]
+    slower = [0.99**i for i in range(31)]
     dense, evo = [100 * s for s in slower[::2]], [150 * s for s in slower[1::2]]
-    found = ratios.speedup(evo[:-1], ratios.beside(dense)[:-1])
+    found = ratios.speedup(evo, ratios.beside(dense))
     assert found["ratio"] == pytest.approx(1.5, rel=1e-3)
     assert found["width"] < 0.01
 

@@ -66,8 +66,8 @@ def test_models_take_turns(monkeypatch):
     dense, *others = throughput.measure_section(spec(models=models))["methods"]
     first, second, third = order[0], order[2], order[4]
     warm_up = [first] * 2 + [second] * 2 + [third] * 2
-    assert order == warm_up + [first, second, first, third] * 5
-    assert len(dense["rounds"]) == 10
+    assert order == warm_up + [first, second, first, third] * 5 + [first]
+    assert len(dense["rounds"]) == 11
     assert [len(other["rounds"]) for other in others] == [5, 5]
 
 
@@ -132,6 +132,23 @@ def test_running_out_of_memory_is_a_result(monkeypatch):
     assert "images_per_s" not in evo
     assert not dense["out_of_memory"]
     assert len(dense["rounds"]) == 5
+
+
+def test_running_out_of_memory_amid_a_sweep_loses_nothing(monkeypatch):
+    measure_batch = throughput.measure_batch
+
+    def second_fails(point, *rest):
+        return (
+            out_of_memory(None, None) if point["batch_size"] == 2 else measure_batch(point, *rest)
+        )
+
+    monkeypatch.setattr(throughput, "measure_batch", second_fails)
+    whole = spec(batch_sizes=[1, 2])
+    del whole["batch_size"]
+    one, two = throughput.measure_section(whole)["sizes"]
+    assert one["methods"][1]["images_per_s"] > 0
+    assert [method["out_of_memory"] for method in two["methods"]] == [True, True]
+    assert two["methods"][0]["macs_g"] == one["methods"][0]["macs_g"]
 
 
 def test_what_could_not_be_checked_is_suspect(monkeypatch):

@@ -84,7 +84,7 @@ def test_reasons_that_are_no_slowing_do_not_count():
 
 
 def seen_by(samples, **fixed) -> dict:
-    one = watch.Watch(lambda: None, fixed)
+    one = watch.Watch(lambda: None, lambda: fixed)
     with one:
         one.samples = samples
     return one.summary([(0, 10)]) | {"cpu_taken_by_others": 0.0}
@@ -96,10 +96,30 @@ def test_only_samples_from_timed_moments_count():
     seen = seen_by(samples)
     assert seen["samples"] == 2
     assert seen["clock_mhz"] == {"least": 100, "median": 100.5, "most": 101}
-    one = watch.Watch(lambda: None, {})
+    one = watch.Watch(lambda: None, dict)
     one.samples = samples
     assert one.power_w([(0, 10)]) == 15
     assert one.power_w([(3, 4)]) is None
+
+
+def test_a_power_that_is_a_mean_over_other_turns_does_not_count():
+    one = watch.Watch(lambda: None, dict)
+    one.samples = [Sample(2.0, power_w=30, power_over_s=1), Sample(3.0, power_w=20, power_over_s=1)]
+    assert one.power_w([(1.5, 3.5)]) == 20
+
+
+def test_a_process_that_comes_while_models_are_timed_is_counted():
+    told = iter([{"other_processes": 0}, {"other_processes": 1}])
+    with watch.Watch(lambda: None, lambda: next(told)) as one:
+        pass
+    assert one.fixed["other_processes"] == 1
+
+
+def test_power_of_this_moment_is_preferred(smi):
+    assert nvidia.Gpu("GPU-1").look().power_over_s == 1
+    smi(power__draw__instant="240.0")
+    seen = nvidia.Gpu("GPU-1").look()
+    assert (seen.power_w, seen.power_over_s) == (240.0, 0)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import time
 
 from workflow.node.sensors import Sample
 
-FIELDS = ("clocks.sm", "power.draw", "temperature.gpu")
+FIELDS = ("clocks.sm", "temperature.gpu")
+POWERS = {"power.draw.instant": 0.0, "power.draw": 1.0}  # and the seconds that each is the mean of
 REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")  # newer drivers, older
 NAMES = {  # bits of the reasons that slow a clock down; idle and a set clock are none
     0x04: "power cap", 0x08: "hardware slowdown", 0x10: "sync boost", 0x20: "heat",
@@ -32,6 +33,8 @@ class Gpu:
     def __init__(self, uuid: str):
         self.uuid = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
         self.reasons = next((field for field in REASONS if self._query(field)), None)
+        known = (field for field in POWERS if number((self._query(field) or [None])[0]) is not None)
+        self.power = next(known, "power.draw")
 
     def _query(self, *fields: str) -> list[str] | None:
         lines = ask(f"--id={self.uuid}", f"--query-gpu={','.join(fields)}")
@@ -54,13 +57,14 @@ class Gpu:
 
     def look(self) -> Sample | None:
         """A sample of the GPU now; None if nvidia-smi is not there."""
-        fields = (*FIELDS, *([self.reasons] if self.reasons else []))
+        fields = (*FIELDS, self.power, *([self.reasons] if self.reasons else []))
         found = self._query(*fields)
         if found is None:
             return None
-        clock, power, heat, *reasons = found
-        return Sample(time.time(), number(clock), number(power), number(heat),
-                      throttles(reasons[0]) if reasons else ())  # fmt: skip
+        clock, heat, power, *reasons = found
+        slowed = throttles(reasons[0]) if reasons else ()
+        seen = (number(clock), number(power), number(heat), slowed)
+        return Sample(time.time(), *seen, power_over_s=POWERS[self.power])
 
 
 def number(text: str | None) -> float | None:

@@ -1,5 +1,6 @@
 """What rounds say: medians, quartiles, and how sure a speed-up is."""
 
+import itertools
 import math
 import statistics
 
@@ -20,8 +21,7 @@ def quartiles(values: list[float]) -> list[float]:
 def beside(baseline: list[float], place: int = 0, others: int = 1) -> list[float]:
     """The baseline's rate beside each share of the model in that place of `others`: the mean of its
     share before and the one after."""
-    after = [*baseline[1:], baseline[-1]]
-    means = [math.sqrt(one * two) for one, two in zip(baseline, after, strict=True)]
+    means = [math.sqrt(one * two) for one, two in itertools.pairwise(baseline)]
     return means[place::others]
 
 
@@ -31,10 +31,12 @@ def within_rounds(rates: list[float], baseline: list[float]) -> list[float]:
 
 
 def interval(ratios: list[float]) -> list[float]:
-    """The bootstrap interval of their median."""
-    values = torch.tensor(ratios, dtype=torch.float64)
+    """The bootstrap interval of their median. Neighbours are drawn together: they may share what
+    they were divided by."""
+    values, count = torch.tensor(ratios, dtype=torch.float64), len(ratios)
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(len(ratios), (RESAMPLES, len(ratios)), generator=generator)
+    first = torch.randint(count, (RESAMPLES, (count + 1) // 2), generator=generator)
+    drawn = torch.stack((first, first + 1), dim=2).flatten(1)[:, :count] % count
     tail = (1 - CONFIDENCE) / 2
     ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
     return values[drawn].quantile(0.5, dim=1).quantile(ends).tolist()

@@ -23,6 +23,11 @@ class Sample:
     power_w: float | None = None
     temperature_c: float | None = None
     throttled: tuple[str, ...] = ()
+    power_over_s: float = 0.0  # the power is the mean of so many seconds before
+
+    @property
+    def began(self) -> float:
+        return self.time - self.power_over_s
 
 
 class Processor:
@@ -36,14 +41,15 @@ class Processor:
 
     def look(self) -> Sample | None:
         energies, clocks = _read(self.counters), _read(self.clocks)
-        now, power = time.time(), None
+        now, power, passed = time.time(), None, 0.0
         if energies and self.before:
             began, before = self.before
             joules = sum(b - a for a, b in zip(before, energies, strict=True)) / 1e6
-            power = joules / (now - began) if joules >= 0 else None  # the counters wrap around
+            passed = now - began
+            power = joules / passed if joules >= 0 else None  # the counters wrap around
         self.before = (now, energies) if energies else None
         clock = statistics.mean(clocks) / 1000 if clocks else None
-        return Sample(now, clock, power) if energies or clocks else None
+        return Sample(now, clock, power, power_over_s=passed) if energies or clocks else None
 
 
 def _read(paths: list[Path]) -> list[float]:

@@ -94,9 +94,10 @@ def prepare(module: nn.Module, images: Tensor, spec: dict, where) -> tuple[Conte
 def shares(contestants: list[Contestant]) -> list[tuple[list[float], list[float] | None]]:
     """Each one's rates, and the baseline's beside them (of the baseline itself: None)."""
     first, *others = contestants
+    closed = len(first.rates) == 1 + sum(len(one.rates) for one in others)
+    baseline = first.rates if closed else [*first.rates, first.rates[-1]]
     return [(first.rates, None)] + [
-        (one.rates, ratios.beside(first.rates, place, len(others)))
-        for place, one in enumerate(others)
+        (one.rates, ratios.beside(baseline, place, len(others))) for place, one in enumerate(others)
     ]
 
 
@@ -134,6 +135,8 @@ def measure_batch(spec: dict, site: dict | None, where: torch.device, machine: d
         with watch.watch(where) as seen:
             while contestants and not enough(contestants, spec["rounds"]):
                 timing.time_round(contestants, where)
+            if len(contestants) > 1:
+                timing.time_share(contestants[0], where)  # after the last one's
     results = finish(methods, measured, contestants, seen, spec, machine)
     results["suspect"] = []
     if contestants:
@@ -172,6 +175,17 @@ def finish(methods, measured, contestants, seen, spec: dict, machine: dict) -> d
     return {"methods": methods}
 
 
+def nothing_fits(spec: dict) -> dict:
+    """What is recorded where the models of a section do not fit into memory side by side."""
+    methods = []
+    for model in spec["models"]:
+        module = build.build_model(model, "meta").eval()
+        image = torch.empty(1, 3, *build.image_size(module), device="meta")
+        plain = {key: value for key, value in model.items() if key != "weights"}
+        methods.append(describe(plain, module, image) | {"out_of_memory": True})
+    return {"methods": methods, "suspect": []}
+
+
 def measure_section(spec: dict, site: dict | None = None) -> dict:
     """Time a section at its batch size, or at all of its `batch_sizes`; -> the record's results."""
     modes.check_point(spec)
@@ -184,7 +198,12 @@ def measure_section(spec: dict, site: dict | None = None) -> dict:
     sizes = spec.get("batch_sizes") or [spec["batch_size"]]
     found = []
     for size in sizes:
-        measured = measure_batch(spec | {"batch_size": size}, site, where, machine)
+        try:
+            measured = measure_batch(spec | {"batch_size": size}, site, where, machine)
+        except RuntimeError as error:
+            if not checks.is_out_of_memory(error):
+                raise
+            measured = nothing_fits(spec)
         found.append({"batch_size": size, **measured})
         torch.compiler.reset()
         gc.collect()

@@ -22,8 +22,8 @@ THROTTLED = 0.05  # of the samples
 class Watch:
     """Samples the device in the background while the block runs."""
 
-    def __init__(self, look: Callable[[], Sample | None], fixed: dict):
-        self.look, self.fixed = look, fixed
+    def __init__(self, look: Callable[[], Sample | None], tell: Callable[[], dict]):
+        self.look, self.tell, self.fixed = look, tell, tell()
         self.samples: list[Sample] = []
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -43,6 +43,9 @@ class Watch:
     def __exit__(self, *error) -> None:
         self._end.set()
         self._thread.join()
+        counts = [told.get("other_processes") for told in (self.fixed, self.tell())]
+        if any(counts):  # also one that came while models were timed
+            self.fixed["other_processes"] = max(filter(None, counts))
         passed, busy, own = (
             now - then for now, then in zip(self._work(), self._began, strict=True)
         )
@@ -58,8 +61,11 @@ class Watch:
         return [s for s in self.samples if any(a <= s.time <= b for a, b in spans)]
 
     def power_w(self, spans: Iterable[tuple[float, float]]) -> float | None:
-        """Mean power during the spans."""
-        seen = [s.power_w for s in self.during(spans) if s.power_w is not None]
+        """Mean power during the spans; None where each power is the mean of a time that began
+        before, when another model had its turn."""
+        spans = list(spans)
+        within = [s for s in self.during(spans) if any(a <= s.began <= b for a, b in spans)]
+        seen = [s.power_w for s in within if s.power_w is not None]
         return statistics.mean(seen) if seen else None
 
     def summary(self, spans: Iterable[tuple[float, float]]) -> dict:
@@ -114,5 +120,5 @@ def watch(where: torch.device) -> Watch:
     """The watch for a device."""
     if where.type == "cuda":
         gpu = nvidia.Gpu(str(torch.cuda.get_device_properties(where).uuid))
-        return Watch(gpu.look, gpu.fixed())
-    return Watch(Processor().look, {})
+        return Watch(gpu.look, gpu.fixed)
+    return Watch(Processor().look, dict)

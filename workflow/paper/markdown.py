@@ -44,9 +44,9 @@ def printed_fit(row: pd.Series) -> str:
 # heading, cell, and the column that must be there
 HEADS: list[tuple[str, Cell, str]] = [
     ("trained here: top-1 %", accuracy, "top1"),
-    ("over dense", number("top1_gain", 2), "top1_gain"),
+    ("over the first", number("top1_gain", 2), "top1_gain"),
     ("printed", number("top1_paper", 1), "top1_paper"),
-    ("over dense", number("top1_gain_paper", 1), "top1_gain_paper"),
+    ("over the first", number("top1_gain_paper", 1), "top1_gain_paper"),
     ("timed here: images/s", number("throughput", 1), "throughput"),
     ("speed-up %", number("speedup_pct", 1), "speedup_pct"),
     ("ceiling by MACs / roofline", ceilings, "ceiling_macs_pct"),
@@ -64,17 +64,25 @@ HEADS: list[tuple[str, Cell, str]] = [
 def text(frame: pd.DataFrame, names: list[str]) -> str:
     """The table and, below it, where its measured numbers come from and what to beware of.
 
-    `names`: the columns that say which row it is.
+    `names`: the columns that say which row it is. What speeds were measured at is a column where
+    it is not the same for all.
     """
+    differ = [name for name in conditions(frame) if frame[name].nunique() > 1]
     heads = [head for head in HEADS if head[2] in frame.columns]
     notes = list(dict.fromkeys(frame["flags"].dropna()))
-    lines = [[*names, *(head for head, _, _ in heads), "notes"]]
+    lines = [[*names, *(head for head, _, _ in heads), *differ, "notes"]]
     for _, row in frame.iterrows():
         note = "" if pd.isna(row["flags"]) else str(notes.index(row["flags"]) + 1)
-        lines.append(
-            [*(str(row[name]) for name in names), *(cell(row) for _, cell, _ in heads), note]
-        )
+        cells = [cell(row) for _, cell, _ in heads]
+        cells += ["-" if pd.isna(row[name]) else str(row[name]) for name in differ]
+        lines.append([*(str(row[name]) for name in names), *cells, note])
     return "\n".join([*aligned(lines), "", *sources(frame), *numbered(notes)]) + "\n"
+
+
+def conditions(frame: pd.DataFrame) -> list[str]:
+    """The columns that say how a speed was measured."""
+    batch = "timed_batch_size" if "timed_batch_size" in frame else "batch_size"
+    return ["device", "mode", "precision", batch]
 
 
 def aligned(lines: list[list[str]]) -> list[str]:
@@ -92,10 +100,12 @@ def sources(frame: pd.DataFrame) -> list[str]:
     measured = frame[frame["source"] != "paper"]
     if measured.empty:
         return ["Nothing of it was measured: all numbers are printed in the paper.", ""]
-    batch = "timed_batch_size" if "timed_batch_size" in frame else "batch_size"
     timed = measured[measured["throughput"].notna()]
     found = [f"- {source}" for source in dict.fromkeys(measured["source"])]
-    for values, _ in timed.groupby(["device", "mode", "precision", batch], sort=False):
+    found.append(
+        "- over the first: the model that a row is timed in turns with, dense where it is one"
+    )
+    for values, _ in timed.groupby(conditions(frame), sort=False):
         device, mode, precision, size = values
         found.append(f"- timed on {device}: mode {mode}, {precision}, batch {size}")
     return [*found, ""]

@@ -48,6 +48,8 @@ def found_methods(folder: Path, section: str, point: str) -> dict[str, dict]:
     if not paths:
         return {}
     record = records.read(paths[0])
+    if "batch_size" not in record["spec"]:
+        raise records.RecordError(f"{paths[0]} is a sweep; name a point of one batch size.")
     also = {"batch_size": record["spec"]["batch_size"], "all": record["results"]["suspect"]}
     return {method["run"]: method | also for method in record["results"]["methods"]}
 
@@ -60,6 +62,7 @@ def cell(method: dict | None, base: dict | None) -> list[str]:
     if method["out_of_memory"]:
         return [batch, "out of memory", "", ""]
     doubt = " ?" if method.get("suspect") or method["all"] else ""
+    doubt += " *" if method.get("profile") else ""
     rate = f"{method['images_per_s']:.1f}{doubt}"
     if method is base or method["speedup"] is None:
         return [batch, rate, "", ""]
@@ -84,9 +87,9 @@ def table_lines(config: Config, table: str, folder: Path, wanted: list[str]) -> 
             shown += cell(methods.get(row["run"]), methods.get(dense))
         if any(shown[len(names) + 2 :]):
             rows.append(shown)
-    head = [*NAMES[table], "paper, V100: images/s", "over dense"]
+    head = [*NAMES[table], "paper, V100: images/s", "over the first"]
     for point in wanted:
-        head += [f"{point}: batch", "images/s", "over dense", "ceiling: MACs / roofline"]
+        head += [f"{point}: batch", "images/s", "over the first", "ceiling: MACs / roofline"]
     body = [head, ["---"] * len(head), *rows]
     return [f"### {table}", "", *(f"| {' | '.join(line)} |" for line in body), ""]
 
