@@ -102,9 +102,7 @@ def sources(frame: pd.DataFrame) -> list[str]:
         return ["Nothing of it was measured: all numbers are printed in the paper.", ""]
     timed = measured[measured["throughput"].notna()]
     found = [f"- {source}" for source in dict.fromkeys(measured["source"])]
-    found.append(
-        "- over the first: the model that a row is timed in turns with, dense where it is one"
-    )
+    found.append("- over the first: the dense model, or LeViT, that a row is timed in turns with")
     for values, _ in timed.groupby(conditions(frame), sort=False):
         device, mode, precision, size = values
         found.append(f"- timed on {device}: mode {mode}, {precision}, batch {size}")

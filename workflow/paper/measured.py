@@ -94,6 +94,19 @@ def table_lines(config: Config, table: str, folder: Path, wanted: list[str]) -> 
     return [f"### {table}", "", *(f"| {' | '.join(line)} |" for line in body), ""]
 
 
+def legend(folder: Path) -> list[str]:
+    """Where the numbers come from, and what the marks mean."""
+    found = [records.read(path) for path in sorted((folder / "throughput").glob("*/*.json"))]
+    devices = sorted({record["results"]["device"] for record in found})
+    commits = sorted({str(record["provenance"]["commit"])[:7] for record in found})
+    return [
+        f"Timed on {', '.join(devices)}; commits {', '.join(commits)}. Behind speed-ups stand their "
+        "95 % intervals.",
+        "?: suspect, for reasons that the record gives; *: at an assumed profile, chosen so that "
+        "MACs match the printed images/s.",
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
@@ -104,6 +117,7 @@ def main() -> None:
         for table in arguments.tables:
             lines = table_lines(Config.load(), table, arguments.folder, arguments.points)
             print("\n".join(lines))
+        print("\n\n".join(legend(arguments.folder)))
     except records.RecordError as error:
         sys.exit(f"ERROR: {error}")
 
