@@ -5,13 +5,13 @@ rule table:
     input:
         plan.table_inputs,
     output:
-        report(
+        first=report(
             "{root}/{table}.csv",
             caption="../report/item.rst",
             category="Tables",
             labels={"table": "{table}"},
         ),
-        "{root}/{table}.md",
+        md="{root}/{table}.md",
     log:
         "{root}/logs/{table}.log",
     conda:
@@ -26,8 +26,8 @@ rule partial_table:
     input:
         plan.partial_inputs,
     output:
-        "{root}/{table}.partial.csv",
-        "{root}/{table}.partial.md",
+        first="{root}/{table}.partial.csv",
+        md="{root}/{table}.partial.md",
     log:
         "{root}/logs/{table}.partial.log",
     conda:
