@@ -114,6 +114,27 @@ def representative_token(patches: Tensor, weights: Tensor) -> Tensor:
     return torch.bmm(weights.to(patches.dtype).unsqueeze(1), patches)
 
 
+class _PutBack(torch.autograd.Function):
+    """``put_back`` into a new buffer. It keeps the rows for its backward pass, while torch's own
+    index_copy keeps all that it copies."""
+
+    @staticmethod
+    def forward(ctx, tokens: Tensor, rows: Tensor, slow: Tensor, residual: Tensor | None) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.fast = residual is not None
+        out = tokens.clone() if residual is None else tokens + residual
+        out.flatten(0, 1).index_copy_(0, rows, slow.to(out.dtype))
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple:
+        (rows,) = ctx.saved_tensors
+        flat = grad.flatten(0, 1)
+        rest = flat.index_fill(0, rows, 0.0).view_as(grad)
+        fast = rest.sum(dim=1, keepdim=True) if ctx.fast else None
+        return rest, None, flat.index_select(0, rows), fast
+
+
 def put_back(
     tokens: Tensor, rows: Tensor, slow: Tensor, residual: Tensor | None, inplace: bool
 ) -> Tensor:
@@ -130,10 +151,10 @@ def put_back(
         residual: x_rep^(1) + x_rep^(2), summed over the blocks, (B, 1, C); None: no fast update.
         inplace: overwrite ``tokens`` (only where no backward pass can follow).
     """
+    slow = slow.flatten(0, 1)
+    if not inplace:
+        return _PutBack.apply(tokens, rows, slow, residual)
     if residual is not None:
-        tokens = tokens.add_(residual) if inplace else tokens + residual
-        inplace = True  # on the sum just made: its backward needs no saved value
-    flat = tokens.flatten(0, 1)
-    slow = slow.flatten(0, 1).to(flat.dtype)
-    flat = flat.index_copy_(0, rows, slow) if inplace else flat.index_copy(0, rows, slow)
-    return flat.view_as(tokens)
+        tokens.add_(residual)
+    tokens.flatten(0, 1).index_copy_(0, rows, slow.to(tokens.dtype))
+    return tokens

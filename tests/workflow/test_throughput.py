@@ -218,6 +218,17 @@ def test_macs_are_counted_image_by_image():
     assert both["sd_g"] == pytest.approx(abs(alone[0] - alone[1]) / 2**0.5)
 
 
+@pytest.mark.integration
+def test_every_rival_of_table_2_can_be_timed(config):
+    rivals = [name for name, row in config.runs.items() if row["family"] == "other"]
+    rivals.remove("levit_teacher")
+    models = [{"run": row, **runs.model_of(config, row)} for row in rivals]
+    found = throughput.measure_section(spec(models=models, batch_size=1))
+    assert len(found["methods"]) == 9
+    assert all(method["resolution"] == 224 for method in found["methods"])
+    assert all(method["check"]["distance"] < 1e-3 for method in found["methods"])
+
+
 def test_fp16_on_a_cpu_is_refused():
     with pytest.raises(MeasurementError, match="needs a GPU"):
         throughput.measure_section(spec(precision="fp16"))

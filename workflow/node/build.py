@@ -5,7 +5,7 @@ import inspect
 
 import timm
 import torch
-from timm.layers import convert_sync_batchnorm
+from timm.layers import convert_sync_batchnorm, to_2tuple
 from timm.task import TrainingTask
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -50,10 +50,11 @@ def build_model(model: dict, device: torch.device | str | None = None) -> nn.Mod
 
 def image_size(model: nn.Module) -> tuple[int, int]:
     """Height and width in pixels of the images a model takes."""
-    size = getattr(model, "img_size", None) or getattr(model, "patch_embed", None)
-    if size is None:  # a convolutional network takes any; timm says what it is for
-        return tuple(model.pretrained_cfg["input_size"][1:])
-    return tuple(getattr(size, "img_size", size))
+    for part in (model, getattr(model, "patch_embed", None)):
+        if (size := getattr(part, "img_size", None)) is not None:
+            return to_2tuple(size)
+    # convolutional networks and pyramids take any; timm says what they are for
+    return tuple(model.pretrained_cfg["input_size"][1:])
 
 
 def _arguments(name: str) -> set[str]:

@@ -7,6 +7,7 @@ import torch
 
 RESAMPLES = 4000
 CONFIDENCE = 0.95
+SURE = 0.04  # interval of a speed-up, as a share of it, with which no more rounds are made
 STEADY = 0.05  # widest interval of a speed-up, as a share of it, that is not suspect
 
 

@@ -108,7 +108,7 @@ def enough(contestants: list[Contestant], least: int) -> bool:
     if done >= MOST_ROUNDS * least:
         return True
     widths = (ratios.speedup(*both)["width"] for both in shares(contestants)[1:])
-    return all(width <= ratios.STEADY / 2 for width in widths)
+    return all(width <= ratios.SURE for width in widths)
 
 
 def measure_batch(spec: dict, site: dict | None, where: torch.device, machine: dict) -> dict:
