@@ -32,11 +32,12 @@ def draw(found: Records) -> tuple[Figure, pd.DataFrame]:
     for place, ratios in enumerate(points["keep_ratio"]):
         kept = [float(ratio) for ratio in ratios.split()]
         edges = [place + WIDTH * (i / len(kept) - 0.5) for i in range(len(kept) + 1)]
-        above.stairs(kept, edges, fill=True, color=style.colour(0), alpha=0.35, linewidth=0)
+        above.stairs(kept, edges, fill=True, color=style.colour(0), alpha=0.35, linewidth=0,
+                     label=None if place else "kept in layers 1 to 12")  # fmt: skip
         above.stairs(kept, edges, color=style.colour(0), linewidth=1)
     above.set(ylim=(0, 1.05), yticks=[0, 0.5, 1], ylabel="kept")
     data = found.config.settings[found.setting]["data"]["name"]
-    above.set_title(f"DeiT-S trained on {data}; tokens kept in layers 1 to 12")
+    above.set_title(f"DeiT-S trained on {style.DATA.get(data, data)}")
     known = points.assign(x=range(len(points))).dropna(subset=["top1"])
     if known.empty:
         style.say(below, "no accuracy measured")
@@ -50,5 +51,8 @@ def draw(found: Records) -> tuple[Figure, pd.DataFrame]:
     below.set(ylabel="top-1 %", xlim=(-0.6, len(points) - 0.4))
     below.margins(y=0.15)
     below.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    figure.legend(*below.get_legend_handles_labels(), loc="outside lower center")
+    handles, names = (one + two for one, two in zip(
+        above.get_legend_handles_labels(), below.get_legend_handles_labels(), strict=True
+    ))  # fmt: skip
+    figure.legend(handles, names, loc="outside lower center", ncols=2)
     return figure, points

@@ -8,7 +8,7 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 DISTANCES = (6, 9, 13, 18, 24)  # of a label from its point, in typographic points
-DIRECTIONS = [i * math.pi / 4 for i in (1, 7, 3, 5, 2, 6, 0, 4)]  # diagonals first
+DIRECTIONS = [i * math.pi / 4 for i in (5, 1, 3, 7, 6, 2, 4, 0)]  # diagonals first
 POINT = 4  # half the width of what a point covers
 
 

@@ -100,8 +100,8 @@ def legend(folder: Path) -> list[str]:
     devices = sorted({record["results"]["device"] for record in found})
     commits = sorted({str(record["provenance"]["commit"])[:7] for record in found})
     return [
-        f"Timed on {', '.join(devices)}; commits {', '.join(commits)}. Behind speed-ups stand their "
-        "95 % intervals.",
+        f"Timed on {', '.join(devices)}; commits {', '.join(commits)}. Behind speed-ups stand "
+        "their 95 % intervals.",
         "?: suspect, for reasons that the record gives; *: at an assumed profile, chosen so that "
         "MACs match the printed images/s.",
     ]

@@ -37,7 +37,10 @@ def draw(found: Records) -> tuple[Figure, pd.DataFrame]:
     frame = points(found)
     figure, panels = plt.subplots(1, 2, figsize=(style.PAGE, 4.0))
     data = found.config.settings[found.setting]["data"]["name"]
-    titles = ("printed: ImageNet, V100", f"measured: {data}, speed at full size")
+    titles = (
+        "printed: ImageNet, V100",
+        f"measured: {style.DATA.get(data, data)}, speed at full size",
+    )
     shown = [
         draw_panel(panel, frame, suffix, title)
         for panel, suffix, title in zip(panels, ("_paper", ""), titles, strict=True)

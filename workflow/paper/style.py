@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 COLUMN, PAGE = 3.4, 7.0  # inches: a column's width, and a page's
 DPI = 300
 GREY = "0.45"
+DATA = {"imagenet": "ImageNet", "cifar10": "CIFAR-10"}  # as titles say it
 
 
 def apply() -> None:

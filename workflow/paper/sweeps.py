@@ -102,7 +102,7 @@ def draw(name: str, found: Records) -> tuple[Figure, pd.DataFrame]:
     numbers = pd.to_numeric(points["x"], errors="coerce").dropna()
     if len(numbers) < 9:
         bottom.set_xticks(numbers)
-    top.set_title(f"DeiT-T trained on {data}")
+    top.set_title(f"DeiT-T trained on {style.DATA.get(data, data)}")
     handles = dict(zip(*reversed(top.get_legend_handles_labels()), strict=True))
     names = sorted(handles, key=lambda name: ORDER.index(name) if name in ORDER else 1)
     figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=2)

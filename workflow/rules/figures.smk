@@ -5,14 +5,14 @@ rule figure:
     input:
         plan.figure_inputs,
     output:
-        report(
+        first=report(
             "{root}/{figure}.png",
             caption="../report/item.rst",
             category="Figures",
             labels={"figure": "{figure}"},
         ),
-        "{root}/{figure}.svg",
-        "{root}/{figure}.csv",
+        svg="{root}/{figure}.svg",
+        numbers="{root}/{figure}.csv",
     log:
         "{root}/logs/{figure}.log",
     conda:
