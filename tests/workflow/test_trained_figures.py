@@ -65,16 +65,14 @@ def test_it_is_drawn_with_what_it_shows_in_words(name, demo, config, tmp_path):
     figure, numbers = figures.FIGURES[name](found)
     assert not numbers.empty
     figure.canvas.draw()
-    width = figure.get_size_inches()[0]
+    width, height = figure.get_size_inches()
     assert width <= style.PAGE
-    for text in figure.findobj(plt.Text):
-        box = text.get_window_extent()
-        if text.get_text().strip() and text.get_visible():
-            assert text.get_fontsize() >= 6
-            assert box.x0 >= -1, text.get_text()
-            assert box.x1 <= figure.bbox.x1 + 1, text.get_text()
-            assert box.y0 >= -1, text.get_text()
-            assert box.y1 <= figure.bbox.y1 + 1, text.get_text()
+    drawn = figure.get_tightbbox()  # inches
+    assert drawn.x0 >= -0.01
+    assert drawn.y0 >= -0.01
+    assert drawn.x1 <= width + 0.01
+    assert drawn.y1 <= height + 0.01
+    assert all(text.get_fontsize() >= 6 for text in figure.findobj(plt.Text) if text.get_text())
     said = " ".join(text.get_text() for text in figure.findobj(plt.Text))
     assert "a reduced model at 24 px, width 48" in said
     assert "trained on digits" in said
