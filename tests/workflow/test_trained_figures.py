@@ -57,12 +57,13 @@ def test_every_figure_of_the_yaml_is_drawn_by_something(config):
     assert set(config.items["figures"]) == set(figures.FIGURES)
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", ["figure2", "figure4a", "figure4b", "figure5"])
 def test_it_is_drawn_with_what_it_shows_in_words(name, demo, config, tmp_path):
     found = demo(*config.analyses(name))
     style.apply()
     figure = figures.FIGURES[name](found)
-    figure.canvas.draw()
+    style.save(figure, tmp_path / f"{name}.png")
     width, height = figure.get_size_inches()
     assert width <= style.PAGE
     drawn = figure.get_tightbbox()  # inches
