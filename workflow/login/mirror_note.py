@@ -26,7 +26,7 @@ def of_attempt(config: Config, spec: dict, setting: str, folder: Path, record: d
         lines.append(f"- how: {', '.join(point)}{batches(spec)}")
     if "data" in spec:
         lines.append(f"- data: {spec['data']['name']}, {spec['data']['num_classes']} classes")
-    if "recipe" in spec:
+    if "name" in spec.get("recipe", {}):  # an analysis has but what images need
         values = (f"{key} {spec['recipe'][key]}" for key in RECIPE if key in spec["recipe"])
         lines.append(f"- recipe: `{spec['recipe']['name']}` ({', '.join(values)})")
     for role, does in (("start", "starts from"), ("teacher", "learns from")):

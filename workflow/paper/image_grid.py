@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 
 from workflow.paper import style
 
@@ -38,7 +38,9 @@ def make(
     head = LINE * (lines + (1.4 if titled else 0.3)) + MARGIN
     foot = LINE * (note.count("\n") + 1.6) + MARGIN
     height = head + rows * side + (rows - 1) * GAP + foot
-    figure = plt.figure(figsize=(width, height), layout="none")
+    # a stand-in: without any, saving would fall back to the constrained layout of style.py
+    layout = PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True)
+    figure = plt.figure(figsize=(width, height), layout=layout)
     axes: list[list[Axes]] = [[] for _ in range(rows)]
     left = MARGIN
     for group in groups:
@@ -49,7 +51,7 @@ def make(
                 place = (left / width, bottom / height, side / width, side / height)
                 panel = figure.add_axes(place)
                 panel.set(xticks=[], yticks=[])
-                mpl.pyplot.setp(panel.spines.values(), visible=False)
+                plt.setp(panel.spines.values(), visible=False)
                 axes[row].append(panel)
             axes[0][-1].set_title(name, pad=3, fontsize=7)
             left += side + GAP
