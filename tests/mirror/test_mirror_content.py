@@ -68,7 +68,8 @@ def test_a_runs_page_says_what_how_where_how_long_and_how_to_make_it_again(descr
     spec = runs.train_spec(config, "demo", "dynamic_deit_tiny")
     note = described("dynamic_deit_tiny", spec, {"top1": 95.5, "val_images": 599}).tags[NOTE]
     for said in (
-        "**Training** in the setting `demo`", "`dynamic_deit_tiny_patch16_224` (embed_dim=48, img_size=24",
+        "**Training** in the setting `demo`",
+        "`dynamic_deit_tiny_patch16_224` (embed_dim=48, img_size=24",
         "data: digits, 10 classes", "recipe: `dynamicvit` (epochs 8", "starts from `deit_tiny`",
         "result: top-1 95.50 % on 599 images", "- where: ", "- how long: ",
         "    snakemake results/demo/runs/dynamic_deit_tiny/train.json --profile demo --forcerun "

@@ -28,7 +28,7 @@ FETCH = (
 )
 COMPILE = (
     f"{PYTHON} -m workflow.paper.tables --root {{wildcards.root}} "
-    "--output {output[0]:q} > {log:q} 2>&1 || (cat {log:q} >&2; exit 1)"
+    "--output {output.first:q} > {log:q} 2>&1 || (cat {log:q} >&2; exit 1)"
 )
 WEIGH = COMPILE.replace("workflow.paper.tables", "workflow.paper.claims")
 DRAW = COMPILE.replace("workflow.paper.tables", "workflow.paper.figures")

@@ -5,9 +5,9 @@ rule claims:
     input:
         plan.claims_inputs,
     output:
-        "{root}/claims.csv",
-        "{root}/claims.md",
-        report(
+        first="{root}/claims.csv",
+        md="{root}/claims.md",
+        page=report(
             "{root}/claims.html",
             caption="../report/item.rst",
             category="Claims",
@@ -27,9 +27,9 @@ rule partial_claims:
     input:
         plan.partial_claims_inputs,
     output:
-        "{root}/claims.partial.csv",
-        "{root}/claims.partial.md",
-        report(
+        first="{root}/claims.partial.csv",
+        md="{root}/claims.partial.md",
+        page=report(
             "{root}/claims.partial.html",
             caption="../report/item.rst",
             category="Claims",

@@ -5,13 +5,13 @@ rule figure:
     input:
         plan.figure_inputs,
     output:
-        report(
+        first=report(
             "{root}/{figure}.png",
             caption="../report/item.rst",
             category="Figures",
             labels={"figure": "{figure}"},
         ),
-        "{root}/{figure}.svg",
+        svg="{root}/{figure}.svg",
     log:
         "{root}/logs/{figure}.log",
     conda:

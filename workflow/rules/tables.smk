@@ -5,9 +5,9 @@ rule table:
     input:
         plan.table_inputs,
     output:
-        "{root}/{table}.csv",
-        "{root}/{table}.md",
-        report(
+        first="{root}/{table}.csv",
+        md="{root}/{table}.md",
+        page=report(
             "{root}/{table}.html",
             caption="../report/item.rst",
             category="Tables",
@@ -27,9 +27,9 @@ rule partial_table:
     input:
         plan.partial_inputs,
     output:
-        "{root}/{table}.partial.csv",
-        "{root}/{table}.partial.md",
-        "{root}/{table}.partial.html",
+        first="{root}/{table}.partial.csv",
+        md="{root}/{table}.partial.md",
+        page="{root}/{table}.partial.html",
     log:
         "{root}/logs/{table}.partial.log",
     conda:
