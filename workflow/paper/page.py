@@ -5,9 +5,9 @@ import html
 import re
 
 STYLE = """
-body { font: 14px/1.4 system-ui, sans-serif; color: #1e293b; margin: 1.2em; }
+body { font: 13px/1.4 system-ui, sans-serif; color: #1e293b; margin: 1.2em; }
 table { border-collapse: collapse; margin: .8em 0; }
-th, td { border-bottom: 1px solid #e2e8f0; padding: .3em .7em; vertical-align: top; }
+th, td { border-bottom: 1px solid #e2e8f0; padding: .25em .55em; vertical-align: top; }
 th, td { text-align: left; }
 th { background: #f1f5f9; position: sticky; top: 0; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
