@@ -11,6 +11,7 @@ from workflow.campaign import ConfigError
 from workflow.login import targets
 from workflow.paper import claims
 from workflow.paper.claims import CONFIRMED, NOT_RUN, REFUTED
+from workflow.paper.columns import Records
 from workflow.paper.evidence import SUSPECT, Evidence, Printed
 from workflow.paper.found import Found, exactly, half_width
 from workflow.statements import Statement
@@ -372,15 +373,48 @@ def test_printed_percentages_are_the_papers_and_else_follow_from_its_images_per_
     assert printed.faster("ia_red2_deit_tiny", "deit_tiny") is None
 
 
-def test_the_full_ledger_needs_what_the_tables_need_and_no_more(config):
+def test_the_full_ledger_needs_what_tables_and_compared_figures_need_and_no_more(config):
     needed = set(targets.needed(config, "results/demo/claims.csv"))
-    tables = (targets.needed(config, f"results/demo/{name}.csv") for name in config.items["tables"])
-    assert needed == {path for table in tables for path in table}
+    figures = ["figure6", "figureS1a", "figureS1b", "figureS1c", "figureS1d"]
+    assert sorted(statements.figures(config)) == figures
+    items = (targets.needed(config, f"results/demo/{name}.csv")
+             for name in [*config.items["tables"], *figures])  # fmt: skip
+    assert needed == {path for item in items for path in item}
     assert targets.spec_of(config, "results/claims.partial.csv") is None
 
 
-def test_figures_records_are_read_only_if_there(config, root):
-    """In the full ledger only what tables want must be there."""
+@pytest.mark.parametrize("root", ["results", "results/cifar10", "results/demo"])
+def test_the_full_ledgers_inputs_are_all_that_it_reads(config, monkeypatch, root):
+    """Also where it looks on because a section says nothing."""
+    read = set()
+    monkeypatch.setattr(Records, "_read", lambda self, path, spec: read.add(str(path)))
+    claims.make(config, root, partial=False)
+    assert f"{root}/runs/deit_tiny-alpha0.9/train.json" in read
+    assert read <= set(targets.item_records(config, root, targets.CLAIMS))
+
+
+def test_every_order_of_accuracies_has_a_tolerance(config):
+    orders = [one for one in statements.every(config) if one.kind in ("order", "best", "saturates")]
+    accuracies = [one for one in orders if one.by in ("top1", "top1_gap")]
+    assert accuracies
+    assert [one.id for one in accuracies if not one.tolerance] == []
+
+
+def test_the_partial_ledger_takes_a_figures_runs_where_they_are(config, trained):
+    trained(**{"deit_tiny-keep0.9": 72.4, "deit_tiny": 72.2})
+    row = ledger(config).loc["keeping_nine_tenths_beats_dense"]
+    assert (row["ours"], row["printed"], row["verdict"]) == ("0.20", "0.2", NOT_RUN)
+    assert row["note"] == claims.CLOSE
+
+
+def test_a_picture_of_a_table_is_no_target(config):
+    assert targets.spec_of(config, "results/pareto.png") is None
+    for target in ("results/table1.png", "results/table1.svg", "results/tabel1.csv"):
+        with pytest.raises(targets.TargetError):
+            targets.spec_of(config, target)
+
+
+def test_what_the_setting_does_not_measure_is_not_asked_for(config, root):
     assert Evidence(config, "results/demo", partial=False).accuracy("deit_base") is None
 
 

@@ -68,8 +68,9 @@ class Printed:
 
 
 class Evidence:
-    """The same from records: of what the setting measures for its tables (where it is missing,
-    RecordError) and, if it is there, for its figures; `partial`: of whatever is there."""
+    """The same from records: of what the setting measures for its tables and the figures that
+    claims compare rows of (where it is missing, RecordError) and, if it is there, for its other
+    figures; `partial`: of whatever is there."""
 
     def __init__(self, config: Config, root: str, partial: bool):
         self.config, self.partial = config, partial
@@ -81,10 +82,11 @@ class Evidence:
         (`part`: train) or timed, and how many seeds."""
         if self.partial:
             return self.lenient, None
-        for kind, reader in (("tables", self.strict), ("figures", self.lenient)):
+        weighed = [*self.config.items["tables"], *statements.figures(self.config)]
+        for items, reader in ((weighed, self.strict), (self.config.items["figures"], self.lenient)):
             seeds = [
                 wanted["seeds"]
-                for item in self.config.items[kind]
+                for item in items
                 for wanted in [self.config.wanted(self.setting, item)]
                 if any(row["section"] in wanted[part] and shows(row)
                        for row in self.config.rows(item))
