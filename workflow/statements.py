@@ -46,19 +46,31 @@ def computation(entry: dict) -> tuple[str, dict]:
     return kind, said
 
 
-def named(config: Config, entry: dict) -> Iterator[tuple[str, str]]:
-    """Where a claim names a run, and that name; items stand for the runs of their rows."""
+def named(entry: dict) -> Iterator[tuple[str, str]]:
+    """Where a claim names a run, and that name."""
     kind, said = computation(entry)
     if kind == "seen":
         return
     for key in (SUBJECT.get(kind, "run"), "over", "than", "of"):
         for name in listed(said.get(key, [])):
-            if name != "dense" and not (key == "of" and is_item(config, name)):
+            if name != "dense" and not (key == "of" and isinstance(said[key], str)):
                 yield f"{kind}.{key}", name
 
 
-def is_item(config: Config, name: str) -> bool:
-    return name in config.items["tables"] or name in config.items["figures"]
+def item_of(entry: dict) -> tuple[str, str] | None:
+    """Where a claim names a table or a figure, if any, and that name: to look at, or for the runs
+    of its rows."""
+    kind, said = computation(entry)
+    if kind == "seen":
+        return kind, said
+    return (f"{kind}.of", said["of"]) if isinstance(said.get("of"), str) else None
+
+
+def figures(config: Config) -> list[str]:
+    """The figures whose rows claims compare; of those to look at the ledger reads nothing."""
+    found = (item_of(entry) for entry in config.claims.values())
+    names = (name for where, name in filter(None, found) if where != "seen")
+    return [name for name in dict.fromkeys(names) if name in config.items["figures"]]
 
 
 def dense(config: Config, run: str) -> str:

@@ -91,7 +91,7 @@ def test_figures_and_claims_are_shown_beside_tables(tmp_path, config):
     folder = tmp_path / "results/demo"
     folder.mkdir(parents=True)
     for name in ("table1.csv", "table1.md", "table1.partial.md", "claims.csv", "claims.html",
-                 "pareto.png", "pareto.svg", "odd.png"):  # fmt: skip
+                 "pareto.png", "pareto.svg", "pareto.csv", "odd.png"):  # fmt: skip
         (folder / name).write_text("a,b\n1,2\n")
     found = Results(tmp_path)
     shown = {content.name: content for content in map(found.describe, found.items())}
@@ -100,7 +100,7 @@ def test_figures_and_claims_are_shown_beside_tables(tmp_path, config):
     }  # fmt: skip
     files = {name: [path.name for path in one.artifacts] for name, one in shown.items()}
     assert files == {"table1": ["table1.csv", "table1.md"], "claims": ["claims.csv", "claims.html"],
-                     "pareto": ["pareto.png", "pareto.svg"]}  # fmt: skip
+                     "pareto": ["pareto.png", "pareto.svg", "pareto.csv"]}  # fmt: skip
     assert shown["table1"].tags["table"] == "1"
     assert shown["pareto"].table is None
     assert "snakemake results/demo/pareto.png --profile demo" in shown["pareto"].tags[NOTE]

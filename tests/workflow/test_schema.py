@@ -67,6 +67,22 @@ CASES = {
         r"claims.yaml: speed_of_deit_small.compute has an unknown key 'speed'; "
         r"did you mean 'speedup'\?",
     ),
+    "a picture that is no figure": (
+        "claims",
+        lambda c: c["selection_finds_objects"].update(compute={"seen": "figure55"}),
+        r"claims.yaml: selection_finds_objects.compute.seen names 'figure55'; "
+        r"did you mean 'figure5'\?",
+    ),
+    "a table to look at": (
+        "claims",
+        lambda c: c["selection_finds_objects"].update(compute={"seen": "table1"}),
+        r"selection_finds_objects.compute.seen names 'table1'",
+    ),
+    "a claim on the rows of nothing": (
+        "claims",
+        lambda c: c["alpha_of_half_is_best"]["compute"]["best"].update(of="figureS1z"),
+        r"alpha_of_half_is_best.compute.best.of names 'figureS1z'; did you mean 'figureS1",
+    ),
     "circle": (
         "runs",
         lambda c: c["deit_tiny"].update(start="dynamic_deit_tiny"),

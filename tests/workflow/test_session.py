@@ -136,10 +136,16 @@ def test_the_forecast_names_the_table(here, config, capsys, monkeypatch):
     other = "results/demo/runs/deit_small/train.json"
     costs = [forecast.Cost(one, 20.0, "GPU", "") for one in (path, other)]
     monkeypatch.setattr(forecast, "of_trainings", lambda config, specs: costs)
-    table = SimpleNamespace(rule=SimpleNamespace(name="table1"), output=["results/demo/table1.csv"])
-    session.announce(Plan(config), iter([training("slurm"), table]))
+    items = [
+        SimpleNamespace(rule=SimpleNamespace(name=rule), output=[f"results/demo/{output}"])
+        for rule, output in (("table", "table1.csv"), ("figure", "figureS1a.png"),
+                             ("whole", "whole"), ("partial_table", "table1.partial.csv"))
+    ]  # fmt: skip
+    session.announce(Plan(config), iter([training("slurm"), *items]))
     said = capsys.readouterr().err
-    assert "Estimate, results/demo/table1.csv: 1 training(s), about 20 GPU-hours" in said
+    for item in ("table1.csv", "figureS1a.png", "whole"):
+        assert f"Estimate, results/demo/{item}: 1 training(s), about 20 GPU-hours" in said
+    assert "partial" not in said
     assert "Estimate, all together: 2 training(s), about 40 GPU-hours" in said
 
 

@@ -20,7 +20,7 @@ def describe(root: Path, source: Source, config: Config) -> Content:
         tags[tags["kind"]] = item.removeprefix(tags["kind"])
     path = source.path.relative_to(root)
     tags[mirror_note.NOTE] = mirror_note.of_item(config, item, source.setting, path)
-    beside = {".csv": (".md", ".html"), ".png": (".svg",)}[source.path.suffix]
+    beside = {".csv": (".md", ".html"), ".png": (".svg", ".csv")}[source.path.suffix]
     files = [source.path, *(source.path.with_name(f"{name}{suffix}") for suffix in beside)]
     return Content(
         identity={

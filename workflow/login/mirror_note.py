@@ -5,11 +5,14 @@ again. Markdown; standard library only.
 from pathlib import Path
 
 from workflow.campaign import Config
+from workflow.login import targets
 
 NOTE = "mlflow.note.content"
 DOES = {
     "train": "Training", "evaluate": "Evaluation of given weights", "search": "Search",
     "throughput": "Measurement of images/s", "training_cost": "Measurement of training steps",
+    "analysis": "Look into a trained model", "fetch": "Download of weights",
+    "data": "Survey of the images", "preflight": "Check that every model builds",
 }  # fmt: skip
 RECIPE = ("epochs", "batch_size", "optimizer", "lr", "amp", "images")
 
@@ -76,15 +79,12 @@ def command(config: Config, spec: dict, setting: str, folder: Path) -> str:
     """What makes the record anew, although it is there."""
     given = spec["kind"] in ("train", "evaluate") and "evaluation" not in spec
     record = folder / "train.json" if given else folder.with_name(f"{folder.name}.json")
-    return f"snakemake {record} --profile {profile(config, setting)} --forcerun {record}"
-
-
-def profile(config: Config, setting: str) -> str:
-    """Where the setting's jobs would run."""
-    return "slurm" if config.settings[setting]["data"]["name"] == "imagenet" else "demo"
+    return f"snakemake {record} --profile {targets.profile(config, setting)} --forcerun {record}"
 
 
 def of_item(config: Config, item: str, setting: str, path: Path) -> str:
     """The description of a table, a figure or the ledger."""
     said = config.items["captions"].get(item, item).replace("``", "`")
-    return f"{said}\n\nMade by:\n\n    snakemake {path} --profile {profile(config, setting)}"
+    return (
+        f"{said}\n\nMade by:\n\n    snakemake {path} --profile {targets.profile(config, setting)}"
+    )

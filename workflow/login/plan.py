@@ -210,7 +210,7 @@ class Plan:
         return [f"{wildcards.root}/{name}" for name in targets.whole(self.config)]
 
     def claims_inputs(self, wildcards) -> list[str]:
-        """What all tables need, and what the claims are."""
+        """What all tables and the figures that claims compare rows of need; what the claims are."""
         found = targets.item_records(self.config, wildcards.root, targets.CLAIMS)
         return [*found, str(FILES["claims"]), *self._all_printed()]
 
@@ -235,7 +235,7 @@ class Plan:
         """What the report says of an item: what it shows, its command, the runs behind it."""
         root, item = wildcards.root, Path(output[0]).name.partition(".")[0]
         setting = self.config.setting_of(root)
-        profile = "slurm" if setting == "imagenet" else "demo"
+        profile = targets.profile(self.config, setting)
         made = (
             f"{self.config.items['captions'][item]} Made in the setting {setting} by ``snakemake "
             f"--profile {profile} {output[0]}``"

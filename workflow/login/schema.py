@@ -125,8 +125,12 @@ def check_names(config: Config, files: dict[str, Path], keys: set[str]) -> None:
         for recipe in setting.get("recipes", {}):
             known(files["settings"], f"{name}.recipes", recipe, config.recipes)
     for name, entry in config.claims.items():
-        for place, run in statements.named(config, entry):
+        for place, run in statements.named(entry):
             known(files["claims"], f"{name}.compute.{place}", run, config.runs)
+        if found := statements.item_of(entry):
+            place, item = found
+            shown = config.items["figures"] if place == "seen" else items
+            known(files["claims"], f"{name}.compute.{place}", item, shown)
         statements.of_claim(config, name, entry)
     check_seeds(config, files["runs"])
 

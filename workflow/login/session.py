@@ -19,6 +19,7 @@ from workflow.login.plan import Plan, own_resources
 
 LOCK = ".snakemake/evovit.lock"
 PARTIAL = ".partial.csv"
+ITEMS = ("table", "figure", "claims", "whole")  # rules of what trainings are for
 LOOKING = (
     "dryrun",
     "touch",
@@ -148,7 +149,7 @@ def check_requests(jobs, ask=slurm_queue.ask) -> None:
 
 
 def announce(plan: Plan, jobs) -> None:
-    """Say what the trainings to come may cost, table by table, before anything is submitted.
+    """Say what the trainings to come may cost, target by target, before anything is submitted.
 
     Where nothing was measured, only on a cluster: there hours are somebody's.
     """
@@ -159,8 +160,7 @@ def announce(plan: Plan, jobs) -> None:
     costs = forecast.of_trainings(plan.config, specs)
     if not any(job.resources.get("launcher") == "slurm" for job in trainings):
         costs = [cost for cost in costs if cost.hours is not None]
-    tables = [str(job.output[0]) for job in jobs if job.rule.name in ("table", "claims")]
-    wanted = {table: list(targets.needed(plan.config, table))
-              for table in tables if not table.endswith(PARTIAL)}  # fmt: skip
+    items = [str(job.output[0]) for job in jobs if job.rule.name in ITEMS]
+    wanted = {item: list(targets.needed(plan.config, item)) for item in items}
     for line in forecast.by_target(costs, wanted):
         print(line, file=sys.stderr)

@@ -6,7 +6,7 @@ Snakemake plans with rules; this is for those who only look (status, forecast) a
 import re
 from pathlib import Path
 
-from workflow import points, runs
+from workflow import points, runs, statements
 from workflow.campaign import Config, run_name
 
 CLAIMS = "claims"
@@ -27,6 +27,11 @@ PATTERNS = {
 }
 
 
+def profile(config: Config, setting: str) -> str:
+    """Where the setting's jobs are meant to run: trainings on ImageNet on a cluster."""
+    return "slurm" if config.settings[setting]["data"]["name"] == "imagenet" else "demo"
+
+
 class TargetError(ValueError):
     """No rule of the workflow makes the target."""
 
@@ -42,10 +47,11 @@ def split_root(config: Config, target: str) -> tuple[str, str, str]:
 
 def item_records(config: Config, root: str, item: str) -> list[str]:
     """The records that a table or a figure of the setting is made of; of the claims, those of all
-    tables."""
+    tables, and of the figures whose rows they compare."""
     if item == CLAIMS:
-        tables = (item_records(config, root, table) for table in config.items["tables"])
-        return list(dict.fromkeys(path for records in tables for path in records))
+        weighed = [*config.items["tables"], *statements.figures(config)]
+        several = (item_records(config, root, one) for one in weighed)
+        return list(dict.fromkeys(path for records in several for path in records))
     shown = config.items["figures"].get(item, {}).get("tables", [])
     others = [path for table in shown for path in item_records(config, root, table)]
     setting = config.setting_of(root)
@@ -96,7 +102,7 @@ def _spec(config: Config, setting: str, kind: str, named: dict) -> dict | None:
     if kind in ("whole", CLAIMS):
         return None
     if kind in ("table", "figure"):
-        config.rows(named["item"])  # KeyError: there is no such item
+        config.items[f"{kind}s"][named["item"]]  # KeyError: there is none
         return None
     if kind == "data":
         return runs.data_spec(config, setting)

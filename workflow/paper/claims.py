@@ -2,11 +2,13 @@
 results/demo --output results/demo/claims.csv` writes it, and the same as Markdown beside it; from
 whatever records exist where it is called claims.partial.csv.
 
-No verdict is written by hand. A printed number is confirmed where it lies within the tolerance of
-our interval, and refuted elsewhere; an order where our whole interval lies beyond the tolerance on
-one side, or the other. What could not be decided says why: not run, on other data (accuracies are
-judged on ImageNet alone), on another kind of device (percentages of images/s are judged in mode
-`paper` on a GPU alone; who is faster is judged anywhere), or too close to tell.
+No verdict is written by hand. A printed number is confirmed where our whole interval lies within
+the tolerance of it, and refuted where none of it does; an order where our whole interval lies
+beyond the tolerance on one side, or the other. So the less is known, the less is decided. What
+could not be decided says why: not run, on other data (accuracies are judged on ImageNet alone), on
+another kind of device (percentages of images/s are judged in mode `paper` on a GPU alone, at the
+paper's batch size; memory on a GPU in fp16 alone; who is faster, and MACs, anywhere), in a
+measurement that is suspect, or too close to tell.
 """
 
 import argparse
@@ -19,23 +21,27 @@ import pandas as pd
 from workflow import records, statements
 from workflow.campaign import Config, ConfigError
 from workflow.paper import markdown
-from workflow.paper.evidence import Evidence, Found, Printed, exactly, margin, together
+from workflow.paper.evidence import BATCH, Evidence, Printed, margin
+from workflow.paper.found import Found, exactly, together
 from workflow.statements import Statement
 
 CONFIRMED, REFUTED, NOT_RUN = VERDICTS = ("confirmed", "refuted", "not run at this scale")
 UNITS = {"speedup": "% images/s", "throughput": "% images/s", "macs_saved": "% MACs",
          "memory_fits": "", "seen": ""}  # fmt: skip
 ROUNDING = 1e-9  # of sums of decimal fractions
-OTHER_DEVICE = "percentages of images/s are judged in mode paper on a GPU alone"
+OTHER_DEVICE = f"percentages of images/s are judged in mode paper on a GPU at batch {BATCH} alone"
+DOUBTFUL = "a suspect measurement decides no percentage"
 CLOSE = "too close to tell: more rounds, seeds or images would"
 SLIP = "the printed numbers themselves do not say so"
 
 
-def near(found: Found, printed: tuple[float, float], tolerance: float) -> str:
-    """Whether the printed range comes within the tolerance of the measured interval."""
-    low, high = printed
-    apart = found.high + tolerance < low - ROUNDING or found.low - tolerance > high + ROUNDING
-    return REFUTED if apart else CONFIRMED
+def near(found: Found, printed: tuple[float, float], tolerance: float) -> str | None:
+    """Whether the measured interval surely lies within the tolerance of the printed range, or
+    surely outside; None: too close. Else the vaguest measurement would confirm the most."""
+    low, high = printed[0] - tolerance - ROUNDING, printed[1] + tolerance + ROUNDING
+    if found.high < low or found.low > high:
+        return REFUTED
+    return CONFIRMED if low <= found.low and found.high <= high else None
 
 
 def ahead(found: Found, tolerance: float) -> str | None:
@@ -62,12 +68,15 @@ def measure(one: Statement, source, config: Config) -> Found | None:
     margins = [margin(source, config, one.by, *pair) for pair in pairs]
     if None in margins:
         return None
-    worst = (max if one.kind == "saturates" else min)(margins, key=lambda found: found.value)
     if len(margins) == 1:
-        return worst
+        return margins[0]
+    extreme = max if one.kind == "saturates" else min
+    worst = extreme(margins, key=lambda found: found.value)
     named = pairs[margins.index(worst)][one.kind != "saturates"]
-    whole = {name: together(*(getattr(found, name) for found in margins))
-             for name in ("n", "runs", "barred")}  # fmt: skip
+    # of the bounds, too: the nearest may be sure where another, less well measured, is not
+    whole = {name: extreme(getattr(found, name) for found in margins) for name in ("low", "high")}
+    whole |= {name: together(*(getattr(found, name) for found in margins))
+              for name in ("n", "runs", "barred", "doubts")}  # fmt: skip
     return replace(worst, notes=(f"nearest: {named}", *worst.notes), **whole)
 
 
@@ -85,19 +94,25 @@ def judge(one: Statement, found: Found | None, said: Found | None) -> tuple[str,
         return NOT_RUN, ["not measured"]
     if found.barred:
         return NOT_RUN, list(found.barred)
-    if one.kind in ("order", "best"):
-        verdict = ahead(found, one.tolerance)
-        return (verdict, []) if verdict else (NOT_RUN, [CLOSE])
     if one.kind == "memory_fits":
         return (CONFIRMED if found.value > 0 else REFUTED), []
-    if one.kind == "saturates":
-        return near(found, (float("-inf"), 0.0), one.tolerance), []
-    if one.kind == "speedup" and not found.as_printed:
-        return NOT_RUN, [OTHER_DEVICE]
-    wanted = one.printed or (said and (said.value, float("inf") if one.at_least else said.value))
-    if wanted is None:
-        return NOT_RUN, ["the paper prints no number"]
-    return near(found, wanted, one.tolerance), []
+    if one.kind in ("order", "best"):
+        verdict = ahead(found, one.tolerance)
+    elif one.kind == "saturates":
+        verdict = near(found, (float("-inf"), 0.0), one.tolerance)
+    else:
+        if one.kind == "speedup" and (found.doubts or not found.as_printed):
+            why = [DOUBTFUL] * bool(found.doubts) + [OTHER_DEVICE] * (not found.as_printed)
+            return NOT_RUN, why
+        wanted = one.printed or (said and range_of(one, said))
+        if wanted is None:
+            return NOT_RUN, ["the paper prints no number"]
+        verdict = near(found, wanted, one.tolerance)
+    return (verdict, []) if verdict else (NOT_RUN, [CLOSE])
+
+
+def range_of(one: Statement, said: Found) -> tuple[float, float]:
+    return said.value, float("inf") if one.at_least else said.value
 
 
 def row_of(one: Statement, evidence: Evidence, printed: Printed) -> dict:

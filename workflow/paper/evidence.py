@@ -2,9 +2,9 @@
 bars it from deciding anything. `Printed` says the same of the paper's tables.
 """
 
-import math
 import statistics
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import replace
 
 import pandas as pd
 
@@ -12,40 +12,14 @@ from workflow import statements
 from workflow.campaign import Config
 from workflow.paper import tables
 from workflow.paper.columns import Records, speedup_pct
+from workflow.paper.found import Found, exactly, half_width, together
 
 PRINTED_ON = "imagenet"  # the data that the printed accuracies are of
-
-
-@dataclass(frozen=True)
-class Found:
-    """A number between `low` and `high`; `n`: how often measured, `runs`: the records behind it,
-    `barred`: why it decides nothing at this scale."""
-
-    value: float
-    low: float
-    high: float
-    n: tuple[str, ...] = ()
-    runs: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    barred: tuple[str, ...] = ()
-    as_printed: bool = True  # measured as the paper measured it
-    text: str = field(default="", compare=False)  # instead of the number
-
-    def __sub__(self, other: "Found") -> "Found":
-        return Found(
-            self.value - other.value, self.low - other.high, self.high - other.low,
-            *(together(getattr(self, name), getattr(other, name))
-              for name in ("n", "runs", "notes", "barred")),
-            as_printed=self.as_printed and other.as_printed,
-        )  # fmt: skip
-
-
-def together(*several: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(one for some in several for one in some))
-
-
-def exactly(value: float, **rest) -> Found:
-    return Found(value, value, value, **rest)
+BATCH = 256  # of the printed images/s
+PRINTED_AT = ("paper", "cuda", BATCH)  # mode and device, too
+# what makes a measurement suspect and yet is in its interval, which decides an order
+COVERED = ("is unsure", "the clock went", "the baseline went")
+SUSPECT = "a suspect measurement decides nothing"
 
 
 def margin(source, config: Config, by: str, run: str, other: str) -> Found | None:
@@ -54,7 +28,12 @@ def margin(source, config: Config, by: str, run: str, other: str) -> Found | Non
         return (source.gap if by == "top1" else source.faster)(run, other)
     over_dense = source.faster if by == "speedup" else source.gap
     one, two = (over_dense(name, statements.dense(config, name)) for name in (run, other))
-    return None if one is None or two is None else one - two
+    if one is None or two is None:
+        return None
+    if one.point != two.point:
+        why = f"the speed-ups are not of one kind: {one.point}, and {two.point}"
+        return replace(one - two, barred=together(one.barred, two.barred, (why,)))
+    return one - two
 
 
 class Printed:
@@ -89,8 +68,9 @@ class Printed:
 
 
 class Evidence:
-    """The same from records: of what the setting measures for its tables (where it is missing,
-    RecordError) and, if it is there, for its figures; `partial`: of whatever is there."""
+    """The same from records: of what the setting measures for its tables and the figures that
+    claims compare rows of (where it is missing, RecordError) and, if it is there, for its other
+    figures; `partial`: of whatever is there."""
 
     def __init__(self, config: Config, root: str, partial: bool):
         self.config, self.partial = config, partial
@@ -102,10 +82,11 @@ class Evidence:
         (`part`: train) or timed, and how many seeds."""
         if self.partial:
             return self.lenient, None
-        for kind, reader in (("tables", self.strict), ("figures", self.lenient)):
+        weighed = [*self.config.items["tables"], *statements.figures(self.config)]
+        for items, reader in ((weighed, self.strict), (self.config.items["figures"], self.lenient)):
             seeds = [
                 wanted["seeds"]
-                for item in self.config.items[kind]
+                for item in items
                 for wanted in [self.config.wanted(self.setting, item)]
                 if any(row["section"] in wanted[part] and shows(row)
                        for row in self.config.rows(item))
@@ -127,9 +108,7 @@ class Evidence:
         n = f"{len(values)} seed{'s' * (len(values) > 1)}, {images} images"
         why = f"accuracy on {data}; accuracies are judged on ImageNet alone"
         left_out = sum(len(record["results"].get("deviations", [])) for record in records)
-        mean, half = statistics.mean(values), 0.0
-        if len(values) > 1:  # two standard errors; of one seed nothing is known
-            half = 2 * statistics.stdev(values) / math.sqrt(len(values))
+        mean, half = statistics.mean(values), half_width(values, images)
         return Found(
             mean, mean - half, mean + half, n=(n,),
             runs=tuple(f"runs/{record['spec']['run']}" for record in records),
@@ -143,34 +122,36 @@ class Evidence:
 
     # -- speed ------------------------------------------------------------------------------
 
-    def _timed(self, *names: str) -> tuple[str, dict] | None:
-        """The first section in which all of them were timed in turns, and its record."""
+    def _timed(self, *names: str) -> Iterator[tuple[str, dict]]:
+        """The sections in which all of them were timed in turns, and their records."""
         for section in statements.together(self.config, *names):
             reader, _ = self._records(
                 "time", lambda row, section=section: row["section"] == section
             )
             if reader and (record := reader.throughput(section)):
-                return section, record
-        return None
+                yield section, record
 
     def faster(self, run: str, other: str) -> Found | None:
-        """How many per cent more images/s, both in turns in one process."""
-        found = self._timed(run, other)
-        if found is None:
-            return None
-        section, record = found
+        """How many per cent more images/s, both in turns in one process: the first in which neither
+        ran out of memory, nor their dense model."""
+        for section, record in self._timed(run, other):
+            one, two = (_method(record["results"], name) for name in (run, other))
+            if one.get("speedup") and two.get("speedup"):
+                return self._faster(section, record, one, two)
+        return None
+
+    def _faster(self, section: str, record: dict, one: dict, two: dict) -> Found:
         spec, results = record["spec"], record["results"]
-        one, two = (_method(results, name) for name in (run, other))
-        if not (one.get("speedup") and two.get("speedup")):
-            return None  # out of memory
         (low, high), (least, most) = one["speedup_interval"], two["speedup_interval"]
-        doubts = [*one["suspect"], *two["suspect"], *results["suspect"]]
+        doubts = together(one["suspect"], two["suspect"], results["suspect"])
         assumed = [
             f"{method['run']} was timed at an assumed profile, chosen to match its printed speed"
             for method in (one, two) if method.get("profile")
         ]  # fmt: skip
+        untrusted = any(not any(words in why for words in COVERED) for why in doubts)
         how = "mode {mode}, {precision}, batch {batch_size}".format(**spec)
-        notes = [f"timed on {results['device']}: {how}", *(f"suspect: {why}" for why in doubts)]
+        point = f"{results['device']}: {how}"
+        notes = [f"timed on {point}", *(f"suspect: {why}" for why in doubts)]
         if two is results["methods"][0]:
             ceilings = (100 * (one["ceilings"][name] - 1) for name in ("macs", "roofline"))
             notes.append("ceilings by MACs and roofline: {:.1f} and {:.1f} %".format(*ceilings))
@@ -178,12 +159,13 @@ class Evidence:
             speedup_pct(one["speedup"], two["speedup"]),
             speedup_pct(low, most), speedup_pct(high, least),
             n=(f"{len(one['rounds'])} rounds",), runs=(f"throughput/{section}",),
-            notes=tuple(notes), barred=tuple(assumed),
-            as_printed=spec["mode"] == "paper" and spec["device"] == "cuda",
+            notes=tuple(notes), doubts=doubts, point=point,
+            barred=(*assumed, *(SUSPECT,) * untrusted),
+            as_printed=(spec["mode"], spec["device"], spec["batch_size"]) == PRINTED_AT,
         )  # fmt: skip
 
     def macs_saved(self, run: str, other: str) -> Found | None:
-        if (found := self._timed(run, other)) is None:
+        if (found := next(self._timed(run, other), None)) is None:
             return None
         section, record = found
         one, two = (_method(record["results"], name)["macs_g"] for name in (run, other))
