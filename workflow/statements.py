@@ -67,10 +67,14 @@ def item_of(entry: dict) -> tuple[str, str] | None:
 
 
 def figures(config: Config) -> list[str]:
-    """The figures whose rows claims compare; of those to look at the ledger reads nothing."""
-    found = (item_of(entry) for entry in config.claims.values())
-    names = (name for where, name in filter(None, found) if where != "seen")
-    return [name for name in dict.fromkeys(names) if name in config.items["figures"]]
+    """The figures with rows that claims compare and no table has; of those to look at the ledger
+    reads nothing."""
+    compared = {run for one in every(config) for run in (one.run, *one.others)}
+    compared -= {row["run"] for table in config.items["tables"] for row in config.rows(table)}
+    return [
+        name for name in config.items["figures"]
+        if any(row["run"] in compared for row in config.rows(name))
+    ]  # fmt: skip
 
 
 def dense(config: Config, run: str) -> str:

@@ -143,8 +143,9 @@ def test_the_forecast_names_the_table(here, config, capsys, monkeypatch):
     ]  # fmt: skip
     session.announce(Plan(config), iter([training("slurm"), *items]))
     said = capsys.readouterr().err
-    for item in ("table1.csv", "figureS1a.png", "whole"):
+    for item in ("table1.csv", "figureS1a.png"):
         assert f"Estimate, results/demo/{item}: 1 training(s), about 20 GPU-hours" in said
+    assert "Estimate, results/demo/whole: 2 training(s), about 40 GPU-hours" in said
     assert "partial" not in said
     assert "Estimate, all together: 2 training(s), about 40 GPU-hours" in said
 

@@ -68,32 +68,29 @@ class Printed:
 
 
 class Evidence:
-    """The same from records: of what the setting measures for its tables and the figures that
-    claims compare rows of (where it is missing, RecordError) and, if it is there, for its other
-    figures; `partial`: of whatever is there."""
+    """The same from records: of what the setting measures for its tables and for the figures whose
+    rows claims compare (where it is missing, RecordError); `partial`: of whatever is there."""
 
     def __init__(self, config: Config, root: str, partial: bool):
         self.config, self.partial = config, partial
-        self.strict, self.lenient = Records(config, root, partial), Records(config, root, True)
-        self.setting = self.strict.setting
+        self.records = Records(config, root, partial)
+        self.setting = self.records.setting
+        self.items = [*config.items["tables"], *statements.figures(config)]
 
     def _records(self, part: str, shows) -> tuple[Records | None, int | None]:
         """Who reads what belongs to an item's row in one of the sections that are trained
-        (`part`: train) or timed, and how many seeds."""
+        (`part`: train) or timed, if the setting does so, and how many seeds."""
         if self.partial:
-            return self.lenient, None
-        weighed = [*self.config.items["tables"], *statements.figures(self.config)]
-        for items, reader in ((weighed, self.strict), (self.config.items["figures"], self.lenient)):
-            seeds = [
-                wanted["seeds"]
-                for item in items
-                for wanted in [self.config.wanted(self.setting, item)]
-                if any(row["section"] in wanted[part] and shows(row)
-                       for row in self.config.rows(item))
-            ]  # fmt: skip
-            if seeds:
-                return reader, None if None in seeds else max(seeds)
-        return None, None
+            return self.records, None
+        seeds = [
+            wanted["seeds"]
+            for item in self.items
+            for wanted in [self.config.wanted(self.setting, item)]
+            if any(row["section"] in wanted[part] and shows(row) for row in self.config.rows(item))
+        ]
+        if not seeds:
+            return None, None
+        return self.records, None if None in seeds else max(seeds)
 
     # -- accuracy ---------------------------------------------------------------------------
 
