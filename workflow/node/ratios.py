@@ -31,12 +31,10 @@ def within_rounds(rates: list[float], baseline: list[float]) -> list[float]:
 
 
 def interval(ratios: list[float]) -> list[float]:
-    """The bootstrap interval of their median. Neighbours are drawn together: they may share what
-    they were divided by."""
-    values, count = torch.tensor(ratios, dtype=torch.float64), len(ratios)
+    """The bootstrap interval of their median."""
+    values = torch.tensor(ratios, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
-    first = torch.randint(count, (RESAMPLES, (count + 1) // 2), generator=generator)
-    drawn = torch.stack((first, first + 1), dim=2).flatten(1)[:, :count] % count
+    drawn = torch.randint(len(ratios), (RESAMPLES, len(ratios)), generator=generator)
     tail = (1 - CONFIDENCE) / 2
     ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
     return values[drawn].quantile(0.5, dim=1).quantile(ends).tolist()
