@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -36,15 +37,19 @@ pytestmark = [
 RUNS = ("deit_tiny", "ps_deit_tiny", "dynamic_deit_tiny", "svite_deit_tiny", "ia_red2_deit_tiny",
         "evo_deit_tiny")  # fmt: skip
 DEMO = "results/demo"
+EPOCHS = 12
 PATIENCE_S = 180
+CURVES = """
+    return [...document.querySelectorAll('.js-plotly-plot .scatterlayer path.js-line')]
+        .map(line => line.getAttribute('d'));"""
 
 
 def train(config: Config, root: Path, run: str, top1: float) -> None:
     spec = runs.train_spec(config, "demo", run)
     attempt = root / DEMO / "runs" / run / "attempts" / "1"
     runs.write_spec(attempt / "spec.json", spec)
-    write_epochs(attempt, 1, 12)
-    results = {"top1": top1, "epochs": 12, "val_images": 599, "train_s": 48.0}
+    write_epochs(attempt, 1, EPOCHS)
+    results = {"top1": top1, "epochs": EPOCHS, "val_images": 599, "train_s": 48.0}
     record = records.make(spec, results, time.time() - 200, device="a processor")
     for path in (attempt / "record.json", attempt.parent.parent / "train.json"):
         records.write_json(path, record)
@@ -153,7 +158,7 @@ def test_the_report_opens_and_its_table_has_the_csvs_numbers(project, browser):
     browser.get((project / DEMO / "report.html").as_uri())
     text_with(browser, "Evo-ViT, reproduced", "authors' code", picture="report")
     click(browser, "Tables")
-    text_with(browser, "table1", picture="report-tables")
+    text_with(browser, "table1", picture="report-list")
     show_result(browser)
     with open(project / DEMO / "table1.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -162,19 +167,23 @@ def test_the_report_opens_and_its_table_has_the_csvs_numbers(project, browser):
     (line,) = (one for one in text.splitlines() if one.split()[:2] == ["Evo-ViT", "DeiT-T"])
     for column, digits in (("top1", 2), ("throughput", 1), ("speedup_pct", 1)):
         assert f"{float(evo[column]):.{digits}f}" in line.split(), (column, line)
-    browser.switch_to.default_content()
+
+    browser.get((project / DEMO / "report.html").as_uri())
     click(browser, "Claims")
     show_result(browser)
     text = text_with(browser, "not run at this scale", picture="report-claims")
     assert "confirmed" in text
-    browser.switch_to.default_content()
 
 
-def test_the_report_names_command_and_runs(project):
-    """Captions are in the file itself."""
+def test_the_report_names_command_and_runs(project, browser):
+    browser.get((project / DEMO / "report.html").as_uri())
+    click(browser, "Tables")
+    text_with(browser, "table1", picture="report-tables")
+    browser.execute_script("document.querySelectorAll('tbody a')[1].click()")
+    text = text_with(browser, "Trained for it", picture="report-caption")
+    assert "--profile demo results/demo/table1.csv" in text
+    assert "Trained for it: deit_tiny, ps_deit_tiny" in text
     page = (project / DEMO / "report.html").read_text()
-    assert "--profile demo results/demo/table1.csv" in page
-    assert "Trained for it: deit_tiny, ps_deit_tiny" in page
     assert not re.search(r'(src|href)="https?://', page)  # nothing is fetched from elsewhere
 
 
@@ -229,9 +238,33 @@ def test_every_run_is_listed_and_opens_with_its_curve(project, browser, mlflow_u
     text = text_with(browser, "Training in the setting", "Again:", "top1", picture="mlflow-run")
     assert "snakemake results/demo/runs/evo_deit_tiny/train.json" in text
     browser.get(f"{page}/model-metrics")
-    text_with(browser, "top1", picture="mlflow-curves")
-    drawn = "return document.querySelectorAll('.js-plotly-plot .scatterlayer path').length"
-    assert browser.execute_script(drawn) > 0
+    text_with(browser, "top1", picture="mlflow-metrics")
+    deadline = time.monotonic() + PATIENCE_S
+    # charts come one by one; of points in a straight line Plotly draws a single segment
+    while not any("L" in path for path in browser.execute_script(CURVES)):
+        assert time.monotonic() < deadline, "no curve is drawn"
+        time.sleep(0.5)
+    keep(browser, "mlflow-curves")
+
+
+def test_runs_are_found_by_their_tags(project, browser, mlflow_ui):
+    experiment, _ = held(project)
+    wanted = urllib.parse.quote("tags.backbone = 'DeiT-T' and tags.kind = 'train'")
+    browser.get(f"{mlflow_ui}/#/experiments/{experiment}/runs?searchFilter={wanted}")
+    text = text_with(browser, *RUNS, "6 matching runs", picture="mlflow-found")
+    assert "claims.partial" not in text
+
+
+def test_a_table_is_an_artifact_that_can_be_looked_at(project, browser, mlflow_ui):
+    experiment, found = held(project)
     table = found["table1"].info.run_id
     browser.get(f"{mlflow_ui}/#/experiments/{experiment}/runs/{table}/artifacts")
-    text_with(browser, "table1.csv", "table1.md", picture="mlflow-table")
+    text_with(browser, "table1.csv", "table1.md", picture="mlflow-artifacts")
+    click(browser, "table1.html")
+    deadline = time.monotonic() + PATIENCE_S
+    while not browser.find_elements("tag name", "iframe"):
+        assert time.monotonic() < deadline, "the page is not shown"
+        time.sleep(0.5)
+    keep(browser, "mlflow-table")
+    browser.switch_to.frame(browser.find_element("tag name", "iframe"))
+    text_with(browser, "timed here: images/s", "Evo-ViT", picture="mlflow-table-itself")

@@ -18,8 +18,12 @@ RECIPE = ("epochs", "batch_size", "optimizer", "lr", "amp", "images")
 
 
 def of_attempt(config: Config, spec: dict, setting: str, folder: Path, record: dict | None) -> str:
-    """The description of an attempt; `folder` is its job's, below the project's root."""
+    """The description of an attempt; `folder` is its job's, below the project's root.
+
+    MLflow folds all but the first lines, so result, place and duration come first.
+    """
     lines = [f"**{DOES.get(spec['kind'], spec['kind'])}** in the setting `{setting}`"]
+    lines += made(record) if record else ["- not finished yet"]
     if "model" in spec:
         lines.append(f"- model: {model(spec['model'])}")
     if "models" in spec:
@@ -30,14 +34,17 @@ def of_attempt(config: Config, spec: dict, setting: str, folder: Path, record: d
     if "data" in spec:
         lines.append(f"- data: {spec['data']['name']}, {spec['data']['num_classes']} classes")
     if "name" in spec.get("recipe", {}):  # an analysis has but what images need
-        values = (f"{key} {spec['recipe'][key]}" for key in RECIPE if key in spec["recipe"])
+        known = {key: spec["recipe"].get(key) for key in RECIPE}
+        values = (f"{key} {value}" for key, value in known.items() if value is not None)
         lines.append(f"- recipe: `{spec['recipe']['name']}` ({', '.join(values)})")
     for role, does in (("start", "starts from"), ("teacher", "learns from")):
         if role in spec:
             lines.append(f"- {does} `{spec[role]['run']}`")
     if "seed" in spec:
         lines.append(f"- seed: {spec['seed']}")
-    lines += made(record) if record else ["- not finished yet"]
+    if commit := record and record["provenance"].get("commit"):
+        dirty = ", with changes that are not committed" if record["provenance"].get("dirty") else ""
+        lines.append(f"- code: commit {commit[:10]}{dirty}")
     return "\n".join([*lines, "", "Again:", "", f"    {command(config, spec, setting, folder)}"])
 
 
@@ -52,7 +59,7 @@ def batches(spec: dict) -> str:
 
 
 def made(record: dict) -> list[str]:
-    """Result, place and time of a finished one."""
+    """Result, place and duration of a finished one."""
     results, known = record["results"], record["provenance"]
     lines = []
     if "top1" in results:
@@ -62,9 +69,6 @@ def made(record: dict) -> list[str]:
     several = f", {known['world_size']} processes" if known.get("world_size", 1) > 1 else ""
     lines.append(f"- where: {device}{several}, on {known['host']}")
     lines.append(f"- how long: {duration(known['wall_s'])}")
-    if known.get("commit"):
-        dirty = ", with changes that are not committed" if known.get("dirty") else ""
-        lines.append(f"- code: commit {known['commit'][:10]}{dirty}")
     return lines
 
 
