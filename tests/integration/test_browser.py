@@ -230,7 +230,7 @@ def held(project: Path) -> tuple[str, dict]:
 
 def test_every_run_is_listed_and_opens_with_its_curve(project, browser, mlflow_ui):
     experiment, found = held(project)
-    browser.get(f"{mlflow_ui}/#/experiments/{experiment}/runs")
+    browser.get(f"{mlflow_ui}/#/experiments/{experiment}?workflowType=machine_learning")
     text_with(browser, *RUNS, "table1", picture="mlflow-runs")
     evo = found["evo_deit_tiny"].info.run_id
     page = f"{mlflow_ui}/#/experiments/{experiment}/runs/{evo}"

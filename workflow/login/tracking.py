@@ -32,9 +32,6 @@ from workflow.login.mirror_sources import Results, Source
 __all__ = ["Mirror", "finish_mirror", "start_mirror"]
 
 POLL_S = 5.0
-KIND = {
-    "mlflow.experimentKind": "custom_model_development"
-}  # else MLflow 3 shows its pages for chats
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
@@ -143,7 +140,7 @@ class Mirror:
         artifacts = None  # a server knows its own place for them
         if "://" in self.uri and not self.uri.startswith("http"):
             artifacts = (self.root.resolve() / "mlruns" / setting).as_uri()
-        return client.create_experiment(setting, artifact_location=artifacts, tags=KIND)
+        return client.create_experiment(setting, artifact_location=artifacts)
 
     def _mirror(self, source: Source) -> None:
         from mlflow.exceptions import MlflowException
