@@ -109,7 +109,7 @@ def test_without_records_nothing_is_judged_and_nothing_fails(config, root):
     assert frame.index.is_unique
     assert frame["ours"].isna().all()
     assert frame.loc["selection_finds_objects", "note"].startswith("a picture")
-    assert "not measured" in claims.text(frame.reset_index())
+    assert "not measured" in claims.readable(frame.reset_index()).markdown()
 
 
 def test_the_full_ledger_refuses_to_be_made_without_its_records(config, root):

@@ -27,9 +27,7 @@ def write(config, tmp_path):
 
 
 def shown(config, folder, points: list[str]) -> list[list[str]]:
-    lines = measured.table_lines(config, "table2", folder, points)
-    rows = [line for line in lines if line.startswith("|")][2:]
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    return measured.beside_printed(config, "table2", folder, points).rows
 
 
 def test_ours_stand_beside_the_papers(config, write, tmp_path):

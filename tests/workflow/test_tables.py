@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from workflow import records, runs
-from workflow.paper import columns, markdown, tables
+from workflow.paper import columns, printed, readable, tables
 from workflow.paper.columns import Records
 from workflow.records import RecordError
 
@@ -176,7 +176,7 @@ class TestWithThroughput:
             compiled(self.config)
 
     def test_people_see_where_each_number_comes_from(self):
-        text = markdown.text(compiled(self.config), tables.NAMES["table1"])
+        text = readable.of_table(compiled(self.config), printed.NAMES["table1"]).markdown()
         assert "trained here: top-1 %" in text
         assert "timed here: images/s" in text
         assert "printed (V100): images/s" in text

@@ -15,7 +15,7 @@ from snakemake.io import ancient
 
 from workflow import points, records, runs
 from workflow.campaign import FILES, Config, run_name
-from workflow.login import targets
+from workflow.login import captions, targets
 
 # A launcher's command, the same for every kind of job; the rule says the rest by its name.
 PYTHON = shlex.quote(sys.executable).replace("{", "{{").replace("}", "}}")
@@ -232,30 +232,8 @@ class Plan:
     # -- a rule's parameters ----------------------------------------------------------------
 
     def caption(self, wildcards, output) -> str:
-        """What the report says of an item: what it shows, its command, the runs behind it."""
-        root, item = wildcards.root, Path(output[0]).name.partition(".")[0]
-        setting = self.config.setting_of(root)
-        profile = targets.profile(self.config, setting)
-        made = (
-            f"{self.config.items['captions'][item]} Made in the setting {setting} by ``snakemake "
-            f"--profile {profile} {output[0]}``"
-        )
-        if ".partial." in output[0]:
-            return f"{made}, from the records that were there."
-        found = targets.item_records(self.config, root, item)
-        names = {
-            kind: [Path(path).parent.name for path in found if f"/{kind}/" in path]
-            for kind in ("runs", "throughput")
-        }
-        looks = self.config.analyses(item)
-        models = [self.config.items["analyses"][name]["run"] for name in looks]
-        data = self.config.settings[setting]["data"]["name"]
-        seen = f" Looked into for it: {', '.join(models)}, trained on {data}." if looks else ""
-        trained, timed = [*names["runs"], *models], names["throughput"]
-        return (
-            f"{made}. Trained for it: {', '.join(trained) or 'nothing'}. Timed for it: "
-            f"{', '.join(timed) or 'nothing'}.{seen}"
-        )
+        """What the report says below an item."""
+        return captions.caption(self.config, wildcards.root, output[0])
 
     def data_option(self, wildcards) -> str:
         """Where the setting's images lie; no part of any spec."""

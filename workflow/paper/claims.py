@@ -1,6 +1,6 @@
 """From records to the ledger of the paper's claims: `python -m workflow.paper.claims --root
-results/demo --output results/demo/claims.csv` writes it, and the same as Markdown beside it; from
-whatever records exist where it is called claims.partial.csv.
+results/demo --output results/demo/claims.csv` writes it, and the same as Markdown and as a page
+beside it; from whatever records exist where it is called claims.partial.csv.
 
 No verdict is written by hand. A printed number is confirmed where our whole interval lies within
 the tolerance of it, and refuted where none of it does; an order where our whole interval lies
@@ -20,7 +20,7 @@ import pandas as pd
 
 from workflow import records, statements
 from workflow.campaign import Config, ConfigError
-from workflow.paper import markdown
+from workflow.paper import sheet
 from workflow.paper.evidence import BATCH, Evidence, Printed, margin
 from workflow.paper.found import Found, exactly, together
 from workflow.statements import Statement
@@ -159,10 +159,10 @@ def make(config: Config, root: str, partial: bool) -> pd.DataFrame:
     return pd.DataFrame(row_of(one, evidence, printed) for one in statements.every(config))
 
 
-def text(frame: pd.DataFrame) -> str:
+def readable(frame: pd.DataFrame) -> sheet.Sheet:
     """The ledger for people; below it the remarks, each once."""
     remarks = list(dict.fromkeys(frame["note"].dropna()))
-    lines = [["where", "claim", "printed", "ours", "unit", "n", "verdict", "notes"]]
+    lines = []
     for _, row in frame.iterrows():
         ours = row["ours"] if pd.notna(row["ours"]) else "-"
         if pd.notna(row["ours_low"]) and row["ours_low"] != row["ours_high"]:
@@ -174,7 +174,8 @@ def text(frame: pd.DataFrame) -> str:
         )
     counts = (f"{(frame['verdict'] == verdict).sum()} {verdict}" for verdict in VERDICTS)
     head = f"{len(frame)} claims: {', '.join(counts)}."
-    return "\n".join([head, "", *markdown.aligned(lines), "", *markdown.numbered(remarks)]) + "\n"
+    names = ["where", "claim", "printed", "ours", "unit", "n", "verdict", "notes"]
+    return sheet.Sheet(names, lines, left=2, lead=head, notes=remarks)
 
 
 def main() -> None:
@@ -187,7 +188,7 @@ def main() -> None:
         frame = make(Config.load(), arguments.root, partial).round(3)
     except (records.RecordError, ConfigError) as error:
         sys.exit(f"ERROR: {error}")
-    markdown.write(arguments.output, frame, text(frame))
+    sheet.write(arguments.output, frame, readable(frame))
 
 
 if __name__ == "__main__":

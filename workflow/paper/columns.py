@@ -95,12 +95,8 @@ def measured(row: dict, found: Records, wanted: dict) -> dict:
             speed = {f"timed_{k}" if k == "batch_size" else k: v for k, v in speed.items()}
             parts.append(cost_columns(row, found))
         parts.append(speed)
-    said = [text for columns in parts for text in columns.pop("said", [])]
-    flags = [text for columns in parts for text in columns.pop("flags", [])]
-    if not said:
-        return {}
-    both = {key: value for columns in parts for key, value in columns.items()}
-    return both | {"source": f"measured ({'; '.join(said)})", "flags": "; ".join(flags) or None}
+    values, said, flags = joined(parts)
+    return values | {"source": f"measured ({said})", "flags": flags} if said else {}
 
 
 def trained_columns(run: str, section: str, found: Records, seeds: int | None = None) -> dict:
@@ -112,16 +108,30 @@ def trained_columns(run: str, section: str, found: Records, seeds: int | None = 
     dense = found.config.items["sections"][section][0]
     base = found.trained(dense, seeds) if run != dense else []
     above = statistics.mean(one["results"]["top1"] for one in base) if base else None
+    part = accuracy(trained, found.config)
+    part["said"] += describe_epochs(trained[0], base)
+    gain = None if above is None else part["top1"] - above
+    return part | {"top1_gain": gain, "seeds": describe_seeds(accuracies), "run": run}
+
+
+def accuracy(trained: list[dict], config: Config) -> dict:
+    """Of a row's records: the mean top-1 in %, where it comes from and what to beware of."""
     left_out = sum(len(record["results"].get("deviations", [])) for record in trained)
     return {
-        "top1": statistics.mean(accuracies),
-        "top1_gain": None if above is None else statistics.mean(accuracies) - above,
-        "seeds": describe_seeds(accuracies),
-        "run": run,
-        "said": [f"top1: {describe_training(trained[0], found.config)}",
-                 *describe_epochs(trained[0], found.trained(dense, seeds))],
+        "top1": statistics.mean(record["results"]["top1"] for record in trained),
+        "said": [f"top1: {describe_training(trained[0], config)}"],
         "flags": [f"{left_out} training steps left out, their loss not finite"] * bool(left_out),
-    }  # fmt: skip
+    }
+
+
+def joined(parts: list[dict]) -> tuple[dict, str | None, str | None]:
+    """The columns of all parts; where their numbers come from and what to beware of, as one text
+    each."""
+    said, flags = ([text for part in parts for text in part.get(key, [])]
+                   for key in ("said", "flags"))  # fmt: skip
+    both = {key: value for part in parts for key, value in part.items()}
+    values = {key: value for key, value in both.items() if key not in ("said", "flags")}
+    return values, "; ".join(said) or None, "; ".join(flags) or None
 
 
 def speed_columns(run: str, section: str, found: Records) -> dict:
@@ -156,27 +166,34 @@ def speed_columns(run: str, section: str, found: Records) -> dict:
 def cost_columns(row: dict, found: Records) -> dict:
     """Whether a training step at the row's batch size fits into memory, and how much it needs."""
     record = found.training_cost(row["section"])
-    if record is None:
+    step = record and step_at(record, row["run"], row["batch_size"])
+    if not step:
         return {}
+    fits, needed = step
+    said = describe_steps(record)
+    if row["batch_size"] not in record["spec"]["batch_sizes"]:
+        measured = ", ".join(map(str, record["spec"]["batch_sizes"]))
+        said += f", on the line through batches of {measured}"
+    gib = None if needed is None else needed / 2**30
+    return {"out_of_memory": not fits, "memory_gib": gib, "run": row["run"], "said": [said]}
+
+
+def step_at(record: dict, run: str, batch_size: int) -> tuple[bool, int | None] | None:
+    """Whether a run's training step fits into memory at a batch size, and how many bytes it needs
+    where that is known; None if the record says nothing of that size."""
+    method = next(one for one in record["results"]["methods"] if one["run"] == run)
+    for size in (*method["sizes"], *method.get("extrapolated", [])):
+        if size["batch_size"] == batch_size:
+            out = size.get("out_of_memory", False) or size.get("over_limit", False)
+            return not out, size.get("bytes")
+    return None
+
+
+def describe_steps(record: dict) -> str:
+    """What bytes a record of training steps counts, and where."""
     results, spec = record["results"], record["spec"]
-    method = next(one for one in results["methods"] if one["run"] == row["run"])
-    sizes = {one["batch_size"]: one for one in (*method["sizes"], *method.get("extrapolated", []))}
-    size = sizes.get(row["batch_size"])
-    if size is None:
-        return {}
-    out = size.get("out_of_memory", False) or size.get("over_limit", False)
     said = f"memory: {results['bytes_are']}, a step in {spec['precision']} on {results['device']}"
-    if "over_limit" in size:
-        said += f", on the line through batches of {', '.join(map(str, spec['batch_sizes']))}"
-    if spec["memory_gib"]:
-        said += f", held to {spec['memory_gib']} GiB"
-    needed = size.get("bytes")
-    return {
-        "out_of_memory": out,
-        "memory_gib": needed and needed / 2**30,
-        "run": row["run"],
-        "said": [said],
-    }
+    return said + (f", held to {spec['memory_gib']} GiB" if spec["memory_gib"] else "")
 
 
 def describe_epochs(record: dict, dense: list[dict]) -> list[str]:

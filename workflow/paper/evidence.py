@@ -6,12 +6,10 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import replace
 
-import pandas as pd
-
 from workflow import statements
 from workflow.campaign import Config
-from workflow.paper import tables
-from workflow.paper.columns import Records, speedup_pct
+from workflow.paper import printed
+from workflow.paper.columns import Records, describe_steps, speedup_pct, step_at
 from workflow.paper.found import Found, exactly, half_width, together
 
 PRINTED_ON = "imagenet"  # the data that the printed accuracies are of
@@ -40,19 +38,11 @@ class Printed:
     """The paper's tables by run; a run that several tables show is the same in all of them."""
 
     def __init__(self, config: Config):
-        self.config, self.rows = config, {}
-        for table, rows in config.items["tables"].items():
-            names = tables.NAMES[table]
-            printed = tables.read_printed(table).set_index(names)
-            for row in rows:
-                key = tuple(row[name] for name in names)
-                if key in printed.index:
-                    known = printed.loc[key].dropna().to_dict()
-                    self.rows[row["run"]] = known | self.rows.get(row["run"], {})
+        self.config, self.rows = config, printed.by_run(config)
 
     def _both(self, key: str, run: str, other: str) -> tuple | None:
-        values = [self.rows.get(name, {}).get(key) for name in (run, other)]
-        return None if None in values or pd.isna(values).any() else tuple(values)
+        values = tuple(self.rows.get(name, {}).get(key) for name in (run, other))
+        return None if None in values else values
 
     def gap(self, run: str, other: str) -> Found | None:
         both = self._both("top1", run, other)
@@ -179,20 +169,17 @@ class Evidence:
             "time", lambda row: row["section"] == section and "batch_size" in row
         )
         record = reader and reader.training_cost(section)
-        sizes = record and [_size(record, name, batch_size) for name in (run, other)]
-        if not sizes or None in sizes:
+        steps = record and [step_at(record, name, batch_size) for name in (run, other)]
+        if not steps or None in steps:
             return None
-        (fits, needs), (other_fits, other_needs) = sizes
-        spec, results = record["spec"], record["results"]
-        said = f"a step in {spec['precision']} on {results['device']}, bytes {results['bytes_are']}"
-        if spec["memory_gib"]:
-            said += f", held to {spec['memory_gib']} GiB"
+        (fits, _), (other_fits, _) = steps
+        spec, needs = record["spec"], [_needs(*step) for step in steps]
         gpu = spec["device"] == "cuda" and spec["precision"] == "fp16"
         why = "memory is judged where steps run as the paper's: on a GPU, with fp16"
         return exactly(
             1.0 if fits and not other_fits else -1.0, n=(f"{spec['rounds']} rounds",),
-            runs=(f"training/{section}",), notes=(said,), barred=() if gpu else (why,),
-            text=f"{needs}; {other_needs}",
+            runs=(f"training/{section}",), notes=(describe_steps(record),),
+            barred=() if gpu else (why,), text="; ".join(needs),
         )  # fmt: skip
 
 
@@ -200,12 +187,6 @@ def _method(results: dict, run: str) -> dict:
     return next(method for method in results["methods"] if method["run"] == run)
 
 
-def _size(record: dict, run: str, batch_size: int) -> tuple[bool, str] | None:
-    """Whether the run's step fits at this batch size, and what it needs."""
-    method = _method(record["results"], run)
-    for size in (*method["sizes"], *method.get("extrapolated", [])):
-        if size["batch_size"] == batch_size:
-            out = size.get("out_of_memory", False) or size.get("over_limit", False)
-            needs = f"{size['bytes'] / 2**30:.1f} GiB, " if size.get("bytes") else ""
-            return not out, f"{needs}{'out of memory' if out else 'fits'}"
-    return None
+def _needs(fits: bool, needed: int | None) -> str:
+    said = "fits" if fits else "out of memory"
+    return said if needed is None else f"{needed / 2**30:.1f} GiB, {said}"

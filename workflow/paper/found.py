@@ -4,9 +4,9 @@ import math
 import statistics
 from dataclasses import dataclass, field
 
+from scipy import stats
+
 NORMAL = 1.96  # standard errors on either side that hold 95 %
-# Student's t for 95 %, by the number of seeds; of more the last, which is a little too wide
-STUDENT = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,6 @@ def half_width(values: list[float], images: int) -> float:
     if seeds > 1:
         spread = statistics.stdev(values) / math.sqrt(seeds)
     if seeds > 2:
-        return STUDENT[min(seeds, max(STUDENT))] * spread
+        return float(stats.t.ppf(0.975, seeds - 1)) * spread
     share = statistics.mean(values) / 100
     return NORMAL * max(spread, 100 * math.sqrt(share * (1 - share) / images))

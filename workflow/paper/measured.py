@@ -4,34 +4,15 @@ python -m workflow.paper.measured results/measured/<device> --points fused-fp32 
 """
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 
 from workflow import points, records
 from workflow.campaign import Config
+from workflow.paper import printed
+from workflow.paper.sheet import Sheet
 
-PRINTED = records.ROOT / "results" / "paper"
-NAMES = {"table1": ("backbone", "method", "resolution"), "table2": ("model", "resolution"),
-         "table3": ("backbone", "strategy"), "table4": ("backbone", "strategy")}  # fmt: skip
-
-
-def names_of(table: str, row: dict) -> tuple[str, ...]:
-    return tuple(str(row[key]) for key in NAMES[table])
-
-
-def printed_rates(config: Config) -> dict[tuple | str, float]:
-    """The paper's images/s by table and the row's names; and by run, as the first table has it."""
-    found: dict[tuple | str, float] = {}
-    for table in NAMES:
-        with open(PRINTED / f"{table}.csv", newline="") as stream:
-            lines = [{"strategy": line.get("method"), **line} for line in csv.DictReader(stream)]
-        known = {(table, *names_of(table, line)): line["throughput"] for line in lines}
-        found |= {names: float(rate) for names, rate in known.items() if rate}
-        for row in config.items["tables"][table]:
-            if rate := found.get((table, *names_of(table, row))):
-                found.setdefault(row["run"], rate)
-    return found
+TABLES = ("table1", "table2", "table3", "table4")
 
 
 def found_methods(folder: Path, section: str, point: str) -> dict[str, dict]:
@@ -72,13 +53,13 @@ def cell(method: dict | None, base: dict | None) -> list[str]:
             f"{ceilings['macs']:.2f} / {ceilings['roofline']:.2f}"]  # fmt: skip
 
 
-def table_lines(config: Config, table: str, folder: Path, wanted: list[str]) -> list[str]:
-    """One table in Markdown: the paper's images/s and speed-up, and ours at every point."""
-    rates, rows = printed_rates(config), []
+def beside_printed(config: Config, table: str, folder: Path, wanted: list[str]) -> Sheet:
+    """One table: the paper's images/s and speed-up, and ours at every point."""
+    known, rows = printed.by_run(config), []
     for row in config.items["tables"][table]:
-        names = names_of(table, row)
+        names = [str(name) for name in printed.key(table, row)]
         dense = config.items["sections"][row["section"]][0]
-        rate, base = rates.get((table, *names)), rates.get(dense)
+        rate, base = (known.get(run, {}).get("throughput") for run in (row["run"], dense))
         shown = [*names, f"{rate:.0f}" if rate else "-"]
         same = row["run"] == dense or not (rate and base)
         shown.append("" if same else f"{rate / base:.2f}")
@@ -87,11 +68,10 @@ def table_lines(config: Config, table: str, folder: Path, wanted: list[str]) -> 
             shown += cell(methods.get(row["run"]), methods.get(dense))
         if any(shown[len(names) + 2 :]):
             rows.append(shown)
-    head = [*NAMES[table], "paper, V100: images/s", "over the first"]
+    head = [*printed.NAMES[table], "paper, V100: images/s", "over the first"]
     for point in wanted:
         head += [f"{point}: batch", "images/s", "over the first", "ceiling: MACs / roofline"]
-    body = [head, ["---"] * len(head), *rows]
-    return [f"### {table}", "", *(f"| {' | '.join(line)} |" for line in body), ""]
+    return Sheet(head, rows, left=len(printed.NAMES[table]))
 
 
 def legend(folder: Path) -> list[str]:
@@ -111,12 +91,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--points", nargs="+", required=True, metavar="MODE-PRECISION[-bN]")
-    parser.add_argument("--tables", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     arguments = parser.parse_args()
     try:
         for table in arguments.tables:
-            lines = table_lines(Config.load(), table, arguments.folder, arguments.points)
-            print("\n".join(lines))
+            sheet = beside_printed(Config.load(), table, arguments.folder, arguments.points)
+            print(f"### {table}\n\n{sheet.markdown()}")
         print("\n\n".join(legend(arguments.folder)))
     except records.RecordError as error:
         sys.exit(f"ERROR: {error}")

@@ -29,7 +29,7 @@ def points(found: Records) -> pd.DataFrame:
     large = both["resolution"] != 224
     both.loc[large, "model"] += ", " + both.loc[large, "resolution"].astype(str) + " px"
     return both[["model", "method", "top1", "throughput", "top1_paper", "throughput_paper",
-                 "device", "source", "flags"]]  # fmt: skip
+                 "batch_size", "precision", "mode", "device", "source", "flags"]]  # fmt: skip
 
 
 def draw(found: Records) -> tuple[Figure, pd.DataFrame]:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from workflow.paper import columns, style, tables
+from workflow.paper import columns, printed, style
 from workflow.paper.columns import Records
 
 LABELS = {
@@ -22,8 +22,8 @@ LABELS = {
 ORDER = ["measured", "printed", "the paper's choice"]  # in the legend; lines stand between
 COLUMNS = [
     "x", "chosen", "run", "top1", "top1_sd", "top1_min", "top1_max", "seeds", "top1_paper",
-    "throughput", "speedup_pct", "throughput_paper", "macs_g", "device", "source", "flags",
-    "source_paper",
+    "throughput", "speedup_pct", "throughput_paper", "macs_g", "batch_size", "precision", "mode",
+    "device", "source", "flags", "source_paper",
 ]  # fmt: skip
 
 
@@ -33,15 +33,11 @@ def accuracy_columns(run: str, found: Records, seeds: int | None) -> dict:
     if not trained:
         return {}
     top1 = [record["results"]["top1"] for record in trained]
-    left_out = sum(len(record["results"].get("deviations", [])) for record in trained)
-    return {
-        "top1": statistics.mean(top1),
+    return columns.accuracy(trained, found.config) | {
         "top1_sd": statistics.stdev(top1) if len(top1) > 1 else None,
         "top1_min": min(top1),
         "top1_max": max(top1),
         "seeds": len(top1),
-        "said": [f"top1: {columns.describe_training(trained[0], found.config)}"],
-        "flags": [f"{left_out} training steps left out, their loss not finite"] * bool(left_out),
     }
 
 
@@ -59,26 +55,26 @@ def measured(name: str, found: Records) -> pd.DataFrame:
             parts.append(accuracy_columns(row["run"], found, wanted["seeds"]))
         if row["section"] in wanted["time"]:
             parts.append(columns.speed_columns(row["run"], row["section"], found))
-        said, flags = ([text for part in parts for text in part.pop(key, [])]
-                       for key in ("said", "flags"))  # fmt: skip
+        values, said, flags = columns.joined(parts)
         point = {"x": row["x"], "chosen": row["x"] == content.get("chosen"), "run": row["run"]}
-        point |= {key: value for part in parts for key, value in part.items()}
-        points.append(
-            point | {"source": "; ".join(said) or None, "flags": "; ".join(flags) or None}
-        )
-    return pd.DataFrame(points).reindex(columns=COLUMNS).astype({"seeds": "Int64"})
+        points.append(point | values | {"source": said, "flags": flags})
+    return (
+        pd.DataFrame(points)
+        .reindex(columns=COLUMNS)
+        .astype({"seeds": "Int64", "batch_size": "Int64"})
+    )
 
 
 def frame(name: str, found: Records) -> pd.DataFrame:
     """Likewise, with what the paper prints of the same points: `top1_paper`, `throughput_paper`
     (V100) and where it says so."""
     points = measured(name, found)
-    path = tables.PRINTED / f"{name}.csv"
+    path = printed.FOLDER / f"{name}.csv"
     if path.exists():
-        printed = pd.read_csv(path, dtype={"x": str}).set_index("x")
+        lines = pd.read_csv(path, dtype={"x": str}).set_index("x")
         for column, ours in (("top1", "top1_paper"), ("throughput", "throughput_paper"),
                              ("source", "source_paper")):  # fmt: skip
-            points[ours] = points["x"].astype(str).map(printed[column])
+            points[ours] = points["x"].astype(str).map(lines[column])
     return points
 
 

@@ -1,8 +1,8 @@
 """From records to the paper's tables: measured beside printed, and never one for the other.
 
 `python -m workflow.paper.tables --root results/demo --output results/demo/table1.csv` writes the
-CSV and, beside it, the same as Markdown; one called *.partial.csv is made from whatever records
-exist.
+CSV and, beside it, the same as Markdown and as a page; one called *.partial.csv is made from
+whatever records exist.
 """
 
 import argparse
@@ -13,19 +13,10 @@ import pandas as pd
 
 from workflow import records
 from workflow.campaign import Config, ConfigError
-from workflow.paper import columns, markdown
+from workflow.paper import columns, printed, readable, sheet
 from workflow.paper.columns import Records
 
-PRINTED = records.ROOT / "results" / "paper"
 PERCENT_TOLERANCE = 0.15  # of a printed percentage from the printed img/s, in points
-# how a row is called; a percentage that the paper prints is over that row of the same backbone
-NAMES = {
-    "table1": ["method", "backbone", "resolution"],
-    "table2": ["model", "resolution"],
-    "table3": ["strategy", "backbone"],
-    "table4": ["strategy", "backbone"],
-    "tableS1": ["method", "backbone", "resolution", "batch_size"],
-}
 MEASURED = [
     "top1", "top1_paper", "top1_gain", "top1_gain_paper", "throughput", "throughput_paper",
     "speedup_pct", "ceiling_macs_pct", "ceiling_roofline_pct", "speedup_pct_paper",
@@ -41,25 +32,19 @@ ONLY = {"params_m_paper": ["table2"], "out_of_memory": ["tableS1"],
 def columns_of(table: str) -> list[str]:
     """A table's columns: its names, then what is measured and what is printed of each row."""
     rest = [name for name in MEASURED if table in ONLY.get(name, [table])]
-    return [*NAMES[table], *(name for name in rest if name not in NAMES[table])]
-
-
-def read_printed(table: str) -> pd.DataFrame:
-    """What the paper prints, its rows called as ours are."""
-    printed = pd.read_csv(PRINTED / f"{table}.csv")
-    return printed.rename(columns={"method": "strategy"} if "strategy" in NAMES[table] else {})
+    return [*printed.NAMES[table], *(name for name in rest if name not in printed.NAMES[table])]
 
 
 def make(table: str, found: Records) -> pd.DataFrame:
     """Every printed row in the paper's order, and beside it what was measured of it."""
-    printed, names = read_printed(table), NAMES[table]
-    wanted, rows = found.wanted(table), []
-    config_rows = found.config.items["tables"][table]
-    entries = {tuple(row[name] for name in names): row for row in config_rows}
-    for line in printed.to_dict("records"):
-        key = tuple(line[name] for name in names)
-        entry = entries.pop(key, None)
-        row = printed_columns(line, entry and printed_dense(found.config, entry), names)
+    names, wanted, rows = printed.NAMES[table], found.wanted(table), []
+    known, sections = printed.by_run(found.config), found.config.items["sections"]
+    entries = {printed.key(table, row): row for row in found.config.items["tables"][table]}
+    for line in printed.read(table).to_dict("records"):
+        entry = entries.pop(printed.key(table, line), None)
+        dense = entry and sections[entry["section"]][0]
+        base = None if not entry or entry["run"] == dense else known.get(dense)
+        row = printed_columns(line, base, names)
         if entry:
             measured = columns.measured(entry, found, wanted)
             flags = filter(None, (row["flags"], measured.pop("flags", None)))
@@ -76,29 +61,14 @@ def make(table: str, found: Records) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(whole, "Int64"))
 
 
-def printed_dense(config: Config, row: dict) -> dict | None:
-    """What some table prints of the dense model that a row of items.yaml is timed against; of a
-    dense row itself, nothing."""
-    dense = config.items["sections"][row["section"]][0]
-    if row["run"] == dense:
-        return None
-    for table, rows in config.items["tables"].items():
-        printed, names = read_printed(table), NAMES[table]
-        for other in rows:
-            same = printed[(printed[names] == [other[name] for name in names]).all(axis=1)]
-            if other["run"] == dense and not same[["top1", "throughput"]].isna().to_numpy().any():
-                return same.iloc[0].to_dict()
-    return None
-
-
-def delta(measured: float | None, printed: float | None) -> float | None:
-    known = measured is not None and printed is not None and not pd.isna(printed)
-    return measured - printed if known else None
+def delta(measured: float | None, shown: float | None) -> float | None:
+    known = measured is not None and shown is not None and not pd.isna(shown)
+    return measured - shown if known else None
 
 
 def printed_columns(line: dict, base: dict | None, names: list) -> dict:
-    """What the paper prints of a row, and what follows from it and the dense row `base`; flagged
-    where its percentage is not that of its img/s."""
+    """What the paper prints of a row, and what follows from it and `base`, what it prints of the
+    model that the row is timed against; flagged where its percentage is not that of its img/s."""
     derived = base is not None and columns.speedup_pct(line["throughput"], base["throughput"])
     shown = line.get("speedup_pct", derived if base is not None else None)
     slip = base is not None and abs(derived - shown) > PERCENT_TOLERANCE
@@ -128,7 +98,7 @@ def main() -> None:
         frame = make(table, found).round(3)
     except (records.RecordError, ConfigError) as error:
         sys.exit(f"ERROR: {error}")
-    markdown.write(arguments.output, frame, markdown.text(frame, NAMES[table]))
+    sheet.write(arguments.output, frame, readable.of_table(frame, printed.NAMES[table]))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 """A compiled table for people: which number was trained, timed or printed, doubts as footnotes."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pandas as pd
 
-from workflow.paper import files, page
+from workflow.paper.sheet import Sheet
 
 Cell = Callable[[pd.Series], str]
 
@@ -61,7 +60,7 @@ HEADS: list[tuple[str, Cell, str]] = [
 ]
 
 
-def text(frame: pd.DataFrame, names: list[str]) -> str:
+def of_table(frame: pd.DataFrame, names: list[str]) -> Sheet:
     """The table and, below it, where its measured numbers come from and what to beware of.
 
     `names`: the columns that say which row it is. What speeds were measured at is a column where
@@ -70,13 +69,15 @@ def text(frame: pd.DataFrame, names: list[str]) -> str:
     differ = [name for name in conditions(frame) if frame[name].nunique() > 1]
     heads = [head for head in HEADS if head[2] in frame.columns]
     notes = list(dict.fromkeys(frame["flags"].dropna()))
-    lines = [[*names, *(head for head, _, _ in heads), *differ, "notes"]]
+    rows = []
     for _, row in frame.iterrows():
         note = "" if pd.isna(row["flags"]) else str(notes.index(row["flags"]) + 1)
         cells = [cell(row) for _, cell, _ in heads]
         cells += ["-" if pd.isna(row[name]) else str(row[name]) for name in differ]
-        lines.append([*(str(row[name]) for name in names), *cells, note])
-    return "\n".join([*aligned(lines), "", *sources(frame), *numbered(notes)]) + "\n"
+        rows.append([*(str(row[name]) for name in names), *cells, note])
+    head = [*names, *(name for name, _, _ in heads), *differ, "notes"]
+    words = sum(frame[name].dtype == object or str(frame[name].dtype) == "str" for name in names)
+    return Sheet(head, rows, left=words, remarks=sources(frame), notes=notes)
 
 
 def conditions(frame: pd.DataFrame) -> list[str]:
@@ -85,37 +86,15 @@ def conditions(frame: pd.DataFrame) -> list[str]:
     return ["device", "mode", "precision", batch]
 
 
-def aligned(lines: list[list[str]]) -> list[str]:
-    """The lines as a Markdown table that also reads well as plain text."""
-    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
-    padded = [
-        [cell.rjust(width) for cell, width in zip(line, widths, strict=True)] for line in lines
-    ]
-    rule = [f"{'-' * (width - 1)}:" for width in widths]
-    return [f"| {' | '.join(line)} |" for line in (padded[0], rule, *padded[1:])]
-
-
 def sources(frame: pd.DataFrame) -> list[str]:
     """Where measured numbers come from, and how the speeds were measured."""
     measured = frame[frame["source"] != "paper"]
     if measured.empty:
-        return ["Nothing of it was measured: all numbers are printed in the paper.", ""]
+        return ["Nothing of it was measured: all numbers are printed in the paper."]
     timed = measured[measured["throughput"].notna()]
-    found = [f"- {source}" for source in dict.fromkeys(measured["source"])]
-    found.append("- over the first: the dense model, or LeViT, that a row is timed in turns with")
+    found = list(dict.fromkeys(measured["source"]))
+    found.append("over the first: the dense model, or LeViT, that a row is timed in turns with")
     for values, _ in timed.groupby(conditions(frame), sort=False):
         device, mode, precision, size = values
-        found.append(f"- timed on {device}: mode {mode}, {precision}, batch {size}")
-    return [*found, ""]
-
-
-def numbered(notes: list[str]) -> list[str]:
-    return [f"{number}. {note}" for number, note in enumerate(notes, 1)]
-
-
-def write(path: Path, frame: pd.DataFrame, for_people: str) -> None:
-    """As CSV, and as Markdown and HTML beside it, each replaced only when it is whole."""
-    contents = {path: frame.to_csv(index=False), path.with_suffix(".md"): for_people,
-                path.with_suffix(".html"): page.render(path.stem, for_people)}  # fmt: skip
-    for target, content in contents.items():
-        files.replace(target, content)
+        found.append(f"timed on {device}: mode {mode}, {precision}, batch {size}")
+    return found

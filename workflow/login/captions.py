@@ -1,0 +1,29 @@
+"""What the report says below a table, a figure or the ledger of claims."""
+
+from pathlib import Path
+
+from workflow.campaign import Config
+from workflow.login import targets
+
+
+def caption(config: Config, root: str, output: str) -> str:
+    """What the item in this file shows, its command, and the runs behind it."""
+    item, setting = Path(output).name.partition(".")[0], config.setting_of(root)
+    made = (
+        f"{config.items['captions'][item]} Made in the setting {setting} by ``snakemake "
+        f"--profile {targets.profile(config, setting)} {output}``"
+    )
+    if ".partial." in output:
+        return f"{made}, from the records that were there."
+    found = targets.item_records(config, root, item)
+    trained, timed = (
+        [Path(path).parent.name for path in found if f"/{kind}/" in path]
+        for kind in ("runs", "throughput")
+    )
+    models = [config.items["analyses"][name]["run"] for name in config.analyses(item)]
+    data = config.settings[setting]["data"]["name"]
+    seen = f" Looked into for it: {', '.join(models)}, trained on {data}." if models else ""
+    return (
+        f"{made}. Trained for it: {', '.join([*trained, *models]) or 'nothing'}. Timed for it: "
+        f"{', '.join(timed) or 'nothing'}.{seen}"
+    )
