@@ -11,7 +11,7 @@ def main() -> None:
     for_people = arguments.table.with_suffix(".md")
     print(f"\n{for_people.read_text()}")
     print(f"The table: {arguments.table.resolve()} and {for_people.name}")
-    print("Every run in MLflow: make ui, then http://127.0.0.1:5000")
+    print("Every run in MLflow: make ui, then http://127.0.0.1:5000, Model training at the left")
 
 
 if __name__ == "__main__":
