@@ -11,7 +11,7 @@ import torch
 from tests.models import families
 from workflow import records, runs
 from workflow.layout import DataError
-from workflow.node import checks, device, fresh, macs, modes, roofline, throughput, timing, train
+from workflow.node import checks, fresh, macs, modes, roofline, throughput, timing, train
 from workflow.node.checkpoints import WeightsError
 from workflow.node.fresh import MeasurementError
 
@@ -255,42 +255,3 @@ def test_macs_are_those_of_the_literature():
     assert macs.count(model, (3, 224, 224)) / 1e9 == pytest.approx(1.254, abs=5e-4)
     evo = timm.create_model("evo_deit_tiny_patch16_224").eval()
     assert macs.count(evo, (3, 224, 224)) / 1e9 == pytest.approx(0.822, abs=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("capability", "arches", "served"),
-    [
-        ((7, 0), ["sm_70", "sm_80"], True),
-        ((7, 0), ["sm_75", "sm_80"], False),
-        ((8, 6), ["sm_80"], True),
-        ((8, 0), ["sm_86"], False),
-        ((12, 0), ["sm_80", "sm_90"], False),
-        ((12, 0), ["sm_90", "compute_90"], True),
-        ((9, 0), ["sm_90a"], True),
-    ],
-)
-def test_which_gpus_a_torch_serves(capability, arches, served):
-    assert device.served(capability, arches) == served
-
-
-@pytest.mark.parametrize(
-    ("capability", "arches", "lock"),
-    [
-        ((12, 0), ["sm_70", "sm_90"], "requirements-cuda13.lock"),
-        ((7, 0), ["sm_75"], "requirements.lock"),
-    ],
-)
-def test_an_unserved_gpu_is_answered_with_the_other_lock(capability, arches, lock, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: arches)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "A GPU")
-    with pytest.raises(device.DeviceError, match=f"LOCK={lock}"):
-        device.choose("auto")
-    assert device.choose("cpu").type == "cpu"
-
-
-def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(device.DeviceError, match="torch sees no GPU"):
-        device.choose("cuda")

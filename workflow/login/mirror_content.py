@@ -6,7 +6,7 @@ Standard library and yaml only. tracking.py sends what is described here; nothin
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,9 +103,8 @@ def item_tags(config: Config, spec: dict) -> dict[str, str]:
     if "evaluation" in spec:
         return {}
     if "analysis" in spec:
-        figures = [name.removeprefix("figure") for name in config.items["figures"]
-                   if spec["analysis"] in config.analyses(name)]  # fmt: skip
-        return {"figure": ",".join(figures)} if figures else {}
+        return figure_tag(name for name in config.items["figures"]
+                          if spec["analysis"] in config.analyses(name))  # fmt: skip
     field_, name = ("run", spec["row"]) if "row" in spec else ("section", spec["section"])
     tables, rows = [], []
     for item, content in config.items["tables"].items():
@@ -113,14 +112,18 @@ def item_tags(config: Config, spec: dict) -> dict[str, str]:
         tables += [item.removeprefix("table")] if found else []
         rows += found
     tags = {"table": ",".join(tables)} if tables else {}
-    figures = [item.removeprefix("figure") for item in config.items["figures"]
-               if any(row[field_] == name for row in config.rows(item))]  # fmt: skip
-    tags |= {"figure": ",".join(figures)} if figures else {}
+    tags |= figure_tag(item for item in config.items["figures"]
+                       if any(row[field_] == name for row in config.rows(item)))  # fmt: skip
     for key in ("backbone", "method", "strategy"):  # each table has some of them
         values = {row[key] for row in rows if key in row}
         if len(values) == 1:
             tags[key] = values.pop()
     return tags
+
+
+def figure_tag(figures: Iterable[str]) -> dict[str, str]:
+    found = ",".join(name.removeprefix("figure") for name in figures)
+    return {"figure": found} if found else {}
 
 
 def provenance_tags(record: dict) -> dict[str, str]:

@@ -31,7 +31,8 @@ def within_rounds(rates: list[float], baseline: list[float]) -> list[float]:
 
 
 def interval(ratios: list[float]) -> list[float]:
-    """The bootstrap interval of their median."""
+    """The bootstrap interval of their median. Of few rounds it is a little narrow: of 15 it held
+    the truth in at least 85 of 100 trials (tests/workflow/test_ratios.py)."""
     values = torch.tensor(ratios, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(len(ratios), (RESAMPLES, len(ratios)), generator=generator)

@@ -1,0 +1,45 @@
+"""Which device is used, and what is said where the installed torch can't serve it."""
+
+import pytest
+import torch
+
+from workflow.node import device
+
+
+@pytest.mark.parametrize(
+    ("capability", "arches", "served"),
+    [
+        ((7, 0), ["sm_70", "sm_80"], True),
+        ((7, 0), ["sm_75", "sm_80"], False),
+        ((8, 6), ["sm_80"], True),
+        ((8, 0), ["sm_86"], False),
+        ((12, 0), ["sm_80", "sm_90"], False),
+        ((12, 0), ["sm_90", "compute_90"], True),
+        ((9, 0), ["sm_90a"], True),
+    ],
+)
+def test_which_gpus_a_torch_serves(capability, arches, served):
+    assert device.served(capability, arches) == served
+
+
+@pytest.mark.parametrize(
+    ("capability", "arches", "lock"),
+    [
+        ((12, 0), ["sm_70", "sm_90"], "requirements-cuda13.lock"),
+        ((7, 0), ["sm_75"], "requirements.lock"),
+    ],
+)
+def test_an_unserved_gpu_is_answered_with_the_other_lock(capability, arches, lock, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: arches)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "A GPU")
+    with pytest.raises(device.DeviceError, match=f"LOCK={lock}"):
+        device.choose("auto")
+    assert device.choose("cpu").type == "cpu"
+
+
+def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(device.DeviceError, match="torch sees no GPU"):
+        device.choose("cuda")
