@@ -1,4 +1,7 @@
-"""Labels beside points, each where it covers no point and no other label."""
+"""Labels beside points, each where it covers no point and no other label.
+
+adjustText 1.4 left names of the Pareto figure across points and lines.
+"""
 
 import math
 from collections.abc import Sequence

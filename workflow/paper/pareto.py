@@ -65,6 +65,7 @@ def draw_panel(panel: Axes, frame: pd.DataFrame, suffix: str, title: str) -> pd.
     panel.set(xlabel="images/s", ylabel="top-1 %", title=title)
     if known.empty:
         style.say(panel, "no model both trained and timed")
+        panel.set(xticks=[], yticks=[])
         return known
     for line in lines(known):
         panel.plot(*line.T, color=style.GREY, linewidth=0.8, zorder=1)
