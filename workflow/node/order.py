@@ -53,7 +53,7 @@ class SeededDraws(Dataset):
 
     def __getitem__(self, draw: tuple[int, int]):
         seed, index = draw
-        seed_everything(seed)
+        seed_host(seed)
         return self.dataset[index]
 
 
@@ -75,8 +75,17 @@ def stream_seed(*names: int | str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python's, numpy's and torch's generators (timm's augmentation uses all three)."""
+def seed_host(seed: int) -> None:
+    """Seed Python's, numpy's and torch's generators of the CPU (timm's transforms use all three).
+
+    `torch.manual_seed` seeds the devices, too: longer work than to decode a small image.
+    """
     random.seed(seed)
     np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of the CPU and of every device."""
+    seed_host(seed)
     torch.manual_seed(seed)
