@@ -35,8 +35,8 @@ test: test-unit test-whole
 test-unit: $(INSTALLED)
 	@$(RUN) python -m pytest -n 2 --dist loadfile -m "not integration" $(TESTS)
 
-# The first ones compute, one after another: two at once, on two cores, waited in vain for their own
-# jobs. The last ones mostly wait, so three at once; CI ends them after half an hour (ATMOST).
+# The first ones compute, so one after another; two at once starved each other's jobs on two cores.
+# The last ones mostly wait, so three at once; CI ends them after half an hour (ATMOST).
 test-whole: $(INSTALLED)
 	@$(RUN) python -m pytest -m integration $(addprefix --ignore ,$(WAITING)) $(TESTS)
 	@$(RUN) $(ATMOST) python -m pytest -n 3 --dist loadfile --durations 10 -m integration $(WAITING) $(TESTS)

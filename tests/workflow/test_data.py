@@ -1,5 +1,8 @@
 """Images: where they lie, whether they can be read, and in which order they come."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -8,7 +11,7 @@ from timm.data.auto_augment import rand_augment_transform
 from workflow import layout
 from workflow.layout import DataError
 from workflow.node import data, sources
-from workflow.node.order import EpochSampler
+from workflow.node.order import EpochSampler, SeededDraws
 from workflow.node.place import Place
 
 CPU = Place(torch.device("cpu"))
@@ -107,6 +110,17 @@ def test_each_draw_has_random_numbers_of_its_own():
     assert len({seed for seed, _ in drawn}) == 48  # of an image's three draws too
     (other,) = draws(repeats=3, epoch=1)
     assert not {seed for seed, _ in drawn} & {seed for seed, _ in other}
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: torch.rand(1).item()])
+def test_every_generator_that_transforms_use_is_seeded_for_each_image(draw):
+    class Drawn:
+        def __getitem__(self, index: int) -> float:
+            return draw()
+
+    images = SeededDraws(Drawn())
+    first, other = images[5, 0], images[6, 0]
+    assert images[5, 1] == first != other
 
 
 def test_an_epoch_is_taken_up_at_any_step_by_any_number_of_processes():

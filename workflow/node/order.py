@@ -78,7 +78,8 @@ def stream_seed(*names: int | str) -> int:
 def seed_host(seed: int) -> None:
     """Seed Python's, numpy's and torch's generators of the CPU (timm's transforms use all three).
 
-    `torch.manual_seed` seeds the devices, too: longer work than to decode a small image.
+    `torch.manual_seed` seeds the devices, too, and formats stack traces where none was used yet:
+    too much for every image.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)
