@@ -28,7 +28,7 @@ class TrainLoader:
             is_training=True,
             scale=tuple(recipe["crop_scale"]),
             hflip=recipe["hflip"],
-            color_jitter=recipe["color_jitter"],
+            color_jitter=recipe["color_jitter"] or None,  # at 0 timm would still draw, for nothing
             auto_augment=recipe["auto_augment"],
             interpolation=recipe["interpolation"],
             mean=model_cfg["mean"],
