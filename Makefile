@@ -38,7 +38,7 @@ test-unit: $(INSTALLED)
 # The first ones compute, so one after another; two at once starved each other's jobs on two cores.
 # The last ones mostly wait, so three at once; CI ends them after half an hour (ATMOST).
 test-whole: $(INSTALLED)
-	@$(RUN) python -m pytest -m integration $(addprefix --ignore ,$(WAITING)) $(TESTS)
+	@$(RUN) python -m pytest --durations 10 -m integration $(addprefix --ignore ,$(WAITING)) $(TESTS)
 	@$(RUN) $(ATMOST) python -m pytest -n 3 --dist loadfile --durations 10 -m integration $(WAITING) $(TESTS)
 
 ui: $(INSTALLED)

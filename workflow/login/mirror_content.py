@@ -1,4 +1,4 @@
-"""What lies on disk, as MLflow should show it: attempts -> names, tags, params, points.
+"""What lies on disk, as MLflow should show it: attempts -> names, tags, params, status.
 
 Standard library and yaml only. tracking.py sends what is described here; nothing here knows MLflow.
 """
@@ -6,33 +6,19 @@ Standard library and yaml only. tracking.py sends what is described here; nothin
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from workflow import journal, runs
+from workflow import runs
 from workflow.campaign import Config
-from workflow.login import executors, mirror_note
+from workflow.login import executors, mirror_note, mirror_points
 from workflow.login.attempts import Attempt
 from workflow.login.slurm_queue import Queue
 
 SHOWN = ("model", "data", "recipe", "start", "teacher", "checkpoint")
 LOOK = ("run", "computes", "images")  # of an analysis
 POINT = ("section", "device", "mode", "precision", "batch_size", "threads", "rounds")
-RUNS = ("train", "evaluate")
-STEPS = ("epoch", "layer")  # events of a journal that carry metrics
-FINAL = ("top1", "top5", "val_loss", "loss", "ema_top1")
-AS_THEY_ARE = ("best_top1", "best_epoch", "val_images")
-
-
-@dataclass(frozen=True)
-class Point:
-    """One value of one metric."""
-
-    key: str
-    value: float
-    time_ms: int
-    step: int
 
 
 @dataclass
@@ -45,7 +31,7 @@ class Content:
     started_ms: int
     tags: dict[str, str]
     params: dict[str, str] = field(default_factory=dict)
-    points: list[Point] = field(default_factory=list)
+    points: list[mirror_points.Point] = field(default_factory=list)
     artifacts: list[Path] = field(default_factory=list)
     table: dict | None = None
     status: str = "RUNNING"
@@ -165,11 +151,11 @@ def describe_attempt(root: Path, source: Source, config: Config, queue: Queue) -
         },
     )
     settle(content, attempt, source.last, job, record, queue)
-    content.points, again = journal_points(attempt.journal)
+    content.points, again = mirror_points.of_journal(attempt.journal)
     if again:
         content.tags["done_twice"] = ",".join(map(str, again))
     if record:
-        content.points += record_points(record, content.ended_ms)
+        content.points += mirror_points.of_record(record, content.ended_ms)
         logs = folder.glob("*.log")
         files = [source.path / "spec.json", attempt.record, *source.path.glob("*.npz"), *logs]
         content.artifacts = [path for path in files if path.exists()]
@@ -182,7 +168,7 @@ def display_name(spec: dict, folder: Path) -> str:
         return f"evaluations/{spec['evaluation']}"
     if "analysis" in spec:
         return f"analyses/{spec['analysis']}"
-    if spec["kind"] in RUNS:
+    if spec["kind"] in mirror_points.RUNS:
         return spec["run"]
     return f"{spec.get('run') or spec['section']}/{folder.name}"
 
@@ -206,73 +192,3 @@ def settle(
     else:
         return
     content.ended_ms = round(1000 * ended)
-
-
-def journal_points(path: Path) -> tuple[list[Point], list[int]]:
-    """The journal's epochs or a search's layers, each once, and which of them stand twice.
-
-    A job that died before it saved an epoch does it again. The record counts the second time, here
-    the first stays: MLflow takes no point back. On a CPU they differ in their seconds alone.
-    """
-    found: dict[int, list[Point]] = {}
-    again = set()
-    for event, _ in journal.read(path):
-        step = event.get(event["event"]) if event["event"] in STEPS else None
-        if step in found:
-            again.add(step)
-        elif step is not None:
-            at, metrics = round(1000 * event["time"]), event["metrics"].items()
-            found[step] = [Point(key, value, at, step) for key, value in metrics
-                           if value is not None]  # fmt: skip
-    return [point for points in found.values() for point in points], sorted(again)
-
-
-def record_points(record: dict, time_ms: int) -> list[Point]:
-    """The record's single numbers."""
-    results, step = record["results"], record["results"].get("epochs", 0)
-    if record["kind"] in RUNS:
-        found = {f"final_{key}": results.get(key) for key in FINAL}
-        found |= {key: results.get(key) for key in AS_THEY_ARE}
-        found["deviations"] = len(results.get("deviations", []))
-        found["macs_g"] = results.get("macs_g")
-        found["total_train_s"] = results.get("train_s")  # `train_s` is each epoch's
-    elif record["kind"] == "search":
-        found = {key: results[key] for key in ("macs_g", "images")}
-        found |= {f"kept.layer_{i + 1}": kept for i, kept in enumerate(results["counts"])}
-    elif record["kind"] == "training_cost":
-        found = dict(training_cost_values(results))
-    elif record["kind"] == "analysis":
-        found = {"images": results["images"]}
-    else:
-        found = {}
-    found["wall_s"] = record["provenance"]["wall_s"]
-    points = [Point(key, value, time_ms, step) for key, value in found.items() if value is not None]
-    if record["kind"] == "throughput":
-        points += throughput_points(results, time_ms)
-    for name, curve in results.get("curves", {}).items():  # over the layers
-        points += [Point(name, value, time_ms, layer) for layer, value in enumerate(curve, 1)]
-    return points
-
-
-def throughput_points(results: dict, time_ms: int) -> Iterator[Point]:
-    """Each model's rate and speed-up; of a sweep as a curve over the batch size."""
-    for found in results.get("sizes", [results]):
-        step = found["batch_size"] if "sizes" in results else 0
-        for method in found["methods"]:
-            speedup = method.get("speedup")
-            values = {key: method.get(key) for key in ("images_per_s", "macs_g", "params_m")}
-            values["speedup_pct"] = None if speedup is None else 100 * (speedup - 1)
-            values["out_of_memory"] = float(method["out_of_memory"])
-            for key, value in values.items():
-                if value is not None:
-                    yield Point(f"{key}.{method['run']}", value, time_ms, step)
-
-
-def training_cost_values(results: dict) -> Iterator[tuple[str, float]]:
-    """Step times and bytes by batch size and run."""
-    for method in results["methods"]:
-        for size in method["sizes"]:
-            for key in ("step_s_first", "step_s_last", "bytes"):
-                if key in size:
-                    yield f"{key}.b{size['batch_size']}.{method['run']}", size[key]
-            yield f"out_of_memory.b{size['batch_size']}.{method['run']}", size["out_of_memory"]

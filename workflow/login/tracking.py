@@ -16,7 +16,8 @@ from pathlib import Path
 
 from workflow import locks, records
 from workflow.campaign import ConfigError
-from workflow.login.mirror_content import Content, Point
+from workflow.login.mirror_content import Content
+from workflow.login.mirror_points import Point
 from workflow.login.mirror_process import (
     Followed,
     Stop,
