@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 CONFIG = Path(__file__).parent / "config"
+CLAIMS = "claims"  # the ledger, by which it is called among tables and figures
 FILES = {
     name: CONFIG / f"{name}.yaml" for name in ("settings", "recipes", "runs", "items", "claims")
 }
@@ -92,8 +93,11 @@ class Config:
         return self.runs[row].get("seeds", [0])
 
     def rows(self, item: str) -> list[dict]:
-        """The rows of a table, or of a figure whose points are runs; of others none."""
+        """The rows of a table, or of a figure whose points are runs; of other figures none. The
+        claims compare rows of all tables."""
         tables, figures = self.items["tables"], self.items["figures"]
+        if item == CLAIMS:
+            return [row for rows in tables.values() for row in rows]
         return tables[item] if item in tables else figures[item].get("rows", [])
 
     def analyses(self, item: str) -> list[str]:

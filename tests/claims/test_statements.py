@@ -7,7 +7,7 @@ import pytest
 
 from tests.claims.ledger import changed, ledger
 from workflow import statements
-from workflow.campaign import ConfigError
+from workflow.campaign import CLAIMS, ConfigError
 from workflow.login import targets
 from workflow.paper import claims
 from workflow.paper.claims import CONFIRMED, NOT_RUN, REFUTED
@@ -68,10 +68,10 @@ def test_printed_percentages_are_the_papers_and_else_follow_from_its_images_per_
 
 
 def test_the_full_ledger_needs_what_tables_and_compared_figures_need_and_no_more(config):
-    needed = set(targets.needed(config, "results/demo/claims.csv"))
+    needed = set(targets.needed(config, "results/cifar10/claims.csv"))
     figures = ["figure6", "figureS1a", "figureS1b", "figureS1c", "figureS1d"]
     assert sorted(statements.figures(config)) == figures
-    items = (targets.needed(config, f"results/demo/{name}.csv")
+    items = (targets.needed(config, f"results/cifar10/{name}.csv")
              for name in [*config.items["tables"], *figures])  # fmt: skip
     assert needed == {path for item in items for path in item}
     assert targets.spec_of(config, "results/claims.partial.csv") is None
@@ -84,7 +84,17 @@ def test_the_full_ledgers_inputs_are_all_that_it_reads(config, monkeypatch, root
     monkeypatch.setattr(Records, "_read", lambda self, path, spec: read.add(str(path)))
     claims.make(config, root, partial=False)
     assert f"{root}/runs/deit_tiny-alpha0.9/train.json" in read
-    assert read <= set(targets.item_records(config, root, targets.CLAIMS))
+    assert read <= set(targets.item_records(config, root, CLAIMS))
+
+
+def test_a_setting_may_time_a_section_for_the_claims_alone(config):
+    for item, wanted in ((CLAIMS, True), ("table1", False)):
+        asked = targets.item_records(config, "results/demo", item)
+        assert any("/throughput/deit_base/" in path for path in asked) == wanted
+    reader, _ = Evidence(config, "results/demo", partial=False)._records(
+        "time", lambda row: row["section"] == "deit_base"
+    )
+    assert reader is not None
 
 
 def test_every_order_of_accuracies_has_a_tolerance(config):

@@ -14,7 +14,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.io import ancient
 
 from workflow import points, records, runs
-from workflow.campaign import FILES, Config, run_name
+from workflow.campaign import CLAIMS, FILES, Config, run_name
 from workflow.login import captions, targets
 
 # A launcher's command, the same for every kind of job; the rule says the rest by its name.
@@ -211,7 +211,7 @@ class Plan:
 
     def claims_inputs(self, wildcards) -> list[str]:
         """What all tables and the figures that claims compare rows of need; what the claims are."""
-        found = targets.item_records(self.config, wildcards.root, targets.CLAIMS)
+        found = targets.item_records(self.config, wildcards.root, CLAIMS)
         return [*found, str(FILES["claims"]), *self._all_printed()]
 
     def partial_inputs(self, wildcards) -> list[str]:

@@ -7,7 +7,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
 from workflow import runs, statements
-from workflow.campaign import CONFIG, FILES, Config, ConfigError, read_yaml, run_name
+from workflow.campaign import CLAIMS, CONFIG, FILES, Config, ConfigError, read_yaml, run_name
 
 SCHEMA = CONFIG / "schema.yaml"
 
@@ -111,7 +111,7 @@ def check_names(config: Config, files: dict[str, Path], keys: set[str]) -> None:
                 "change one."
             )
         for item, wanted in setting["measure"].items():
-            known(files["settings"], f"{name}.measure", item, items)
+            known(files["settings"], f"{name}.measure", item, [*items, CLAIMS])
             for section in (*wanted["train"], *wanted["time"]):
                 place = f"{name}.measure.{item}"
                 known(files["settings"], place, section, config.sections_of(item))

@@ -7,9 +7,8 @@ import re
 from pathlib import Path
 
 from workflow import points, runs, statements
-from workflow.campaign import Config, run_name
+from workflow.campaign import CLAIMS, Config, run_name
 
-CLAIMS = "claims"
 PATTERNS = {
     "data": re.compile(r"data\.json"),
     "preflight": re.compile(r"preflight\.json"),
@@ -47,12 +46,10 @@ def split_root(config: Config, target: str) -> tuple[str, str, str]:
 
 def item_records(config: Config, root: str, item: str) -> list[str]:
     """The records that a table or a figure of the setting is made of; of the claims, those of all
-    tables, and of the figures whose rows they compare."""
-    if item == CLAIMS:
-        weighed = [*config.items["tables"], *statements.figures(config)]
-        several = (item_records(config, root, one) for one in weighed)
-        return list(dict.fromkeys(path for records in several for path in records))
+    tables, of the figures whose rows they compare, and what the setting measures for them alone."""
     shown = config.items["figures"].get(item, {}).get("tables", [])
+    if item == CLAIMS:
+        shown = [*config.items["tables"], *statements.figures(config)]
     others = [path for table in shown for path in item_records(config, root, table)]
     setting = config.setting_of(root)
     wanted, rows = config.wanted(setting, item), config.rows(item)

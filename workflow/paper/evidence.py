@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from workflow import statements
-from workflow.campaign import Config
+from workflow.campaign import CLAIMS, Config
 from workflow.paper import printed
 from workflow.paper.columns import Records, describe_steps, speedup_pct, step_at
 from workflow.paper.found import Found, exactly, half_width, together
@@ -58,14 +58,15 @@ class Printed:
 
 
 class Evidence:
-    """The same from records: of what the setting measures for its tables and for the figures whose
-    rows claims compare (where it is missing, RecordError); `partial`: of whatever is there."""
+    """The same from records: of what the setting measures for its tables, for the figures whose
+    rows claims compare and for the claims alone (where it is missing, RecordError); `partial`: of
+    whatever is there."""
 
     def __init__(self, config: Config, root: str, partial: bool):
         self.config, self.partial = config, partial
         self.records = Records(config, root, partial)
         self.setting = self.records.setting
-        self.items = [*config.items["tables"], *statements.figures(config)]
+        self.items = [*config.items["tables"], *statements.figures(config), CLAIMS]
 
     def _records(self, part: str, shows) -> tuple[Records | None, int | None]:
         """Who reads what belongs to an item's row in one of the sections that are trained
