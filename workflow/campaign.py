@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 CONFIG = Path(__file__).parent / "config"
+SEEDS = [0, 1, 2]  # of a row that names none
 CLAIMS = "claims"  # the ledger, by which it is called among tables and figures
 FILES = {
     name: CONFIG / f"{name}.yaml" for name in ("settings", "recipes", "runs", "items", "claims")
@@ -90,7 +91,7 @@ class Config:
         raise KeyError(run)
 
     def seeds(self, row: str) -> list[int]:
-        return self.runs[row].get("seeds", [0])
+        return self.runs[row].get("seeds", SEEDS)
 
     def rows(self, item: str) -> list[dict]:
         """The rows of a table, or of a figure whose points are runs; of other figures none. The

@@ -16,6 +16,7 @@ WORDS = {
     "speedup": "speed-up over its dense model",
     "top1_gap": "accuracy kept of its dense model's",
 }
+PICTURED = ("seen", "curves")  # a figure's content, not a run beside others
 TIMED = ("throughput", "speedup", "macs_saved", "memory_fits")  # which one record must hold
 
 
@@ -31,10 +32,12 @@ class Statement:
     others: tuple[str, ...] = ()
     by: str = ""
     printed: tuple[float, float] | None = None  # None: what the printed tables say
+    implied: bool = False  # `printed` follows from the sentence, which has no number
     at_least: bool = False
     tolerance: float = 0.0
     batch_size: int | None = None
     figure: str | None = None
+    curves: tuple[str, tuple, tuple] | None = None  # an analysis; higher, lower: (curve, layer)
 
 
 def listed(value) -> list:
@@ -49,7 +52,7 @@ def computation(entry: dict) -> tuple[str, dict]:
 def named(entry: dict) -> Iterator[tuple[str, str]]:
     """Where a claim names a run, and that name."""
     kind, said = computation(entry)
-    if kind == "seen":
+    if kind in PICTURED:
         return
     for key in (SUBJECT.get(kind, "run"), "over", "than", "of"):
         for name in listed(said.get(key, [])):
@@ -63,18 +66,25 @@ def item_of(entry: dict) -> tuple[str, str] | None:
     kind, said = computation(entry)
     if kind == "seen":
         return kind, said
+    if kind == "curves":
+        return None
     return (f"{kind}.of", said["of"]) if isinstance(said.get("of"), str) else None
 
 
 def figures(config: Config) -> list[str]:
     """The figures with rows that claims compare and no table has; of those to look at the ledger
     reads nothing."""
-    compared = {run for one in every(config) for run in (one.run, *one.others)}
+    compared = {run for one in every(config) for run in (one.run, *one.others) if run}
     compared -= {row["run"] for table in config.items["tables"] for row in config.rows(table)}
     return [
         name for name in config.items["figures"]
         if any(row["run"] in compared for row in config.rows(name))
     ]  # fmt: skip
+
+
+def analyses(config: Config) -> list[str]:
+    """The looks into trained models whose curves claims compare."""
+    return list(dict.fromkeys(one.curves[0] for one in every(config) if one.curves))
 
 
 def dense(config: Config, run: str) -> str:
@@ -106,11 +116,20 @@ def of_claim(config: Config, name: str, entry: dict) -> list[Statement]:
         "where": entry["where"],
         "kind": kind,
         "printed": interval(entry),
+        "implied": "implied" in entry,
         "at_least": entry.get("at_least", False),
         "tolerance": float(entry.get("tolerance", 0.0)),
     }
     if kind == "seen":
         return [Statement(id=name, says=entry["says"], figure=said, **common)]
+    if kind == "curves":
+        if said["of"] not in config.items["analyses"]:
+            raise ConfigError(
+                f"{FILES['claims']}: {name}.compute.curves.of names {said['of']!r}; choose among "
+                f"the analyses of items.yaml: {', '.join(config.items['analyses'])}."
+            )
+        ends = ((*listed(said[key]), None)[:2] for key in ("higher", "lower"))
+        return [Statement(id=name, says=entry["says"], curves=(said["of"], *ends), **common)]
     subjects = listed(said[SUBJECT.get(kind, "run")])
     thans = listed(said["than"]) if kind == "order" else [None]
     bys = listed(said.get("by", "top1" if kind in ("best", "saturates") else kind))
@@ -131,9 +150,10 @@ def of_claim(config: Config, name: str, entry: dict) -> list[Statement]:
 
 def interval(entry: dict) -> tuple[float, float] | None:
     """The printed value as the range in which ours should lie."""
-    if "printed" not in entry:
+    stated = entry.get("printed", entry.get("implied"))
+    if stated is None:
         return None
-    low, high = (listed(entry["printed"]) * 2)[:2]
+    low, high = (listed(stated) * 2)[:2]
     return float(low), float("inf") if entry.get("at_least") else float(high)  # more is no fault
 
 

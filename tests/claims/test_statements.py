@@ -68,11 +68,11 @@ def test_printed_percentages_are_the_papers_and_else_follow_from_its_images_per_
 
 
 def test_the_full_ledger_needs_what_tables_and_compared_figures_need_and_no_more(config):
-    needed = set(targets.needed(config, "results/cifar10/claims.csv"))
+    needed = set(targets.needed(config, "results/claims.csv"))
     figures = ["figure6", "figureS1a", "figureS1b", "figureS1c", "figureS1d"]
     assert sorted(statements.figures(config)) == figures
-    items = (targets.needed(config, f"results/cifar10/{name}.csv")
-             for name in [*config.items["tables"], *figures])  # fmt: skip
+    items = (targets.needed(config, f"results/{name}.csv")
+             for name in [*config.items["tables"], *figures, "figure4a", "figure4b"])  # fmt: skip
     assert needed == {path for item in items for path in item}
     assert targets.spec_of(config, "results/claims.partial.csv") is None
 

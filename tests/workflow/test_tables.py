@@ -13,7 +13,7 @@ from workflow.paper.columns import Records
 from workflow.records import RecordError
 
 ISSUE_COLUMNS = (
-    "method backbone resolution top1 top1_paper top1_gain top1_gain_paper throughput "
+    "method backbone resolution top1 top1_sd top1_paper top1_gain top1_gain_paper throughput "
     "throughput_paper speedup_pct ceiling_macs_pct ceiling_roofline_pct speedup_pct_paper "
     "speedup_delta macs_g params_m batch_size "
     "precision mode device seeds source flags run"

@@ -16,14 +16,15 @@ def caption(config: Config, root: str, output: str) -> str:
     if ".partial." in output:
         return f"{made}, from the records that were there."
     found = targets.item_records(config, root, item)
-    trained, timed = (
+    trained, timed, steps = (
         [Path(path).parent.name for path in found if f"/{kind}/" in path]
-        for kind in ("runs", "throughput")
+        for kind in ("runs", "throughput", "training")
     )
     models = [config.items["analyses"][name]["run"] for name in config.analyses(item)]
     data = config.settings[setting]["data"]["name"]
     seen = f" Looked into for it: {', '.join(models)}, trained on {data}." if models else ""
+    cost = f" Training steps measured for it: {', '.join(steps)}." if steps else ""
     return (
         f"{made}. Trained for it: {', '.join([*trained, *models]) or 'nothing'}. Timed for it: "
-        f"{', '.join(timed) or 'nothing'}.{seen}"
+        f"{', '.join(timed) or 'nothing'}.{cost}{seen}"
     )

@@ -71,7 +71,8 @@ def item_records(config: Config, root: str, item: str) -> list[str]:
         for row in rows
         if "batch_size" in row and row["section"] in wanted["time"]
     ]
-    looks = [runs.analysis_path(root, name) for name in config.analyses(item)]
+    names = statements.analyses(config) if item == CLAIMS else config.analyses(item)
+    looks = [runs.analysis_path(root, name) for name in names]
     return list(dict.fromkeys(others + trained + timed + cost + looks))
 
 

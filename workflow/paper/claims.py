@@ -27,7 +27,8 @@ from workflow.statements import Statement
 
 CONFIRMED, REFUTED, NOT_RUN = VERDICTS = ("confirmed", "refuted", "not run at this scale")
 UNITS = {"speedup": "% images/s", "throughput": "% images/s", "macs_saved": "% MACs",
-         "memory_fits": "", "seen": ""}  # fmt: skip
+         "memory_fits": "", "curves": "", "seen": ""}  # fmt: skip
+UNPRINTED = ("macs_saved", "memory_fits", "curves", "seen")  # no table holds what they compare
 ROUNDING = 1e-9  # of sums of decimal fractions
 OTHER_DEVICE = f"percentages of images/s are judged in mode paper on a GPU at batch {BATCH} alone"
 DOUBTFUL = "a suspect measurement decides no percentage"
@@ -53,6 +54,8 @@ def ahead(found: Found, tolerance: float) -> str | None:
 
 def measure(one: Statement, source, config: Config) -> Found | None:
     """The number that the claim is about, from records or as printed."""
+    if one.kind == "curves":
+        return source.curves(*one.curves)
     first = one.others[0]
     if one.kind == "memory_fits":
         return source.memory(one.run, first, one.batch_size)
@@ -81,7 +84,7 @@ def measure(one: Statement, source, config: Config) -> Found | None:
 
 
 def printed_of(one: Statement, printed: Printed, config: Config) -> Found | None:
-    if one.printed is not None or one.kind in ("macs_saved", "memory_fits", "seen"):
+    if one.printed is not None or one.kind in UNPRINTED:
         return None
     return measure(one, printed, config)
 
@@ -96,7 +99,7 @@ def judge(one: Statement, found: Found | None, said: Found | None) -> tuple[str,
         return NOT_RUN, list(found.barred)
     if one.kind == "memory_fits":
         return (CONFIRMED if found.value > 0 else REFUTED), []
-    if one.kind in ("order", "best"):
+    if one.kind in ("order", "best", "curves"):
         verdict = ahead(found, one.tolerance)
     elif one.kind == "saturates":
         verdict = near(found, (float("-inf"), 0.0), one.tolerance)
@@ -150,7 +153,8 @@ def shown(one: Statement, said: Found | None) -> str | None:
     else:
         low, high = one.printed
         text = f"{low:g}" if high in (low, float("inf")) else f"{low:g} to {high:g}"
-    return f"at least {text}" if text and one.at_least else text
+    text = f"at least {text}" if text and one.at_least else text
+    return f"{text} (implied)" if one.implied else text
 
 
 def make(config: Config, root: str, partial: bool) -> pd.DataFrame:

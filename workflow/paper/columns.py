@@ -58,6 +58,11 @@ class Records:
             runs.training_cost_spec(self.config, self.setting, section, point),
         )
 
+    def curves(self, name: str) -> dict | None:
+        """The record of a look into a trained model, without its arrays."""
+        path = runs.analysis_path(self.root, name)
+        return self._read(path, runs.analysis_spec(self.config, self.setting, name))
+
     def analysis(self, name: str) -> tuple[dict, dict[str, np.ndarray]]:
         """The record of a look into a trained model, and its arrays.
 
@@ -111,7 +116,9 @@ def trained_columns(run: str, section: str, found: Records, seeds: int | None = 
     part = accuracy(trained, found.config)
     part["said"] += describe_epochs(trained[0], base)
     gain = None if above is None else part["top1"] - above
-    return part | {"top1_gain": gain, "seeds": describe_seeds(accuracies), "run": run}
+    spread = statistics.stdev(accuracies) if len(accuracies) > 1 else None
+    seeds = {"top1_sd": spread, "seeds": describe_seeds(accuracies)}
+    return part | {"top1_gain": gain, **seeds, "run": run}
 
 
 def accuracy(trained: list[dict], config: Config) -> dict:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from workflow import statements
-from workflow.campaign import CLAIMS, Config
+from workflow.campaign import CLAIMS, FILES, Config, ConfigError
 from workflow.paper import printed
 from workflow.paper.columns import Records, describe_steps, speedup_pct, step_at
 from workflow.paper.found import Found, exactly, half_width, together
@@ -160,6 +160,32 @@ class Evidence:
         notes = (f"{one:.2f} and {two:.2f} G MACs",)
         return exactly(100 * (1 - one / two), n=("counted",), runs=(f"throughput/{section}",),
                        notes=notes)  # fmt: skip
+
+    # -- trained models looked into ---------------------------------------------------------
+
+    def curves(self, name: str, higher: tuple, lower: tuple) -> Found | None:
+        """How far one curve of an analysis lies above another, or one layer's value above
+        another's: (curve, layer), counted from 1, or None for the mean over the layers."""
+        if (record := self.records.curves(name)) is None:
+            return None
+        spec, curves = record["spec"], record["results"]["curves"]
+        for curve, layer in (higher, lower):
+            if curve not in curves or (layer or 1) > len(curves[curve]):
+                known = ", ".join(f"{one} ({len(values)} layers)" for one, values in curves.items())
+                raise ConfigError(
+                    f"{FILES['claims']}: {name} has no curve {curve} at layer {layer or 1}, but "
+                    f"{known}."
+                )
+        one, two = (
+            statistics.mean(curves[curve]) if layer is None else curves[curve][layer - 1]
+            for curve, layer in (higher, lower)
+        )
+        data = spec["data"]["name"]
+        why = f"of a model trained on {data}; such curves are judged on ImageNet alone"
+        return exactly(
+            one - two, n=(f"{record['results']['images']} images",), runs=(f"analyses/{name}",),
+            barred=() if data == PRINTED_ON else (why,),
+        )  # fmt: skip
 
     # -- memory -----------------------------------------------------------------------------
 

@@ -28,8 +28,9 @@ def points(found: Records) -> pd.DataFrame:
     both = pd.concat([first, second], ignore_index=True)
     large = both["resolution"] != 224
     both.loc[large, "model"] += ", " + both.loc[large, "resolution"].astype(str) + " px"
-    return both[["model", "method", "top1", "throughput", "top1_paper", "throughput_paper",
-                 "batch_size", "precision", "mode", "device", "source", "flags"]]  # fmt: skip
+    return both[["model", "method", "top1", "top1_sd", "throughput", "top1_paper",
+                 "throughput_paper", "batch_size", "precision", "mode", "device", "seeds", "source",
+                 "flags"]]  # fmt: skip
 
 
 def draw(found: Records) -> tuple[Figure, pd.DataFrame]:
@@ -39,7 +40,7 @@ def draw(found: Records) -> tuple[Figure, pd.DataFrame]:
     data = found.config.settings[found.setting]["data"]["name"]
     titles = (
         "printed: ImageNet, V100",
-        f"measured: {style.DATA.get(data, data)}, speed at full size",
+        f"measured: {style.DATA.get(data, data)}, speed at full size" + timed_on(frame),
     )
     shown = [
         draw_panel(panel, frame, suffix, title)
@@ -58,11 +59,25 @@ def draw(found: Records) -> tuple[Figure, pd.DataFrame]:
     return figure, frame
 
 
+def timed_on(frame: pd.DataFrame) -> str:
+    """A line of how the speeds of the models that are shown were measured, and how many of them
+    are suspect."""
+    shown = frame[frame["throughput"].notna() & frame["top1"].notna()]
+    if shown.empty:
+        return ""
+    names = ("device", "mode", "precision", "batch_size")
+    device, mode, precision, size = ("/".join(shown[name].astype(str).unique()) for name in names)
+    doubts = shown["flags"].fillna("").str.contains("suspect").sum()
+    said = f"\n{device}, {mode}, {precision}, batch {size}"
+    return said + (f"; {doubts} of {len(shown)} suspect" if doubts else "")
+
+
 def draw_panel(panel: Axes, frame: pd.DataFrame, suffix: str, title: str) -> pd.DataFrame:
     """The models whose accuracy and speed are known, as `x` and `y`, which it returns."""
     known = frame.rename(columns={f"throughput{suffix}": "x", f"top1{suffix}": "y"})
-    known = known.loc[:, ["model", "method", "x", "y"]].dropna()
-    panel.set(xlabel="images/s", ylabel="top-1 %", title=title)
+    known = known.dropna(subset=["x", "y"])
+    panel.set(xlabel="images/s", ylabel="top-1 %")
+    panel.set_title(title, fontsize=7 if "\n" in title else None)
     if known.empty:
         style.say(panel, "no model both trained and timed")
         panel.set(xticks=[], yticks=[])
@@ -77,6 +92,10 @@ def draw_panel(panel: Axes, frame: pd.DataFrame, suffix: str, title: str) -> pd.
             panel.scatter(rows["x"], rows["y"], s=size, marker=marker, label=method, zorder=2,
                           facecolors="white" if suffix else colour, edgecolors=colour,
                           linewidths=1.1)  # fmt: skip
+    several = known[known["top1_sd"].notna()] if not suffix else known.iloc[:0]
+    if len(several):
+        panel.errorbar(several["x"], several["y"], yerr=several["top1_sd"], fmt="none", zorder=1,
+                       ecolor=style.GREY, elinewidth=1, capsize=2.5)  # fmt: skip
     panel.set_xscale("log")
     wide = known["x"].max() / known["x"].min() > 8
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if wide else range(1, 10)))

@@ -32,12 +32,15 @@ def fits(row: pd.Series) -> str:
     """Whether a training step fits into memory, and how much it needs."""
     if pd.isna(row.get("out_of_memory")):
         return "-"
-    needed = number("memory_gib", 1)(row)
-    return f"{'out of memory' if row['out_of_memory'] else 'fits'}, {needed} GiB"
+    said = "out of memory" if row["out_of_memory"] else "fits"
+    if pd.isna(row.get("memory_gib")):  # nobody knows how much it would have been
+        return said
+    return f"{said}, {row['memory_gib']:.1f} GiB"
 
 
 def printed_fit(row: pd.Series) -> str:
-    return "out of memory" if row["out_of_memory_paper"] else "fits"
+    out = row["out_of_memory_paper"]
+    return "-" if pd.isna(out) else "out of memory" if out else "fits"
 
 
 # heading, cell, and the column that must be there

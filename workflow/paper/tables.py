@@ -18,11 +18,11 @@ from workflow.paper.columns import Records
 
 PERCENT_TOLERANCE = 0.15  # of a printed percentage from the printed img/s, in points
 MEASURED = [
-    "top1", "top1_paper", "top1_gain", "top1_gain_paper", "throughput", "throughput_paper",
-    "speedup_pct", "ceiling_macs_pct", "ceiling_roofline_pct", "speedup_pct_paper",
-    "speedup_delta", "macs_g", "params_m", "params_m_paper", "out_of_memory",
-    "out_of_memory_paper", "memory_gib", "resolution", "batch_size", "timed_batch_size",
-    "precision", "mode", "device", "seeds", "source", "flags", "run",
+    "top1", "top1_sd", "top1_paper", "top1_gain", "top1_gain_paper", "throughput",
+    "throughput_paper", "speedup_pct", "ceiling_macs_pct", "ceiling_roofline_pct",
+    "speedup_pct_paper", "speedup_delta", "macs_g", "params_m", "params_m_paper",
+    "out_of_memory", "out_of_memory_paper", "memory_gib", "resolution", "batch_size",
+    "timed_batch_size", "precision", "mode", "device", "seeds", "source", "flags", "run",
 ]  # fmt: skip
 ONLY = {"params_m_paper": ["table2"], "out_of_memory": ["tableS1"],
         "out_of_memory_paper": ["tableS1"], "memory_gib": ["tableS1"],
@@ -54,8 +54,9 @@ def make(table: str, found: Records) -> pd.DataFrame:
     for key, entry in entries.items():  # which the paper has not
         if measured := columns.measured(entry, found, wanted):
             row = dict(zip(names, key, strict=True)) | measured
-            same = [i for i, one in enumerate(rows) if one["backbone"] == row["backbone"]]
-            rows.insert(same[-1] + 1, row)
+            first = names[0]  # backbone, or model: it comes after the others of its kind
+            same = [i for i, one in enumerate(rows) if one[first] == row[first]]
+            rows.insert(same[-1] + 1 if same else len(rows), row)
     frame = pd.DataFrame(rows).reindex(columns=columns_of(table))
     whole = {"batch_size", "timed_batch_size"} & set(frame.columns)
     return frame.astype(dict.fromkeys(whole, "Int64"))

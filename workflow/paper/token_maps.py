@@ -74,7 +74,7 @@ def figure5(found: Records) -> tuple[Figure, pd.DataFrame]:
     """Kept patches by layers, by epochs and with layer-to-stage, the others faded; as numbers, the
     share of each selection that the last one of its group keeps, too."""
     record, layerwise = found.analysis("selection")
-    _, stagewise = found.analysis("selection_stage")
+    staged, stagewise = found.analysis("selection_stage")
     layers, stages = list(layerwise["layers"]), list(stagewise["layers"])
     shown = [layer for layer in SELECTION_LAYERS if layer in layers] or layers[:3]
     first = FIRST if FIRST in layers else layers[0]
@@ -87,7 +87,7 @@ def figure5(found: Records) -> tuple[Figure, pd.DataFrame]:
         Group(f"layer-wise, layer {first}", [f"epoch {epoch}" for epoch in layerwise["epochs"]]),
         Group("layer-to-stage", [f"from layer {layer}" for layer in stages]),
     ]
-    note = describe(record, found)
+    note = f"{describe(record, found)}\nlayer-to-stage: {staged['spec']['run']}, likewise."
     figure, axes, _ = image_grid.make(len(layerwise["images"]), groups, note)
     for index, (image, row) in enumerate(zip(layerwise["images"], axes, strict=True)):
         row[0].imshow(image)
