@@ -43,3 +43,25 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(device.DeviceError, match="torch sees no GPU"):
         device.choose("cuda")
+
+
+def test_what_lacks_memory_is_known_by_its_words_and_through_what_wraps_it():
+    assert device.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert device.is_out_of_memory(RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling ..."))
+    wrapped = RuntimeError("the compiler failed")
+    wrapped.inner_exception = torch.OutOfMemoryError("no more")
+    assert device.is_out_of_memory(wrapped)
+    assert not device.is_out_of_memory(RuntimeError("sizes differ"))
+
+
+def test_bf16_is_refused_where_a_gpu_would_emulate_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "A V100")
+    with pytest.raises(device.DeviceError, match="A V100 has no units for bf16"):
+        device.check_precision("bf16", torch.device("cuda"))
+    device.check_precision("fp16", torch.device("cuda"))
+    device.check_precision("bf16", torch.device("cpu"))
+
+
+def test_another_process_is_asked_about_the_device():
+    assert device.ask("cpu") == {"device": device.describe(torch.device("cpu")), "bf16": True}

@@ -28,7 +28,7 @@ def test_outputs_are_the_reference_s(key, point):
     if key == "dynamic_deit" and point["precision"] == "bf16":
         pytest.skip("of 16 patches, bf16 drops others than fp32: too small a model to compare")
     whole = spec(**point)
-    with modes.forward_only(whole, CPU):
+    with torch.inference_mode():
         one, found = throughput.prepare(
             families.build(key).eval(), families.images(key), whole, CPU
         )
@@ -42,7 +42,7 @@ def test_a_compiled_model_computes_the_same():
     """Of two blocks, one of which selects, and at random: those numbers must be the same too."""
     whole = spec(mode="compiled", precision="fp32")
     model = families.build("evo_deit", depth=2, start_block=1, scores="random").eval()
-    with modes.forward_only(whole, CPU):
+    with torch.inference_mode():
         one, found = throughput.prepare(model, families.images("evo_deit"), whole, CPU)
     assert one.run is not model
     assert found["check"]["distance"] <= 1e-4
@@ -52,7 +52,7 @@ def test_what_can_not_be_compiled_is_said():
     """IA-RED2 with weights of its own decides how many patches stay: no one graph."""
     whole = spec(mode="compiled", precision="fp32")
     model = families.build("ia_red2_deit").eval()
-    with modes.forward_only(whole, CPU), pytest.raises(MeasurementError, match="can't be compiled"):
+    with torch.inference_mode(), pytest.raises(MeasurementError, match="can't be compiled"):
         throughput.prepare(model, families.images("ia_red2_deit"), whole, CPU)
 
 

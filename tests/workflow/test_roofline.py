@@ -64,3 +64,27 @@ def test_the_machines_rates_are_measured(monkeypatch):
     found = roofline.measure_machine("fp32", torch.device("cpu"))
     assert found["matrix_tflop_s"] > 0
     assert found["bandwidth_gb_s"] > 0
+
+
+def test_taking_and_putting_rows_moves_those_rows_alone():
+    to, of = torch.tensor([1, 2]), torch.tensor([3, 4])
+
+    class Rows(nn.Module):
+        def forward(self, x):
+            return x.index_copy_(0, to, x.index_select(0, of))
+
+    with torch.inference_mode():
+        operations = roofline.operations(Rows(), torch.ones(9, 5))
+    rows, index = 2 * 5 * 4, 2 * 8
+    found = {name: moved for name, _, moved in operations}
+    assert found == {"index_select": 2 * rows + index, "index_copy_": 2 * rows + index}
+
+
+def test_a_product_that_ends_in_a_view_moves_nothing_more():
+    class Attends(nn.Module):
+        def forward(self, x):
+            return x @ x.transpose(-2, -1)
+
+    with torch.inference_mode():
+        found = roofline.operations(Attends(), torch.ones(2, 3, 4, 4))
+    assert {name for name, *_ in found} == {"bmm"}

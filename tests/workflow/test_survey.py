@@ -19,9 +19,9 @@ def asked(*arguments: str):
 
 
 def test_every_row_of_tables_1_to_4_is_measured(config):
-    wanted = survey.plan(config, asked("--device", "cuda"))
+    wanted = survey.plan(config, asked("--device", "cuda"), "bf16")
     for name in survey.DEFAULT["cuda"]:
-        at = f"cuda-{name}-b256"
+        at = f"cuda-{name.format(half='bf16')}-b256"
         sections = {section for section, point in wanted if points.name(point) == at}
         measured = {run for section in sections for run in config.items["sections"][section]}
         for table in survey.TABLES:
@@ -31,7 +31,9 @@ def test_every_row_of_tables_1_to_4_is_measured(config):
 
 def test_its_records_are_those_that_the_setting_asks_for(config):
     ((section, point),) = survey.plan(
-        config, asked("--device", "cuda", "--sections", "levit_256", "--points", "paper-fp32-b256")
+        config,
+        asked("--device", "cuda", "--sections", "levit_256", "--points", "paper-fp32-b256"),
+        "bf16",
     )
     shown = runs.throughput_point(config, "imagenet", section)
     assert point == shown
@@ -47,7 +49,9 @@ def record(config, tmp_path):
     point = points.parse("cpu-fused-fp32-b32", runs.throughput_point(config, "demo", "levit_256"))
     spec = runs.throughput_spec(config, "demo", "levit_256", point, weights="assumed")
     path = tmp_path / "measured/throughput/levit_256/cpu-fused-fp32-b32.json"
-    records.write_json(path, records.make(spec, {"methods": [], "suspect": []}, 0.0))
+    records.write_json(
+        path, records.make(spec, {"device": "a CPU", "methods": [], "suspect": []}, 0.0)
+    )
     return path
 
 
@@ -55,8 +59,18 @@ def test_what_is_there_is_not_measured_again(config, record, tmp_path, monkeypat
     monkeypatch.setattr(fresh, "run", None)  # would fail
     spec = json.loads(record.read_text())["spec"]
     point = points.parse("cpu-fused-fp32-b32", runs.throughput_point(config, "demo", "levit_256"))
-    found = survey.measure(config, "levit_256", point, "demo", tmp_path / "measured")
+    found = survey.measure(config, "levit_256", point, "demo", tmp_path / "measured", "a CPU")
     assert found["spec"] == spec
+    with pytest.raises(fresh.MeasurementError, match="was measured on a CPU, and this is another"):
+        survey.measure(config, "levit_256", point, "demo", tmp_path / "measured", "another")
+
+
+def test_a_gpu_without_units_for_bf16_is_measured_in_fp16(config):
+    wanted = {
+        points.name(point) for _, point in survey.plan(config, asked("--device", "cuda"), "fp16")
+    }
+    assert "cuda-compiled-fp16-b256" in wanted
+    assert not any("bf16" in name for name in wanted)
 
 
 def test_a_record_is_taken_in_and_is_history(config, record, tmp_path, monkeypatch):

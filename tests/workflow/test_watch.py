@@ -106,6 +106,8 @@ def test_a_power_that_is_a_mean_over_other_turns_does_not_count():
     one = watch.Watch(lambda: None, dict)
     one.samples = [Sample(2.0, power_w=30, power_over_s=1), Sample(3.0, power_w=20, power_over_s=1)]
     assert one.power_w([(1.5, 3.5)]) == 20
+    one.samples = [Sample(3.0, power_w=20, power_over_s=1)]
+    assert one.power_w([(1.5, 2.2), (2.8, 3.5)]) is None  # another model's turn lies between
 
 
 def test_a_process_that_comes_while_models_are_timed_is_counted():
@@ -116,10 +118,11 @@ def test_a_process_that_comes_while_models_are_timed_is_counted():
 
 
 def test_power_of_this_moment_is_preferred(smi):
-    assert nvidia.Gpu("GPU-1").look().power_over_s == 1
+    assert 1 < nvidia.Gpu("GPU-1").look().power_over_s < 2
     smi(power__draw__instant="240.0")
     seen = nvidia.Gpu("GPU-1").look()
-    assert (seen.power_w, seen.power_over_s) == (240.0, 0)
+    assert seen.power_w == 240.0
+    assert seen.power_over_s < 1  # the time of asking alone
 
 
 @pytest.mark.parametrize(
@@ -127,7 +130,7 @@ def test_power_of_this_moment_is_preferred(smi):
     [
         ([Sample(1, 1500), Sample(2, 1500)], {"other_processes": 0}, [100.0] * 6, None),
         ([Sample(1, 1500)], {"other_processes": 1}, [100.0] * 6, "1 other process"),
-        ([Sample(1, 1500), Sample(2, 1200)], {}, [100.0] * 6, "the clock went from 1200 to 1500"),
+        ([Sample(1, 1500), Sample(2, 1200)], {}, [100.0] * 6, "the clock went from 1500 to 1200"),
         ([Sample(1, 1500, throttled=("heat",))], {}, [100.0] * 6, "throttled (heat) in 100 %"),
         ([], {}, [100.0, 100, 100, 100, 90, 90], "the baseline went from 100.0 to 90.0"),
     ],

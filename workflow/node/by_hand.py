@@ -33,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=int, default=15, help="at least; more while unsure")
     made.add_argument("--repeat", type=int, default=1, metavar="N",
                       help="measure N times, and say how far the speed-ups lie apart")  # fmt: skip
-    made.add_argument("--output", type=Path, help="write the record there; of the last time")
+    made.add_argument(
+        "--output", type=Path, help="write the record there; of several <name>-1, -2 ..."
+    )
     return made
 
 
@@ -79,7 +81,7 @@ def line(method: dict) -> str:
 def main() -> None:
     given = parser().parse_args()
     spec, speedups = make_spec(given), []
-    for _ in range(given.repeat):
+    for number in range(1, given.repeat + 1):
         try:
             with tempfile.TemporaryDirectory() as folder:
                 record = fresh.run(spec, {}, Path(folder))
@@ -88,10 +90,12 @@ def main() -> None:
         results = record["results"]
         print("\n".join(lines(results)), flush=True)
         speedups.append(results.get("sizes", [results])[0]["methods"][-1].get("speedup"))
+        if given.output:
+            several = f"{given.output.stem}-{number}{given.output.suffix}"
+            path = given.output if given.repeat == 1 else given.output.with_name(several)
+            records.write_json(path, record)
+            print(path, flush=True)
     if given.repeat > 1 and None not in speedups:
         apart = 100 * (max(speedups) / min(speedups) - 1)
         print(f"speed-ups of {given.repeat} measurements: {min(speedups):.3f} to "
               f"{max(speedups):.3f}, {apart:.1f} % apart")  # fmt: skip
-    if given.output:
-        records.write_json(given.output, record)
-        print(given.output)

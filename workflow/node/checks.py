@@ -5,7 +5,7 @@ import gc
 import torch
 from torch import Tensor, nn
 
-from workflow.node import modes
+from workflow.node import device, modes
 from workflow.node.fresh import MeasurementError
 
 # Of `distance`. Below fp32 other tokens are selected where scores nearly tie: with random weights
@@ -43,10 +43,6 @@ def compare(outputs: Tensor, reference: Tensor, precision: str, name: str) -> di
     return {"distance": error, "tolerance": tolerance, "images": len(outputs)}
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 def make_reference(module: nn.Module, images: Tensor, spec: dict, where) -> Tensor | None:
     """Logits in fp32 with unfused attention, to which those with the mode's attention are equal;
     None if they need more memory than there is, which what is timed may not.
@@ -61,7 +57,7 @@ def make_reference(module: nn.Module, images: Tensor, spec: dict, where) -> Tens
             compare(seeded(module, images), reference, "fp32", type(module).__name__)
         return reference
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        if not device.is_out_of_memory(error):
             raise
     gc.collect()
     if where.type == "cuda":

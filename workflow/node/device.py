@@ -4,13 +4,19 @@
 torch has no kernels for.
 """
 
+import argparse
+import json
 import platform
+import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
 CPU_INFO = Path("/proc/cpuinfo")
+# of messages that tell of too little memory without being torch.OutOfMemoryError
+LACKING = ("can't allocate memory", "CUDA error: out of memory", "CUDA out of memory",
+           "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")  # fmt: skip
 
 
 class DeviceError(RuntimeError):
@@ -31,6 +37,30 @@ def served(capability: tuple[int, int], arch_list: list[str]) -> bool:
         if kind == "compute" and (major, minor) <= capability:
             return True
     return False
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error is one of memory, or the compiler's or a library's word for one."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError) or any(say in str(error) for say in LACKING):
+            return True
+        error = getattr(error, "inner_exception", None) or error.__cause__
+    return False
+
+
+def check_precision(precision: str, where: torch.device) -> None:
+    """Raise DeviceError for bf16 on a GPU without units for it: it would be emulated, and what is
+    to be compiled would run uncompiled in silence."""
+    if where.type == "cuda" and precision == "bf16" and not computes_bf16():
+        raise DeviceError(
+            f"{torch.cuda.get_device_name(where)} has no units for bf16 (Ampere and later have); "
+            "measure fp16 there."
+        )
+
+
+def computes_bf16() -> bool:
+    """Whether the GPU has units for bf16."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def other_lock(capability: tuple[int, int]) -> str:
@@ -76,11 +106,28 @@ def describe(device: torch.device) -> str:
     return names[0] if names else (platform.processor() or platform.machine())
 
 
+def ask(wanted: str) -> dict:
+    """{"device": its description, "bf16": whether it has units for it}, found by another process:
+    to ask here would leave this one on the GPU. Raises DeviceError."""
+    command = [sys.executable, "-m", __spec__.name, "--json", wanted]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DeviceError(done.stderr.strip().splitlines()[-1])
+    return json.loads(done.stdout)
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", metavar="DEVICE", help="of this one, for programs")
+    wanted = parser.parse_args().json
     try:
-        device = choose("auto")
+        device = choose(wanted or "auto")
     except DeviceError as error:
         sys.exit(str(error))
+    if wanted:
+        bf16 = device.type == "cpu" or computes_bf16()
+        print(json.dumps({"device": describe(device), "bf16": bf16}))
+        return
     print(f"torch {torch.__version__} computes on {device.type}: {describe(device)}")
 
 

@@ -12,13 +12,13 @@ mode paper.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
-from workflow.node import build, checkpoints
+from workflow.node import build, checkpoints, device
 from workflow.node.fresh import MeasurementError
 from workflow.points import PointError, check
 
@@ -114,37 +114,50 @@ class Replayed:
         return self.output
 
 
+def plain(module: nn.Module, spec: dict, where: torch.device) -> Run:
+    """A pass of the uncompiled module. In mode amp each pass casts the weights anew, as a model
+    that is called under autocast does."""
+    if spec["mode"] != "amp":
+        return module
+
+    def run(images: Tensor) -> Tensor:
+        with torch.autocast(where.type, DTYPES[spec["precision"]], cache_enabled=False):
+            return module(images)
+
+    return run
+
+
 def wants_graph(spec: dict, where: torch.device) -> bool:
     small = spec["batch_size"] <= spec["cuda_graphs"]
     return where.type == "cuda" and spec["mode"] != "paper" and small
 
 
 def make_run(module: nn.Module, images: Tensor, spec: dict, where: torch.device) -> Run:
-    """What is called to be timed, from a module and images that were cast.
+    """A pass of a module and images that were cast, as the mode wants it.
 
-    Raises MeasurementError for a model that can't be compiled or captured: nothing else is timed
-    in its place.
+    Raises MeasurementError for a model that can't be compiled: nothing else is timed in its place.
     """
-    run: Run = module
-    try:
-        if spec["mode"] == "compiled":
-            run = compiled(module)
-            run(images)
-        if wants_graph(spec, where):
-            run = Replayed(run, images)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:  # the compiler's and CUDA's errors are RuntimeErrors
-        what = "compiled" if spec["mode"] == "compiled" else "captured as a CUDA graph"
-        reason = str(error).strip().splitlines()[0]
-        raise MeasurementError(f"{type(module).__name__} can't be {what}: {reason}") from error
+    if spec["mode"] != "compiled":
+        return plain(module, spec, where)
+    with refused(module, "compiled"):
+        run = compiled(module)
+        run(images)
     return run
 
 
-def forward_only(spec: dict, where: torch.device) -> contextlib.ExitStack:
-    """The context of a timed pass: inference mode, and autocast in mode amp."""
-    stack = contextlib.ExitStack()
-    stack.enter_context(torch.inference_mode())
-    if spec["mode"] == "amp":
-        stack.enter_context(torch.autocast(where.type, DTYPES[spec["precision"]]))
-    return stack
+def captured(module: nn.Module, run: Run, images: Tensor) -> Replayed:
+    """A pass of the module as a CUDA graph. Raises MeasurementError for one that can't be."""
+    with refused(module, "captured as a CUDA graph"):
+        return Replayed(run, images)
+
+
+@contextlib.contextmanager
+def refused(module: nn.Module, what: str) -> Iterator[None]:
+    """The compiler's and CUDA's errors, RuntimeErrors all, as MeasurementError; but for memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        if device.is_out_of_memory(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise MeasurementError(f"{type(module).__name__} can't be {what}: {reason}") from error

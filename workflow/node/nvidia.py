@@ -58,13 +58,15 @@ class Gpu:
     def look(self) -> Sample | None:
         """A sample of the GPU now; None if nvidia-smi is not there."""
         fields = (*FIELDS, self.power, *([self.reasons] if self.reasons else []))
+        asked = time.time()
         found = self._query(*fields)
         if found is None:
             return None
         clock, heat, power, *reasons = found
         slowed = throttles(reasons[0]) if reasons else ()
         seen = (number(clock), number(power), number(heat), slowed)
-        return Sample(time.time(), *seen, power_over_s=POWERS[self.power])
+        now = time.time()  # it was read at some time since `asked`
+        return Sample(now, *seen, power_over_s=POWERS[self.power] + now - asked)
 
 
 def number(text: str | None) -> float | None:

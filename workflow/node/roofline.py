@@ -19,9 +19,13 @@ from workflow.node.modes import DTYPES
 from workflow.node.timing import synchronise
 
 REPEATS = 5
+LEAST_S = {"cpu": 0.0, "cuda": 0.5}
 COPIED_MIB = {"cpu": 512, "cuda": 2048}
 MATRIX = {"cpu": 2048, "cuda": 8192}
 ATTENTION = "_scaled_dot_product"
+VIEWS = ("_unsafe_view",)  # which torch does not call one
+TAKE = ("gather", "index_select", "index")
+PUT = ("index_copy_",)  # into a tensor that stays where it is: index and rows
 
 
 @dataclass
@@ -42,11 +46,21 @@ class Traffic(TorchDispatchMode):
             if found is not NotImplemented:
                 return found
         out = func(*args, **kwargs)
-        if not func.is_view:
-            tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
-            moved = sum(t.numel() * t.element_size() for t in tensors)
+        if not func.is_view and packet.__name__ not in VIEWS:
+            moved = _moved(packet.__name__, args, kwargs, out)
             self.operations.append((packet.__name__, _flops(packet, args, kwargs, out), moved))
         return out
+
+
+def _moved(name: str, args: tuple, kwargs: dict, out) -> int:
+    """Bytes that an operation reads and writes; of one that takes or puts rows, those rows."""
+    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    outputs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+    if name in TAKE:
+        tensors = [*outputs, *tensors[1:]]  # as much of the first one as comes out
+    elif name in PUT:
+        tensors, outputs = tensors[1:], tensors[-1:]
+    return sum(t.numel() * t.element_size() for t in (*tensors, *outputs))
 
 
 def _flops(packet, args: tuple, kwargs: dict, out) -> int:
@@ -99,9 +113,9 @@ def measure_machine(precision: str, where: torch.device) -> dict:
 
 
 def _best(work, where: torch.device) -> float:
-    """Seconds of the fastest of a few times."""
-    found = []
-    for _ in range(REPEATS):
+    """Seconds of the fastest of a few times, and of as many as a clock needs to get up to speed."""
+    found: list[float] = []
+    while len(found) < REPEATS or sum(found) < LEAST_S[where.type]:
         synchronise(where)
         started = time.perf_counter()
         work()

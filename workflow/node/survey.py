@@ -15,19 +15,21 @@ import torch
 
 from workflow import points, records, runs
 from workflow.campaign import Config
-from workflow.node import by_hand, fresh
+from workflow.node import by_hand, device, fresh
 
 TABLES = ("table1", "table2", "table3", "table4")
 DEFAULT = {  # at the batch sizes of the setting
-    "cuda": ["paper-fp32", "fused-fp32", "fused-bf16", "amp-bf16", "compiled-bf16"],
-    "cpu": ["fused-fp32", "fused-bf16"],
+    "cuda": ["paper-fp32", "fused-fp32", "fused-{half}", "amp-{half}", "compiled-{half}"],
+    "cpu": ["fused-fp32", "fused-{half}"],
 }
+SWEEP = "compiled-{half}-sweep"
 SWEPT = ("deit_tiny", "deit_small")  # from batch 1 to 1024, compiled
 SETTING = {"cuda": "imagenet", "cpu": "demo"}  # whose threads and rounds are taken
 
 
-def plan(config: Config, given: argparse.Namespace) -> list[tuple[str, dict]]:
-    """(section, point) of every measurement, the tables' order within each point."""
+def plan(config: Config, given: argparse.Namespace, half: str) -> list[tuple[str, dict]]:
+    """(section, point) of every measurement, the tables' order within each point; `half` is the
+    16-bit format that the device has units for."""
     sections = [name for table in given.tables for name in config.sections_of(table)]
     sections = [name for name in dict.fromkeys(sections) if name in (given.sections or sections)]
     setting = given.setting or SETTING[given.device]
@@ -37,26 +39,37 @@ def plan(config: Config, given: argparse.Namespace) -> list[tuple[str, dict]]:
     if given.points:
         found = [(section, name) for name in given.points for section in sections]
     else:
-        found = [(section, f"{name}-b{shown[section]['batch_size']}")
+        found = [(section, f"{name.format(half=half)}-b{shown[section]['batch_size']}")
                  for name in DEFAULT[given.device] for section in sections]  # fmt: skip
         if given.device == "cuda":
-            found += [(section, "compiled-bf16-sweep") for section in SWEPT if section in sections]
+            swept = (section for section in SWEPT if section in sections)
+            found += [(section, SWEEP.format(half=half)) for section in swept]
     return [
         (section, points.parse(f"{given.device}-{name}", shown[section])) for section, name in found
     ]
 
 
-def measure(config: Config, section: str, point: dict, setting: str, output: Path) -> dict:
-    """The record of one section at one point: the one that is there already, or a new one.
+def measure(
+    config: Config, section: str, point: dict, setting: str, output: Path, here: str
+) -> dict:
+    """The record of one section at one point: the one that is there already, or a new one; `here`
+    is the device.
 
-    Raises fresh.MeasurementError.
+    Raises fresh.MeasurementError, also for a record of another device.
     """
     path = Path(runs.throughput_path(str(output), section, point))
     spec = runs.throughput_spec(config, setting, section, point, weights="assumed")
     try:
-        return records.read(path, runs.spec_hash(spec))
+        found = records.read(path, runs.spec_hash(spec))
     except records.RecordError:
         pass
+    else:
+        there = found["results"]["device"]
+        if there != here:
+            raise fresh.MeasurementError(
+                f"{path} was measured on {there}, and this is {here}: give another --output."
+            )
+        return found
     with tempfile.TemporaryDirectory() as folder:
         record = fresh.run(spec, {}, Path(folder))
     records.write_json(path, record)
@@ -83,14 +96,15 @@ def main() -> None:
     given, config = parser().parse_args(), Config.load()
     setting = given.setting or SETTING[given.device]
     try:
-        wanted = plan(config, given)
-    except points.PointError as error:
+        found = device.ask(given.device)
+        wanted = plan(config, given, "bf16" if found["bf16"] else "fp16")
+    except (points.PointError, device.DeviceError) as error:
         sys.exit(f"ERROR: {error}")
     failed = 0
     for number, (section, point) in enumerate(wanted, 1):
         print(f"[{number}/{len(wanted)}] {section} {points.name(point)}", flush=True)
         try:
-            record = measure(config, section, point, setting, given.output)
+            record = measure(config, section, point, setting, given.output, found["device"])
         except fresh.MeasurementError as error:
             failed += 1
             print(f"  ERROR: {error}", flush=True)

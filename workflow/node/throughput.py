@@ -54,6 +54,8 @@ def describe(model: dict, module: nn.Module, images: Tensor) -> dict:
     }
     if "weights" not in model:
         return found | {"macs_g": macs.count(module, tuple(images.shape[1:])) / 1e9}
+    if images.device.type == "meta":  # without weights and images nobody knows
+        return found | {"macs_g": None}
     counts = macs.per_image(module, images)
     return found | {"macs_g": counts["mean_g"], "macs_per_image": counts}
 
@@ -66,29 +68,36 @@ def prepare(module: nn.Module, images: Tensor, spec: dict, where) -> tuple[Conte
     name = type(module).__name__
     reference = checks.make_reference(module, images, spec, where)
     module, images = modes.cast(module, images, spec)
-    operations = roofline.operations(module, images)
-    if where.type == "cuda":
-        torch.cuda.synchronize(where)
-        torch.cuda.reset_peak_memory_stats(where)
-    before = torch.cuda.memory_allocated(where) if where.type == "cuda" else None
+    operations = roofline.operations(modes.plain(module, spec, where), images)
     run = modes.make_run(module, images, spec, where)
     found = {
         "check": None,
         "attention": roofline.attention_backends(operations),
-        "cuda_graph": isinstance(run, modes.Replayed),
+        "cuda_graph": modes.wants_graph(spec, where),
         "operations": operations,
     }
+    if where.type == "cuda":
+        found["peak_memory_mib"] = peak_memory(run, module, images, where) / 2**20
+    if found["cuda_graph"]:
+        run = modes.captured(module, run, images)
     if reference is not None:
         found["check"] = checks.compare(
             checks.seeded(run, images), reference, spec["precision"], name
         )
     one = Contestant(run, images)
     timing.warm_up(one, where)
-    if before is not None:
-        weights = sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
-        peak = torch.cuda.max_memory_allocated(where) - before + weights + images.nbytes
-        found["peak_memory_mib"] = peak / 2**20
     return one, found
+
+
+def peak_memory(run: modes.Run, module: nn.Module, images: Tensor, where: torch.device) -> int:
+    """Bytes of weights and images, and of what one more pass needs beside them."""
+    torch.cuda.synchronize(where)
+    torch.cuda.reset_peak_memory_stats(where)
+    before = torch.cuda.memory_allocated(where)
+    run(images)
+    torch.cuda.synchronize(where)
+    weights = sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
+    return torch.cuda.max_memory_allocated(where) - before + weights + images.nbytes
 
 
 def shares(contestants: list[Contestant]) -> list[tuple[list[float], list[float] | None]]:
@@ -117,14 +126,14 @@ def measure_batch(spec: dict, site: dict | None, where: torch.device, machine: d
     modules = [modes.make_model(model, where, site) for model in spec["models"]]
     inputs, names = make_inputs(modules, spec, site, where)
     methods, contestants, measured = [], [], []
-    with modes.forward_only(spec, where):
+    with torch.inference_mode():
         for model, module, images in zip(spec["models"], modules, inputs, strict=True):
             method = describe(model, module, images)
             methods.append(method)
             try:
                 one, found = prepare(module, images, spec, where)
             except RuntimeError as error:
-                if not checks.is_out_of_memory(error):
+                if not device.is_out_of_memory(error):
                     raise
                 method["out_of_memory"] = True
                 gc.collect()
@@ -132,6 +141,7 @@ def measure_batch(spec: dict, site: dict | None, where: torch.device, machine: d
             method |= found
             contestants.append(one)
             measured.append(method)
+        timing.heat_up(contestants, where)
         with watch.watch(where) as seen:
             while contestants and not enough(contestants, spec["rounds"]):
                 timing.time_round(contestants, where)
@@ -181,8 +191,7 @@ def nothing_fits(spec: dict) -> dict:
     for model in spec["models"]:
         module = build.build_model(model, "meta").eval()
         image = torch.empty(1, 3, *build.image_size(module), device="meta")
-        plain = {key: value for key, value in model.items() if key != "weights"}
-        methods.append(describe(plain, module, image) | {"out_of_memory": True})
+        methods.append(describe(model, module, image) | {"out_of_memory": True})
     return {"methods": methods, "suspect": []}
 
 
@@ -194,6 +203,7 @@ def measure_section(spec: dict, site: dict | None = None) -> dict:
     modes.exact_fp32()
     torch.manual_seed(0)
     where = device.choose(spec["device"])
+    device.check_precision(spec["precision"], where)
     machine = roofline.measure_machine(spec["precision"], where)
     sizes = spec.get("batch_sizes") or [spec["batch_size"]]
     found = []
@@ -201,7 +211,7 @@ def measure_section(spec: dict, site: dict | None = None) -> dict:
         try:
             measured = measure_batch(spec | {"batch_size": size}, site, where, machine)
         except RuntimeError as error:
-            if not checks.is_out_of_memory(error):
+            if not device.is_out_of_memory(error):
                 raise
             measured = nothing_fits(spec)
         found.append({"batch_size": size, **measured})

@@ -9,6 +9,7 @@ from torch import Tensor
 from workflow.node.modes import Run
 
 WARM_UP_PASSES = 2
+HEAT_UP_S = {"cpu": 0.0, "cuda": 3.0}
 ROUND_S = 0.5  # each model's share of a round is at least one pass and about this long
 MOST_PASSES = 1000
 
@@ -67,6 +68,14 @@ def warm_up(one: Contestant, where: torch.device) -> None:
     time_passes(one.run, one.images, WARM_UP_PASSES, where)
     seconds = time_passes(one.run, one.images, WARM_UP_PASSES, where) / WARM_UP_PASSES
     one.passes = min(MOST_PASSES, max(1, round(ROUND_S / seconds)))
+
+
+def heat_up(contestants: list[Contestant], where: torch.device) -> None:
+    """Take turns without counting until a GPU's clock has settled: models were built one by one."""
+    until = time.perf_counter() + HEAT_UP_S[where.type]
+    while contestants and time.perf_counter() < until:
+        for one in contestants:
+            time_passes(one.run, one.images, one.passes, where)
 
 
 def time_share(one: Contestant, where: torch.device) -> None:

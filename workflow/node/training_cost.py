@@ -86,21 +86,23 @@ def static_bytes(training: Stepper) -> tuple[int, set[int]]:
     return sum(storage.nbytes() for storage in storages.values()), set(storages)
 
 
-def time_steps(training: Stepper, epoch: int, where: torch.device) -> tuple[float, int, int]:
-    """Seconds of a step in that epoch, the bytes that training needs there, and those of them that
-    the forward pass keeps for the backward pass."""
+def time_steps(training: Stepper, epoch: int, where: torch.device) -> tuple[float, int, int | None]:
+    """Seconds of a step in that epoch, the bytes that training needs there, and, on a CPU, those of
+    them that the forward pass keeps for the backward pass."""
     training.epoch, training.step = epoch, 0
     training.start_epoch()
     batches = training.loader.batches(epoch)
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where)
     training.train_step(batches)  # the optimiser's state is there only after a step
-    with Kept() as kept:
-        training.train_step(batches)
-    static, known = static_bytes(training)
-    saved = kept.bytes(known)
-    needed = static + saved
-    del kept
+    needed, saved = None, None
+    if where.type == "cpu":  # on a GPU the allocator knows, and to count would be to hold more
+        with Kept() as kept:
+            training.train_step(batches)
+        static, known = static_bytes(training)
+        saved = kept.bytes(known)
+        needed = static + saved
+        del kept
     synchronise(where)
     started = time.perf_counter()
     training.train_step(batches)
@@ -111,7 +113,7 @@ def time_steps(training: Stepper, epoch: int, where: torch.device) -> tuple[floa
     synchronise(where)
     seconds = (time.perf_counter() - started) / (1 + more)
     if where.type == "cuda":
-        return seconds, torch.cuda.max_memory_allocated(where), saved
+        needed = torch.cuda.max_memory_allocated(where)
     return seconds, needed, saved
 
 
@@ -128,7 +130,9 @@ def measure_once(model: dict, spec: dict, batch_size: int, where: torch.device) 
             name: time_steps(training, epoch, where)
             for name, epoch in (("first", 0), ("last", last))
         }
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as error:
+        if not device.is_out_of_memory(error):
+            raise
         return None
     finally:
         del training
@@ -148,7 +152,8 @@ def summarise(rounds: list[dict | None]) -> dict:
         found[f"step_s_{phase}"] = statistics.median(seconds)
         found[f"step_s_{phase}_quartiles"] = [low, high]
         found[f"bytes_{phase}"] = max(one[phase][1] for one in rounds)
-        found[f"saved_bytes_{phase}"] = max(one[phase][2] for one in rounds)
+        if rounds[0][phase][2] is not None:
+            found[f"saved_bytes_{phase}"] = max(one[phase][2] for one in rounds)
     found["bytes"] = max(found["bytes_first"], found["bytes_last"])
     return found
 
@@ -175,6 +180,7 @@ def measure_section(spec: dict, site: dict | None = None) -> dict:
         raise MeasurementError("fp16 needs a GPU; set `precision: bf16` or `fp32`.")
     torch.set_num_threads(spec["threads"])
     where = device.choose(spec["device"])
+    device.check_precision(spec["precision"], where)
     emulated = False
     if where.type == "cuda" and spec["memory_gib"] is not None:
         share = spec["memory_gib"] * GIB / torch.cuda.get_device_properties(where).total_memory

@@ -61,10 +61,10 @@ class Watch:
         return [s for s in self.samples if any(a <= s.time <= b for a, b in spans)]
 
     def power_w(self, spans: Iterable[tuple[float, float]]) -> float | None:
-        """Mean power during the spans; None where each power is the mean of a time that began
-        before, when another model had its turn."""
+        """Mean power of the samples that lie in one span from end to end; None where each power is
+        the mean of a time in which another model had a turn."""
         spans = list(spans)
-        within = [s for s in self.during(spans) if any(a <= s.began <= b for a, b in spans)]
+        within = [s for s in self.samples if any(a <= s.began and s.time <= b for a, b in spans)]
         seen = [s.power_w for s in within if s.power_w is not None]
         return statistics.mean(seen) if seen else None
 
@@ -77,6 +77,7 @@ class Watch:
             **self.fixed,
             "samples": len(seen),
             "clock_mhz": _range([s.clock_mhz for s in seen]),
+            "clock_drift_mhz": ends([s.clock_mhz for s in seen if s.clock_mhz is not None]),
             "power_w": _range([s.power_w for s in seen]),
             "temperature_c": _range([s.temperature_c for s in seen]),
             "throttled": shares,
@@ -89,6 +90,14 @@ def _range(values: list[float | None]) -> dict | None:
     if not known:
         return None
     return {"least": min(known), "median": statistics.median(known), "most": max(known)}
+
+
+def ends(values: list[float]) -> tuple[float, float] | None:
+    """Medians of the first and of the last third."""
+    if not values:
+        return None
+    third = max(1, len(values) // 3)
+    return statistics.median(values[:third]), statistics.median(values[-third:])
 
 
 def suspicions(seen: dict, baseline: list[float], where: torch.device) -> list[str]:
@@ -105,12 +114,11 @@ def suspicions(seen: dict, baseline: list[float], where: torch.device) -> list[s
     for reason, share in seen["throttled"].items():
         if share > THROTTLED:
             found.append(f"throttled ({reason}) in {100 * share:.0f} % of the time")
-    if clock := seen["clock_mhz"]:
-        drift = (clock["most"] - clock["least"]) / clock["median"]
-        if drift > DRIFT:
-            found.append(f"the clock went from {clock['least']:.0f} to {clock['most']:.0f} MHz")
-    third = max(1, len(baseline) // 3)
-    early, late = statistics.median(baseline[:third]), statistics.median(baseline[-third:])
+    if clock := seen["clock_drift_mhz"]:  # models differ in it, and take turns
+        early, late = clock
+        if abs(late / early - 1) > DRIFT:
+            found.append(f"the clock went from {early:.0f} to {late:.0f} MHz")
+    early, late = ends(baseline)
     if abs(late / early - 1) > DRIFT:
         found.append(f"the baseline went from {early:.1f} to {late:.1f} images/s")
     return found
