@@ -218,3 +218,12 @@ def test_an_error_of_the_command_is_one_sentence(tmp_path):
     assert shown.returncode == 1
     assert "no setting has `results: results/none`" in shown.stderr
     assert "Traceback" not in shown.stderr
+
+
+def test_people_read_where_numbers_come_from_once_and_not_how_long_each_epoch_took():
+    sources = [f"measured (top1: digits; epochs of {s} s, its MACs over these 1.50; throughput: x)"
+               for s in (4.8, 5.1)]  # fmt: skip
+    frame = pd.DataFrame({"source": sources, "throughput": [None, None]})
+    frame = frame.reindex(columns=[*frame, "device", "mode", "precision", "batch_size"])
+    assert readable.sources(frame)[0] == "measured (top1: digits; throughput: x)"
+    assert len(readable.sources(frame)) == 2

@@ -1,5 +1,6 @@
 """A compiled table for people: which number was trained, timed or printed, doubts as footnotes."""
 
+import re
 from collections.abc import Callable
 
 import pandas as pd
@@ -7,6 +8,7 @@ import pandas as pd
 from workflow.paper.sheet import Sheet
 
 Cell = Callable[[pd.Series], str]
+EPOCHS = re.compile(r"; epochs of [^;)]*")
 
 
 def number(column: str, digits: int) -> Cell:
@@ -95,7 +97,8 @@ def sources(frame: pd.DataFrame) -> list[str]:
     if measured.empty:
         return ["Nothing of it was measured: all numbers are printed in the paper."]
     timed = measured[measured["throughput"].notna()]
-    found = list(dict.fromkeys(measured["source"]))
+    # each training took its own time, which the CSV tells of each row
+    found = list(dict.fromkeys(EPOCHS.sub("", source) for source in measured["source"]))
     found.append("over the first: the dense model, or LeViT, that a row is timed in turns with")
     for values, _ in timed.groupby(conditions(frame), sort=False):
         device, mode, precision, size = values
