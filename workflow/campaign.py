@@ -20,7 +20,7 @@ class ConfigError(ValueError):
     """A mistake in the YAML; the message names file, key, value and remedy."""
 
 
-# libyaml's, where PyYAML was built with it: a tenth of the time, at each start
+# libyaml's, where PyYAML was built with it: these files are read at each start
 _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 

@@ -33,7 +33,7 @@ def make_optimizer(task: TrainingTask, recipe: dict) -> torch.optim.Optimizer:
         lr=lr,
         weight_decay=recipe["weight_decay"],
         param_group_fn=groups and (lambda _: groups(recipe["weight_decay"])),
-        **({"fused": True} if adamw else {}),  # one pass over all weights: a tenth of a demo's step
+        **({"fused": True} if adamw else {}),  # one pass over all weights
     )
 
 
