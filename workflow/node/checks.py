@@ -50,11 +50,10 @@ def make_reference(module: nn.Module, images: Tensor, spec: dict, where) -> Tens
     Raises MeasurementError if they are not equal.
     """
     try:
-        with torch.autocast(where.type, enabled=False):
-            modes.set_attention(module, "paper")
-            reference = seeded(module, images)
-            modes.set_attention(module, spec["mode"])
-            compare(seeded(module, images), reference, "fp32", type(module).__name__)
+        modes.set_attention(module, "paper")
+        reference = seeded(module, images)
+        modes.set_attention(module, spec["mode"])
+        compare(seeded(module, images), reference, "fp32", type(module).__name__)
         return reference
     except RuntimeError as error:
         if not device.is_out_of_memory(error):

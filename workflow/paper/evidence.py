@@ -157,6 +157,8 @@ class Evidence:
             return None
         section, record = found
         one, two = (_method(record["results"], name)["macs_g"] for name in (run, other))
+        if None in (one, two):  # out of memory, and dependent on weights
+            return None
         notes = (f"{one:.2f} and {two:.2f} G MACs",)
         return exactly(100 * (1 - one / two), n=("counted",), runs=(f"throughput/{section}",),
                        notes=notes)  # fmt: skip
