@@ -57,12 +57,25 @@ def record(config, tmp_path):
 
 def test_what_is_there_is_not_measured_again(config, record, tmp_path, monkeypatch):
     monkeypatch.setattr(fresh, "run", None)  # would fail
-    spec = json.loads(record.read_text())["spec"]
+    output, spec = tmp_path / "measured", json.loads(record.read_text())["spec"]
     point = points.parse("cpu-fused-fp32-b32", runs.throughput_point(config, "demo", "levit_256"))
-    found = survey.measure(config, "levit_256", point, "demo", tmp_path / "measured", "a CPU")
-    assert found["spec"] == spec
+    assert survey.spec_of(config, "demo", "levit_256", point, None) == spec
+    assert survey.measure(spec, point, output, "a CPU")["spec"] == spec
     with pytest.raises(fresh.MeasurementError, match="was measured on a CPU, and this is another"):
-        survey.measure(config, "levit_256", point, "demo", tmp_path / "measured", "another")
+        survey.measure(spec, point, output, "another")
+    with pytest.raises(fresh.MeasurementError, match="other models, rounds or threads"):
+        survey.measure(spec | {"models": spec["models"][:1]}, point, output, "a CPU")
+    assert record.exists()
+
+
+def test_some_rows_are_measured_with_their_baseline(config):
+    section, rows = "deit_small", ["evo_deit_small"]
+    point = runs.throughput_point(config, "imagenet", section)
+    spec = survey.spec_of(config, "imagenet", section, point, rows)
+    assert [model["run"] for model in spec["models"]] == ["deit_small", "evo_deit_small"]
+    given = asked("--device", "cuda", "--sections", "deit_small", "--rows", "evo_deit_smal")
+    with pytest.raises(points.PointError, match="evo_deit_smal is in none of deit_small"):
+        survey.plan(config, given, "bf16")
 
 
 def test_a_gpu_without_units_for_bf16_is_measured_in_fp16(config):

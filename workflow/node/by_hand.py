@@ -13,10 +13,10 @@ from workflow import points, records
 from workflow.node import fresh
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(command: str, description: str) -> argparse.ArgumentParser:
+    """The switches of a model, its baseline and a point of measurement."""
     made = argparse.ArgumentParser(
-        prog="python -m workflow.node.throughput",
-        description="Time a model and its dense baseline in turns, in a process of their own.",
+        prog=f"python -m workflow.node.{command}", description=description
     )
     made.add_argument("--model", required=True, help="timm's name, ours included")
     made.add_argument("--baseline", required=True, help="the dense model")
@@ -30,6 +30,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--cuda-graphs", type=int, default=16, metavar="N",
                       help="replay batches of up to N images as CUDA graphs (16)")  # fmt: skip
     made.add_argument("--threads", type=int, default=min(8, len(os.sched_getaffinity(0))))
+    return made
+
+
+def throughput_parser() -> argparse.ArgumentParser:
+    made = parser(
+        "throughput", "Time a model and its dense baseline in turns, in a process of their own."
+    )
     made.add_argument("--rounds", type=int, default=15, help="at least; more while unsure")
     made.add_argument("--repeat", type=int, default=1, metavar="N",
                       help="measure N times, and say how far the speed-ups lie apart")  # fmt: skip
@@ -48,7 +55,7 @@ def make_spec(given: argparse.Namespace) -> dict:
     size = {"batch_size": given.batch_size} if given.batch_size else {"batch_sizes": points.SWEEP}
     point = {"device": device, "mode": given.mode, "precision": given.precision}
     point |= {"channels_last": given.channels_last, "cuda_graphs": given.cuda_graphs, **size}
-    point |= {"threads": given.threads, "rounds": given.rounds}
+    point["threads"] = given.threads
     return {"kind": "throughput", "section": "by_hand", "models": models, **point}
 
 
@@ -79,8 +86,8 @@ def line(method: dict) -> str:
 
 
 def main() -> None:
-    given = parser().parse_args()
-    spec, speedups = make_spec(given), []
+    given = throughput_parser().parse_args()
+    spec, speedups = make_spec(given) | {"rounds": given.rounds}, []
     for number in range(1, given.repeat + 1):
         try:
             with tempfile.TemporaryDirectory() as folder:

@@ -32,6 +32,9 @@ def plan(config: Config, given: argparse.Namespace, half: str) -> list[tuple[str
     16-bit format that the device has units for."""
     sections = [name for table in given.tables for name in config.sections_of(table)]
     sections = [name for name in dict.fromkeys(sections) if name in (given.sections or sections)]
+    known = {row for name in sections for row in config.items["sections"][name]}
+    if unknown := sorted(set(given.rows or ()) - known):
+        raise points.PointError(f"--rows: {', '.join(unknown)} is in none of {', '.join(sections)}.")
     setting = given.setting or SETTING[given.device]
     shown = {name: runs.throughput_point(config, setting, name) for name in sections}
     if given.threads:
@@ -49,25 +52,37 @@ def plan(config: Config, given: argparse.Namespace, half: str) -> list[tuple[str
     ]
 
 
-def measure(
-    config: Config, section: str, point: dict, setting: str, output: Path, here: str
+def spec_of(
+    config: Config, setting: str, section: str, point: dict, rows: list[str] | None
 ) -> dict:
-    """The record of one section at one point: the one that is there already, or a new one; `here`
-    is the device.
+    """What is measured: the section's models, or of them the baseline and those in `rows`."""
+    spec = runs.throughput_spec(config, setting, section, point, weights="assumed")
+    baseline, *others = spec["models"]
+    kept = [model for model in others if rows is None or model["run"] in rows]
+    return spec | {"models": [baseline, *kept]}
+
+
+def measure(spec: dict, point: dict, output: Path, here: str) -> dict:
+    """The record of a spec at its point: the one that is there already, or a new one; `here` is the
+    device.
 
     Raises fresh.MeasurementError, also for a record of another device.
     """
-    path = Path(runs.throughput_path(str(output), section, point))
-    spec = runs.throughput_spec(config, setting, section, point, weights="assumed")
+    path = Path(runs.throughput_path(str(output), spec["section"], point))
     try:
-        found = records.read(path, runs.spec_hash(spec))
-    except records.RecordError:
+        found = records.read(path)
+    except records.RecordError:  # missing or damaged
         pass
     else:
         there = found["results"]["device"]
         if there != here:
             raise fresh.MeasurementError(
                 f"{path} was measured on {there}, and this is {here}: give another --output."
+            )
+        if found["spec_hash"] != runs.spec_hash(spec):
+            raise fresh.MeasurementError(
+                f"{path} is of other models, rounds or threads than are asked for now: delete it "
+                "or give another --output."
             )
         return found
     with tempfile.TemporaryDirectory() as folder:
@@ -85,6 +100,9 @@ def parser() -> argparse.ArgumentParser:
                       default="cuda" if torch.cuda.is_available() else "cpu")  # fmt: skip
     made.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     made.add_argument("--sections", nargs="+", help="only these of the tables' sections")
+    made.add_argument("--rows", nargs="+", metavar="ROW",
+                      help="only these of the sections' models, and the baselines: for a look, "
+                           "the workflow does not take such records in")  # fmt: skip
     made.add_argument("--points", nargs="+", metavar="MODE-PRECISION-bN",
                       help="such as paper-fp32-b256, compiled-bf16-sweep")  # fmt: skip
     made.add_argument("--setting", help="whose threads and rounds are taken (settings.yaml)")
@@ -104,7 +122,8 @@ def main() -> None:
     for number, (section, point) in enumerate(wanted, 1):
         print(f"[{number}/{len(wanted)}] {section} {points.name(point)}", flush=True)
         try:
-            record = measure(config, section, point, setting, given.output, found["device"])
+            spec = spec_of(config, setting, section, point, given.rows)
+            record = measure(spec, point, given.output, found["device"])
         except fresh.MeasurementError as error:
             failed += 1
             print(f"  ERROR: {error}", flush=True)

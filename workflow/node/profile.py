@@ -1,0 +1,107 @@
+"""Where a forward pass spends its time: kernels of a model beside those of its dense baseline.
+
+    python -m workflow.node.profile --model evo_deit_small_patch16_224 \
+        --baseline deit_small_patch16_224 --batch-size 256 --precision bf16 --mode compiled
+
+prepares both as throughput.py times them, and prints milliseconds of each kernel (on a CPU: of each
+operation) per pass, the longest first, and how long the device had nothing to do. A profiler slows
+down what it watches, a CPU more than a GPU: take speeds from throughput.py.
+"""
+
+import re
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from workflow.node import build, by_hand, device, modes, throughput, timing
+from workflow.node.fresh import MeasurementError
+
+PASSES = 10
+SHOWN = 20
+WIDTH = 76
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Of one pass: the wall-clock's ms, and (ms, calls) of each kernel or operation by name."""
+
+    wall_ms: float
+    kernels: dict[str, tuple[float, float]]
+
+    @property
+    def busy_ms(self) -> float:
+        return sum(ms for ms, _ in self.kernels.values())
+
+
+def short(name: str) -> str:
+    """A kernel's name without return type, template arguments and parameters."""
+    name = re.sub(r"^void |\(anonymous namespace\)::|at::native::|at_cuda_detail::", "", name)
+    return name if len(name) <= WIDTH else f"{name[: WIDTH - 3]}..."
+
+
+def profile_model(model: dict, spec: dict, where: torch.device) -> Profile:
+    """One model at the spec's point. Raises MeasurementError, torch.OutOfMemoryError."""
+    with torch.inference_mode():
+        module = modes.make_model(model, where)
+        (images,), _ = throughput.make_inputs([module], spec, None, where)
+        one, _ = throughput.prepare(module, images, spec, where)
+        kind = ProfilerActivity.CUDA if where.type == "cuda" else ProfilerActivity.CPU
+        with profile(activities=[kind]) as seen:
+            started = time.perf_counter()
+            timing.time_passes(one.run, one.images, PASSES, where)
+            wall_ms = 1000 * (time.perf_counter() - started) / PASSES
+    return Profile(wall_ms, per_kernel(seen.key_averages(), where))
+
+
+def per_kernel(events, where: torch.device) -> dict[str, tuple[float, float]]:
+    """Milliseconds and calls per pass, the longest first."""
+    gpu = where.type == "cuda"
+    found: dict[str, tuple[float, float]] = {}
+    for event in events:
+        if (event.device_type == DeviceType.CUDA) != gpu:
+            continue
+        spent = event.self_device_time_total if gpu else event.self_cpu_time_total
+        ms, calls = found.get(short(event.key), (0.0, 0.0))
+        found[short(event.key)] = ms + spent / 1000 / PASSES, calls + event.count / PASSES
+    return dict(sorted(found.items(), key=lambda item: -item[1][0]))
+
+
+def lines(label: str, seen: Profile) -> list[str]:
+    """For a person; what is not shown is summed up, so that the lines add up to the pass."""
+    said = [f"{label}: {seen.wall_ms:.3f} ms a pass, {seen.busy_ms:.3f} ms of it in"]
+    kernels = list(seen.kernels.items())
+    rest = kernels[SHOWN:]
+    if rest:
+        sums = (sum(value[i] for _, value in rest) for i in range(2))
+        kernels = [*kernels[:SHOWN], (f"({len(rest)} others)", tuple(sums))]
+    for name, (ms, calls) in kernels:
+        said.append(f"  {ms:9.3f} ms {100 * ms / seen.busy_ms:5.1f} %  x{calls:<6.1f} {name}")
+    return said
+
+
+def main() -> None:
+    made = by_hand.parser("profile", "Kernels of a model's forward pass and of its baseline's.")
+    given = made.parse_args()
+    if not given.batch_size:
+        made.error("--batch-size 0 is a sweep; name one batch size")
+    spec = by_hand.make_spec(given)
+    try:
+        modes.check_point(spec)
+        torch.set_num_threads(spec["threads"])
+        modes.exact_fp32()
+        torch.manual_seed(0)
+        where = device.choose(spec["device"])
+        device.check_precision(spec["precision"], where)
+        for model in spec["models"]:
+            print("\n".join(lines(model["name"], profile_model(model, spec, where))), flush=True)
+            torch.compiler.reset()
+    except (MeasurementError, device.DeviceError, build.SpecError) as error:
+        sys.exit(f"ERROR: {error}")
+
+
+if __name__ == "__main__":
+    main()
