@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import tokens as tk
+from .dispatch import functions_for
 from .plan import Switches
+from .tokens import evolve_scores
 
 # (index, tokens (B, L, C), observed) -> tokens and, where they count, scores (B, L - 1)
 RunBlock = Callable[[int, Tensor, bool], tuple[Tensor, Tensor | None]]
@@ -69,7 +70,7 @@ def _dense(this: Evolution, state: State, run: tuple[int, int]) -> State:
     for block in range(*run):
         x, row = this.run_block(block, x, this.observer is not None)
         if row is not None:
-            scores = tk.evolve_scores(scores, row, this.alpha(block))
+            scores = evolve_scores(scores, row, this.alpha(block))
         if this.observer is not None:
             _note(this, block, False, positions, State(x, scores, positions))
     return State(x, scores, positions)
@@ -83,10 +84,10 @@ def _slow_fast(this: Evolution, state: State, run: tuple[int, int], k: int) -> S
     would give, and the placeholders can receive the summed residuals once, at the end of the run.
     """
     switches, observing = this.switches, this.observer is not None
+    tk = functions_for(state.tokens)
     ranking = _ranking(this, state)
     kept = tk.select_top(ranking.detach(), k)
-    rows = tk.token_rows(kept, state.tokens.shape[1])
-    slow = tk.take_tokens(state.tokens, rows)
+    slow = tk.take_tokens(state.tokens, kept)
     representative = None
     if switches.placeholders == "update":
         weights = tk.placeholder_weights(ranking, kept)
@@ -97,15 +98,15 @@ def _slow_fast(this: Evolution, state: State, run: tuple[int, int], k: int) -> S
         slow, row = this.run_block(block, slow, observing)
         if row is not None:
             scores = state.scores.gather(1, kept) if scores is None else scores
-            scores = tk.evolve_scores(scores, row[:, :k], this.alpha(block))
+            scores = evolve_scores(scores, row[:, :k], this.alpha(block))
         if observing:
-            seen = _merge(this, state, kept, rows, slow, scores, representative, False)
+            seen = _merge(this, state, kept, slow, scores, representative, False)
             positions = kept if state.positions is None else state.positions.gather(1, kept)
             _note(this, block, block == run[0], positions, seen)
     if run[1] == switches.host.depth and not switches.pool_placeholders:
         return State(slow[:, : 1 + k])
     inplace = state.owned and not (observing or torch.is_grad_enabled())
-    return _merge(this, state, kept, rows, slow, scores, representative, inplace)
+    return _merge(this, state, kept, slow, scores, representative, inplace)
 
 
 def _ranking(this: Evolution, state: State) -> Tensor:
@@ -120,8 +121,8 @@ def _ranking(this: Evolution, state: State) -> Tensor:
 
 
 def _merge(
-    this: Evolution, state: State, kept: Tensor, rows: Tensor, slow: Tensor,
-    scores: Tensor | None, representative: Tensor | None, inplace: bool,
+    this: Evolution, state: State, kept: Tensor, slow: Tensor, scores: Tensor | None,
+    representative: Tensor | None, inplace: bool,
 ) -> State:  # fmt: skip
     """State after a run: informative tokens go back to their places, placeholders are updated."""
     num_kept = kept.shape[1]
@@ -132,10 +133,11 @@ def _merge(
     if representative is not None:
         # x_rep^(1) + x_rep^(2) over the run: what the residual stream has gathered.
         residual = slow[:, 1 + num_kept :] - representative
-    merged = tk.put_back(state.tokens, rows, slow[:, : 1 + num_kept], residual, inplace)
+    tk = functions_for(state.tokens)
+    merged = tk.put_back(state.tokens, kept, slow[:, : 1 + num_kept], residual, inplace)
     if scores is None:
         return State(merged, state.scores, owned=True)
-    return State(merged, state.scores.scatter(1, kept, scores), owned=True)
+    return State(merged, tk.put_back_scores(state.scores, kept, scores), owned=True)
 
 
 def _note(this: Evolution, block: int, selecting: bool, kept: Tensor | None, state: State) -> None:

@@ -96,9 +96,10 @@ def token_rows(kept: Tensor, num_tokens: int) -> Tensor:
     return torch.cat((first, kept + (first + 1)), dim=1).flatten()
 
 
-def take_tokens(tokens: Tensor, rows: Tensor) -> Tensor:
+def take_tokens(tokens: Tensor, kept: Tensor) -> Tensor:
     """Class token and informative tokens (B, 1 + k, C) of the buffer (B, 1 + N, C)."""
-    batch, _, channels = tokens.shape
+    batch, length, channels = tokens.shape
+    rows = token_rows(kept, length)
     return tokens.flatten(0, 1).index_select(0, rows).view(batch, -1, channels)
 
 
@@ -137,7 +138,7 @@ class _PutBack(torch.autograd.Function):
 
 
 def put_back(
-    tokens: Tensor, rows: Tensor, slow: Tensor, residual: Tensor | None, inplace: bool
+    tokens: Tensor, kept: Tensor, slow: Tensor, residual: Tensor | None, inplace: bool
 ) -> Tensor:
     """Buffer (B, 1 + N, C) after slow-fast updating, Eqs. 6-7.
 
@@ -147,15 +148,20 @@ def put_back(
 
     Args:
         tokens: the buffer before the update.
-        rows: ``token_rows`` of the slow tokens.
+        kept: positions of the informative tokens.
         slow: updated class and informative tokens (B, 1 + k, C).
         residual: x_rep^(1) + x_rep^(2), summed over the blocks, (B, 1, C); None: no fast update.
         inplace: overwrite ``tokens`` (only where no backward pass can follow).
     """
-    slow = slow.flatten(0, 1)
+    rows, slow = token_rows(kept, tokens.shape[1]), slow.flatten(0, 1)
     if not inplace:
         return _PutBack.apply(tokens, rows, slow, residual)
     if residual is not None:
         tokens.add_(residual)
     tokens.view(-1, tokens.shape[2]).index_copy_(0, rows, slow.to(tokens.dtype))
     return tokens
+
+
+def put_back_scores(scores: Tensor, kept: Tensor, updated: Tensor) -> Tensor:
+    """Scores (B, N) in which the kept tokens have their ``updated`` ones (B, k)."""
+    return scores.scatter(1, kept, updated)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from evovit import blocks, dispatch, evolve, fusible
 from tests.evovit import small
 
 
@@ -30,6 +31,30 @@ def test_inference(host, schedule):
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         assert_close(compiled(images), model(images), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["layer", "stage"])
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_form_for_gpus(host, schedule, monkeypatch):
+    model, images = HOSTS[host](schedule=schedule), small.images(size=SIZE[host])
+    with torch.no_grad():
+        expected = model(images)
+        for place in (evolve, blocks):
+            monkeypatch.setattr(place, "functions_for", lambda x: fusible)
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        assert_close(compiled(images), expected, rtol=0, atol=1e-12)
+
+
+def test_only_a_compiler_for_a_gpu_gets_it():
+    taken = []
+
+    def traced(x):
+        taken.append(dispatch.functions_for(x).__name__)
+        return x
+
+    with torch.no_grad():
+        torch.compile(traced, backend="eager")(torch.ones(2))
+    assert set(taken) == {"evovit.tokens"}
 
 
 @pytest.mark.parametrize("schedule", ["layer", "stage"])

@@ -2,13 +2,15 @@
 
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from evovit import tokens
+from evovit import fusible, tokens
 
+both = pytest.mark.parametrize("form", [tokens, fusible])
 SHAPES = st.tuples(st.integers(1, 3), st.integers(2, 12), st.integers(1, 3), st.integers(1, 4))
 quick = settings(max_examples=25, deadline=None)
 
@@ -17,22 +19,23 @@ def normal(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def problem(shape, seed, share):
+def problem(shape, seed, share, form=tokens):
     """Random scores, kept positions and a token buffer of the shape (B, N, ...)."""
     batch, num_patches, heads, width = shape
     k = min(max(1, int(share * num_patches)), num_patches - 1)
     scores = normal(seed, batch, num_patches).abs() + 0.01
-    kept = tokens.select_top(scores, k)
+    kept = form.select_top(scores, k)
     return scores, kept, normal(seed + 1, batch, 1 + num_patches, heads * width)
 
 
+@both
 @quick
 @given(SHAPES, st.integers(0, 999))
-def test_class_attention_is_equation_3(shape, seed):
+def test_class_attention_is_equation_3(form, shape, seed):
     batch, length, heads, width = shape
     qkv = normal(seed, batch, length, 3, heads * width)  # keys as a strided view, as in the model
     query, keys = normal(seed + 1, batch, heads, width), qkv[:, :, 1]
-    found = tokens.class_attention(query, keys, width**-0.5)
+    found = form.class_attention(query, keys, width**-0.5)
     for b in range(batch):
         for h in range(heads):
             own = keys[b, :, h * width : (h + 1) * width]
@@ -50,12 +53,13 @@ def test_evolved_scores_are_equation_4(alpha, seed):
     assert tokens.evolve_scores(None, current, alpha) is current
 
 
+@both
 @quick
 @given(SHAPES, st.integers(0, 999), st.floats(0, 1))
-def test_representative_is_equation_5(shape, seed, share):
-    scores, kept, buffer = problem(shape, seed, share)
-    weights = tokens.placeholder_weights(scores, kept)
-    found = tokens.representative_token(buffer[:, 1:], weights)
+def test_representative_is_equation_5(form, shape, seed, share):
+    scores, kept, buffer = problem(shape, seed, share, form)
+    weights = form.placeholder_weights(scores, kept)
+    found = form.representative_token(buffer[:, 1:], weights)
     for b in range(len(buffer)):
         ranked = sorted(range(scores.shape[1]), key=lambda j: -scores[b, j])
         placeholders = ranked[kept.shape[1] :]
@@ -64,16 +68,16 @@ def test_representative_is_equation_5(shape, seed, share):
         assert_close(found[b, 0], expected, rtol=1e-11, atol=1e-12)
 
 
+@both
 @quick
 @given(SHAPES, st.integers(0, 999), st.floats(0, 1), st.booleans(), st.booleans())
-def test_put_back_is_equations_6_and_7(shape, seed, share, fast, inplace):
-    _, kept, buffer = problem(shape, seed, share)
+def test_put_back_is_equations_6_and_7(form, shape, seed, share, fast, inplace):
+    _, kept, buffer = problem(shape, seed, share, form)
     before = buffer.clone()
-    rows = tokens.token_rows(kept, buffer.shape[1])
-    slow = tokens.take_tokens(buffer, rows)
+    slow = form.take_tokens(buffer, kept)
     change = normal(seed + 2, *slow.shape)
     residual = normal(seed + 3, len(buffer), 1, buffer.shape[2]) if fast else None
-    found = tokens.put_back(buffer, rows, slow + change, residual, inplace)
+    found = form.put_back(buffer, kept, slow + change, residual, inplace)
     for b in range(len(buffer)):
         expected = before[b].clone()
         informative = [0, *(1 + kept[b]).tolist()]
@@ -91,23 +95,40 @@ def test_put_back_lets_gradients_through():
     residual = normal(7, 2, 1, 3)
 
     def update(buffer, residual):
-        rows = tokens.token_rows(kept, buffer.shape[1])
-        slow = tokens.take_tokens(buffer, rows)
-        return tokens.put_back(buffer, rows, slow.square(), residual, inplace=False)
+        slow = tokens.take_tokens(buffer, kept)
+        return tokens.put_back(buffer, kept, slow.square(), residual, inplace=False)
 
     inputs = (buffer.requires_grad_(), residual.requires_grad_())
     assert torch.autograd.gradcheck(update, inputs)
 
 
-def test_low_precision_scores_are_float32_even_under_autocast():
+@both
+def test_low_precision_scores_are_float32_even_under_autocast(form):
     query, keys = normal(0, 1, 2, 4).bfloat16(), normal(1, 1, 9, 8).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        found = tokens.class_attention(query, keys, 0.5)
-    exact = tokens.class_attention(query.double(), keys.double(), 0.5)
+        found = form.class_attention(query, keys, 0.5)
+    exact = form.class_attention(query.double(), keys.double(), 0.5)
     assert found.dtype == torch.float32
     assert_close(found.double(), exact, rtol=0, atol=1e-6)
 
 
-def test_underflowing_weights_stay_finite():
+@both
+def test_underflowing_weights_stay_finite(form):
     scores, kept = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0]])
-    assert torch.equal(tokens.placeholder_weights(scores, kept), torch.zeros(1, 3))
+    assert torch.equal(form.placeholder_weights(scores, kept), torch.zeros(1, 3))
+
+
+@both
+def test_of_equal_scores_as_many_are_kept(form):
+    scores = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.5], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    kept = form.select_top(scores, 2)
+    assert all(len(set(row)) == 2 for row in kept.tolist())
+    assert set(kept[0].tolist()) < {1, 2, 3}
+
+
+@both
+def test_updated_scores_go_to_their_tokens(form):
+    scores, kept, _ = problem((3, 7, 1, 1), 0, 0.5, form)
+    found = form.put_back_scores(scores, kept, -scores.gather(1, kept))
+    signs = torch.ones_like(scores).scatter(1, kept, -1.0)
+    assert torch.equal(found, scores * signs)

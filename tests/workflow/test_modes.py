@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.models import families
-from workflow.node import modes, throughput
+from workflow.node import modes, products, throughput
 from workflow.node.fresh import MeasurementError
 
 CPU = torch.device("cpu")
@@ -81,3 +81,20 @@ def test_every_layer_of_a_fresh_model_counts():
 )
 def test_small_batches_of_a_gpu_are_replayed_as_graphs(point, device, graph):
     assert modes.wants_graph(spec(**point), torch.device(device)) == graph
+
+
+@pytest.mark.parametrize("size", [(32, 32), (35, 50)])  # the second leaves a margin unseen
+def test_patches_embedded_by_a_product_are_those_of_the_convolution(size):
+    conv = torch.nn.Conv2d(3, 8, kernel_size=(4, 8), stride=(4, 8)).double()
+    images = torch.randn(2, 3, *size, dtype=torch.float64)
+    expected = conv(images)
+    product = products.with_products(torch.nn.Sequential(conv))[0]
+    assert isinstance(product, products.PatchProduct)
+    torch.testing.assert_close(product(images), expected)
+
+
+def test_other_convolutions_stay():
+    others = [dict(kernel_size=3, stride=2), dict(kernel_size=4, stride=4, padding=1),
+              dict(kernel_size=1), dict(kernel_size=2, stride=2, groups=2)]  # fmt: skip
+    module = torch.nn.Sequential(*(torch.nn.Conv2d(4, 4, **kwargs) for kwargs in others))
+    assert all(isinstance(child, torch.nn.Conv2d) for child in products.with_products(module))

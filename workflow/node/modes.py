@@ -5,8 +5,9 @@
 | paper | unfused | fp32, no TF32 | what a V100 did in 2021 |
 | fused | fused | weights and images in the precision | the plain way today |
 | amp | fused | fp32 weights under autocast | how trainings evaluate |
-| compiled | fused | as fused; BatchNorm folded, all of it compiled, weights frozen | the fast way |
+| compiled | fused | as fused, compiled: BatchNorm folded, weights frozen | the fast way |
 
+In mode compiled patches are embedded by a matrix product (products.py).
 Below a batch size of `cuda_graphs` the passes of a GPU are replayed as one CUDA graph, except in
 mode paper.
 """
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from workflow.node import build, checkpoints, device
 from workflow.node.fresh import MeasurementError
+from workflow.node.products import with_products
 from workflow.points import PointError, check
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,10 +40,12 @@ def check_point(spec: dict) -> None:
         raise MeasurementError(str(error)) from None
 
 
-def exact_fp32() -> None:
-    """No TF32, which an A100 and later would otherwise use in convolutions."""
+def set_backends() -> None:
+    """No TF32, which an A100 and later would otherwise use in convolutions; and of cuDNN's kernels
+    the fastest, as the field's training scripts have it."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
 
 
 def make_model(model: dict, where: torch.device, site: dict | None = None) -> nn.Module:
@@ -82,7 +86,8 @@ def cast(module: nn.Module, images: Tensor, spec: dict) -> tuple[nn.Module, Tens
     """Weights and images in the format of the mode, the module itself being changed."""
     set_attention(module, spec["mode"])
     if spec["mode"] == "compiled":
-        module = reparameterize_model(module)  # LeViT's BatchNorm goes into the layers before it
+        # LeViT's BatchNorm goes into the layers before it
+        module = with_products(reparameterize_model(module))
     dtype = torch.float32 if spec["mode"] == "amp" else DTYPES[spec["precision"]]
     layout = torch.channels_last if spec["channels_last"] else torch.contiguous_format
     return module.to(dtype=dtype, memory_format=layout), images.to(dtype, memory_format=layout)

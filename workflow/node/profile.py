@@ -21,7 +21,6 @@ from workflow.node import build, by_hand, device, modes, throughput, timing
 from workflow.node.fresh import MeasurementError
 
 PASSES = 10
-SHOWN = 20
 WIDTH = 76
 
 
@@ -70,14 +69,14 @@ def per_kernel(events, where: torch.device) -> dict[str, tuple[float, float]]:
     return dict(sorted(found.items(), key=lambda item: -item[1][0]))
 
 
-def lines(label: str, seen: Profile) -> list[str]:
+def lines(label: str, seen: Profile, shown: int) -> list[str]:
     """For a person; what is not shown is summed up, so that the lines add up to the pass."""
     said = [f"{label}: {seen.wall_ms:.3f} ms a pass, {seen.busy_ms:.3f} ms of it in"]
     kernels = list(seen.kernels.items())
-    rest = kernels[SHOWN:]
+    rest = kernels[shown:]
     if rest:
         sums = (sum(value[i] for _, value in rest) for i in range(2))
-        kernels = [*kernels[:SHOWN], (f"({len(rest)} others)", tuple(sums))]
+        kernels = [*kernels[:shown], (f"({len(rest)} others)", tuple(sums))]
     for name, (ms, calls) in kernels:
         said.append(f"  {ms:9.3f} ms {100 * ms / seen.busy_ms:5.1f} %  x{calls:<6.1f} {name}")
     return said
@@ -85,6 +84,7 @@ def lines(label: str, seen: Profile) -> list[str]:
 
 def main() -> None:
     made = by_hand.parser("profile", "Kernels of a model's forward pass and of its baseline's.")
+    made.add_argument("--kernels", type=int, default=20, metavar="N", help="so many lines (20)")
     given = made.parse_args()
     if not given.batch_size:
         made.error("--batch-size 0 is a sweep; name one batch size")
@@ -92,12 +92,13 @@ def main() -> None:
     try:
         modes.check_point(spec)
         torch.set_num_threads(spec["threads"])
-        modes.exact_fp32()
+        modes.set_backends()
         torch.manual_seed(0)
         where = device.choose(spec["device"])
         device.check_precision(spec["precision"], where)
         for model in spec["models"]:
-            print("\n".join(lines(model["name"], profile_model(model, spec, where))), flush=True)
+            seen = profile_model(model, spec, where)
+            print("\n".join(lines(model["name"], seen, given.kernels)), flush=True)
             torch.compiler.reset()
     except (MeasurementError, device.DeviceError, build.SpecError) as error:
         sys.exit(f"ERROR: {error}")

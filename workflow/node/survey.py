@@ -34,7 +34,8 @@ def plan(config: Config, given: argparse.Namespace, half: str) -> list[tuple[str
     sections = [name for name in dict.fromkeys(sections) if name in (given.sections or sections)]
     known = {row for name in sections for row in config.items["sections"][name]}
     if unknown := sorted(set(given.rows or ()) - known):
-        raise points.PointError(f"--rows: {', '.join(unknown)} is in none of {', '.join(sections)}.")
+        named = ", ".join(unknown)
+        raise points.PointError(f"--rows: {named} is in none of {', '.join(sections)}.")
     setting = given.setting or SETTING[given.device]
     shown = {name: runs.throughput_point(config, setting, name) for name in sections}
     if given.threads:

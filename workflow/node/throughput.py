@@ -200,7 +200,7 @@ def measure_section(spec: dict, site: dict | None = None) -> dict:
     modes.check_point(spec)
     warnings.filterwarnings("ignore", message=".*(TF32|tf32|TensorFloat32).*")
     torch.set_num_threads(spec["threads"])
-    modes.exact_fp32()
+    modes.set_backends()
     torch.manual_seed(0)
     where = device.choose(spec["device"])
     device.check_precision(spec["precision"], where)
