@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from . import plan
 from .blocks import EvoAttention, EvoBlock
 from .checkpoint import complete_dense, deit_from_official
+from .dispatch import functions_for
 from .evolve import Evolution, Observation, State, evolve
 from .host import EvoHost
 
@@ -99,9 +100,10 @@ class EvoVisionTransformer(EvoHost, VisionTransformer):
         if kind is None:
             return out, None
         x, row = out
-        row = row[:, 1:].sum(-1) if self.switches.variant == "official" else row[:, 1:].mean(-1)
         # Only Eq. 5's weights let a gradient through; without them the scores just rank.
-        return x, row if self.switches.placeholders == "update" else row.detach()
+        lets_gradients = self.switches.placeholders == "update"
+        tk = functions_for(x)
+        return x, tk.patch_scores(row, self.switches.variant == "official", lets_gradients)
 
     def _evolve(self, images: Tensor, observer: list[Observation] | None = None) -> Tensor:
         """Images to tokens (B, 1 + n, C) after all blocks, before the last norm."""
@@ -121,7 +123,7 @@ class EvoVisionTransformer(EvoHost, VisionTransformer):
         for block in self.blocks[:-1]:
             x = block(x)
         _, row = self._block(len(self.blocks) - 1, x, observed=True)
-        return row
+        return functions_for(x).settled(row)
 
     def forward_features(self, x: Tensor, attn_mask=None, is_causal=False) -> Tensor:
         """Images to tokens (B, 1 + N, C) in raster order; normed in the paper's variant.

@@ -6,12 +6,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import fusible
 from .dispatch import functions_for
 from .plan import Switches
-from .tokens import evolve_scores
 
+# (B, n) each; and k of n tokens. As tensors, or as ``fusible`` puts them off
+Scores = Tensor | fusible.Pending
+Selection = Tensor | fusible.Selection
 # (index, tokens (B, L, C), observed) -> tokens and, where they count, scores (B, L - 1)
-RunBlock = Callable[[int, Tensor, bool], tuple[Tensor, Tensor | None]]
+RunBlock = Callable[[int, Tensor, bool], tuple[Tensor, Tensor | fusible.ClassRow | None]]
 
 
 class Observation(NamedTuple):
@@ -46,7 +49,7 @@ class State(NamedTuple):
     """What passes from one run of blocks to the next."""
 
     tokens: Tensor  # (B, 1 + n, C); n = N unless placeholders were dropped
-    scores: Tensor | None = None  # (B, n) evolved scores, where a later selection needs them
+    scores: Scores | None = None  # (B, n) evolved scores, where a later selection needs them
     positions: Tensor | None = None  # (B, n) grid positions, once tokens were dropped
     owned: bool = False  # made here, so no hook on a block can hold these tokens
 
@@ -70,7 +73,7 @@ def _dense(this: Evolution, state: State, run: tuple[int, int]) -> State:
     for block in range(*run):
         x, row = this.run_block(block, x, this.observer is not None)
         if row is not None:
-            scores = evolve_scores(scores, row, this.alpha(block))
+            scores = functions_for(x).evolve_scores(scores, row, this.alpha(block))
         if this.observer is not None:
             _note(this, block, False, positions, State(x, scores, positions))
     return State(x, scores, positions)
@@ -86,30 +89,28 @@ def _slow_fast(this: Evolution, state: State, run: tuple[int, int], k: int) -> S
     switches, observing = this.switches, this.observer is not None
     tk = functions_for(state.tokens)
     ranking = _ranking(this, state)
-    kept = tk.select_top(ranking.detach(), k)
-    slow = tk.take_tokens(state.tokens, kept)
+    chosen = tk.select(ranking, k)
+    slow = tk.take_tokens(state.tokens, chosen)
     representative = None
     if switches.placeholders == "update":
-        weights = tk.placeholder_weights(ranking, kept)
+        weights = tk.placeholder_weights(ranking, chosen)
         representative = tk.representative_token(state.tokens[:, 1:], weights)
         slow = torch.cat((slow, representative), dim=1)
     scores = None
     for block in range(*run):
         slow, row = this.run_block(block, slow, observing)
         if row is not None:
-            scores = state.scores.gather(1, kept) if scores is None else scores
-            scores = evolve_scores(scores, row[:, :k], this.alpha(block))
+            scores = tk.evolve_kept(scores, state.scores, chosen, row, this.alpha(block))
         if observing:
-            seen = _merge(this, state, kept, slow, scores, representative, False)
-            positions = kept if state.positions is None else state.positions.gather(1, kept)
-            _note(this, block, block == run[0], positions, seen)
+            seen = _merge(this, state, chosen, slow, scores, representative, False)
+            _note(this, block, block == run[0], _positions(state, tk.positions(chosen)), seen)
     if run[1] == switches.host.depth and not switches.pool_placeholders:
         return State(slow[:, : 1 + k])
     inplace = state.owned and not (observing or torch.is_grad_enabled())
-    return _merge(this, state, kept, slow, scores, representative, inplace)
+    return _merge(this, state, chosen, slow, scores, representative, inplace)
 
 
-def _ranking(this: Evolution, state: State) -> Tensor:
+def _ranking(this: Evolution, state: State) -> Scores:
     """Scores (B, n) to select by."""
     if this.switches.evolves:
         return state.scores
@@ -120,24 +121,29 @@ def _ranking(this: Evolution, state: State) -> Tensor:
     return this.ranking if positions is None else this.ranking.gather(1, positions)
 
 
+def _positions(state: State, kept: Tensor) -> Tensor:
+    """Grid positions of the kept ones of the tokens present."""
+    return kept if state.positions is None else state.positions.gather(1, kept)
+
+
 def _merge(
-    this: Evolution, state: State, kept: Tensor, slow: Tensor, scores: Tensor | None,
+    this: Evolution, state: State, chosen: Selection, slow: Tensor, scores: Scores | None,
     representative: Tensor | None, inplace: bool,
 ) -> State:  # fmt: skip
     """State after a run: informative tokens go back to their places, placeholders are updated."""
-    num_kept = kept.shape[1]
+    tk = functions_for(state.tokens)
+    num_kept = tk.positions(chosen).shape[1]
     if this.switches.placeholders == "drop":
-        positions = kept if state.positions is None else state.positions.gather(1, kept)
-        return State(slow, scores, positions)
+        scores = None if scores is None else tk.kept_scores(scores, chosen)
+        return State(slow, scores, _positions(state, tk.positions(chosen)))
     residual = None
     if representative is not None:
         # x_rep^(1) + x_rep^(2) over the run: what the residual stream has gathered.
         residual = slow[:, 1 + num_kept :] - representative
-    tk = functions_for(state.tokens)
-    merged = tk.put_back(state.tokens, kept, slow[:, : 1 + num_kept], residual, inplace)
+    merged = tk.put_back(state.tokens, chosen, slow[:, : 1 + num_kept], residual, inplace)
     if scores is None:
         return State(merged, state.scores, owned=True)
-    return State(merged, tk.put_back_scores(state.scores, kept, scores), owned=True)
+    return State(merged, tk.put_back_scores(state.scores, chosen, scores), owned=True)
 
 
 def _note(this: Evolution, block: int, selecting: bool, kept: Tensor | None, state: State) -> None:

@@ -1,73 +1,157 @@
-"""The functions of ``tokens`` in which selection becomes arithmetic, for a compiler on a GPU.
+"""The functions of ``tokens`` for a compiler on a GPU, where every kernel waits for the one before.
 
-There a top-k, a scatter or a small product is a kernel of its own that waits for the one before,
-while comparisons and sums go into kernels that are needed anyway. Uncompiled, these would fill
-memory with (B, N, N) comparisons. Shapes as in ``tokens``; forward only.
+What would be a dozen small kernels around each selection (products of one query, softmax, top-k,
+scatters) is put off until tokens are selected, and done then in two, for all blocks at once
+(``kernels``). What moves whole tokens is written so that the compiler joins it to its neighbours.
+Shapes as in ``tokens``; forward only.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .tokens import take_tokens
-
-__all__ = ["class_attention", "placeholder_weights", "put_back", "put_back_scores",
-           "representative_token", "select_top", "take_tokens"]  # fmt: skip
+from . import kernels, tokens
 
 
-def class_attention(query: Tensor, keys: Tensor, scale: float) -> Tensor:
-    """``tokens.class_attention``, its product as a sum that reads the keys once, as they are."""
-    dtype = torch.promote_types(keys.dtype, torch.float32)
-    query = (query.to(dtype) * scale).unsqueeze(1)
-    products = query * keys.unflatten(2, query.shape[2:]).to(dtype)
-    return products.sum(dim=3).softmax(dim=1)
+class ClassRow(NamedTuple):
+    """Class attention that is still to be computed, Eq. 3."""
+
+    query: Tensor  # (B, H, D)
+    keys: Tensor  # (B, L, C)
+    scale: float
+    factor: float = 1.0  # on the sum over the heads
 
 
-def select_top(scores: Tensor, k: int) -> Tensor:
-    """``tokens.select_top``, highest first: a token's rank is the number of those before it. Of
-    equal scores the first ones count as higher."""
-    positions = torch.arange(scores.shape[1], device=scores.device)
-    own, other = scores.unsqueeze(2), scores.unsqueeze(1)
-    before = (other > own) | ((other == own) & (positions < positions.unsqueeze(1)))
-    rank = before.sum(dim=2)
-    has = rank.unsqueeze(1) == torch.arange(k, device=scores.device).unsqueeze(1)  # (B, k, N)
-    return torch.where(has, positions, 0).sum(dim=2)
+class Pending(NamedTuple):
+    """Scores that are still to be evolved by rows, Eq. 4; as ``kernels.choose`` takes them."""
+
+    previous: Tensor | None
+    places: Tensor | None
+    rows: tuple[tuple[ClassRow, float], ...]
 
 
-def _places(kept: Tensor, num_patches: int) -> tuple[Tensor, Tensor]:
-    """Whether each patch is among ``kept``, (B, N), and as which of them (0 if it is not)."""
-    positions = torch.arange(num_patches, device=kept.device)
-    has = kept.unsqueeze(1) == positions.unsqueeze(1)  # (B, N, k)
-    places = torch.arange(kept.shape[1], device=kept.device)
-    return has.any(dim=2), torch.where(has, places, 0).sum(dim=2)
+class Selection(NamedTuple):
+    """What ``kernels.choose`` returns."""
+
+    scores: Tensor
+    kept: Tensor
+    places: Tensor
+    weights: Tensor
 
 
-def placeholder_weights(scores: Tensor, kept: Tensor) -> Tensor:
+def class_attention(query: Tensor, keys: Tensor, scale: float) -> ClassRow:
+    """``tokens.class_attention``, later."""
+    return ClassRow(query, keys, scale)
+
+
+def patch_scores(row: Tensor | ClassRow, sums: bool, lets_gradients: bool) -> Tensor | ClassRow:
+    """``tokens.patch_scores``."""
+    if isinstance(row, Tensor):
+        return tokens.patch_scores(row, sums, lets_gradients)
+    factor = 1.0 if sums else 1.0 / row.query.shape[1]
+    return ClassRow(row.query, row.keys, row.scale, factor)  # torch 2.7 can't trace _replace
+
+
+def evolve_scores(
+    previous: Tensor | Pending | None, current: Tensor | ClassRow, tradeoff: float | Tensor
+) -> Tensor | Pending:
+    """``tokens.evolve_scores``."""
+    if isinstance(current, Tensor):
+        return tokens.evolve_scores(previous, current, tradeoff)
+    if not isinstance(previous, Pending) or previous.places is not None:
+        previous = Pending(None if previous is None else settled(previous), None, ())
+    return _with(previous, current, tradeoff)
+
+
+def _with(pending: Pending, row: ClassRow, tradeoff: float) -> Pending:
+    if len(pending.rows) == kernels.MOST_BLOCKS:
+        pending = Pending(settled(pending), pending.places, ())
+    return Pending(pending.previous, pending.places, (*pending.rows, (row, tradeoff)))
+
+
+def settled(scores: Tensor | Pending | ClassRow) -> Tensor:
+    """The scores (B, N) themselves."""
+    return scores if isinstance(scores, Tensor) else select(scores, 0).scores
+
+
+def select(scores: Tensor | Pending | ClassRow, k: int) -> Selection:
+    """``tokens.select``."""
+    if isinstance(scores, ClassRow):
+        scores = Pending(None, None, ((scores, 0.0),))
+    elif isinstance(scores, Tensor):
+        scores = Pending(scores, None, ())
+    rows = [row for row, _ in scores.rows]
+    return Selection(
+        *kernels.choose(
+            scores.previous,
+            scores.places,
+            [row.query for row in rows],
+            [row.keys for row in rows],
+            [float(tradeoff) for _, tradeoff in scores.rows],
+            rows[0].scale if rows else 1.0,
+            rows[0].factor if rows else 1.0,
+            k,
+        )
+    )
+
+
+def positions(chosen: Selection) -> Tensor:
+    """``tokens.positions``."""
+    return chosen.kept
+
+
+def evolve_kept(
+    scores: Tensor | Pending | None,
+    before: Tensor | Pending,
+    chosen: Selection,
+    row: Tensor | ClassRow,
+    tradeoff: float | Tensor,
+) -> Tensor | Pending:
+    """``tokens.evolve_kept``; pending scores are those of all patches."""
+    if isinstance(row, Tensor):
+        return tokens.evolve_kept(scores, before, chosen.kept, row, tradeoff)
+    return _with(scores or Pending(chosen.scores, chosen.places, ()), row, tradeoff)
+
+
+def kept_scores(scores: Tensor | Pending, chosen: Selection) -> Tensor:
+    """``tokens.kept_scores``."""
+    return scores if isinstance(scores, Tensor) else settled(scores).gather(1, chosen.kept)
+
+
+def put_back_scores(
+    scores: Tensor | Pending, chosen: Selection, updated: Tensor | Pending
+) -> Tensor | Pending:
+    """``tokens.put_back_scores``."""
+    if isinstance(updated, Pending):
+        return updated
+    places = chosen.places
+    return torch.where(places >= 0, updated.gather(1, places.clamp_min(0)), settled(scores))
+
+
+def take_tokens(buffer: Tensor, chosen: Selection) -> Tensor:
+    """``tokens.take_tokens``."""
+    return tokens.take_tokens(buffer, chosen.kept)
+
+
+def placeholder_weights(scores: Tensor | Pending, chosen: Selection) -> Tensor:
     """``tokens.placeholder_weights``."""
-    informative, _ = _places(kept, scores.shape[1])
-    weights = torch.where(informative, 0.0, scores)
-    return weights / weights.sum(dim=1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+    return chosen.weights
 
 
 def representative_token(patches: Tensor, weights: Tensor) -> Tensor:
-    """``tokens.representative_token``."""
+    """``tokens.representative_token``, as a sum."""
     return (weights.unsqueeze(2) * patches).sum(dim=1, keepdim=True).to(patches.dtype)
 
 
 def put_back(
-    buffer: Tensor, kept: Tensor, slow: Tensor, residual: Tensor | None, inplace: bool
+    buffer: Tensor, chosen: Selection, slow: Tensor, residual: Tensor | None, inplace: bool
 ) -> Tensor:
     """``tokens.put_back`` in one pass over the buffer; ``inplace`` or not, a compiler decides."""
-    informative, places = _places(kept, buffer.shape[1] - 1)
-    first = torch.ones_like(informative[:, :1])  # the class token, in front of both
-    informative = torch.cat((first, informative), dim=1).unsqueeze(2)
-    places = torch.cat((torch.zeros_like(places[:, :1]), places + 1), dim=1)
-    rows = torch.arange(len(slow), device=slow.device).unsqueeze(1) * slow.shape[1]
-    updated = slow.flatten(0, 1)[rows + places]
+    first = torch.zeros_like(chosen.places[:, :1])  # the class token, in front of both
+    places = torch.cat((first, chosen.places + 1), dim=1)
+    slow_row = torch.arange(len(slow), device=slow.device).unsqueeze(1) * slow.shape[1]
+    informative = torch.cat((first == 0, chosen.places >= 0), dim=1)
+    updated = slow.flatten(0, 1)[slow_row + places]
     rest = buffer if residual is None else buffer + residual
-    return torch.where(informative, updated, rest)
-
-
-def put_back_scores(scores: Tensor, kept: Tensor, updated: Tensor) -> Tensor:
-    """``tokens.put_back_scores``."""
-    informative, places = _places(kept, scores.shape[1])
-    return torch.where(informative, updated.gather(1, places), scores)
+    return torch.where(informative.unsqueeze(2), updated, rest)

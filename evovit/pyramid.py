@@ -42,8 +42,7 @@ class PyramidHost(EvoHost):
 
     def _scores(self, row: Tensor) -> Tensor:
         """Mean over the heads; only Eq. 5's weights let a gradient through."""
-        row = row.mean(-1)
-        return row if self.switches.placeholders == "update" else row.detach()
+        return tk.patch_scores(row, False, self.switches.placeholders == "update")
 
     def _kind(self, wanted: bool) -> str | None:
         kind = "column_mean" if self.switches.scores == "column_mean" else "class"
@@ -53,7 +52,7 @@ class PyramidHost(EvoHost):
         """Block ``index`` on (B, L, C); with the patches' scores (B, L - 1) where they count."""
         kind = self._kind(observed or index in self.scoring)
         x, row = self._run(self._blocks[index], x, kind)
-        return x, None if row is None else self._scores(row[:, 1:])
+        return x, None if row is None else self._scores(row)
 
     def _run(self, module: nn.Module, x: Tensor, kind: str | None) -> tuple[Tensor, Tensor | None]:
         recompute = self.grad_checkpointing and torch.is_grad_enabled()
@@ -98,7 +97,7 @@ class PyramidHost(EvoHost):
         scores = None
         if wanted:
             keeps = not downsample.merge
-            scores = tk.subsample_scores(self._scores(row[:, 1:]), downsample.grid, keeps)
+            scores = tk.subsample_scores(self._scores(row), downsample.grid, keeps)
             if state.scores is not None:
                 previous = tk.subsample_scores(state.scores, downsample.grid, keeps)
                 scores = tk.evolve_scores(previous, scores, alpha)

@@ -49,6 +49,17 @@ def attention_scores(attn: Tensor, q: Tensor, k: Tensor, scale: float, kind: str
     return attn[:, :, 0].transpose(1, 2)
 
 
+def patch_scores(row: Tensor, sums: bool, lets_gradients: bool) -> Tensor:
+    """Scores (B, L - 1) of the patches from attention (B, L, H) to all tokens.
+
+    Args:
+        sums: over the heads, as the authors' code does; else their mean.
+        lets_gradients: through the scores to what they were made of.
+    """
+    row = row[:, 1:].sum(-1) if sums else row[:, 1:].mean(-1)
+    return row if lets_gradients else row.detach()
+
+
 def evolve_scores(previous: Tensor | None, current: Tensor, tradeoff: float | Tensor) -> Tensor:
     """Global class attention, Eq. 4: ``tradeoff`` (the paper's alpha) weighs the previous score.
 
@@ -81,9 +92,19 @@ def subsample_scores(scores: Tensor, grid: tuple[int, int], keeps_tokens: bool) 
     return F.max_pool2d(scores.unsqueeze(1), 2, ceil_mode=True).flatten(1)
 
 
-def select_top(scores: Tensor, k: int) -> Tensor:
+def settled(scores: Tensor) -> Tensor:
+    """Scores as a tensor, which other forms of these functions may put off."""
+    return scores
+
+
+def select(scores: Tensor, k: int) -> Tensor:
     """Positions (B, k) of the k highest of the scores (B, N), unsorted."""
-    return torch.topk(scores, k, dim=1, sorted=False).indices
+    return torch.topk(scores.detach(), k, dim=1, sorted=False).indices
+
+
+def positions(kept: Tensor) -> Tensor:
+    """Those of a selection, (B, k)."""
+    return kept
 
 
 def token_rows(kept: Tensor, num_tokens: int) -> Tensor:
@@ -160,6 +181,20 @@ def put_back(
         tokens.add_(residual)
     tokens.view(-1, tokens.shape[2]).index_copy_(0, rows, slow.to(tokens.dtype))
     return tokens
+
+
+def evolve_kept(
+    scores: Tensor | None, before: Tensor, kept: Tensor, row: Tensor, tradeoff: float | Tensor
+) -> Tensor:
+    """Eq. 4 for the kept tokens (B, k) alone, whose scores are those ``before`` (B, N) at first; of
+    the row (B, L - 1) theirs come first."""
+    scores = before.gather(1, kept) if scores is None else scores
+    return evolve_scores(scores, row[:, : kept.shape[1]], tradeoff)
+
+
+def kept_scores(scores: Tensor, kept: Tensor) -> Tensor:
+    """Scores (B, k) of the kept tokens, from what ``evolve_kept`` returned."""
+    return scores
 
 
 def put_back_scores(scores: Tensor, kept: Tensor, updated: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from evovit import blocks, dispatch, evolve, fusible
+from evovit import blocks, deit, dispatch, evolve, fusible
 from tests.evovit import small
 
 
@@ -39,7 +39,7 @@ def test_the_form_for_gpus(host, schedule, monkeypatch):
     model, images = HOSTS[host](schedule=schedule), small.images(size=SIZE[host])
     with torch.no_grad():
         expected = model(images)
-        for place in (evolve, blocks):
+        for place in (evolve, blocks, deit):
             monkeypatch.setattr(place, "functions_for", lambda x: fusible)
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         assert_close(compiled(images), expected, rtol=0, atol=1e-12)

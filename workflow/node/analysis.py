@@ -115,7 +115,7 @@ def average_tokens(patches: Tensor, scores: Tensor) -> dict[str, Tensor]:
     """Means (B, C) of patches (B, N, C): all, those with the highest of the scores (B, N), and the
     others."""
     count = int(KEEP_RATIO * scores.shape[1])
-    kept = tk.select_top(scores, count)
+    kept = tk.select(scores, count)
     weights = torch.zeros_like(scores).scatter(1, kept, 1.0).unsqueeze(1)
     others = scores.shape[1] - count
     return {
