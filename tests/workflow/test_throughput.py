@@ -256,3 +256,15 @@ def test_macs_are_those_of_the_literature():
     assert macs.count(model, (3, 224, 224)) / 1e9 == pytest.approx(1.254, abs=5e-4)
     evo = timm.create_model("evo_deit_tiny_patch16_224").eval()
     assert macs.count(evo, (3, 224, 224)) / 1e9 == pytest.approx(0.822, abs=1e-3)
+
+
+def test_a_pass_that_waits_for_its_launches_is_suspect():
+    images = torch.zeros(256, 3, 8, 8)
+    method = {"check": {}, "images_per_s": 75000.0}  # 3.41 ms a pass
+    waits = timing.Contestant(None, images, launch_s=3.3e-3)
+    (said,) = throughput.doubts(method, waits)
+    assert "3.30 ms to launch a pass of 3.41 ms" in said
+    assert not throughput.doubts(method, timing.Contestant(None, images, launch_s=1e-3))
+    assert not throughput.doubts(method, timing.Contestant(None, images))  # a CPU's
+    one_by_one = timing.Contestant(None, images[:1], launch_s=1.0, latencies=[1.0])
+    assert not throughput.doubts(method, one_by_one)  # there the host's time counts

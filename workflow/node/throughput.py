@@ -21,6 +21,7 @@ from workflow.node.fresh import environment
 from workflow.node.timing import Contestant
 
 IMAGENET = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+LAUNCH_BOUND = 0.9  # of a pass: what its launches may take before it is suspect
 MOST_ROUNDS = 4  # times as many as asked for, while a speed-up is unsure
 
 
@@ -159,6 +160,20 @@ def measure_batch(spec: dict, site: dict | None, where: torch.device, machine: d
     return results | ({"images": names} if names else {})
 
 
+def doubts(method: dict, one: Contestant) -> list[str]:
+    """What makes a model's own numbers suspect."""
+    found = []
+    if method["check"] is None:
+        found.append("outputs not checked: in fp32, unfused, out of memory")
+    pass_s = len(one.images) / method["images_per_s"]
+    if one.launch_s and not one.latencies and one.launch_s > LAUNCH_BOUND * pass_s:
+        found.append(
+            f"the host takes {1000 * one.launch_s:.2f} ms to launch a pass of {1000 * pass_s:.2f} "
+            "ms: it is timed, not the GPU; a CUDA graph needs no launches (cuda_graphs)"
+        )
+    return found
+
+
 def finish(methods, measured, contestants, seen, spec: dict, machine: dict) -> dict:
     """The methods' entries with their rates, and beside each speed-up its two ceilings."""
     baseline = methods[0]
@@ -168,8 +183,7 @@ def finish(methods, measured, contestants, seen, spec: dict, machine: dict) -> d
     for method, one, both, least in zip(measured, contestants, rates, times, strict=True):
         method["out_of_memory"] = False
         method |= ratios.summarise(*both)
-        if method["check"] is None:
-            method["suspect"].append("outputs not checked: in fp32, unfused, out of memory")
+        method["suspect"] += doubts(method, one)
         if measured[0] is baseline:
             method["ceilings"] = {
                 "macs": baseline["macs_g"] / method["macs_g"],
@@ -181,6 +195,7 @@ def finish(methods, measured, contestants, seen, spec: dict, machine: dict) -> d
             method["suspect"] = [why for why in method["suspect"] if "unsure" not in why]
         power = seen.power_w(one.spans)
         method["images_per_joule"] = power and method["images_per_s"] / power
+        method["launch_ms"] = one.launch_s and 1000 * one.launch_s
         method["latency_ms"] = ratios.percentiles(one.latencies) if one.latencies else None
     return {"methods": methods}
 

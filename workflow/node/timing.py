@@ -10,6 +10,7 @@ from workflow.node.modes import Run
 
 WARM_UP_PASSES = 2
 HEAT_UP_S = {"cpu": 0.0, "cuda": 3.0}
+LAUNCHES = 3
 ROUND_S = 0.5  # each model's share of a round is at least one pass and about this long
 MOST_PASSES = 1000
 
@@ -24,6 +25,7 @@ class Contestant:
     rates: list[float] = field(default_factory=list)  # images per second, of each share
     latencies: list[float] = field(default_factory=list)  # seconds, at batch 1: of each pass
     spans: list[tuple[float, float]] = field(default_factory=list)  # time.time() of its shares
+    launch_s: float | None = None  # what the host takes to ask a GPU for one pass
 
 
 def synchronise(where: torch.device) -> None:
@@ -63,9 +65,21 @@ def time_each(run: Run, images: Tensor, passes: int, where: torch.device) -> lis
     return found
 
 
+def time_launch(run: Run, images: Tensor, where: torch.device) -> float:
+    """Seconds until an idle GPU has been asked for a pass, whose result is not waited for."""
+    synchronise(where)
+    started = time.perf_counter()
+    run(images)
+    asked = time.perf_counter() - started
+    synchronise(where)
+    return asked
+
+
 def warm_up(one: Contestant, where: torch.device) -> None:
     """Run a few passes, and find how many make a share of a round."""
     time_passes(one.run, one.images, WARM_UP_PASSES, where)
+    if where.type == "cuda":
+        one.launch_s = min(time_launch(one.run, one.images, where) for _ in range(LAUNCHES))
     seconds = time_passes(one.run, one.images, WARM_UP_PASSES, where) / WARM_UP_PASSES
     one.passes = min(MOST_PASSES, max(1, round(ROUND_S / seconds)))
 

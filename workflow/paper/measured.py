@@ -96,7 +96,8 @@ def main() -> None:
     try:
         for table in arguments.tables:
             sheet = beside_printed(Config.load(), table, arguments.folder, arguments.points)
-            print(f"### {table}\n\n{sheet.markdown()}")
+            if sheet.rows:
+                print(f"### {table}\n\n{sheet.markdown()}")
         print("\n\n".join(legend(arguments.folder)))
     except records.RecordError as error:
         sys.exit(f"ERROR: {error}")
