@@ -1,10 +1,12 @@
-"""How fast the reduced models must be: speed-ups over their dense twins on two CPU threads.
+"""How fast the reduced models must be: speed-ups over their dense twins on two CPU threads, or on a
+current NVIDIA GPU.
 
     python -m workflow.node.speed_bars [--sections DeiT-S LeViT-256] [--output x.csv]
+    python -m workflow.node.speed_bars --device cuda
 
 Prints every bar beside what this machine measures (224 px, interleaved, glibc's allocator tuned,
-threads pinned) and ends with code 1 if one is missed. The bars are ratios measured on a CPU with
-bf16 units; without those, bf16 tells less.
+threads pinned) and ends with code 1 if one is missed. The CPU's bars are ratios measured on one
+with bf16 units; without those, bf16 tells less.
 """
 
 import argparse
@@ -18,34 +20,41 @@ from workflow.node import fresh
 from workflow.runs import recipe_of
 
 S, T = "deit_small_patch16_224", "deit_tiny_patch16_224"
-# section: the mode, the dense model, then label, model, kwargs (a name: the profile that items.yaml
-# declares for that row) and the bars in fp32 and bf16
+B = "deit_base_patch16_224"
+EVO = "Evo, stage, paper"
+# device: section: the mode, the batch size, the dense model, then label, model, kwargs (a name: the
+# profile that items.yaml declares for that row) and the bars in fp32 and bf16
 BARS = {
-    "DeiT-S": ("fused", f"plain_{S}", [
-        ("Evo, stage, paper", f"evo_{S}", {}, 1.50, 1.34),
-        ("Evo, stage, official", f"evo_{S}", {"variant": "official"}, 1.50, 1.34),
-        ("Evo, layer, paper", f"evo_{S}", {"schedule": "layer"}, 1.47, 1.25),
-        ("DynamicViT 0.7", f"dynamic_{S}", {}, 1.51, 1.39),
-        ("SViTE, deployed", f"svite_{S}", {}, 1.25, None),
-        ("PS-ViT, assumed", f"ps_{S}", "ps_deit_small", 1.25, None),
-        ("IA-RED2, assumed", f"ia_red2_{S}", "ia_red2_deit_small", 1.25, None),
-    ]),
-    "DeiT-S, compiled": ("compiled", f"plain_{S}", [
-        ("Evo, stage, paper", f"evo_{S}", {}, 1.48, 1.45),
-    ]),
-    "DeiT-T": ("fused", f"plain_{T}", [("Evo, stage, paper", f"evo_{T}", {}, 1.44, 1.33)]),
-    "LeViT-128S": ("fused", "plain_levit_128s", [
-        ("Evo, stage, paper", "evo_levit_128s", {}, 1.16, 1.14),
-    ]),
-    "LeViT-256": ("fused", "plain_levit_256", [
-        ("Evo, stage, paper", "evo_levit_256", {}, 1.31, 1.25),
-    ]),
+    "cpu": {
+        "DeiT-S": ("fused", 32, f"plain_{S}", [
+            (EVO, f"evo_{S}", {}, 1.50, 1.34),
+            ("Evo, stage, official", f"evo_{S}", {"variant": "official"}, 1.50, 1.34),
+            ("Evo, layer, paper", f"evo_{S}", {"schedule": "layer"}, 1.47, 1.25),
+            ("DynamicViT 0.7", f"dynamic_{S}", {}, 1.51, 1.39),
+            ("SViTE, deployed", f"svite_{S}", {}, 1.25, None),
+            ("PS-ViT, assumed", f"ps_{S}", "ps_deit_small", 1.25, None),
+            ("IA-RED2, assumed", f"ia_red2_{S}", "ia_red2_deit_small", 1.25, None),
+        ]),
+        "DeiT-S, compiled": ("compiled", 32, f"plain_{S}", [(EVO, f"evo_{S}", {}, 1.48, 1.45)]),
+        "DeiT-T": ("fused", 32, f"plain_{T}", [(EVO, f"evo_{T}", {}, 1.44, 1.33)]),
+        "LeViT-128S": ("fused", 32, "plain_levit_128s", [(EVO, "evo_levit_128s", {}, 1.16, 1.14)]),
+        "LeViT-256": ("fused", 32, "plain_levit_256", [(EVO, "evo_levit_256", {}, 1.31, 1.25)]),
+    },
+    "cuda": {
+        "DeiT-S, compiled": ("compiled", 256, f"plain_{S}", [(EVO, f"evo_{S}", {}, None, 1.42)]),
+        "DeiT-B, compiled": ("compiled", 256, f"plain_{B}", [(EVO, f"evo_{B}", {}, None, 1.44)]),
+        "DeiT-T, compiled": ("compiled", 256, f"plain_{T}", [(EVO, f"evo_{T}", {}, None, 1.32)]),
+        "DeiT-S, batch 1": ("compiled", 1, f"plain_{S}", [(EVO, f"evo_{S}", {}, None, 1.00)]),
+    },
 }  # fmt: skip
 # of a training step of DeiT-S, stage-wise, at batch 16: dense over Evo, and the bytes saved for the
 # backward pass, Evo over dense
 TRAINING = "DeiT-S, training step"
 STEP_BARS, SAVED_BARS = {"fp32": 1.46, "bf16": 1.20}, {"fp32": 0.69, "bf16": 0.72}
-POINT = dict(device="cpu", channels_last=False, cuda_graphs=0, batch_size=32, threads=2)
+POINTS = {
+    "cpu": dict(device="cpu", channels_last=False, cuda_graphs=0, threads=2),
+    "cuda": dict(device="cuda", channels_last=False, cuda_graphs=16, threads=8),
+}
 FIELDS = ("section", "model", "precision", "images_per_s", "speedup", "low", "high", "ceiling",
           "bar", "met", "suspect")  # fmt: skip
 
@@ -55,18 +64,20 @@ def measured(spec: dict) -> dict:
         return fresh.run(spec, {}, Path(folder))["results"]
 
 
-def measure(section: str, precision: str, rounds: int) -> list[dict]:
+def measure(device: str, section: str, precision: str, rounds: int) -> list[dict]:
     """One row of FIELDS per model of the section, dense first; ``low`` and ``high`` bound the
     speed-up."""
-    mode, dense, rows = BARS[section]
+    mode, batch_size, dense, rows = BARS[device][section]
     profiles = Config.load().items["profiles"]
     models = [("dense", dense, {}, None, None), *rows]
     named = [
         {"run": label, "name": name, "kwargs": profiles[kw] if isinstance(kw, str) else kw}
         for label, name, kw, *_ in models
     ]
-    found = measured(POINT | dict(kind="throughput", section=section, mode=mode, rounds=rounds,
-                                  precision=precision, models=named))  # fmt: skip
+    found = measured(POINTS[device] | dict(
+        kind="throughput", section=section, mode=mode, rounds=rounds, precision=precision,
+        batch_size=batch_size, models=named,
+    ))  # fmt: skip
     bar = {"fp32": -2, "bf16": -1}[precision]
     return [
         row_of(section, precision, method, model[bar], found)
@@ -98,9 +109,10 @@ def measure_training(precision: str, rounds: int) -> list[dict]:
         {"run": run, "model": {"name": name, "kwargs": {}}, "recipe": recipe_of(config, None, run)}
         for run, name in (("deit_small", f"plain_{S}"), ("evo_deit_small", f"evo_{S}"))
     ]
-    spec = POINT | dict(kind="training_cost", section=TRAINING, mode="fused", rounds=rounds,
-                        precision=precision, models=models, batch_sizes=[16], memory_gib=None,
-                        extrapolate_to=[])  # fmt: skip
+    spec = POINTS["cpu"] | dict(
+        kind="training_cost", section=TRAINING, mode="fused", rounds=rounds, precision=precision,
+        models=models, batch_sizes=[16], memory_gib=None, extrapolate_to=[],
+    )  # fmt: skip
     dense, evo = (method["sizes"][0] for method in measured(spec)["methods"])
     faster = dense["step_s_last"] / evo["step_s_last"]
     saved = evo["saved_bytes_last"] / dense["saved_bytes_last"]
@@ -132,21 +144,27 @@ def main() -> None:
         default=15,
         help="of all models of a section; of training steps a quarter",
     )
-    parser.add_argument("--sections", nargs="+", choices=[*BARS, TRAINING],
-                        default=[*BARS, TRAINING])  # fmt: skip
+    parser.add_argument("--device", choices=tuple(BARS), default="cpu")
+    parser.add_argument("--sections", nargs="+", help="only these")
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"),
-                        default=["fp32", "bf16"])  # fmt: skip
+                        help="both on a CPU, bf16 on a GPU")  # fmt: skip
     parser.add_argument("--output", type=Path, help="write the rows to this CSV too")
     arguments = parser.parse_args()
+    on_cpu = arguments.device == "cpu"
+    known = [*BARS[arguments.device], *([TRAINING] if on_cpu else [])]
+    if unknown := sorted(set(arguments.sections or ()) - set(known)):
+        parser.error(f"--sections {unknown[0]!r} is none of {known}")
     rows = []
-    for section in arguments.sections:
-        for precision in arguments.precisions:
-            training = section == TRAINING
-            rows += (
-                new := measure_training(precision, max(2, arguments.rounds // 4))
-                if training
-                else measure(section, precision, arguments.rounds)
-            )
+    for section in arguments.sections or known:
+        for precision in arguments.precisions or (["fp32", "bf16"] if on_cpu else ["bf16"]):
+            try:
+                if section == TRAINING:
+                    new = measure_training(precision, max(2, arguments.rounds // 4))
+                else:
+                    new = measure(arguments.device, section, precision, arguments.rounds)
+            except fresh.MeasurementError as error:
+                sys.exit(f"ERROR: {section}: {error}")
+            rows += new
             print("\n".join(map(line, new)), flush=True)
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
