@@ -148,7 +148,7 @@ def _merge(
 
 def _note(this: Evolution, block: int, selecting: bool, kept: Tensor | None, state: State) -> None:
     """Tell the observer what stands after a block."""
-    scores = state.scores
+    scores = functions_for(state.tokens).settled(state.scores)
     if state.positions is not None:
         scores = scores.new_zeros(len(scores), this.num_patches).scatter(1, state.positions, scores)
     this.observer.append(Observation(block, this.grid, kept, selecting, scores, state.tokens))

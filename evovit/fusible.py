@@ -111,7 +111,9 @@ def evolve_kept(
     """``tokens.evolve_kept``; pending scores are those of all patches."""
     if isinstance(row, Tensor):
         return tokens.evolve_kept(scores, before, chosen.kept, row, tradeoff)
-    return _with(scores or Pending(chosen.scores, chosen.places, ()), row, tradeoff)
+    if scores is None:  # those before, which need not be the ranking
+        scores = Pending(settled(before), chosen.places, ())
+    return _with(scores, row, tradeoff)
 
 
 def kept_scores(scores: Tensor | Pending, chosen: Selection) -> Tensor:

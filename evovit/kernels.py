@@ -41,17 +41,19 @@ def choose(
         queries, keys: of each block the class token's (B, H, D), and (B, L, C) with the class token
             first.
         tradeoffs: alpha of Eq. 4 for each block.
-        scale: factor on the products of queries and keys.
-        factor: on the sum over the heads; 1 / H for their mean.
+        scale: factor on the products of queries and keys, of all blocks.
+        factor: on the sum over the heads, of all blocks; 1 / H for their mean.
         k: tokens to keep; 0 only evolves.
 
     Returns:
         scores (B, N) in float32 at least; kept positions (B, k), highest first; the places (B, N)
         that these give the patches; the placeholders' weights (B, N) of Eq. 5, 0 for the kept ones.
     """
-    if not _first(previous, queries).is_cuda:
+    first = _first(previous, queries)
+    if triton is None or not first.is_cuda or first.dtype == torch.float64:
         return reference(previous, places, queries, keys, tradeoffs, scale, factor, k)
-    return _launch(previous, places, queries, keys, tradeoffs, scale, factor, k)
+    with torch.cuda.device(first.device):
+        return _launch(previous, places, queries, keys, tradeoffs, scale, factor, k)
 
 
 def _first(previous: Tensor | None, queries: Sequence[Tensor]) -> Tensor:
@@ -70,12 +72,12 @@ def _num_patches(previous: Tensor | None, keys: Sequence[Tensor]) -> int:
 @choose.register_fake
 def _(previous, places, queries, keys, tradeoffs, scale, factor, k) -> Chosen:
     first = _first(previous, queries)
-    return _outputs(first, len(first), _num_patches(previous, keys), k)
+    return _outputs(first, _num_patches(previous, keys), k)
 
 
-def _outputs(like: Tensor, batch: int, num_patches: int, k: int) -> Chosen:
+def _outputs(like: Tensor, num_patches: int, k: int) -> Chosen:
     def empty(width: int, dtype: torch.dtype) -> Tensor:
-        return like.new_empty((batch, width), dtype=dtype)
+        return like.new_empty((like.shape[0], width), dtype=dtype)
 
     scores, weights = (empty(num_patches, _dtype(like)) for _ in range(2))
     return scores, empty(k, torch.int64), empty(num_patches, torch.int64), weights
@@ -100,15 +102,24 @@ def reference(previous, places, queries, keys, tradeoffs, scale, factor, k) -> C
     return scores, kept, torch.where(rank < k, rank, -1), weights
 
 
+def _alike(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Of one layout, as the kernel takes one for all blocks; in a model they are anyway."""
+    if all(t.stride() == tensors[0].stride() and t.stride(-1) == 1 for t in tensors):
+        return tensors
+    return [t.contiguous() for t in tensors]
+
+
 def _warps(block: int) -> int:
     """Of a program that holds a row of so many tokens."""
     return min(16, max(4, block // 64))
 
 
 def _launch(previous, places, queries, keys, tradeoffs, scale, factor, k) -> Chosen:
+    previous, places = (t if t is None else t.contiguous() for t in (previous, places))
+    queries, keys = _alike(queries), _alike(keys)
     first, count = _first(previous, queries), len(queries)
     batch, num_patches = len(first), _num_patches(previous, keys)
-    found = scores, kept, new_places, weights = _outputs(first, batch, num_patches, k)
+    found = scores, kept, new_places, weights = _outputs(first, num_patches, k)
     rows, heads, length = scores, 1, 1  # never read where there are no blocks
     if count:
         (_, heads, width), length = queries[0].shape, keys[0].shape[1]
@@ -151,7 +162,7 @@ if triton is not None:
         elif which == 3:
             query, key = query_3, key_3
         channel, token = tl.arange(0, WIDTH_BLOCK), tl.arange(0, BLOCK)
-        query += image * query_batch + head * query_head
+        query += image.to(tl.int64) * query_batch + head * query_head
         q = tl.load(query + channel, mask=channel < WIDTH, other=0.0).to(tl.float32) * scale
         key += image.to(tl.int64) * key_batch + head * WIDTH
         there = (token[:, None] < length) & (channel[None, :] < WIDTH)
@@ -198,12 +209,15 @@ if triton is not None:
                 score = row
         tl.store(scores + first + patch, score, mask=here)
         tl.debug_barrier()  # other warps' scores are read next
+        # as torch's top-k has it, what is not a number is higher than all
+        order = tl.where(score == score, score, float("inf"))
         rank = tl.zeros([BLOCK], tl.int32)
         for start in range(0, PATCHES, CHUNK):
             other = start + tl.arange(0, CHUNK)
             rival = tl.load(scores + first + other, mask=other < PATCHES, other=float("-inf"))
-            ahead = rival[None, :] > score[:, None]
-            tie = (rival[None, :] == score[:, None]) & (other[None, :] < patch[:, None])
+            rival = tl.where(rival == rival, rival, float("inf"))
+            ahead = rival[None, :] > order[:, None]
+            tie = (rival[None, :] == order[:, None]) & (other[None, :] < patch[:, None])
             rank += tl.sum((ahead | tie).to(tl.int32), axis=1)
         informative = here & (rank < k)
         tl.store(kept + image * k + rank, patch.to(tl.int64), mask=informative)

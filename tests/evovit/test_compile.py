@@ -1,12 +1,14 @@
 """torch.compile without graph breaks: static shapes, no data-dependent branches."""
 
+import inspect
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from evovit import blocks, deit, dispatch, evolve, fusible
+from evovit import blocks, deit, dispatch, evolve, fusible, tokens
 from tests.evovit import small
 
 
@@ -33,28 +35,70 @@ def test_inference(host, schedule):
         assert_close(compiled(images), model(images), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("schedule", ["layer", "stage"])
-@pytest.mark.parametrize("host", HOSTS)
-def test_the_form_for_gpus(host, schedule, monkeypatch):
-    model, images = HOSTS[host](schedule=schedule), small.images(size=SIZE[host])
-    with torch.no_grad():
-        expected = model(images)
+@pytest.fixture
+def for_gpus(monkeypatch):
+    """From now on the form for GPUs, on this CPU."""
+
+    def switch():
         for place in (evolve, blocks, deit):
             monkeypatch.setattr(place, "functions_for", lambda x: fusible)
+
+    return switch
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_form_for_gpus(host, for_gpus):
+    model, images = HOSTS[host](schedule="stage"), small.images(size=SIZE[host])
+    with torch.no_grad():
+        expected = model(images)
+        for_gpus()
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         assert_close(compiled(images), expected, rtol=0, atol=1e-12)
 
 
-def test_only_a_compiler_for_a_gpu_gets_it():
-    taken = []
+FORMS = [
+    {},
+    {"schedule": "layer"},
+    {"variant": "official"},
+    {"depth": 8, "blocks_per_stage": 6},  # more blocks than one launch takes
+    {"placeholders": "drop"},
+    {"placeholders": "keep", "scores": "class"},
+    {"scores": "last_class"},
+    {"scores": "column_mean"},
+    {"keep_ratio": [1, 1, 0.8, 0.5], "schedule": "layer"},
+]
 
-    def traced(x):
-        taken.append(dispatch.functions_for(x).__name__)
-        return x
 
+@pytest.mark.parametrize("switches", FORMS, ids=str)
+def test_the_form_for_gpus_computes_the_same(switches, for_gpus):
+    """Uncompiled, its observations included."""
+    model = small.build(**{"depth": 4, "start_block": 2, "blocks_per_stage": 2, **switches})
+    images = small.images()
     with torch.no_grad():
-        torch.compile(traced, backend="eager")(torch.ones(2))
-    assert set(taken) == {"evovit.tokens"}
+        expected, before = model(images), model.observe(images)[0]
+        for_gpus()
+        assert_close(model(images), expected, rtol=0, atol=1e-12)
+        for one, other in zip(model.observe(images)[0], before, strict=True):
+            assert_close(one.scores, other.scores, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("differs", [None, "is_cuda", "is_compiling", "is_exporting", "grad"])
+def test_only_a_compiler_of_inference_for_a_gpu_gets_it(differs, monkeypatch):
+    x = SimpleNamespace(is_cuda=differs != "is_cuda")
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: differs != "is_compiling")
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: differs == "is_exporting")
+    with torch.set_grad_enabled(differs == "grad"):
+        found = dispatch.functions_for(x)
+    assert found is (fusible if differs is None else tokens)
+
+
+def test_both_forms_have_the_same_functions():
+    for name, function in inspect.getmembers(fusible, inspect.isfunction):
+        if function.__module__ == "evovit.fusible" and not name.startswith("_"):
+            plain = getattr(tokens, name)
+            assert len(inspect.signature(function).parameters) == len(
+                inspect.signature(plain).parameters
+            ), name
 
 
 @pytest.mark.parametrize("schedule", ["layer", "stage"])

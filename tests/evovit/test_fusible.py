@@ -84,10 +84,9 @@ INTERPRETED = """
 import torch
 from tests.evovit import test_fusible as made
 from evovit import kernels
-for case in made.CASES:
-    arguments = made.arguments(*case)
+for arguments in (*(made.arguments(*case) for case in made.CASES), *made.awkward()):
     for found, expected in zip(kernels._launch(*arguments), kernels.reference(*arguments)):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
 """
 CASES = [  # blocks, with previous scores, of kept tokens only, tokens to keep, dtype
     (1, False, False, 5, torch.float32),
@@ -106,6 +105,32 @@ def arguments(blocks, before, some, k, dtype):
     queries, keys = ([made[i].to(dtype) for made in rows] for i in range(2))
     tradeoffs = [0.5, 0.25, 0.0, 0.75][:blocks]
     return previous, places, queries, keys, tradeoffs, SCALE, 1 / HEADS, k
+
+
+def awkward():
+    """More patches than are compared at a time, with ties; not a number; other layouts."""
+    ties = drawn(BATCH, 70, seed=60).float().round(decimals=1)
+    yield ties, None, [], [], [], 1.0, 1.0, 33
+    lost = ties.clone()
+    lost[0, 5] = lost[1] = float("nan")
+    yield lost, None, [], [], [], 1.0, 1.0, 33
+    yield ties.T.contiguous().T, None, [], [], [], 1.0, 1.0, 33
+    previous, places, queries, keys, *rest = arguments(3, True, True, 4, torch.float32)
+    keys[1] = keys[1].contiguous()
+    yield previous, places.T.contiguous().T, queries, keys, *rest
+    yield previous, places, queries, [k.mT.contiguous().mT for k in keys], *rest
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu_the_kernels_compute_what_the_reference_does():
+    for case in CASES:
+        found = [
+            [t.cuda() for t in given] if isinstance(given, list) and given and
+            isinstance(given[0], torch.Tensor) else
+            given.cuda() if isinstance(given, torch.Tensor) else given
+            for given in arguments(*case)
+        ]  # fmt: skip
+        assert_close(kernels._launch(*found), kernels.reference(*found), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.skipif(kernels.triton is None, reason="this torch comes without Triton")

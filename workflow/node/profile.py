@@ -37,7 +37,7 @@ class Profile:
 
 
 def short(name: str) -> str:
-    """A kernel's name without return type, template arguments and parameters."""
+    """A kernel's name without namespaces, and not too long."""
     name = re.sub(r"^void |\(anonymous namespace\)::|at::native::|at_cuda_detail::", "", name)
     return name if len(name) <= WIDTH else f"{name[: WIDTH - 3]}..."
 
@@ -71,7 +71,8 @@ def per_kernel(events, where: torch.device) -> dict[str, tuple[float, float]]:
 
 def lines(label: str, seen: Profile, shown: int) -> list[str]:
     """For a person; what is not shown is summed up, so that the lines add up to the pass."""
-    said = [f"{label}: {seen.wall_ms:.3f} ms a pass, {seen.busy_ms:.3f} ms of it in"]
+    idle_ms = max(0.0, seen.wall_ms - seen.busy_ms)
+    said = [f"{label}: {seen.wall_ms:.3f} ms a pass, {idle_ms:.3f} ms of it idle, the rest in"]
     kernels = list(seen.kernels.items())
     rest = kernels[shown:]
     if rest:
@@ -102,6 +103,10 @@ def main() -> None:
             torch.compiler.reset()
     except (MeasurementError, device.DeviceError, build.SpecError) as error:
         sys.exit(f"ERROR: {error}")
+    except RuntimeError as error:
+        if not device.is_out_of_memory(error):
+            raise
+        sys.exit(f"ERROR: batch size {spec['batch_size']} does not fit into memory; give less.")
 
 
 if __name__ == "__main__":

@@ -154,6 +154,8 @@ def main() -> None:
     known = [*BARS[arguments.device], *([TRAINING] if on_cpu else [])]
     if unknown := sorted(set(arguments.sections or ()) - set(known)):
         parser.error(f"--sections {unknown[0]!r} is none of {known}")
+    if not on_cpu and "fp32" in (arguments.precisions or ()):
+        parser.error("--precisions fp32: the bars of a GPU are in bf16")
     rows = []
     for section in arguments.sections or known:
         for precision in arguments.precisions or (["fp32", "bf16"] if on_cpu else ["bf16"]):

@@ -169,7 +169,8 @@ def doubts(method: dict, one: Contestant) -> list[str]:
     if one.launch_s and not one.latencies and one.launch_s > LAUNCH_BOUND * pass_s:
         found.append(
             f"the host takes {1000 * one.launch_s:.2f} ms to launch a pass of {1000 * pass_s:.2f} "
-            "ms: it is timed, not the GPU; a CUDA graph needs no launches (cuda_graphs)"
+            "ms, or waits for the GPU in it: the host is timed; a CUDA graph needs no launches "
+            "(cuda_graphs)"
         )
     return found
 
