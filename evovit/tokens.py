@@ -144,8 +144,10 @@ class _PutBack(torch.autograd.Function):
     def forward(ctx, tokens: Tensor, rows: Tensor, slow: Tensor, residual: Tensor | None) -> Tensor:
         ctx.save_for_backward(rows)
         ctx.fast = residual is not None
+        # Before, not after: torch 2.11 compiles a gradient of zero where an operation hands on the
+        # result as it is (no-op ``contiguous``, any in place on ``out``; pytorch/pytorch#180642).
+        tokens = tokens.contiguous()
         out = tokens.clone() if residual is None else tokens + residual
-        out = out.contiguous()
         out.view(-1, out.shape[2]).index_copy_(0, rows, slow.to(out.dtype))
         return out
 
