@@ -1,0 +1,55 @@
+"""Where a pass spends its time, and the bars' command line."""
+
+import sys
+
+import pytest
+import torch
+
+from workflow.node import profile, speed_bars
+
+SIZE = {"img_size": 32, "embed_dim": 24, "num_classes": 10}
+CPU = torch.device("cpu")
+
+
+def test_a_pass_by_its_operations(monkeypatch):
+    monkeypatch.setattr(profile, "PASSES", 2)
+    model = {"run": "evo", "name": "evo_deit_tiny_patch16_224", "kwargs": SIZE}
+    spec = {"mode": "fused", "precision": "fp32", "channels_last": False, "cuda_graphs": 16}
+    seen = profile.profile_model(model, {**spec, "device": "cpu", "batch_size": 2}, CPU)
+    _, calls = seen.kernels["aten::addmm"]
+    assert calls == 4 * 12 + 1  # the blocks' linear layers and the head
+    spent = [ms for ms, _ in seen.kernels.values()]
+    assert spent == sorted(spent, reverse=True)
+    assert 0 < seen.busy_ms <= seen.wall_ms * 1.5  # a profiler's own time lies between
+
+
+def test_what_is_not_shown_is_summed_up():
+    seen = profile.Profile(10.0, {"a": (4.0, 1.0), "b": (3.0, 2.0), "c": (1.0, 5.0)})
+    head, first, rest = profile.lines("model", seen, shown=1)
+    assert "10.000 ms a pass, 2.000 ms of it idle" in head
+    assert "4.000 ms  50.0 %" in first
+    assert "4.000 ms  50.0 %  x7.0" in rest
+    assert "(2 others)" in rest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--sections", "DeiT-X"], "'DeiT-X' is none of ['DeiT-S', "),
+        (["--device", "cuda", "--sections", "LeViT-256"], "'LeViT-256' is none of"),
+        (["--device", "cuda", "--precisions", "fp32"], "the bars of a GPU are in bf16"),
+    ],
+)
+def test_bars_that_there_are_not(arguments, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["speed_bars", *arguments])
+    with pytest.raises(SystemExit):
+        speed_bars.main()
+    assert said in capsys.readouterr().err
+
+
+def test_a_bar_says_whether_it_is_met():
+    method = {"run": "Evo", "images_per_s": 10.0, "speedup": 1.4, "speedup_interval": [1.39, 1.41],
+              "ceilings": {"macs": 1.5}, "suspect": []}  # fmt: skip
+    row = speed_bars.row_of("DeiT-S, compiled", "bf16", method, 1.42, {"suspect": ["power cap"]})
+    assert row["met"] is False
+    assert speed_bars.line(row).endswith("bar 1.42  missed  suspect: power cap")
