@@ -85,10 +85,10 @@ def test_counted_bytes_are_those_of_weights_gradients_moments_and_kept_tensors(s
 def test_running_out_of_memory_is_a_result(spec, monkeypatch):
     measure_once = training_cost.measure_once
 
-    def small_gpu(model, spec, batch_size, where):
+    def small_gpu(model, spec, batch_size, where, counts):
         if batch_size == 4 and model["run"] == "deit_small_384":
             return None
-        return measure_once(model, spec, batch_size, where)
+        return measure_once(model, spec, batch_size, where, counts)
 
     monkeypatch.setattr(training_cost, "measure_once", small_gpu)
     dense, evo = training_cost.measure_section(spec())["methods"]
@@ -103,7 +103,7 @@ def test_the_allocators_error_is_that_result_and_nothing_stays_behind(spec, monk
         raise torch.cuda.OutOfMemoryError("full")
 
     monkeypatch.setattr(training_cost, "time_steps", full)
-    once = training_cost.measure_once(spec()["models"][0], spec(), 2, torch.device("cpu"))
+    once = training_cost.measure_once(spec()["models"][0], spec(), 2, torch.device("cpu"), True)
     assert once is None
 
 

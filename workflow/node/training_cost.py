@@ -86,9 +86,14 @@ def static_bytes(training: Stepper) -> tuple[int, set[int]]:
     return sum(storage.nbytes() for storage in storages.values()), set(storages)
 
 
-def time_steps(training: Stepper, epoch: int, where: torch.device) -> tuple[float, int, int | None]:
+def time_steps(
+    training: Stepper, epoch: int, where: torch.device, counts: bool
+) -> tuple[float, int | None, int | None]:
     """Seconds of a step in that epoch, the bytes that training needs there, and, on a CPU, those of
-    them that the forward pass keeps for the backward pass."""
+    them that the forward pass keeps for the backward pass.
+
+    On a CPU bytes are counted in a step of their own, if it `counts`; they are the same each time.
+    """
     training.epoch, training.step = epoch, 0
     training.start_epoch()
     batches = training.loader.batches(epoch)
@@ -96,7 +101,8 @@ def time_steps(training: Stepper, epoch: int, where: torch.device) -> tuple[floa
         torch.cuda.reset_peak_memory_stats(where)
     training.train_step(batches)  # the optimiser's state is there only after a step
     needed, saved = None, None
-    if where.type == "cpu":  # on a GPU the allocator knows, and to count would be to hold more
+    # on a GPU the allocator knows, and to count would be to hold more
+    if where.type == "cpu" and counts:
         with Kept() as kept:
             training.train_step(batches)
         static, known = static_bytes(training)
@@ -117,8 +123,10 @@ def time_steps(training: Stepper, epoch: int, where: torch.device) -> tuple[floa
     return seconds, needed, saved
 
 
-def measure_once(model: dict, spec: dict, batch_size: int, where: torch.device) -> dict | None:
-    """{"first": (s, bytes, bytes), "last": likewise} of the training's epochs; None: out of memory.
+def measure_once(
+    model: dict, spec: dict, batch_size: int, where: torch.device, counts: bool
+) -> dict | None:
+    """{"first": `time_steps`, "last": likewise} of the training's epochs; None: out of memory.
 
     Evo-ViT selects in each layer in the first epochs and once per stage in the last ones.
     """
@@ -127,7 +135,7 @@ def measure_once(model: dict, spec: dict, batch_size: int, where: torch.device) 
         training = make_training(model, spec, batch_size, where)
         last = training.recipe["epochs"] - 1
         return {
-            name: time_steps(training, epoch, where)
+            name: time_steps(training, epoch, where, counts)
             for name, epoch in (("first", 0), ("last", last))
         }
     except RuntimeError as error:
@@ -151,9 +159,9 @@ def summarise(rounds: list[dict | None]) -> dict:
         low, _, high = statistics.quantiles(seconds, n=4, method="inclusive")
         found[f"step_s_{phase}"] = statistics.median(seconds)
         found[f"step_s_{phase}_quartiles"] = [low, high]
-        found[f"bytes_{phase}"] = max(one[phase][1] for one in rounds)
+        found[f"bytes_{phase}"] = max(one[phase][1] for one in rounds if one[phase][1] is not None)
         if rounds[0][phase][2] is not None:
-            found[f"saved_bytes_{phase}"] = max(one[phase][2] for one in rounds)
+            found[f"saved_bytes_{phase}"] = rounds[0][phase][2]
     found["bytes"] = max(found["bytes_first"], found["bytes_last"])
     return found
 
@@ -193,7 +201,7 @@ def measure_section(spec: dict, site: dict | None = None) -> dict:
             for index, model in enumerate(spec["models"]):
                 told = rounds.setdefault((index, batch_size), [])
                 if None not in told:
-                    told.append(measure_once(model, spec, batch_size, where))
+                    told.append(measure_once(model, spec, batch_size, where, counts=not told))
     methods = []
     for index, model in enumerate(spec["models"]):
         sizes = [
