@@ -24,10 +24,14 @@ HOSTS = {
     "levit": lambda **kwargs: small.levit(tradeoff="learned", **kwargs),
 }
 SIZE = {"deit": 32, "levit": 128}
+both = pytest.mark.parametrize(
+    ("host", "schedule"),
+    [("deit", "layer"), ("deit", "stage"), ("levit", "stage"),
+     pytest.param("levit", "layer", marks=pytest.mark.integration)],  # takes long to trace
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("schedule", ["layer", "stage"])
-@pytest.mark.parametrize("host", HOSTS)
+@both
 def test_inference(host, schedule):
     model, images = HOSTS[host](schedule=schedule), small.images(size=SIZE[host])
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -101,8 +105,7 @@ def test_both_forms_have_the_same_functions():
             ), name
 
 
-@pytest.mark.parametrize("schedule", ["layer", "stage"])
-@pytest.mark.parametrize("host", HOSTS)
+@both
 def test_training(host, schedule):
     model, images = HOSTS[host](schedule=schedule).train(), small.images(size=SIZE[host])
     model.set_training_outputs()
