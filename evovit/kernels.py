@@ -225,5 +225,6 @@ if triton is not None:
             new_places + first + patch, tl.where(informative, rank, -1).to(tl.int64), mask=here
         )
         rest = tl.where(here & (rank >= k), score, 0.0)
-        weight = rest / tl.maximum(tl.sum(rest, axis=0), 1.1754943508222875e-38)
+        total = tl.sum(rest, axis=0)
+        weight = rest / tl.where(total < 1.1754943508222875e-38, 1.1754943508222875e-38, total)
         tl.store(weights + first + patch, weight, mask=here)
