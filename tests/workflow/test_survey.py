@@ -73,6 +73,8 @@ def test_some_rows_are_measured_with_their_baseline(config):
     point = runs.throughput_point(config, "imagenet", section)
     spec = survey.spec_of(config, "imagenet", section, point, rows)
     assert [model["run"] for model in spec["models"]] == ["deit_small", "evo_deit_small"]
+    wanted = survey.plan(config, asked("--device", "cuda", "--rows", *rows), "bf16")
+    assert {name for name, _ in wanted} == {section}
     given = asked("--device", "cuda", "--sections", "deit_small", "--rows", "evo_deit_smal")
     with pytest.raises(points.PointError, match="evo_deit_smal is in none of deit_small"):
         survey.plan(config, given, "bf16")

@@ -7,7 +7,7 @@
 | amp | fused | fp32 weights under autocast | how trainings evaluate |
 | compiled | fused | as fused, compiled: BatchNorm folded, weights frozen | the fast way |
 
-In mode compiled patches are embedded by a matrix product (products.py).
+In mode compiled, convolutions without overlap are matrix products (products.py).
 Below a batch size of `cuda_graphs` the passes of a GPU are replayed as one CUDA graph, except in
 mode paper.
 """

@@ -36,6 +36,8 @@ def plan(config: Config, given: argparse.Namespace, half: str) -> list[tuple[str
     if unknown := sorted(set(given.rows or ()) - known):
         named = ", ".join(unknown)
         raise points.PointError(f"--rows: {named} is in none of {', '.join(sections)}.")
+    if given.rows:  # a baseline alone tells nothing
+        sections = [s for s in sections if set(given.rows) & set(config.items["sections"][s])]
     setting = given.setting or SETTING[given.device]
     shown = {name: runs.throughput_point(config, setting, name) for name in sections}
     if given.threads:
