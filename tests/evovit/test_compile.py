@@ -121,9 +121,8 @@ def test_training(host, schedule):
 
 @pytest.mark.integration
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("c++")), reason="no C++ compiler")
-def test_the_compilers_code(tmp_path, monkeypatch):
+def test_the_compilers_code():
     """Inductor once, stage-wise: what a GPU would run is at least built and right."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     model, images = small.build(torch.float32, depth=3, start_block=1), small.images().float()
     compiled = torch.compile(model, fullgraph=True)
     with torch.no_grad():

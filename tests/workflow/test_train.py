@@ -153,9 +153,8 @@ def test_backbone_and_predictors_learn_at_their_own_rates(tiny_spec, site):
 
 @pytest.mark.integration
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("c++")), reason="no C++ compiler")
-def test_compiled_it_learns_the_same(site, tiny_spec, tmp_path, monkeypatch):
+def test_compiled_it_learns_the_same(site, tiny_spec):
     """Across the schedule's switch; the checkpoint's keys are the plain model's."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch._dynamo.reset()
     run, found = "evo_deit_tiny", []
     for number, compiled in enumerate((False, True), 1):
