@@ -6,6 +6,7 @@ EVOVIT_SCREENSHOTS=<folder> each page is kept there as a picture.
 
 import contextlib
 import csv
+import json
 import os
 import re
 import shutil
@@ -253,6 +254,15 @@ def test_runs_are_found_by_their_tags(project, browser, mlflow_ui):
     browser.get(f"{mlflow_ui}/#/experiments/{experiment}/runs?searchFilter={wanted}")
     text = text_with(browser, *RUNS, "6 matching runs", picture="mlflow-found")
     assert "claims.partial" not in text
+
+
+def test_two_runs_are_compared(project, browser, mlflow_ui):
+    experiment, found = held(project)
+    chosen = [found[name].info.run_id for name in ("deit_tiny", "evo_deit_tiny")]
+    query = {"runs": json.dumps(chosen), "experiments": json.dumps([experiment])}
+    browser.get(f"{mlflow_ui}/#/compare-runs?{urllib.parse.urlencode(query)}")
+    compared = ("Comparing 2 Runs", "deit_tiny", "evo_deit_tiny", "top1", "model.kwargs", "96.25")
+    text_with(browser, *compared, picture="mlflow-compared")
 
 
 def test_a_table_is_an_artifact_that_can_be_looked_at(project, browser, mlflow_ui):
