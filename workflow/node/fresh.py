@@ -81,7 +81,7 @@ def pin(spec: dict) -> None:
 
 
 def run(spec: dict, site: dict, folder: Path) -> dict:
-    """The job of any of MEASUREMENTS; -> record."""
+    """The job of any of MEASUREMENTS; -> record. Started again with the same folder it goes on."""
     spec_path, output = folder / "measure.json", folder / "measured.json"
     records.write_json(spec_path, spec)
     command = [sys.executable, "-m", "workflow.node.fresh"]
@@ -114,7 +114,7 @@ def main() -> None:
         os.execve(sys.executable, command, {**os.environ, **tuned(spec)})
     try:
         results = importlib.import_module(MEASUREMENTS[spec["kind"]]).measure_section(
-            spec, arguments.site
+            spec, arguments.site, arguments.output.parent
         )
     except (MeasurementError, *UNUSABLE) as error:
         arguments.output.with_suffix(FAULT).write_text(str(error))

@@ -7,8 +7,8 @@ workflow.login.take_in measured` makes them its own. Started again, it goes on w
 """
 
 import argparse
+import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
@@ -88,9 +88,10 @@ def measure(spec: dict, point: dict, output: Path, here: str) -> dict:
                 "or give another --output."
             )
         return found
-    with tempfile.TemporaryDirectory() as folder:
-        record = fresh.run(spec, {}, Path(folder))
+    unfinished = path.with_suffix("")  # a sweep that is killed keeps its batch sizes there
+    record = fresh.run(spec, {}, unfinished)
     records.write_json(path, record)
+    shutil.rmtree(unfinished)
     return record
 
 

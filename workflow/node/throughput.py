@@ -11,6 +11,8 @@ timed before and after each of them.
 
 import gc
 import warnings
+from functools import partial
+from pathlib import Path
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from workflow.node import build, checks, data, device, macs, modes, ratios, roofline, timing, watch
 from workflow.node.fresh import environment
+from workflow.node.parts import Parts
 from workflow.node.timing import Contestant
 
 IMAGENET = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
@@ -211,8 +214,9 @@ def nothing_fits(spec: dict) -> dict:
     return {"methods": methods, "suspect": []}
 
 
-def measure_section(spec: dict, site: dict | None = None) -> dict:
-    """Time a section at its batch size, or at all of its `batch_sizes`; -> the record's results."""
+def measure_section(spec: dict, site: dict | None = None, folder: Path | None = None) -> dict:
+    """Time a section at its batch size, or at all of its `batch_sizes`, each a part that is kept in
+    `folder`; -> the record's results."""
     modes.check_point(spec)
     warnings.filterwarnings("ignore", message=".*(TF32|tf32|TensorFloat32).*")
     torch.set_num_threads(spec["threads"])
@@ -221,18 +225,21 @@ def measure_section(spec: dict, site: dict | None = None) -> dict:
     where = device.choose(spec["device"])
     device.check_precision(spec["precision"], where)
     machine = roofline.measure_machine(spec["precision"], where)
-    sizes = spec.get("batch_sizes") or [spec["batch_size"]]
-    found = []
-    for size in sizes:
+    parts = Parts(folder, spec, device.describe(where))
+
+    def measured(size: int) -> dict:
         try:
-            measured = measure_batch(spec | {"batch_size": size}, site, where, machine)
+            found = measure_batch(spec | {"batch_size": size}, site, where, machine)
         except RuntimeError as error:
             if not device.is_out_of_memory(error):
                 raise
-            measured = nothing_fits(spec)
-        found.append({"batch_size": size, **measured})
+            found = nothing_fits(spec)
         torch.compiler.reset()
         gc.collect()
+        return {"batch_size": size, **found}
+
+    sizes = spec.get("batch_sizes") or [spec["batch_size"]]
+    found = [parts.get(f"b{size}", partial(measured, size)) for size in sizes]
     common = {
         "device": device.describe(where),
         "machine": machine,

@@ -9,6 +9,8 @@ import gc
 import statistics
 import time
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from workflow.node import build, device, macs
 from workflow.node.fresh import MeasurementError, environment
 from workflow.node.modes import set_attention
+from workflow.node.parts import Parts
 from workflow.node.place import Place
 from workflow.node.stepping import Stepper
 from workflow.node.timing import synchronise
@@ -182,8 +185,9 @@ def extrapolate(sizes: list[dict], spec: dict) -> list[dict]:
     return found
 
 
-def measure_section(spec: dict, site: dict | None = None) -> dict:
-    """Measure every model of the section at every batch size; -> the record's results."""
+def measure_section(spec: dict, site: dict | None = None, folder: Path | None = None) -> dict:
+    """Measure every model of the section at every batch size, round by round, and keep each as a
+    part in `folder`; -> the record's results."""
     if spec["precision"] == "fp16" and spec["device"] == "cpu":
         raise MeasurementError("fp16 needs a GPU; set `precision: bf16` or `fp32`.")
     torch.set_num_threads(spec["threads"])
@@ -195,13 +199,16 @@ def measure_section(spec: dict, site: dict | None = None) -> dict:
         emulated = share < 1  # a larger GPU stands for a smaller one
         if emulated:
             torch.cuda.set_per_process_memory_fraction(share, where)
+    parts = Parts(folder, spec, device.describe(where))
     rounds: dict[tuple[int, int], list] = {}
-    for _ in range(spec["rounds"]):
+    for number in range(spec["rounds"]):
         for batch_size in spec["batch_sizes"]:
             for index, model in enumerate(spec["models"]):
                 told = rounds.setdefault((index, batch_size), [])
-                if None not in told:
-                    told.append(measure_once(model, spec, batch_size, where, counts=not told))
+                if None in told:
+                    continue
+                once = partial(measure_once, model, spec, batch_size, where, counts=not told)
+                told.append(parts.get(f"{model['run']}-b{batch_size}-{number}", once))
     methods = []
     for index, model in enumerate(spec["models"]):
         sizes = [
