@@ -9,8 +9,8 @@ from workflow import records, runs
 
 
 class Parts:
-    """One measurement's parts, as JSON in `folder` (None: nothing is kept); those of another spec or
-    device are measured again."""
+    """One measurement's parts, as JSON in `folder` (None: nothing is kept); one of another spec or
+    device is measured again."""
 
     def __init__(self, folder: Path | None, spec: dict, device: str):
         self.folder = folder and folder / "parts"
