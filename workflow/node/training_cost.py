@@ -162,6 +162,7 @@ def summarise(rounds: list[dict | None]) -> dict:
         low, _, high = statistics.quantiles(seconds, n=4, method="inclusive")
         found[f"step_s_{phase}"] = statistics.median(seconds)
         found[f"step_s_{phase}_quartiles"] = [low, high]
+        found[f"step_s_{phase}_rounds"] = seconds
         found[f"bytes_{phase}"] = max(one[phase][1] for one in rounds if one[phase][1] is not None)
         if rounds[0][phase][2] is not None:
             found[f"saved_bytes_{phase}"] = rounds[0][phase][2]
