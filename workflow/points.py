@@ -17,14 +17,20 @@ DEVICES = ("cpu", "cuda")
 MODES = ("paper", "fused", "amp", "compiled")
 PRECISIONS = ("fp32", "bf16", "fp16")
 SWEEP = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
-_WHERE = (
-    rf"(?P<device>{'|'.join(DEVICES)})-(?P<mode>{'|'.join(MODES)})"
-    rf"-(?P<precision>{'|'.join(PRECISIONS)})"
-)
+TRAINED_IN = ("paper", "fused")  # modes of a training step
+
+
+def _where(modes: tuple[str, ...]) -> str:
+    return (
+        rf"(?P<device>{'|'.join(DEVICES)})-(?P<mode>{'|'.join(modes)})"
+        rf"-(?P<precision>{'|'.join(PRECISIONS)})"
+    )
+
+
 THROUGHPUT = re.compile(
-    rf"{_WHERE}-(?:b(?P<batch_size>[1-9][0-9]*)|sweep)(?P<layout>-channels_last)?"
+    rf"{_where(MODES)}-(?:b(?P<batch_size>[1-9][0-9]*)|sweep)(?P<layout>-channels_last)?"
 )
-TRAINING_COST = re.compile(_WHERE)
+TRAINING_COST = re.compile(_where(TRAINED_IN))
 
 
 class PointError(ValueError):

@@ -34,6 +34,8 @@ COMPILE = (
 WEIGH = COMPILE.replace("workflow.paper.tables", "workflow.paper.claims")
 DRAW = COMPILE.replace("workflow.paper.tables", "workflow.paper.figures")
 PRINTED = "results/paper/{table}.csv"
+# seconds remake a table or figure, so it follows its code; a training does not
+PAPER_CODE = sorted(str(path) for path in Path("workflow/paper").glob("*.py"))
 NOT_OURS = ("tmpdir", "disk", "disk_mb", "disk_mib", "mem", "mem_mib")  # Snakemake's own
 
 
@@ -84,6 +86,7 @@ class Plan:
         return "|".join(self.config.items["analyses"])
 
     throughput_points = points.wildcard(points.THROUGHPUT)
+    training_cost_points = points.wildcard(points.TRAINING_COST)
 
     @property
     def table_names(self) -> str:
@@ -173,7 +176,7 @@ class Plan:
 
     def training_cost_inputs(self, wildcards) -> dict:
         root, setting = wildcards.root, self.config.setting_of(wildcards.root)
-        wanted = {key: getattr(wildcards, key) for key in ("device", "mode", "precision")}
+        wanted = points.TRAINING_COST.fullmatch(wildcards.point).groupdict()
         point = runs.training_cost_point(self.config, setting) | wanted
         record = runs.training_cost_path(root, wildcards.section, point)
         spec = runs.training_cost_spec(self.config, setting, wildcards.section, point)
@@ -196,14 +199,14 @@ class Plan:
     def table_inputs(self, wildcards) -> list[str]:
         """What the setting asks for, and the printed numbers."""
         found = targets.item_records(self.config, wildcards.root, wildcards.table)
-        return [*found, PRINTED.format(table=wildcards.table)]
+        return [*found, PRINTED.format(table=wildcards.table), *PAPER_CODE]
 
     def figure_inputs(self, wildcards) -> list[str]:
         """Likewise; printed numbers are its own, if any, and those of the tables that it shows."""
         found = targets.item_records(self.config, wildcards.root, wildcards.figure)
         tables = self.config.items["figures"][wildcards.figure].get("tables", [])
         printed = [PRINTED.format(table=name) for name in (wildcards.figure, *tables)]
-        return [*found, *(path for path in printed if Path(path).exists())]
+        return [*found, *(path for path in printed if Path(path).exists()), *PAPER_CODE]
 
     def whole_inputs(self, wildcards) -> list[str]:
         """All tables and figures of the setting, and what they make of the claims."""
@@ -212,13 +215,14 @@ class Plan:
     def claims_inputs(self, wildcards) -> list[str]:
         """What all tables and the figures that claims compare rows of need; what the claims are."""
         found = targets.item_records(self.config, wildcards.root, CLAIMS)
-        return [*found, str(FILES["claims"]), *self._all_printed()]
+        return [*found, str(FILES["claims"]), *self._all_printed(), *PAPER_CODE]
 
     def partial_inputs(self, wildcards) -> list[str]:
-        return [*self._published(wildcards.root), PRINTED.format(table=wildcards.table)]
+        printed = PRINTED.format(table=wildcards.table)
+        return [*self._published(wildcards.root), printed, *PAPER_CODE]
 
     def partial_claims_inputs(self, wildcards) -> list[str]:
-        return [*self._published(wildcards.root), *self._all_printed()]
+        return [*self._published(wildcards.root), *self._all_printed(), *PAPER_CODE]
 
     def _published(self, root: str) -> list[str]:
         """Notes of what was published, and the YAML that says which of it is current."""

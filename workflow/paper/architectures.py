@@ -36,13 +36,12 @@ def draw(found: Records) -> tuple[Figure, pd.DataFrame]:
                      label=None if place else "kept in layers 1 to 12")  # fmt: skip
         above.stairs(kept, edges, color=style.colour(0), linewidth=1)
     above.set(ylim=(0, 1.05), yticks=[0, 0.5, 1], ylabel="kept")
-    data = found.config.settings[found.setting]["data"]["name"]
-    above.set_title(f"DeiT-S trained on {style.DATA.get(data, data)}")
+    above.set_title(sweeps.title("DeiT-S", points, found), fontsize=7)
     known = points.assign(x=range(len(points))).dropna(subset=["top1"])
     if known.empty:
         style.say(below, "no accuracy measured")
     else:
-        style.with_range(below, known, color=style.colour(0), linestyle="none")
+        style.with_interval(below, known, color=style.colour(0), linestyle="none")
     chosen = points["chosen"].to_numpy().nonzero()[0]
     for place in chosen:
         below.axvline(place, color=style.GREY, linestyle=":", linewidth=1, zorder=0,

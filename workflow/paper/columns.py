@@ -4,9 +4,14 @@ import statistics
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from workflow import records, runs
 from workflow.campaign import Config, run_name
+from workflow.paper import training_costs
+from workflow.paper.found import half_width
+
+FULL_SIZE = "the paper's model"
 
 
 class Records:
@@ -98,7 +103,7 @@ def measured(row: dict, found: Records, wanted: dict) -> dict:
         speed = speed_columns(run, section, found)
         if "batch_size" in row:  # of a training: the one that was timed is another
             speed = {f"timed_{k}" if k == "batch_size" else k: v for k, v in speed.items()}
-            parts.append(cost_columns(row, found))
+            parts.append(training_costs.columns(row, found.training_cost(row["section"])))
         parts.append(speed)
     values, said, flags = joined(parts)
     return values | {"source": f"measured ({said})", "flags": flags} if said else {}
@@ -109,23 +114,31 @@ def trained_columns(run: str, section: str, found: Records, seeds: int | None = 
     trained = found.trained(run, seeds)
     if not trained:
         return {}
-    accuracies = [record["results"]["top1"] for record in trained]
     dense = found.config.items["sections"][section][0]
     base = found.trained(dense, seeds) if run != dense else []
-    above = statistics.mean(one["results"]["top1"] for one in base) if base else None
     part = accuracy(trained, found.config)
     part["said"] += describe_epochs(trained[0], base)
-    gain = None if above is None else part["top1"] - above
-    spread = statistics.stdev(accuracies) if len(accuracies) > 1 else None
-    seeds = {"top1_sd": spread, "seeds": describe_seeds(accuracies)}
-    return part | {"top1_gain": gain, **seeds, "run": run}
+    gain = part["top1"] - mean_top1(base) if base else None
+    return part | {"top1_gain": gain, "run": run}
+
+
+def mean_top1(trained: list[dict]) -> float:
+    return statistics.mean(record["results"]["top1"] for record in trained)
 
 
 def accuracy(trained: list[dict], config: Config) -> dict:
-    """Of a row's records: the mean top-1 in %, where it comes from and what to beware of."""
+    """Of the records of a row's seeds: top-1 in %, its mean, standard deviation (of two or more)
+    and 95 % interval; where it comes from and what to beware of."""
+    top1, images = [one["results"]["top1"] for one in trained], trained[0]["results"]["val_images"]
+    mean, half = mean_top1(trained), half_width(top1, images)
     left_out = sum(len(record["results"].get("deviations", [])) for record in trained)
     return {
-        "top1": statistics.mean(record["results"]["top1"] for record in trained),
+        "top1": mean,
+        "top1_sd": statistics.stdev(top1) if len(top1) > 1 else None,
+        "top1_low": mean - half,
+        "top1_high": mean + half,
+        "seeds": len(top1),
+        "val_images": images,
         "said": [f"top1: {describe_training(trained[0], config)}"],
         "flags": [f"{left_out} training steps left out, their loss not finite"] * bool(left_out),
     }
@@ -170,37 +183,16 @@ def speed_columns(run: str, section: str, found: Records) -> dict:
     return {**row, "said": said, "flags": flags}
 
 
-def cost_columns(row: dict, found: Records) -> dict:
-    """Whether a training step at the row's batch size fits into memory, and how much it needs."""
-    record = found.training_cost(row["section"])
-    step = record and step_at(record, row["run"], row["batch_size"])
-    if not step:
-        return {}
-    fits, needed = step
-    said = describe_steps(record)
-    if row["batch_size"] not in record["spec"]["batch_sizes"]:
-        measured = ", ".join(map(str, record["spec"]["batch_sizes"]))
-        said += f", on the line through batches of {measured}"
-    gib = None if needed is None else needed / 2**30
-    return {"out_of_memory": not fits, "memory_gib": gib, "run": row["run"], "said": [said]}
-
-
-def step_at(record: dict, run: str, batch_size: int) -> tuple[bool, int | None] | None:
-    """Whether a run's training step fits into memory at a batch size, and how many bytes it needs
-    where that is known; None if the record says nothing of that size."""
-    method = next(one for one in record["results"]["methods"] if one["run"] == run)
-    for size in (*method["sizes"], *method.get("extrapolated", [])):
-        if size["batch_size"] == batch_size:
-            out = size.get("out_of_memory", False) or size.get("over_limit", False)
-            return not out, size.get("bytes")
-    return None
-
-
-def describe_steps(record: dict) -> str:
-    """What bytes a record of training steps counts, and where."""
-    results, spec = record["results"], record["spec"]
-    said = f"memory: {results['bytes_are']}, a step in {spec['precision']} on {results['device']}"
-    return said + (f", held to {spec['memory_gib']} GiB" if spec["memory_gib"] else "")
+def timed_on(frame: pd.DataFrame) -> str:
+    """How the speeds of a table's or a figure's rows were measured, and how many are suspect."""
+    shown = frame[frame["throughput"].notna()]
+    if shown.empty:
+        return ""
+    names = ("device", "mode", "precision", "batch_size")
+    device, mode, precision, size = ("/".join(shown[name].astype(str).unique()) for name in names)
+    doubts = shown["flags"].fillna("").str.contains("suspect").sum()
+    said = f"{device}, {mode}, {precision}, batch {size}"
+    return said + (f"; {doubts} of {len(shown)} suspect" if doubts else "")
 
 
 def describe_epochs(record: dict, dense: list[dict]) -> list[str]:
@@ -222,12 +214,6 @@ def describe_epochs(record: dict, dense: list[dict]) -> list[str]:
     return [f"{said}, the dense one's over this {faster:.2f}, its MACs over these {fewer:.2f}"]
 
 
-def describe_seeds(accuracies: list[float]) -> str:
-    if len(accuracies) == 1:
-        return "n=1"
-    return f"n={len(accuracies)}, sd {statistics.stdev(accuracies):.2f}"
-
-
 def describe_training(record: dict, config: Config) -> str:
     """On what, and at which size, an accuracy was reached."""
     spec, results = record["spec"], record["results"]
@@ -243,7 +229,7 @@ def describe_size(spec: dict, config: Config) -> str:
     full = runs.model_of(config, spec["row"])["kwargs"]
     kwargs = spec["model"]["kwargs"]
     if {k: v for k, v in kwargs.items() if k != "num_classes"} == full:
-        return "the paper's model"
+        return FULL_SIZE
     if "img_size" not in kwargs:
         return "a reduced model"
     return f"a reduced model at {kwargs['img_size']} px, width {kwargs.get('embed_dim')}"

@@ -9,8 +9,9 @@ from dataclasses import replace
 from workflow import statements
 from workflow.campaign import CLAIMS, FILES, Config, ConfigError
 from workflow.paper import printed
-from workflow.paper.columns import Records, describe_steps, speedup_pct, step_at
-from workflow.paper.found import Found, exactly, half_width, together
+from workflow.paper.columns import Records, accuracy, speedup_pct
+from workflow.paper.found import Found, exactly, together
+from workflow.paper.training_costs import describe_steps, step_at
 
 PRINTED_ON = "imagenet"  # the data that the printed accuracies are of
 BATCH = 256  # of the printed images/s
@@ -90,17 +91,14 @@ class Evidence:
         records = reader.trained(run, seeds) if reader else []
         if not records:
             return None
-        values = [record["results"]["top1"] for record in records]
-        data = records[0]["spec"]["data"]["name"]
-        images = records[0]["results"]["val_images"]
-        n = f"{len(values)} seed{'s' * (len(values) > 1)}, {images} images"
+        seen = accuracy(records, self.config)
+        data, seeds = records[0]["spec"]["data"]["name"], seen["seeds"]
+        n = f"{seeds} seed{'s' * (seeds > 1)}, {seen['val_images']} images"
         why = f"accuracy on {data}; accuracies are judged on ImageNet alone"
-        left_out = sum(len(record["results"].get("deviations", [])) for record in records)
-        mean, half = statistics.mean(values), half_width(values, images)
         return Found(
-            mean, mean - half, mean + half, n=(n,),
+            seen["top1"], seen["top1_low"], seen["top1_high"], n=(n,),
             runs=tuple(f"runs/{record['spec']['run']}" for record in records),
-            notes=(f"{run}: {left_out} training steps left out",) if left_out else (),
+            notes=tuple(f"{run}: {flag}" for flag in seen["flags"]),
             barred=() if data == PRINTED_ON else (why,),
         )  # fmt: skip
 
@@ -203,10 +201,12 @@ class Evidence:
             return None
         (fits, _), (other_fits, _) = steps
         spec, needs = record["spec"], [_needs(*step) for step in steps]
+        counted = record["results"]["bytes_are"] == "counted"  # the same in each round
+        n = "counted" if counted else f"{spec['rounds']} rounds"
         gpu = spec["device"] == "cuda" and spec["precision"] == "fp16"
         why = "memory is judged where steps run as the paper's: on a GPU, with fp16"
         return exactly(
-            1.0 if fits and not other_fits else -1.0, n=(f"{spec['rounds']} rounds",),
+            1.0 if fits and not other_fits else -1.0, n=(n,),
             runs=(f"training/{section}",), notes=(describe_steps(record),),
             barred=() if gpu else (why,), text="; ".join(needs),
         )  # fmt: skip

@@ -11,6 +11,7 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 DISTANCES = (6, 9, 13, 18, 24)  # of a label from its point, in typographic points
+BESIDE = 6  # so near, a label needs no line to its point
 DIRECTIONS = [i * math.pi / 4 for i in (5, 1, 3, 7, 6, 2, 4, 0)]  # diagonals first
 POINT = 4  # half the width of what a point covers
 
@@ -18,7 +19,7 @@ POINT = 4  # half the width of what a point covers
 def place(panel: Axes, anchors: Sequence[tuple[float, float, str, dict]], points, lines=()) -> None:
     """Write each (x, y, text, text's properties) of `anchors` near its point, in their order, free
     of all `points` (count, 2), `lines` (each (2, 2), its ends) and earlier labels where there is
-    room.
+    room; a thin line leads from a label that is further off.
 
     Call it when limits, scales and layout are final.
     """
@@ -31,6 +32,14 @@ def place(panel: Axes, anchors: Sequence[tuple[float, float, str, dict]], points
     for x, y, words, also in anchors:
         text = panel.annotate(words, (x, y), xytext=(0, 0), textcoords="offset points", **also)
         taken.append(settle(text, panel.bbox, taken))
+        if math.hypot(*text.get_position()) > BESIDE + 1:
+            lead(panel, text)
+
+
+def lead(panel: Axes, text: Annotation) -> None:
+    panel.annotate("", text.xy, text.get_position(), textcoords="offset points", zorder=1,
+                   arrowprops={"arrowstyle": "-", "color": text.get_color(), "linewidth": 0.5,
+                               "shrinkA": 0, "shrinkB": 2})  # fmt: skip
 
 
 def around(spot, half: float) -> Bbox:

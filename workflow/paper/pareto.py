@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from workflow.paper import labels, style, tables
+from workflow.paper import columns, labels, style, tables
 from workflow.paper.columns import Records
 
 DENSE, OURS, OTHERS = "dense", "Evo-ViT", "other models"
@@ -28,9 +28,9 @@ def points(found: Records) -> pd.DataFrame:
     both = pd.concat([first, second], ignore_index=True)
     large = both["resolution"] != 224
     both.loc[large, "model"] += ", " + both.loc[large, "resolution"].astype(str) + " px"
-    return both[["model", "method", "top1", "top1_sd", "throughput", "top1_paper",
-                 "throughput_paper", "batch_size", "precision", "mode", "device", "seeds", "source",
-                 "flags"]]  # fmt: skip
+    return both[["model", "method", "top1", "top1_sd", "top1_low", "top1_high", "throughput",
+                 "top1_paper", "throughput_paper", "batch_size", "precision", "mode", "device",
+                 "seeds", "source", "flags"]]  # fmt: skip
 
 
 def draw(found: Records) -> tuple[Figure, pd.DataFrame]:
@@ -38,9 +38,11 @@ def draw(found: Records) -> tuple[Figure, pd.DataFrame]:
     frame = points(found)
     figure, panels = plt.subplots(1, 2, figsize=(style.PAGE, 4.0))
     data = found.config.settings[found.setting]["data"]["name"]
+    both = frame.dropna(subset=["top1"])
+    timed = "".join(f"\n{said}" for said in [columns.timed_on(both)] if said)
     titles = (
         "printed: ImageNet, V100",
-        f"measured: {style.DATA.get(data, data)}, speed at full size" + timed_on(frame),
+        f"measured: {style.DATA.get(data, data)}, speed at full size; 95 % intervals" + timed,
     )
     shown = [
         draw_panel(panel, frame, suffix, title)
@@ -57,19 +59,6 @@ def draw(found: Records) -> tuple[Figure, pd.DataFrame]:
     for panel, known in zip(panels, shown, strict=True):
         label(panel, known)
     return figure, frame
-
-
-def timed_on(frame: pd.DataFrame) -> str:
-    """A line of how the speeds of the models that are shown were measured, and how many of them
-    are suspect."""
-    shown = frame[frame["throughput"].notna() & frame["top1"].notna()]
-    if shown.empty:
-        return ""
-    names = ("device", "mode", "precision", "batch_size")
-    device, mode, precision, size = ("/".join(shown[name].astype(str).unique()) for name in names)
-    doubts = shown["flags"].fillna("").str.contains("suspect").sum()
-    said = f"\n{device}, {mode}, {precision}, batch {size}"
-    return said + (f"; {doubts} of {len(shown)} suspect" if doubts else "")
 
 
 def draw_panel(panel: Axes, frame: pd.DataFrame, suffix: str, title: str) -> pd.DataFrame:
@@ -92,10 +81,10 @@ def draw_panel(panel: Axes, frame: pd.DataFrame, suffix: str, title: str) -> pd.
             panel.scatter(rows["x"], rows["y"], s=size, marker=marker, label=method, zorder=2,
                           facecolors="white" if suffix else colour, edgecolors=colour,
                           linewidths=1.1)  # fmt: skip
-    several = known[known["top1_sd"].notna()] if not suffix else known.iloc[:0]
-    if len(several):
-        panel.errorbar(several["x"], several["y"], yerr=several["top1_sd"], fmt="none", zorder=1,
-                       ecolor=style.GREY, elinewidth=1, capsize=2.5)  # fmt: skip
+    if not suffix:
+        bars = [known["y"] - known["top1_low"], known["top1_high"] - known["y"]]
+        panel.errorbar(known["x"], known["y"], yerr=bars, fmt="none", zorder=1,
+                       ecolor=style.GREY, elinewidth=0.7, capsize=2)  # fmt: skip
     panel.set_xscale("log")
     wide = known["x"].max() / known["x"].min() > 8
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if wide else range(1, 10)))

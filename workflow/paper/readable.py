@@ -20,9 +20,11 @@ def number(column: str, digits: int) -> Cell:
 
 
 def accuracy(row: pd.Series) -> str:
-    """Top-1, and over how many seeds if more than one."""
+    """Top-1, and of how many seeds it is the mean if of more than one."""
     value, seeds = number("top1", 2)(row), row.get("seeds")
-    return value if pd.isna(seeds) or seeds == "n=1" else f"{value} ({seeds})"
+    if pd.isna(seeds) or seeds == 1:
+        return value
+    return f"{value} (n={seeds}, sd {row['top1_sd']:.2f})"
 
 
 def ceilings(row: pd.Series) -> str:
@@ -48,20 +50,20 @@ def printed_fit(row: pd.Series) -> str:
 # heading, cell, and the column that must be there
 HEADS: list[tuple[str, Cell, str]] = [
     ("trained here: top-1 %", accuracy, "top1"),
-    ("over the first", number("top1_gain", 2), "top1_gain"),
-    ("printed", number("top1_paper", 1), "top1_paper"),
-    ("over the first", number("top1_gain_paper", 1), "top1_gain_paper"),
+    ("over the dense", number("top1_gain", 2), "top1_gain"),
+    ("printed: top-1 %", number("top1_paper", 1), "top1_paper"),
+    ("printed: over the dense", number("top1_gain_paper", 1), "top1_gain_paper"),
     ("timed here: images/s", number("throughput", 1), "throughput"),
     ("speed-up %", number("speedup_pct", 1), "speedup_pct"),
     ("ceiling by MACs / roofline", ceilings, "ceiling_macs_pct"),
     ("G MACs", number("macs_g", 2), "macs_g"),
     ("M parameters", number("params_m", 1), "params_m_paper"),
     ("printed (V100): images/s", number("throughput_paper", 0), "throughput_paper"),
-    ("speed-up %", number("speedup_pct_paper", 1), "speedup_pct_paper"),
-    ("here - printed", number("speedup_delta", 1), "speedup_delta"),
-    ("M parameters", number("params_m_paper", 1), "params_m_paper"),
+    ("printed: speed-up %", number("speedup_pct_paper", 1), "speedup_pct_paper"),
+    ("speed-up, here - printed", number("speedup_delta", 1), "speedup_delta"),
+    ("printed: M parameters", number("params_m_paper", 1), "params_m_paper"),
     ("a training step", fits, "memory_gib"),
-    ("printed", printed_fit, "out_of_memory_paper"),
+    ("printed: a training step", printed_fit, "out_of_memory_paper"),
 ]
 
 
@@ -99,7 +101,7 @@ def sources(frame: pd.DataFrame) -> list[str]:
     timed = measured[measured["throughput"].notna()]
     # each training took its own time, which the CSV tells of each row
     found = list(dict.fromkeys(EPOCHS.sub("", source) for source in measured["source"]))
-    found.append("over the first: the dense model, or LeViT, that a row is timed in turns with")
+    found.append("over the dense: the dense model, or LeViT, that a row is timed in turns with")
     for values, _ in timed.groupby(conditions(frame), sort=False):
         device, mode, precision, size = values
         found.append(f"timed on {device}: mode {mode}, {precision}, batch {size}")

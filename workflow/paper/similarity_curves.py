@@ -42,7 +42,7 @@ def figure4b(found: Records) -> tuple[Figure, pd.DataFrame]:
         panel.plot(
             layers_of(arrays[name]), arrays[name], marker=marker, markersize=3.5, color=colour
         )
-        panel.set(ylabel=f"PCC, {name}")
+        panel.set(ylabel=f"correlation, {name}")
     panels[0].set_ylim(top=1.0)
     panels[1].set_ylim(bottom=0.0)
     finish(panels[1], describe(record, found))

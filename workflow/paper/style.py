@@ -39,10 +39,9 @@ def colour(index: int) -> str:
     return colours[index % len(colours)]
 
 
-def with_range(panel: Axes, points: pd.DataFrame, **also) -> None:
-    """Points at (`x`, `top1`); those of several seeds have bars from `top1_min` to `top1_max`."""
-    below, above = points["top1"] - points["top1_min"], points["top1_max"] - points["top1"]
-    bars = [below, above] if (points["seeds"] > 1).any() else None
+def with_interval(panel: Axes, points: pd.DataFrame, **also) -> None:
+    """Points at (`x`, `top1`) with bars from `top1_low` to `top1_high`."""
+    bars = [points["top1"] - points["top1_low"], points["top1_high"] - points["top1"]]
     panel.errorbar(points["x"], points["top1"], yerr=bars, marker="o", markersize=4, capsize=2.5,
                    linewidth=1.2, elinewidth=1, **also)  # fmt: skip
 

@@ -2,14 +2,13 @@
 its values.
 """
 
-import statistics
-
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from workflow import runs
 from workflow.paper import columns, printed, style
 from workflow.paper.columns import Records
 
@@ -21,24 +20,10 @@ LABELS = {
 }
 ORDER = ["measured", "printed", "the paper's choice"]  # in the legend; lines stand between
 COLUMNS = [
-    "x", "chosen", "run", "top1", "top1_sd", "top1_min", "top1_max", "seeds", "top1_paper",
-    "throughput", "speedup_pct", "throughput_paper", "macs_g", "batch_size", "precision", "mode",
-    "device", "source", "flags", "source_paper",
+    "x", "chosen", "run", "top1", "top1_sd", "top1_low", "top1_high", "seeds", "val_images",
+    "top1_paper", "throughput", "speedup_pct", "throughput_paper", "macs_g", "batch_size",
+    "precision", "mode", "device", "source", "flags", "source_paper",
 ]  # fmt: skip
-
-
-def accuracy_columns(run: str, found: Records, seeds: int | None) -> dict:
-    """Top-1 in % over a row's seeds: mean, standard deviation (of two or more), lowest, highest."""
-    trained = found.trained(run, seeds)
-    if not trained:
-        return {}
-    top1 = [record["results"]["top1"] for record in trained]
-    return columns.accuracy(trained, found.config) | {
-        "top1_sd": statistics.stdev(top1) if len(top1) > 1 else None,
-        "top1_min": min(top1),
-        "top1_max": max(top1),
-        "seeds": len(top1),
-    }
 
 
 def measured(name: str, found: Records) -> pd.DataFrame:
@@ -51,8 +36,9 @@ def measured(name: str, found: Records) -> pd.DataFrame:
     points = []
     for row in content["rows"]:
         parts = []
-        if row["section"] in wanted["train"]:
-            parts.append(accuracy_columns(row["run"], found, wanted["seeds"]))
+        trained = row["section"] in wanted["train"] and found.trained(row["run"], wanted["seeds"])
+        if trained:
+            parts.append(columns.accuracy(trained, found.config))
         if row["section"] in wanted["time"]:
             parts.append(columns.speed_columns(row["run"], row["section"], found))
         values, said, flags = columns.joined(parts)
@@ -61,8 +47,23 @@ def measured(name: str, found: Records) -> pd.DataFrame:
     return (
         pd.DataFrame(points)
         .reindex(columns=COLUMNS)
-        .astype({"seeds": "Int64", "batch_size": "Int64"})
+        .astype({"seeds": "Int64", "val_images": "Int64", "batch_size": "Int64"})
     )
+
+
+def title(backbone: str, points: pd.DataFrame, found: Records) -> str:
+    """Which model the points are of, what it was trained on, and how sure its accuracies are."""
+    data = found.config.settings[found.setting]["data"]["name"]
+    spec = runs.train_spec(found.config, found.setting, points["run"].iloc[0])
+    size = columns.describe_size(spec, found.config)
+    model = backbone if size == columns.FULL_SIZE else f"{backbone}, {size},"
+    said = f"{model} trained on {style.DATA.get(data, data)}"
+    seeds = points["seeds"].dropna()
+    if seeds.empty:
+        return said
+    counts = "/".join(str(count) for count in sorted(seeds.unique()))
+    images = points["val_images"].max()
+    return f"{said}\n95 % intervals; seeds: {counts}; {images} validation images"
 
 
 def frame(name: str, found: Records) -> pd.DataFrame:
@@ -98,7 +99,7 @@ def draw(name: str, found: Records) -> tuple[Figure, pd.DataFrame]:
     numbers = pd.to_numeric(points["x"], errors="coerce").dropna()
     if len(numbers) < 9:
         bottom.set_xticks(numbers)
-    top.set_title(f"DeiT-T trained on {style.DATA.get(data, data)}")
+    top.set_title(title("DeiT-T", points, found), fontsize=7)
     handles = dict(zip(*reversed(top.get_legend_handles_labels()), strict=True))
     names = sorted(handles, key=lambda name: ORDER.index(name) if name in ORDER else 1)
     figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=2)
@@ -113,18 +114,18 @@ def over_numbers(points: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def draw_accuracy(panel: Axes, points: pd.DataFrame, on_imagenet: bool) -> None:
-    """Means over the seeds with bars from the lowest to the highest; what the paper prints of
-    ImageNet stands beside it there alone."""
+    """Means over the seeds with their intervals; what the paper prints of ImageNet stands beside it
+    there alone."""
     ours, lines = over_numbers(points)
     colour, grey = style.colour(0), style.GREY
     for _, line in lines.dropna(subset=["top1"]).iterrows():
-        panel.axhspan(line["top1_min"], line["top1_max"], color=grey, alpha=0.2, linewidth=0)
+        panel.axhspan(line["top1_low"], line["top1_high"], color=grey, alpha=0.2, linewidth=0)
         panel.axhline(line["top1"], color=grey, linestyle="--", linewidth=1, label=line["x"])
     ours = ours.dropna(subset=["top1"])
     if ours.empty:
         style.say(panel, "no accuracy measured")
     else:
-        style.with_range(panel, ours, label="measured", color=colour, linestyle="-")
+        style.with_interval(panel, ours, label="measured", color=colour, linestyle="-")
     if on_imagenet:
         numbers, words = over_numbers(points.dropna(subset=["top1_paper"]))
         panel.scatter(numbers["x"], numbers["top1_paper"], s=30, marker="s", facecolors="none",
@@ -145,6 +146,7 @@ def draw_speed(panel: Axes, points: pd.DataFrame) -> None:
     panel.plot(ours["x"], ours["throughput"], marker="o", markersize=4, color=style.colour(2))
     panel.set_ylabel("images/s")
     panel.yaxis.set_major_locator(MaxNLocator(4))
+    panel.set_title(columns.timed_on(points), fontsize=6, loc="left", pad=2)
 
 
 def mark_chosen(panel: Axes, points: pd.DataFrame) -> None:

@@ -18,7 +18,8 @@ from workflow.paper.columns import Records
 
 PERCENT_TOLERANCE = 0.15  # of a printed percentage from the printed img/s, in points
 MEASURED = [
-    "top1", "top1_sd", "top1_paper", "top1_gain", "top1_gain_paper", "throughput",
+    "top1", "top1_sd", "top1_low", "top1_high", "top1_paper", "top1_delta", "top1_gain",
+    "top1_gain_paper", "throughput",
     "throughput_paper", "speedup_pct", "ceiling_macs_pct", "ceiling_roofline_pct",
     "speedup_pct_paper", "speedup_delta", "macs_g", "params_m", "params_m_paper",
     "out_of_memory", "out_of_memory_paper", "memory_gib", "resolution", "batch_size",
@@ -49,6 +50,7 @@ def make(table: str, found: Records) -> pd.DataFrame:
             measured = columns.measured(entry, found, wanted)
             flags = filter(None, (row["flags"], measured.pop("flags", None)))
             row |= {**measured, "flags": "; ".join(flags) or None}
+            row["top1_delta"] = delta(row.get("top1"), row["top1_paper"])
             row["speedup_delta"] = delta(row.get("speedup_pct"), row["speedup_pct_paper"])
         rows.append(row)
     for key, entry in entries.items():  # which the paper has not
@@ -58,7 +60,7 @@ def make(table: str, found: Records) -> pd.DataFrame:
             same = [i for i, one in enumerate(rows) if one[first] == row[first]]
             rows.insert(same[-1] + 1 if same else len(rows), row)
     frame = pd.DataFrame(rows).reindex(columns=columns_of(table))
-    whole = {"batch_size", "timed_batch_size"} & set(frame.columns)
+    whole = {"batch_size", "timed_batch_size", "resolution", "seeds"} & set(frame.columns)
     return frame.astype(dict.fromkeys(whole, "Int64"))
 
 

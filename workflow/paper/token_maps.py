@@ -16,7 +16,7 @@ GLOBAL_LAYER = 10
 SELECTION_LAYERS = (5, 8, 12)  # of those that select layer by layer
 FIRST = 5  # the layer that is shown by epochs
 OUTLINE = "#D55E00"  # around kept patches: vermilion, told from most images by all readers
-FADED = 0.78  # how far a patch that is not kept goes towards white
+FADED = 0.75  # how far a patch that is not kept goes towards middle grey
 GREY = (0.299, 0.587, 0.114)  # luma of R, G and B (ITU-R BT.601)
 
 
@@ -94,7 +94,8 @@ def figure5(found: Records) -> tuple[Figure, pd.DataFrame]:
         for panel, mask in zip(row[1:], masks, strict=True):
             panel.imshow(faded(image, mask[index], layerwise["grid"]))
             spread = image_grid.enlarged(mask[index].astype(float), layerwise["grid"], len(image))
-            panel.contour(spread, levels=[0.5], colors=OUTLINE, linewidths=0.5)
+            for colour, width in (("white", 1.6), (OUTLINE, 0.8)):
+                panel.contour(spread, levels=[0.5], colors=colour, linewidths=width)
     return figure, pd.DataFrame(overlaps(record["results"]["names"], groups[1:], masks))
 
 
@@ -113,9 +114,10 @@ def overlaps(names: list[str], groups: list[Group], masks: list[np.ndarray]) -> 
 
 
 def faded(image: np.ndarray, kept: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """The image (S, S, 3), its patches that are not kept (N,) nearly white."""
+    """The image (S, S, 3), its patches that are not kept (N,) nearly grey: white and black, which
+    digits are made of, both show that they fade."""
     gone = FADED * (1 - image_grid.enlarged(kept.astype(float), grid, len(image)))[..., None]
-    return image / 255 * (1 - gone) + gone
+    return image / 255 * (1 - gone) + gone / 2
 
 
 def describe(record: dict, found: Records) -> str:

@@ -1,3 +1,6 @@
+# How fast a section's models are, in turns.
+
+
 rule throughput:
     input:
         unpack(plan.throughput_inputs),

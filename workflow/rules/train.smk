@@ -1,3 +1,6 @@
+# A row's training, from its own weights or those it starts from.
+
+
 rule train:
     input:
         unpack(plan.train_inputs),

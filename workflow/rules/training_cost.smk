@@ -5,13 +5,11 @@ rule training_cost:
     input:
         unpack(plan.training_cost_inputs),
     output:
-        "{root}/training/{section}/{device}-{mode}-{precision}.json",
+        "{root}/training/{section}/{point}.json",
     log:
-        "{root}/training/{section}/{device}-{mode}-{precision}/training.log",
+        "{root}/training/{section}/{point}/training.log",
     wildcard_constraints:
-        device="cpu|cuda",
-        mode="paper|fused",
-        precision="fp32|bf16|fp16",
+        point=plan.training_cost_points,
     conda:
         "../../environment.yml"
     resources:
