@@ -95,6 +95,14 @@ def test_4_touching_code_makes_nothing_again(tree):
     assert times(tree) == before
 
 
+def test_4_changing_what_makes_tables_makes_the_table_again_alone(tree):
+    before = times(tree)
+    with open(tree / "workflow/paper/readable.py", "a") as code:
+        code.write("# changed\n")
+    snakemake(tree, *DEMO, TABLE)
+    assert changed(before, times(tree)) == {TABLE}
+
+
 def test_5_a_deleted_record_and_its_table_are_made_again_alone(tree):
     before = times(tree)
     (tree / record("evo_deit_tiny")).unlink()

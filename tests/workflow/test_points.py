@@ -42,6 +42,13 @@ def test_what_nothing_can_run_is_refused_with_its_reason(name, why, config):
         points.parse(name, runs.throughput_point(config, "imagenet", "deit_small"))
 
 
+def test_a_training_step_is_measured_in_the_modes_that_train():
+    pattern = points.wildcard(points.TRAINING_COST)
+    for name, known in (("cuda-paper-fp16", True), ("cpu-fused-fp32", True),
+                        ("cuda-compiled-bf16", False), ("cuda-amp-fp16", False)):  # fmt: skip
+        assert bool(re.fullmatch(pattern, name)) == known
+
+
 def test_auto_is_a_gpu_where_one_may_be_seen(monkeypatch):
     monkeypatch.setattr(points, "gpu_is_here", lambda: True)
     assert points.resolve({"device": "auto", "weights": 1}, "weights") == {"device": "cuda"}

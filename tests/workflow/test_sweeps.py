@@ -1,12 +1,14 @@
 """Sweeps: a point changes one thing and is trained once; figures say mean and spread."""
 
+import pandas as pd
 import pytest
 
 from workflow import records, runs
 from workflow.campaign import run_name
 from workflow.login import targets
-from workflow.paper import architectures, figures, sweeps
+from workflow.paper import architectures, columns, figures, sweeps
 from workflow.paper.columns import Records
+from workflow.paper.found import half_width
 from workflow.records import RecordError
 
 REFERENCE = "deit_tiny-fast_updating"
@@ -103,7 +105,8 @@ def test_a_frame_has_mean_and_spread_over_the_seeds(demo):
     frame = sweeps.frame("figureS1a", demo("figureS1a")).set_index("run")
     point = frame.loc["deit_tiny-keep0.9"]
     assert (point["top1"], point["top1_sd"], point["seeds"]) == (92.0, 2.0, 3)
-    assert (point["top1_min"], point["top1_max"]) == (90.0, 94.0)
+    half = half_width([90.0, 92.0, 94.0], 599)
+    assert (point["top1_low"], point["top1_high"]) == pytest.approx((92 - half, 92 + half))
     assert (point["throughput"], point["top1_paper"]) == (107.0, 72.4)
     assert point["speedup_pct"] == pytest.approx(7)
     assert frame.loc["deit_tiny", "x"] == "dense"
@@ -112,10 +115,31 @@ def test_a_frame_has_mean_and_spread_over_the_seeds(demo):
     assert frame["source"].str.contains("on digits").all()
 
 
-def test_one_seed_has_no_spread_and_what_was_not_timed_no_speed(demo):
+def test_one_seed_is_as_sure_as_its_test_set_and_what_was_not_timed_has_no_speed(demo):
     frame = sweeps.frame("figureS1c", demo("figureS1c"))
     assert frame["top1"].eq(90).all()
     assert frame[["top1_sd", "throughput"]].isna().all(axis=None)
+    binomial = 1.96 * 100 * (0.9 * 0.1 / 599) ** 0.5
+    assert (frame["top1_high"] - 90).tolist() == pytest.approx([binomial] * len(frame))
+
+
+def test_a_title_says_which_model_it_is_of_and_how_sure(demo, monkeypatch):
+    found = demo("figureS1a")
+    frame = sweeps.frame("figureS1a", found)
+    assert sweeps.title("DeiT-T", frame, found) == (
+        "DeiT-T, a reduced model at 24 px, width 48, trained on digits\n"
+        "95 % intervals; seeds: 3; 599 validation images"
+    )
+    monkeypatch.setitem(found.config.settings["demo"], "shrink", {})
+    nothing = frame.assign(seeds=pd.NA)
+    assert sweeps.title("DeiT-T", nothing, found) == "DeiT-T trained on digits"
+
+
+def test_what_speeds_were_timed_on_stands_above_them(demo):
+    figure, frame = sweeps.draw("figureS1a", demo("figureS1a"))
+    assert figure.axes[1].get_title("left") == "a CPU, fused, fp32, batch 32"
+    doubtful = frame.assign(flags=["suspect: throttled", *[None] * (len(frame) - 1)])
+    assert columns.timed_on(doubtful) == f"a CPU, fused, fp32, batch 32; 1 of {len(frame)} suspect"
 
 
 def test_a_missing_point_is_refused(demo, tmp_path):

@@ -13,10 +13,10 @@ from workflow.paper.columns import Records
 from workflow.records import RecordError
 
 ISSUE_COLUMNS = (
-    "method backbone resolution top1 top1_sd top1_paper top1_gain top1_gain_paper throughput "
-    "throughput_paper speedup_pct ceiling_macs_pct ceiling_roofline_pct speedup_pct_paper "
-    "speedup_delta macs_g params_m batch_size "
-    "precision mode device seeds source flags run"
+    "method backbone resolution top1 top1_sd top1_low top1_high top1_paper top1_delta top1_gain "
+    "top1_gain_paper throughput throughput_paper speedup_pct ceiling_macs_pct "
+    "ceiling_roofline_pct speedup_pct_paper speedup_delta macs_g params_m batch_size precision "
+    "mode device seeds source flags run"
 )
 NUMBERS = {"macs_g": 1.0, "params_m": 5.0, "resolution": 224, "weights": "random"}
 NUMBERS |= {"speedup": 1.5, "ceilings": {"macs": 1.55, "roofline": 1.6}, "suspect": []}
@@ -120,7 +120,7 @@ class TestWithThroughput:
         assert evo["device"] == "a CPU"
         assert evo["ceiling_macs_pct"] == pytest.approx(55)
         assert evo["ceiling_roofline_pct"] == pytest.approx(60)
-        assert evo["seeds"] == "n=1"
+        assert evo["top1_delta"] == pytest.approx(96.123456 - 72.0)
         assert pd.isna(row(compiled(self.config), "DeiT-T", "Baseline")["speedup_pct"])
 
     def test_the_source_says_which_model_each_number_is_of(self):
@@ -205,9 +205,29 @@ def test_the_time_of_an_epoch_stands_beside_the_dense_ones_and_the_macs():
     assert columns.describe_epochs(evo, [given]) == ["epochs of 25.0 s"]
 
 
-def test_seeds_give_mean_and_deviation():
-    assert columns.describe_seeds([1.0]) == "n=1"
-    assert columns.describe_seeds([1.0, 2.0, 3.0]) == "n=3, sd 1.00"
+@pytest.mark.parametrize(
+    ("top1", "mean", "spread", "half"),
+    [([80.0], 80.0, None, 1.96 * 100 * (0.8 * 0.2 / 400) ** 0.5),  # of 400 images, binomial
+     ([79.0, 80.0, 81.0], 80.0, 1.0, 4.303 / 3**0.5)],  # Student's t of three
+)  # fmt: skip
+def test_seeds_give_mean_deviation_and_interval(config, top1, mean, spread, half):
+    spec = runs.train_spec(config, "demo", "deit_tiny")
+    trained = [{"spec": spec, "results": {"top1": one, "val_images": 400}} for one in top1]
+    found = columns.accuracy(trained, config)
+    assert (found["top1"], found["top1_sd"], found["seeds"]) == (mean, spread, len(top1))
+    low, high = mean - found["top1_low"], found["top1_high"] - mean
+    assert (low, high) == pytest.approx((half, half), rel=1e-3)
+
+
+def test_seeds_are_a_count_and_people_read_it_where_it_is_more_than_one(config, demo):
+    demo("deit_tiny")
+    frame = compiled(config, partial=True)
+    assert row(frame, "DeiT-T", "Baseline")["seeds"] == 1
+    assert str(frame["seeds"].dtype) == "Int64"
+    shown = row(frame, "DeiT-T", "Baseline")
+    assert readable.accuracy(shown) == "96.12"
+    several = pd.Series({**shown, "seeds": 3, "top1_sd": 0.5})
+    assert readable.accuracy(several) == "96.12 (n=3, sd 0.50)"
 
 
 def test_an_error_of_the_command_is_one_sentence(tmp_path):

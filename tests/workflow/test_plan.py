@@ -1,0 +1,29 @@
+"""What Snakemake is told that items are made of."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from workflow import records
+from workflow.login import plan
+
+ITEM = SimpleNamespace(root="results/demo", table="table1", figure="pareto")
+KINDS = ["table", "figure", "claims", "partial", "partial_claims"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_item_follows_the_code_that_makes_it(config, kind):
+    found = getattr(plan.Plan(config), f"{kind}_inputs")(ITEM)
+    code = {
+        str(path.relative_to(records.ROOT)) for path in records.ROOT.glob("workflow/paper/*.py")
+    }
+    assert len(code) > 10
+    assert code <= set(found)
+
+
+def test_a_training_does_not(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wildcards = SimpleNamespace(root="results/demo", run="deit_tiny")
+    found = plan.Plan(config).train_inputs(wildcards)
+    assert not [path for path in (found["spec"], *found["first"]) if Path(path).suffix == ".py"]
