@@ -45,6 +45,7 @@ class EvoBlock(Block):
         """(B, L, C) -> (B, L, C), with ``scores`` also (B, L, H)."""
         if scores is None:
             return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
-        out, row = self.attn(self.norm1(x), scores=scores)
-        x = x + self.drop_path1(self.ls1(out))
+        attended, row = self.attn(self.norm1(x), scores=scores)
+        x = x + self.drop_path1(self.ls1(attended))
+        del attended  # nor through the MLP
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), row

@@ -90,6 +90,9 @@ def _slow_fast(this: Evolution, state: State, run: tuple[int, int], k: int) -> S
     tk = functions_for(state.tokens)
     ranking = _ranking(this, state)
     chosen = tk.select(ranking, k)
+    if switches.evolves:
+        scores = tk.selected_scores(ranking, chosen)
+        state = State(state.tokens, scores, state.positions, state.owned)
     slow = tk.take_tokens(state.tokens, chosen)
     representative = None
     if switches.placeholders == "update":

@@ -96,6 +96,11 @@ def select(scores: Tensor | Pending | ClassRow, k: int) -> Selection:
     )
 
 
+def selected_scores(scores: Tensor | Pending, chosen: Selection) -> Tensor:
+    """``tokens.selected_scores``: selecting has settled them."""
+    return chosen.scores
+
+
 def positions(chosen: Selection) -> Tensor:
     """``tokens.positions``."""
     return chosen.kept

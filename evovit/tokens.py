@@ -46,7 +46,7 @@ def attention_scores(attn: Tensor, q: Tensor, k: Tensor, scale: float, kind: str
         return attn.to(torch.promote_types(attn.dtype, torch.float32)).mean(dim=2).transpose(1, 2)
     if torch.finfo(q.dtype).bits < 32:  # the row of this matrix would tie at the cut
         return class_attention(q[:, :, 0], k.transpose(1, 2).flatten(2), scale)
-    return attn[:, :, 0].transpose(1, 2)
+    return attn[:, :, 0].transpose(1, 2).clone()  # a view would keep the matrix alive
 
 
 def patch_scores(row: Tensor, sums: bool, lets_gradients: bool) -> Tensor:
@@ -100,6 +100,11 @@ def settled(scores: Tensor) -> Tensor:
 def select(scores: Tensor, k: int) -> Tensor:
     """Positions (B, k) of the k highest of the scores (B, N), unsorted."""
     return torch.topk(scores.detach(), k, dim=1, sorted=False).indices
+
+
+def selected_scores(scores: Tensor, kept: Tensor) -> Tensor:
+    """The scores (B, N) that were selected by."""
+    return scores
 
 
 def positions(kept: Tensor) -> Tensor:

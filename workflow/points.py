@@ -77,6 +77,11 @@ def check(point: dict) -> None:
         raise PointError("fp16 needs a GPU; say bf16 or fp32.")
 
 
+def no_speed(method: dict) -> str | None:
+    """Why a record has no images/s of a model; None if it has."""
+    return "out of memory" if method["out_of_memory"] else method.get("refused")
+
+
 def resolve(values: dict, *without: str) -> dict:
     """A setting's point of measurement; device "auto" is this machine's."""
     point = {key: value for key, value in values.items() if key not in without}

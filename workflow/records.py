@@ -71,7 +71,7 @@ def make(spec: dict, results: dict, started: float, **provenance) -> dict:
         "results": results,
         "provenance": {
             **code_version(),
-            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "versions": versions(),
             "python": platform.python_version(),
             "host": platform.node(),
             "started": started,
@@ -79,6 +79,10 @@ def make(spec: dict, results: dict, started: float, **provenance) -> dict:
             **provenance,
         },
     }
+
+
+def versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def code_version() -> dict:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from evovit import blocks, deit, dispatch, evolve, fusible, tokens
+from evovit import blocks, deit, dispatch, evolve, fusible, kernels, tokens
 from tests.evovit import small
 
 
@@ -84,6 +84,23 @@ def test_the_form_for_gpus_computes_the_same(switches, for_gpus):
         assert_close(model(images), expected, rtol=0, atol=1e-12)
         for one, other in zip(model.observe(images)[0], before, strict=True):
             assert_close(one.scores, other.scores, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("schedule", "launches"), [("stage", 2), ("layer", 4)])
+def test_what_is_put_off_is_computed_once_a_selection(schedule, launches, for_gpus, monkeypatch):
+    choose, called = kernels.choose, []
+
+    def counted(*arguments):
+        called.append(len(arguments[2]))  # blocks
+        return choose(*arguments)
+
+    monkeypatch.setattr(kernels, "choose", counted)
+    model = small.build(depth=6, start_block=2, blocks_per_stage=2, schedule=schedule)
+    for_gpus()
+    with torch.no_grad():
+        model(small.images())
+    assert len(called) == launches
+    assert sum(called) == 4 if schedule == "stage" else 5  # the last ones lead to no selection
 
 
 @pytest.mark.parametrize("differs", [None, "is_cuda", "is_compiling", "is_exporting", "grad"])

@@ -132,3 +132,11 @@ def test_updated_scores_go_to_their_tokens(form):
     found = form.put_back_scores(scores, kept, -scores.gather(1, place))
     signs = torch.ones_like(scores).scatter(1, place, -1.0)
     assert torch.equal(found, scores * signs)
+
+
+def test_a_row_of_the_matrix_does_not_keep_the_matrix():
+    """Through the MLP that follows it would be the largest tensor there is."""
+    attn = torch.randn(2, 3, 8, 8).softmax(dim=-1)
+    row = tokens.attention_scores(attn, attn, attn, 1.0, "class")
+    assert torch.equal(row, attn[:, :, 0].transpose(1, 2))
+    assert row.untyped_storage().nbytes() == row.nbytes

@@ -48,6 +48,15 @@ def test_a_compiled_model_computes_the_same():
     assert found["check"]["distance"] <= 1e-4
 
 
+@pytest.mark.parametrize("key", ["evo_levit", "plain_levit"])
+def test_folded_layers_go_where_the_images_are(key):
+    """timm makes them anew, on the CPU."""
+    images = families.images(key).to("meta")
+    whole = spec(mode="compiled", precision="bf16")
+    cast, _ = modes.cast(families.build(key).eval(), images, whole)
+    assert {parameter.device.type for parameter in cast.parameters()} == {"meta"}
+
+
 def test_what_can_not_be_compiled_is_said():
     """IA-RED2 with weights of its own decides how many patches stay: no one graph."""
     whole = spec(mode="compiled", precision="fp32")

@@ -12,7 +12,10 @@ SPEC = {"kind": "throughput", "batch_sizes": [1, 2]}
 
 def test_a_part_is_measured_once(tmp_path):
     assert Parts(tmp_path, SPEC, "a GPU").get("b1", lambda: {"rate": 1.5}) == {"rate": 1.5}
-    assert Parts(tmp_path, SPEC, "a GPU").get("b1", lambda: {"rate": 2.5}) == {"rate": 1.5}
+    again = Parts(tmp_path, SPEC, "a GPU")
+    assert again.get("b1", lambda: {"rate": 2.5}) == {"rate": 1.5}
+    assert again.get("b2", lambda: 3.5) == 3.5
+    assert again.kept == 1
 
 
 @pytest.mark.parametrize("other", [(SPEC, "another GPU"), ({**SPEC, "rounds": 9}, "a GPU")])
@@ -21,15 +24,26 @@ def test_a_part_of_another_device_or_spec_is_measured_again(tmp_path, other):
     assert Parts(tmp_path, *other).get("b1", lambda: 2.5) == 2.5
 
 
+@pytest.mark.parametrize(
+    "name", ["workflow.node.parts.code_hash", "workflow.records.versions", "platform.node"]
+)
+def test_a_part_of_other_code_or_packages_or_another_host_is_measured_again(
+    tmp_path, monkeypatch, name
+):
+    Parts(tmp_path, SPEC, "a GPU").get("b1", lambda: 1.5)
+    monkeypatch.setattr(name, lambda: "other")
+    assert Parts(tmp_path, SPEC, "a GPU").get("b1", lambda: 2.5) == 2.5
+
+
 def test_out_of_memory_is_a_part_too(tmp_path):
     Parts(tmp_path, SPEC, "a GPU").get("b1", lambda: None)
     assert Parts(tmp_path, SPEC, "a GPU").get("b1", lambda: 2.5) is None
 
 
-@pytest.mark.parametrize("damage", ["", '{"part": 1', "[]", "{}"])
+@pytest.mark.parametrize("damage", [b"", b'{"part": 1', b"[]", b"{}", b"\xff"])
 def test_a_damaged_part_is_measured_again(tmp_path, damage):
     write_json(tmp_path / "parts/b1.json", {})
-    (tmp_path / "parts/b1.json").write_text(damage)
+    (tmp_path / "parts/b1.json").write_bytes(damage)
     assert Parts(tmp_path, SPEC, "a GPU").get("b1", lambda: 2.5) == 2.5
 
 
@@ -83,10 +97,11 @@ def test_training_costs_go_on_where_they_were_killed(tmp_path, monkeypatch, conf
         "memory_gib": None, "extrapolate_to": [],
     }  # fmt: skip
     monkeypatch.setattr(training_cost, "ROUND_S", 0.0)
-    returned = killed_in_the_second(monkeypatch, training_cost, "measure_once")
+    returned = killed_in_the_second(monkeypatch, training_cost, "measure_round")
     with pytest.raises(KeyboardInterrupt):
         training_cost.measure_section(spec, folder=tmp_path)
     found = training_cost.measure_section(spec, folder=tmp_path)
-    assert len(returned) == 5  # two models in two rounds, and the one that was killed
-    (first,) = found["methods"][0]["sizes"]
-    assert first["saved_bytes_last"] == returned[0]["last"][2]
+    assert len(returned) == 3  # two rounds, and the one that was killed
+    assert found["kept_parts"] == 1
+    for place, method in enumerate(found["methods"]):
+        assert method["sizes"][0]["step_s_last_rounds"][0] == returned[0][place]["last"][0]

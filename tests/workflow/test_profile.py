@@ -49,7 +49,14 @@ def test_bars_that_there_are_not(arguments, said, monkeypatch, capsys):
 
 def test_a_bar_says_whether_it_is_met():
     method = {"run": "Evo", "images_per_s": 10.0, "speedup": 1.4, "speedup_interval": [1.39, 1.41],
-              "ceilings": {"macs": 1.5}, "suspect": []}  # fmt: skip
+              "ceilings": {"macs": 1.5}, "suspect": [], "out_of_memory": False}  # fmt: skip
     row = speed_bars.row_of("DeiT-S, compiled", "bf16", method, 1.42, {"suspect": ["power cap"]})
     assert row["met"] is False
     assert speed_bars.line(row).endswith("bar 1.42  missed  suspect: power cap")
+
+
+def test_a_model_without_a_speed_misses_its_bar():
+    method = {"run": "Evo", "out_of_memory": True}
+    row = speed_bars.row_of("DeiT-B, compiled", "bf16", method, 1.44, {"suspect": []})
+    assert row["met"] is False
+    assert speed_bars.line(row).endswith("bar 1.44  missed  suspect: out of memory")

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from workflow import points, records, runs
+from workflow import locks, points, records, runs
 from workflow.login import attempts, take_in, targets
 from workflow.node import by_hand, fresh, survey
 
@@ -41,6 +41,18 @@ def test_its_records_are_those_that_the_setting_asks_for(config):
     assert spec == targets.spec_of(
         config, f"results/throughput/{section}/{points.name(shown)}.json"
     )
+
+
+def test_a_section_that_there_is_not_is_refused(config):
+    with pytest.raises(points.PointError, match="--sections: levit_999: none of deit_tiny, "):
+        survey.plan(config, asked("--device", "cuda", "--sections", "levit_999"), "bf16")
+
+
+def test_two_surveys_never_share_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["survey", "--output", str(tmp_path), "--device", "cpu"])
+    monkeypatch.setattr(survey, "measure_all", None)  # would fail
+    with locks.exclusive(tmp_path / "survey.lock"), pytest.raises(SystemExit, match="is held by"):
+        survey.main()
 
 
 @pytest.fixture

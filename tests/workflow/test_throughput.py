@@ -9,9 +9,9 @@ import timm
 import torch
 
 from tests.models import families
-from workflow import records, runs
+from workflow import points, records, runs
 from workflow.layout import DataError
-from workflow.node import checks, fresh, macs, modes, roofline, throughput, timing, train
+from workflow.node import by_hand, checks, fresh, macs, modes, roofline, throughput, timing, train
 from workflow.node.checkpoints import WeightsError
 from workflow.node.fresh import MeasurementError
 
@@ -124,6 +124,26 @@ def test_outputs_that_are_not_finite_are_no_measurement(monkeypatch):
 
 def out_of_memory(*ignored):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+
+def refusing(*ignored):
+    raise modes.Refused("EvoVisionTransformer can't be captured as a CUDA graph: it waits")
+
+
+def test_a_model_that_the_mode_refuses_leaves_the_others(monkeypatch):
+    breaking(monkeypatch, refusing)
+    dense, evo = throughput.measure_section(spec())["methods"]
+    assert "can't be captured" in points.no_speed(evo) == evo["refused"]
+    assert "images_per_s" not in evo
+    assert points.no_speed(dense) is None
+    assert by_hand.line(evo) == evo["refused"]
+
+
+def test_without_the_baseline_there_is_nothing_to_measure(monkeypatch):
+    breaking(monkeypatch, refusing)
+    models = spec()["models"]
+    with pytest.raises(modes.Refused):
+        throughput.measure_section(spec(models=models[::-1]))
 
 
 def test_running_out_of_memory_is_a_result(monkeypatch):

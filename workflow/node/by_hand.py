@@ -12,8 +12,10 @@ import torch
 from workflow import points, records
 from workflow.node import fresh
 
+LEAST_ROUNDS = 5
 
-def parser(command: str, description: str) -> argparse.ArgumentParser:
+
+def parser(command: str, description: str, sweeps: str = "") -> argparse.ArgumentParser:
     """The switches of a model, its baseline and a point of measurement."""
     made = argparse.ArgumentParser(
         prog=f"python -m workflow.node.{command}", description=description
@@ -21,21 +23,28 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
     made.add_argument("--model", required=True, help="timm's name, ours included")
     made.add_argument("--baseline", required=True, help="the dense model")
     for name in ("model", "baseline"):
-        made.add_argument(f"--{name}-kwargs", type=json.loads, default={}, metavar="JSON")
-    made.add_argument("--batch-size", type=int, default=256, help="images; 0: 1 to 1024 in turn")
-    made.add_argument("--mode", choices=points.MODES, default="fused")
-    made.add_argument("--precision", choices=points.PRECISIONS, default="fp32")
-    made.add_argument("--device", choices=("auto", *points.DEVICES), default="auto")
-    made.add_argument("--channels-last", action="store_true")
+        made.add_argument(f"--{name}-kwargs", type=json.loads, default={}, metavar="JSON",
+                          help="how it is built, such as '{\"keep_ratio\": 0.7}'")  # fmt: skip
+    made.add_argument("--batch-size", type=int, default=256, help="images (256)" + sweeps)
+    made.add_argument("--mode", choices=points.MODES, default="fused",
+                      help="how it runs (fused); paper: as a V100 did in 2021")  # fmt: skip
+    made.add_argument("--precision", choices=points.PRECISIONS, default="fp32",
+                      help="of weights and images, or of autocast in mode amp (fp32)")  # fmt: skip
+    made.add_argument("--device", choices=("auto", *points.DEVICES), default="auto",
+                      help="auto: the GPU if there is one")  # fmt: skip
+    made.add_argument("--channels-last", action="store_true", help="memory layout of all tensors")
     made.add_argument("--cuda-graphs", type=int, default=16, metavar="N",
                       help="replay batches of up to N images as CUDA graphs (16)")  # fmt: skip
-    made.add_argument("--threads", type=int, default=min(8, len(os.sched_getaffinity(0))))
+    made.add_argument("--threads", type=int, default=min(8, len(os.sched_getaffinity(0))),
+                      help="of the processor; on a GPU of its host")  # fmt: skip
     return made
 
 
 def throughput_parser() -> argparse.ArgumentParser:
     made = parser(
-        "throughput", "Time a model and its dense baseline in turns, in a process of their own."
+        "throughput",
+        "Time a model and its dense baseline in turns, in a process of their own.",
+        sweeps="; 0: 1 to 1024 in turn",
     )
     made.add_argument("--rounds", type=int, default=15, help="at least; more while unsure")
     made.add_argument("--repeat", type=int, default=1, metavar="N",
@@ -73,8 +82,8 @@ def lines(results: dict) -> list[str]:
 
 def line(method: dict) -> str:
     """Rate, speed-up with its interval, and the ceilings that stand beside it."""
-    if method["out_of_memory"]:
-        return "out of memory"
+    if why := points.no_speed(method):
+        return why
     said = f"{method['images_per_s']:9.1f} images/s"
     if method["speedup"] is not None:
         low, high = method["speedup_interval"]
@@ -86,7 +95,12 @@ def line(method: dict) -> str:
 
 
 def main() -> None:
-    given = throughput_parser().parse_args()
+    made = throughput_parser()
+    given = made.parse_args()
+    if given.rounds < LEAST_ROUNDS:
+        made.error(f"--rounds {given.rounds}: at least {LEAST_ROUNDS}, or no interval is known")
+    if given.repeat > 1 and not given.batch_size:
+        made.error("--repeat compares one batch size; --batch-size 0 is a sweep")
     spec, speedups = make_spec(given) | {"rounds": given.rounds}, []
     for number in range(1, given.repeat + 1):
         try:
@@ -96,7 +110,10 @@ def main() -> None:
             sys.exit(f"ERROR: {error}")
         results = record["results"]
         print("\n".join(lines(results)), flush=True)
-        speedups.append(results.get("sizes", [results])[0]["methods"][-1].get("speedup"))
+        if refused := results.get("methods", [{}])[-1].get("refused"):
+            sys.exit(f"ERROR: {refused}")
+        if given.repeat > 1:
+            speedups.append(results["methods"][-1].get("speedup"))
         if given.output:
             several = f"{given.output.stem}-{number}{given.output.suffix}"
             path = given.output if given.repeat == 1 else given.output.with_name(several)

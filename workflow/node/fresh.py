@@ -11,6 +11,7 @@ import argparse
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ import torch
 
 from workflow import layout, records
 from workflow.node import build, checkpoints, device, sensors
+from workflow.node.parts import FOLDER
 
 MEASUREMENTS = {
     "throughput": "workflow.node.throughput",
@@ -80,6 +82,14 @@ def pin(spec: dict) -> None:
         os.sched_setaffinity(0, choose_processors(spec["threads"], os.sched_getaffinity(0)))
 
 
+def settle(spec: dict, module: str) -> None:
+    """Start this command (`python -m module`) once more, tuned and pinned, unless it is."""
+    if any(os.environ.get(name) != value for name, value in tuned(spec).items()):
+        pin(spec)
+        command = [sys.executable, "-m", module, *sys.argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, **tuned(spec)})
+
+
 def run(spec: dict, site: dict, folder: Path) -> dict:
     """The job of any of MEASUREMENTS; -> record. Started again with the same folder it goes on."""
     spec_path, output = folder / "measure.json", folder / "measured.json"
@@ -108,10 +118,7 @@ def main() -> None:
     arguments = parser.parse_args()
     started = time.time()
     spec = json.loads(arguments.spec.read_text())
-    if any(os.environ.get(name) != value for name, value in tuned(spec).items()):
-        pin(spec)
-        command = [sys.executable, "-m", __spec__.name, *sys.argv[1:]]
-        os.execve(sys.executable, command, {**os.environ, **tuned(spec)})
+    settle(spec, __spec__.name)
     try:
         results = importlib.import_module(MEASUREMENTS[spec["kind"]]).measure_section(
             spec, arguments.site, arguments.output.parent
@@ -121,6 +128,7 @@ def main() -> None:
         sys.exit(str(error))
     record = records.make(spec, results, started, device=results["device"])
     records.write_json(arguments.output, record)
+    shutil.rmtree(arguments.output.parent / FOLDER, ignore_errors=True)
 
 
 if __name__ == "__main__":

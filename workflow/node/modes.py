@@ -8,7 +8,7 @@
 | compiled | fused | as fused, compiled: BatchNorm folded, weights frozen | the fast way |
 
 In mode compiled, convolutions without overlap are matrix products (products.py).
-Below a batch size of `cuda_graphs` the passes of a GPU are replayed as one CUDA graph, except in
+Up to a batch size of `cuda_graphs` the passes of a GPU are replayed as one CUDA graph, except in
 mode paper.
 """
 
@@ -30,6 +30,10 @@ GRAPH_WARM_UP = 3
 OPTIONS = {"freezing": True, "fallback_random": True}
 
 Run = Callable[[Tensor], Tensor]
+
+
+class Refused(MeasurementError):
+    """The mode can't run this model; others of its section it may."""
 
 
 def check_point(spec: dict) -> None:
@@ -86,8 +90,8 @@ def cast(module: nn.Module, images: Tensor, spec: dict) -> tuple[nn.Module, Tens
     """Weights and images in the format of the mode, the module itself being changed."""
     set_attention(module, spec["mode"])
     if spec["mode"] == "compiled":
-        # LeViT's BatchNorm goes into the layers before it
-        module = with_products(reparameterize_model(module))
+        # LeViT's BatchNorm goes into the layers before it, which timm makes anew, on the CPU
+        module = with_products(reparameterize_model(module).to(images.device))
     dtype = torch.float32 if spec["mode"] == "amp" else DTYPES[spec["precision"]]
     layout = torch.channels_last if spec["channels_last"] else torch.contiguous_format
     return module.to(dtype=dtype, memory_format=layout), images.to(dtype, memory_format=layout)
@@ -140,7 +144,7 @@ def wants_graph(spec: dict, where: torch.device) -> bool:
 def make_run(module: nn.Module, images: Tensor, spec: dict, where: torch.device) -> Run:
     """A pass of a module and images that were cast, as the mode wants it.
 
-    Raises MeasurementError for a model that can't be compiled: nothing else is timed in its place.
+    Raises Refused for a model that can't be compiled: nothing else is timed in its place.
     """
     if spec["mode"] != "compiled":
         return plain(module, spec, where)
@@ -151,18 +155,18 @@ def make_run(module: nn.Module, images: Tensor, spec: dict, where: torch.device)
 
 
 def captured(module: nn.Module, run: Run, images: Tensor) -> Replayed:
-    """A pass of the module as a CUDA graph. Raises MeasurementError for one that can't be."""
+    """A pass of the module as a CUDA graph. Raises Refused for one that can't be."""
     with refused(module, "captured as a CUDA graph"):
         return Replayed(run, images)
 
 
 @contextlib.contextmanager
 def refused(module: nn.Module, what: str) -> Iterator[None]:
-    """The compiler's and CUDA's errors, RuntimeErrors all, as MeasurementError; but for memory."""
+    """The compiler's and CUDA's errors, RuntimeErrors all, as Refused; but for memory."""
     try:
         yield
     except RuntimeError as error:
         if device.is_out_of_memory(error):
             raise
         reason = str(error).strip().splitlines()[0]
-        raise MeasurementError(f"{type(module).__name__} can't be {what}: {reason}") from error
+        raise Refused(f"{type(module).__name__} can't be {what}: {reason}") from error

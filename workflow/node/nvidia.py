@@ -45,8 +45,9 @@ class Gpu:
         fields = ("driver_version", "clocks.max.sm", "clocks.max.memory", "power.limit")
         found = self._query(*fields) or [None] * len(fields)
         apps = ask(f"--id={self.uuid}", "--query-compute-apps=pid")
-        # this process is one of them; in a container it has another number there
-        others = None if apps is None else max(0, len([line for line in apps if line.strip()]) - 1)
+        # this process is one of them, by another number in a container; without any, none is seen
+        seen = [line for line in apps or () if line.strip()]
+        others = len(seen) - 1 if seen else None
         return {
             "driver": found[0],
             "clock_limit_mhz": number(found[1]),

@@ -1,20 +1,39 @@
 """What a long measurement has so far, on disk: killed and started again, it goes on from there."""
 
+import hashlib
 import json
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from workflow import records, runs
 
+FOLDER = "parts"
+CODE = ("evovit", "baselines", "workflow/node")
+
+
+def code_hash() -> str:
+    """Of the code that measures and is measured: a commit does not tell of uncommitted changes."""
+    digest = hashlib.sha256()
+    for path in sorted(path for name in CODE for path in (records.ROOT / name).glob("**/*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
 
 class Parts:
-    """One measurement's parts, as JSON in `folder` (None: nothing is kept); one of another spec or
-    device is measured again."""
+    """One measurement's parts, as JSON in `folder` (None: nothing is kept); one of another spec,
+    device, host, code or torch is measured again. `kept`: how many an earlier start had."""
 
     def __init__(self, folder: Path | None, spec: dict, device: str):
-        self.folder = folder and folder / "parts"
-        self.of = {"spec_hash": runs.spec_hash(spec), "device": device}
+        self.folder, self.kept = folder and folder / FOLDER, 0
+        self.of = {
+            "spec_hash": runs.spec_hash(spec),
+            "device": device,
+            "host": platform.node(),
+            "code": code_hash(),
+            "versions": records.versions(),
+        }
 
     def get(self, name: str, measure: Callable[[], Any]) -> Any:
         """The part of that name: an earlier start's, or what `measure()` finds now."""
@@ -23,8 +42,9 @@ class Parts:
             try:
                 kept = json.loads(path.read_text())
                 if {key: kept[key] for key in self.of} == self.of:
+                    self.kept += 1
                     return kept["part"]
-            except (json.JSONDecodeError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError):
                 pass  # damaged: as if it were not there
         part = measure()
         if path:

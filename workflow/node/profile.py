@@ -17,7 +17,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from workflow.node import build, by_hand, device, modes, throughput, timing
+from workflow.node import build, by_hand, device, fresh, modes, throughput, timing
 from workflow.node.fresh import MeasurementError
 
 PASSES = 10
@@ -90,6 +90,7 @@ def main() -> None:
     if not given.batch_size:
         made.error("--batch-size 0 is a sweep; name one batch size")
     spec = by_hand.make_spec(given)
+    fresh.settle(spec, __spec__.name)
     try:
         modes.check_point(spec)
         torch.set_num_threads(spec["threads"])

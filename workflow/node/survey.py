@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from workflow import points, records, runs
+from workflow import locks, points, records, runs
 from workflow.campaign import Config
 from workflow.node import by_hand, device, fresh
 
@@ -31,6 +31,11 @@ def plan(config: Config, given: argparse.Namespace, half: str) -> list[tuple[str
     """(section, point) of every measurement, the tables' order within each point; `half` is the
     16-bit format that the device has units for."""
     sections = [name for table in given.tables for name in config.sections_of(table)]
+    if unknown := sorted(set(given.sections or ()) - set(sections)):
+        named = ", ".join(unknown)
+        raise points.PointError(
+            f"--sections: {named}: none of {', '.join(dict.fromkeys(sections))}."
+        )
     sections = [name for name in dict.fromkeys(sections) if name in (given.sections or sections)]
     known = {row for name in sections for row in config.items["sections"][name]}
     if unknown := sorted(set(given.rows or ()) - known):
@@ -109,7 +114,8 @@ def parser() -> argparse.ArgumentParser:
                            "the workflow does not take such records in")  # fmt: skip
     made.add_argument("--points", nargs="+", metavar="MODE-PRECISION-bN",
                       help="such as paper-fp32-b256, compiled-bf16-sweep")  # fmt: skip
-    made.add_argument("--setting", help="whose threads and rounds are taken (settings.yaml)")
+    made.add_argument("--setting", choices=tuple(Config.load().settings),
+                      help="whose threads and rounds are taken (settings.yaml)")  # fmt: skip
     made.add_argument("--threads", type=int, help="instead of the setting's")
     return made
 
@@ -122,19 +128,31 @@ def main() -> None:
         wanted = plan(config, given, "bf16" if found["bf16"] else "fp16")
     except (points.PointError, device.DeviceError) as error:
         sys.exit(f"ERROR: {error}")
+    try:
+        with locks.exclusive(given.output / "survey.lock"):
+            failed = measure_all(config, setting, wanted, given, found["device"])
+    except (locks.Held, locks.NoLocks) as error:
+        sys.exit(f"ERROR: {error}")
+    if failed:
+        sys.exit(f"{failed} of {len(wanted)} could not be measured; started again, only those are.")
+
+
+def measure_all(
+    config: Config, setting: str, wanted: list, given: argparse.Namespace, here: str
+) -> int:
+    """Every (section, point) in its order; -> how many could not be measured."""
     failed = 0
     for number, (section, point) in enumerate(wanted, 1):
         print(f"[{number}/{len(wanted)}] {section} {points.name(point)}", flush=True)
         try:
             spec = spec_of(config, setting, section, point, given.rows)
-            record = measure(spec, point, given.output, found["device"])
+            record = measure(spec, point, given.output, here)
         except fresh.MeasurementError as error:
             failed += 1
             print(f"  ERROR: {error}", flush=True)
         else:
             print("\n".join(f"  {said}" for said in by_hand.lines(record["results"])), flush=True)
-    if failed:
-        sys.exit(f"{failed} of {len(wanted)} could not be measured; started again, only those are.")
+    return failed
 
 
 if __name__ == "__main__":

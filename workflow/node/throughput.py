@@ -67,7 +67,8 @@ def describe(model: dict, module: nn.Module, images: Tensor) -> dict:
 def prepare(module: nn.Module, images: Tensor, spec: dict, where) -> tuple[Contestant, dict]:
     """The model ready to be timed, and what was found out on the way.
 
-    Raises MeasurementError for outputs that are not the reference's, torch.OutOfMemoryError.
+    Raises MeasurementError for outputs that are not the reference's, modes.Refused,
+    torch.OutOfMemoryError.
     """
     name = type(module).__name__
     reference = checks.make_reference(module, images, spec, where)
@@ -137,9 +138,11 @@ def measure_batch(spec: dict, site: dict | None, where: torch.device, machine: d
             try:
                 one, found = prepare(module, images, spec, where)
             except RuntimeError as error:
-                if not device.is_out_of_memory(error):
-                    raise
-                method["out_of_memory"] = True
+                method["out_of_memory"] = device.is_out_of_memory(error)
+                if not method["out_of_memory"]:
+                    if not isinstance(error, modes.Refused) or method is methods[0]:
+                        raise
+                    method["refused"] = str(error)
                 gc.collect()
                 continue
             method |= found
@@ -221,13 +224,13 @@ def measure_section(spec: dict, site: dict | None = None, folder: Path | None = 
     warnings.filterwarnings("ignore", message=".*(TF32|tf32|TensorFloat32).*")
     torch.set_num_threads(spec["threads"])
     modes.set_backends()
-    torch.manual_seed(0)
     where = device.choose(spec["device"])
     device.check_precision(spec["precision"], where)
-    machine = roofline.measure_machine(spec["precision"], where)
     parts = Parts(folder, spec, device.describe(where))
+    machine = parts.get("machine", partial(roofline.measure_machine, spec["precision"], where))
 
     def measured(size: int) -> dict:
+        torch.manual_seed(0)
         try:
             found = measure_batch(spec | {"batch_size": size}, site, where, machine)
         except RuntimeError as error:
@@ -244,6 +247,7 @@ def measure_section(spec: dict, site: dict | None = None, folder: Path | None = 
         "device": device.describe(where),
         "machine": machine,
         "environment": environment(),
+        "kept_parts": parts.kept,
     }
     return common | ({"sizes": found} if "batch_sizes" in spec else found[0])
 

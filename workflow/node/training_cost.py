@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from workflow.node import build, device, macs
+from workflow.node import build, device, macs, watch
 from workflow.node.fresh import MeasurementError, environment
-from workflow.node.modes import set_attention
+from workflow.node.modes import set_attention, set_backends
 from workflow.node.parts import Parts
 from workflow.node.place import Place
 from workflow.node.stepping import Stepper
@@ -152,6 +152,18 @@ def measure_once(
             torch.cuda.empty_cache()
 
 
+def measure_round(
+    spec: dict, batch_size: int, where: torch.device, before: list[list[dict | None]]
+) -> list[dict | None]:
+    """Each model once, in turn; None for one that runs, or in a round before ran, out of memory."""
+    return [
+        None
+        if any(told[index] is None for told in before)
+        else measure_once(model, spec, batch_size, where, counts=not before)
+        for index, model in enumerate(spec["models"])
+    ]
+
+
 def summarise(rounds: list[dict | None]) -> dict:
     """Medians over the rounds; a model that ran out of memory once has no numbers."""
     if None in rounds:
@@ -187,11 +199,12 @@ def extrapolate(sizes: list[dict], spec: dict) -> list[dict]:
 
 
 def measure_section(spec: dict, site: dict | None = None, folder: Path | None = None) -> dict:
-    """Measure every model of the section at every batch size, round by round, and keep each as a
-    part in `folder`; -> the record's results."""
+    """Measure every model of the section at every batch size, round by round, each a part that is
+    kept in `folder`; -> the record's results."""
     if spec["precision"] == "fp16" and spec["device"] == "cpu":
         raise MeasurementError("fp16 needs a GPU; set `precision: bf16` or `fp32`.")
     torch.set_num_threads(spec["threads"])
+    set_backends()
     where = device.choose(spec["device"])
     device.check_precision(spec["precision"], where)
     emulated = False
@@ -201,19 +214,18 @@ def measure_section(spec: dict, site: dict | None = None, folder: Path | None = 
         if emulated:
             torch.cuda.set_per_process_memory_fraction(share, where)
     parts = Parts(folder, spec, device.describe(where))
-    rounds: dict[tuple[int, int], list] = {}
-    for number in range(spec["rounds"]):
-        for batch_size in spec["batch_sizes"]:
-            for index, model in enumerate(spec["models"]):
-                told = rounds.setdefault((index, batch_size), [])
-                if None in told:
-                    continue
-                once = partial(measure_once, model, spec, batch_size, where, counts=not told)
-                told.append(parts.get(f"{model['run']}-b{batch_size}-{number}", once))
+    rounds: dict[int, list[list[dict | None]]] = {size: [] for size in spec["batch_sizes"]}
+    with watch.watch(where) as seen:
+        started = time.time()
+        for number in range(spec["rounds"]):
+            for size, told in rounds.items():
+                once = partial(measure_round, spec, size, where, told)
+                told.append(parts.get(f"b{size}-{number}", once))
     methods = []
     for index, model in enumerate(spec["models"]):
         sizes = [
-            {"batch_size": size, **summarise(rounds[index, size])} for size in spec["batch_sizes"]
+            {"batch_size": size, **summarise([one[index] for one in told])}
+            for size, told in rounds.items()
         ]
         module = build.build_model(model["model"])
         image = (3, *build.image_size(module))
@@ -232,5 +244,15 @@ def measure_section(spec: dict, site: dict | None = None, folder: Path | None = 
         "bytes_are": "largest held by the allocator" if where.type == "cuda" else "counted",
         "memory_limit_emulated": emulated,
         "methods": methods,
+        "seen": (summary := seen.summary([(started, time.time())])),
+        "suspect": suspicions(methods[0], summary, where),
         "environment": environment(),
+        "kept_parts": parts.kept,
     }
+
+
+def suspicions(baseline: dict, seen: dict, where: torch.device) -> list[str]:
+    """Why the seconds can't be trusted, if so."""
+    size = baseline["sizes"][0]
+    rates = [size["batch_size"] / seconds for seconds in size.get("step_s_last_rounds", [])]
+    return watch.suspicions(seen, rates, where) if rates else []

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from workflow import records, runs
+from workflow import points, records, runs
 from workflow.campaign import Config, run_name
 from workflow.paper import training_costs
 from workflow.paper.found import half_width
@@ -165,8 +165,8 @@ def speed_columns(run: str, section: str, found: Records) -> dict:
     row |= {key: record["spec"][key] for key in ("batch_size", "precision", "mode")}
     row |= {"device": record["results"]["device"], "run": run}
     flags = [f"profile={method['profile']}"] if method.get("profile") else []
-    if method["out_of_memory"]:
-        flags.append("out of memory")
+    if why := points.no_speed(method):
+        flags.append(why)
     else:
         row["throughput"] = method["images_per_s"]
         if method is not baseline and method["speedup"] is not None:

@@ -40,8 +40,8 @@ def cell(method: dict | None, base: dict | None) -> list[str]:
     if method is None:
         return ["", "", "", ""]
     batch = str(method["batch_size"])
-    if method["out_of_memory"]:
-        return [batch, "out of memory", "", ""]
+    if why := points.no_speed(method):
+        return [batch, why, "", ""]
     doubt = " ?" if method.get("suspect") or method["all"] else ""
     doubt += " *" if method.get("profile") else ""
     rate = f"{method['images_per_s']:.1f}{doubt}"
