@@ -142,7 +142,7 @@ def analysis_spec(config: Config, setting: str, name: str) -> dict:
     """The spec of one of items.yaml's `analyses`: a look into the model that a run ended with."""
     wanted = config.items["analyses"][name]
     training = train_spec(config, setting, wanted["run"])
-    images = {"validation": wanted["validation"]}
+    images = {key: wanted[key] for key in ("validation", "shown") if key in wanted}
     if wanted.get("photographs"):
         images["photographs"] = config.settings[setting].get("photographs", SAMPLE_IMAGES)
     shown = ("threads", "interpolation", "crop_pct")

@@ -37,7 +37,7 @@ class Statement:
     tolerance: float = 0.0
     batch_size: int | None = None
     figure: str | None = None
-    curves: tuple[str, tuple, tuple] | None = None  # an analysis; higher, lower: (curve, layer)
+    curves: tuple[str, tuple, tuple] | None = None  # an analysis; higher, lower: (curve, point)
 
 
 def listed(value) -> list:

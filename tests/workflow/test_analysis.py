@@ -36,6 +36,7 @@ def test_cka_is_over_as_many_images_as_there_are_and_ends_high(look):
     record, arrays = look("cka")
     assert record["results"]["images"] == 20  # of 512 that were asked for
     assert record["results"]["keep_ratio"] == 0.5
+    assert "half_widths" not in record["results"]  # one number of all images
     assert set(record["results"]["curves"]) == {"all", "informative", "placeholder"}
     for name, curve in record["results"]["curves"].items():
         assert arrays[name].tolist() == curve
@@ -49,6 +50,8 @@ def test_queries_correlate_and_vary(look):
     assert arrays["mean"].shape == arrays["variance"].shape == (12,)
     assert (abs(arrays["mean"]) <= 1).all()
     assert (arrays["variance"] >= 0).all()
+    half_widths = record["results"]["half_widths"]
+    assert all(0 < half < 1 for name in ("mean", "variance") for half in half_widths[name])
 
 
 def test_class_attention_and_relevance_are_those_of_every_patch(look):
@@ -59,6 +62,12 @@ def test_class_attention_and_relevance_are_those_of_every_patch(look):
     assert "Captum" in record["results"]["interpretability"]
     assert record["results"]["names"][4:] == ["china.jpg", "flower.jpg"]
     assert record["results"]["sha256"][:4] == [None] * 4
+    assert record["results"]["images"] == 20  # of validation; photographs show no class
+    curves = record["results"]["curves"]
+    names = {"class", "class_others", "global", "global_others", "evenness"}
+    assert set(curves) == set(record["results"]["half_widths"]) == names
+    assert all(len(curve) == 12 and max(map(abs, curve)) <= 1 for curve in curves.values())
+    assert curves["class"][0] == pytest.approx(curves["global"][0])  # where Eq. 4 begins
 
 
 def test_selection_is_shown_at_the_epochs_that_were_kept_and_at_the_end(look):
@@ -68,6 +77,11 @@ def test_selection_is_shown_at_the_epochs_that_were_kept_and_at_the_end(look):
     assert arrays["kept"].shape == (2, 8, 6, 16)
     assert (arrays["kept"].sum(axis=-1) == 8).all()
     assert (arrays["kept"][0] != arrays["kept"][1]).any()
+    curves = record["results"]["curves"]
+    assert [len(curves[name]) for name in ("by_last", "by_chance", "by_next_epoch")] == [7, 7, 1]
+    assert curves["by_chance"] == [0.5] * 7
+    assert record["results"]["half_widths"]["by_chance"] == [0] * 7
+    assert record["results"]["images"] == 20
 
 
 def test_a_model_that_selects_nothing_is_refused(look):

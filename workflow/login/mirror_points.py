@@ -63,7 +63,7 @@ def of_record(record: dict, time_ms: int) -> list[Point]:
     points = [Point(key, value, time_ms, step) for key, value in found.items() if value is not None]
     if record["kind"] == "throughput":
         points += of_throughput(results, time_ms)
-    for name, curve in results.get("curves", {}).items():  # over the layers
+    for name, curve in results.get("curves", {}).items():  # over layers or epochs
         points += [Point(name, value, time_ms, layer) for layer, value in enumerate(curve, 1)]
     return points
 

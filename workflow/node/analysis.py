@@ -5,7 +5,7 @@ from 1, as in the paper; shapes: n images, N patches in raster order.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from evovit import tokens as tk
 from evovit.host import EvoHost
 from workflow import layout, records
 from workflow.journal import Journal
-from workflow.node import build, checkpoints, data, device, manifest, pictures, similarity
+from workflow.node import build, checkpoints, data, device, manifest, maps, pictures, similarity
 from workflow.node.observation import check_dense, observe
 
 KEEP_RATIO = 0.5  # of the tokens that count as informative, where nothing is selected by
@@ -76,9 +76,10 @@ def batches(subject: Subject) -> Iterator[Tensor]:
 
 def gather(subject: Subject) -> tuple[pictures.Pictures, dict, dict[str, np.ndarray]]:
     """Pictures to look at, with what a record says of them and the arrays that show them."""
-    grid = subject.model.patch_embed.grid_size
-    found = pictures.gather(subject.spec, subject.site, subject.config, grid[0])
-    said = {"images": len(found.names), "names": found.names, "sha256": found.sha256}
+    grid, spec = subject.model.patch_embed.grid_size, subject.spec
+    few = spec | {"images": spec["images"] | {"validation": spec["images"]["shown"]}}
+    found = pictures.gather(few, subject.site, subject.config, grid[0])
+    said = {"names": found.names, "sha256": found.sha256}
     return found, said, {"images": found.shown, "grid": np.array(grid)}
 
 
@@ -91,7 +92,7 @@ def cka(subject: Subject) -> Found:
     images: of all patches, and of the half with the higher and the lower global class attention.
 
     The tokens that a layer puts out are split by its own scores, by which Eq. 4 would have the
-    next layer select.
+    next layer select. CKA is one number of all images, so it has no spread over them.
     """
     check_dense(subject.model, subject.spec["run"])
     averages: dict[str, list[Tensor]] = {"all": [], "informative": [], "placeholder": []}
@@ -138,8 +139,8 @@ def query_correlation(subject: Subject) -> Found:
         means.append(found.mean(dim=2).cpu())
         variances.append(found.var(dim=2).cpu())
     mean, variance = torch.cat(means, dim=1), torch.cat(variances, dim=1)  # (layers, n)
-    curves = {"mean": mean.mean(dim=1).tolist(), "variance": variance.mean(dim=1).tolist()}
-    return {"images": mean.shape[1], "curves": curves}, as_arrays(curves)
+    found = maps.over_images({"mean": mean, "variance": variance})
+    return {"images": mean.shape[1], **found}, as_arrays(found["curves"])
 
 
 def as_arrays(curves: dict[str, list[float]]) -> dict[str, np.ndarray]:
@@ -151,26 +152,42 @@ def as_arrays(curves: dict[str, list[float]]) -> dict[str, np.ndarray]:
 
 def class_attention(subject: Subject) -> Found:
     """Class attention (layers, n, N) by Eq. 3 and by Eq. 4, and the patches' relevance (n, N) for
-    the predicted class."""
+    the predicted class, of pictures; over validation images how both correlate with the relevance
+    of their image and of the others, and how evenly Eq. 3 attends.
+    """
     from workflow.node import interpretability
 
     check_dense(subject.model, subject.spec["run"])
+
+    def look(images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        layers = observe(subject.model, images)
+        relevance, predicted = interpretability.relevance(subject.model, images)
+        return {
+            "class_attention": torch.stack([x.class_attention for x in layers]).cpu(),
+            "global_attention": torch.stack([x.global_attention for x in layers]).cpu(),
+            "relevance": relevance.cpu(),
+        }, predicted
+
     found, results, arrays = gather(subject)
-    inputs = found.inputs.to(subject.device)
-    layers = observe(subject.model, inputs)
-    relevance, predicted = interpretability.relevance(subject.model, inputs)
-    arrays |= {
-        "class_attention": torch.stack([x.class_attention for x in layers]).cpu().numpy(),
-        "global_attention": torch.stack([x.global_attention for x in layers]).cpu().numpy(),
-        "relevance": relevance.cpu().numpy(),
-    }
+    shown, predicted = look(found.inputs.to(subject.device))
+    arrays |= {name: values.numpy() for name, values in shown.items()}
+    each = [look(images)[0] for images in batches(subject)]
+    every = {name: torch.cat([one[name] for one in each], dim=-2) for name in shown}
+    values = {"evenness": maps.evenness(every["class_attention"])}
+    for name in ("class", "global"):
+        both = maps.correlations(every[f"{name}_attention"], every["relevance"])
+        values |= dict(zip((name, f"{name}_others"), both, strict=True))
+    results |= {"images": len(every["relevance"]), **maps.over_images(values)}
     results |= {"interpretability": interpretability.METHOD, "predicted": predicted.tolist()}
     return results, arrays
 
 
 def selection(subject: Subject) -> Found:
-    """Which patches are kept (epochs, selecting layers, n, N): with the weights after each epoch
-    whose snapshot the training kept, and at its end."""
+    """Which patches of pictures are kept (epochs, selecting layers, n, N): with the weights after
+    each epoch whose snapshot the training kept, and at its end. Over validation images: which share
+    of what a layer keeps the last one keeps, too, beside that by chance, and of what the first one
+    keeps after a snapshot it keeps after the next.
+    """
     model, spec = subject.model, subject.spec
     if not isinstance(model, EvoHost):
         raise build.SpecError(
@@ -178,32 +195,42 @@ def selection(subject: Subject) -> Found:
             "evo_* model under `analyses` in workflow/config/items.yaml."
         )
     found, results, arrays = gather(subject)
-    inputs = found.inputs.to(subject.device)
+    inputs = [found.inputs.to(subject.device)]
     layers, last = kept(model, inputs)
-    epochs, masks = [], []
+    _, at_end = kept(model, batches(subject))
+    epochs, masks, firsts = [], [], []
     for epoch, weights in checkpoints.snapshots(subject.site, spec["start"]):
         model.load_state_dict(weights)
         then, mask = kept(model, inputs)
         if then == layers:  # stage-wise it selects in other layers than it did before
             epochs.append(epoch)
             masks.append(mask)
+            firsts.append(kept(model, batches(subject))[1][0])
     _, record = checkpoints.needed_record(subject.site, spec["start"])
     end = record["results"].get("epochs", 0)  # 0: weights that were given
     arrays |= {
-        "kept": np.stack([*masks, last]),
+        "kept": torch.stack([*masks, last]).numpy(),
         "layers": np.array(layers),
         "epochs": np.array([*epochs, end]),
     }
+    by_last = maps.shared(at_end[:-1], at_end[-1:])
+    values = {"by_last": by_last}
+    values["by_chance"] = at_end[-1:].double().mean(dim=-1).expand_as(by_last)
+    if firsts:
+        in_turn = torch.stack([*firsts, at_end[0]])  # (epochs, n, N)
+        values["by_next_epoch"] = maps.shared(in_turn[:-1], in_turn[1:])
+    results |= {"images": at_end.shape[1], **maps.over_images(values)}
     return results | {"layers": layers, "at_epochs": [*epochs, end]}, arrays
 
 
-def kept(model: nn.Module, images: Tensor) -> tuple[list[int], np.ndarray]:
+def kept(model: nn.Module, inputs: Iterable[Tensor]) -> tuple[list[int], Tensor]:
     """The layers in which a model selects, and the patches (layers, n, N) that it keeps there."""
-    seen = evovit.trace(model, images)
-    count = model.patch_embed.num_patches
-    masks = [torch.zeros(len(images), count, dtype=torch.bool) for _ in seen.kept]
-    found = [mask.scatter(1, k.cpu(), True) for mask, k in zip(masks, seen.kept, strict=True)]
-    return [block + 1 for block in seen.blocks], torch.stack(found).numpy()
+    count, masks = model.patch_embed.num_patches, []
+    for images in inputs:
+        seen = evovit.trace(model, images)
+        none = torch.zeros(len(images), count, dtype=torch.bool)
+        masks.append(torch.stack([none.scatter(1, found.cpu(), True) for found in seen.kept]))
+    return [block + 1 for block in seen.blocks], torch.cat(masks, dim=1)
 
 
 COMPUTES = {

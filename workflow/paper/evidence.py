@@ -19,6 +19,7 @@ PRINTED_AT = ("paper", "cuda", BATCH)  # mode and device, too
 # what makes a measurement suspect and yet is in its interval, which decides an order
 COVERED = ("is unsure", "the clock went", "the baseline went")
 SUSPECT = "a suspect measurement decides nothing"
+NO_SPREAD = "one number of all images: its spread over others is not known"
 
 
 def margin(source, config: Config, by: str, run: str, other: str) -> Found | None:
@@ -164,27 +165,32 @@ class Evidence:
     # -- trained models looked into ---------------------------------------------------------
 
     def curves(self, name: str, higher: tuple, lower: tuple) -> Found | None:
-        """How far one curve of an analysis lies above another, or one layer's value above
-        another's: (curve, layer), counted from 1, or None for the mean over the layers."""
+        """How far one curve of an analysis lies above another, or one point of it above another's:
+        (curve, point), counted from 1, or None for the mean over the points."""
         if (record := self.records.curves(name)) is None:
             return None
-        spec, curves = record["spec"], record["results"]["curves"]
-        for curve, layer in (higher, lower):
-            if curve not in curves or (layer or 1) > len(curves[curve]):
-                known = ", ".join(f"{one} ({len(values)} layers)" for one, values in curves.items())
+        spec, results = record["spec"], record["results"]
+        curves, half_widths = results["curves"], results.get("half_widths", {})
+        for curve, point in (higher, lower):
+            if curve not in curves or (point or 1) > len(curves[curve]):
+                known = ", ".join(f"{one} ({len(values)} points)" for one, values in curves.items())
                 raise ConfigError(
-                    f"{FILES['claims']}: {name} has no curve {curve} at layer {layer or 1}, but "
+                    f"{FILES['claims']}: {name} has no curve {curve} at point {point or 1}, but "
                     f"{known}."
                 )
-        one, two = (
-            statistics.mean(curves[curve]) if layer is None else curves[curve][layer - 1]
-            for curve, layer in (higher, lower)
-        )
+
+        def at(values: dict[str, list[float]], end: tuple) -> float:
+            curve, point = end
+            return statistics.mean(values[curve]) if point is None else values[curve][point - 1]
+
+        value, half, notes = at(curves, higher) - at(curves, lower), 0.0, (NO_SPREAD,)
+        if half_widths:  # both are of the same images, so their errors may add up in full
+            half, notes = at(half_widths, higher) + at(half_widths, lower), ()
         data = spec["data"]["name"]
         why = f"of a model trained on {data}; such curves are judged on ImageNet alone"
-        return exactly(
-            one - two, n=(f"{record['results']['images']} images",), runs=(f"analyses/{name}",),
-            barred=() if data == PRINTED_ON else (why,),
+        return Found(
+            value, value - half, value + half, n=(f"{results['images']} images",),
+            runs=(f"analyses/{name}",), notes=notes, barred=() if data == PRINTED_ON else (why,),
         )  # fmt: skip
 
     # -- memory -----------------------------------------------------------------------------

@@ -125,5 +125,5 @@ def describe(record: dict, found: Records) -> str:
     spec = record["spec"]
     return (
         f"{spec['run']}: {describe_size(spec, found.config)}, trained on {spec['data']['name']}; "
-        f"{spec['images']['validation']} validation images, then photographs."
+        f"{spec['images']['shown']} validation images, then photographs."
     )
