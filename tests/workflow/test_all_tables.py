@@ -2,7 +2,9 @@
 
 import pandas as pd
 import pytest
+import timm
 
+import evovit  # noqa: F401 (registers its models)
 from workflow import records, runs
 from workflow.login import targets
 from workflow.paper import printed, readable, tables
@@ -42,6 +44,22 @@ def test_printed_speed_ups_are_over_the_model_that_a_row_is_timed_with(empty):
     assert evo["speedup_pct_paper"] == pytest.approx(100 * (1285 / 906 - 1))
     assert evo["top1_gain_paper"] == pytest.approx(81.1 - 81.8)
     assert pd.isna(table2.loc["LeViT-256", 384]["speedup_pct_paper"])
+
+
+def test_evo_levits_have_the_printed_parameters_but_for_the_heads_of_training(config):
+    """As workflow.rst says; 128 has 0.1 M more."""
+    known = printed.by_run(config)
+    for run in (row["run"] for row in config.items["tables"]["table2"]):
+        if run.startswith("evo_levit"):
+            wanted = runs.model_of(config, run)
+            model = timm.create_model(wanted["name"], **wanted["kwargs"])
+            heads = (model.head_cls, model.head_cls_dist)
+            in_use = parameters_m(model) - sum(map(parameters_m, heads))
+            assert in_use == pytest.approx(known[run]["params_m"], abs=0.075), run
+
+
+def parameters_m(module) -> float:
+    return sum(p.numel() for p in module.parameters()) / 1e6
 
 
 def cost(config, section: str, bytes_at: dict[str, dict[int, int]]) -> None:
