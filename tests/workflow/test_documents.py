@@ -1,0 +1,112 @@
+"""What README and its companions tell a user to type, and where they point, exists."""
+
+import importlib.util
+import inspect
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import timm
+import yaml
+
+import baselines  # noqa: F401 (registers its models)
+import evovit  # noqa: F401 (registers its models)
+from baselines.dynamicvit_task import DynamicViTTask
+from baselines.iared2_task import IARED2Task
+from baselines.levit_task import HardDistillationTask
+from baselines.psvit_search import TopDownSearch
+from baselines.svite_task import SViTETask
+from evovit.schedule import AssistedDistillationTask, AssistedTokenTask
+from workflow import records
+from workflow.login import targets
+
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/switches.md")
+VALUED = {"--profile", "--report", "--set-resources"}  # options whose values are no targets
+MODELS = ("evo_deit_tiny_patch16_224", "evo_levit_128s", "dynamic_deit_tiny_patch16_224",
+          "svite_deit_tiny_patch16_224", "ia_red2_deit_tiny_patch16_224",
+          "ps_deit_tiny_patch16_224", "pooled_deit_tiny_patch16_224")  # fmt: skip
+TASKS = (AssistedTokenTask, AssistedDistillationTask, DynamicViTTask, SViTETask, IARED2Task,
+         HardDistillationTask, TopDownSearch)  # fmt: skip
+HANDED = {"self", "model", "args", "kwargs", "teacher", "images", "seed"}  # not by a user
+SIZES = {"img_size", "in_chans", "num_classes", "embed_dim", "key_dim", "depth", "num_heads",
+         "attn_ratio", "mlp_ratio", "act_layer", "global_pool", "drop_rate", "drop_path_rate",
+         "device", "dtype"}  # fmt: skip  # timm's
+
+
+def text_of(name: str) -> str:
+    return (records.ROOT / name).read_text()
+
+
+def commands(text: str) -> list[str]:
+    """Indented lines and code within sentences that call a program."""
+    lines = re.findall(r"^    (\S.*)$", text, re.MULTILINE) + re.findall(r"`([^`\n]+)`", text)
+    return [line for line in lines if line.startswith(("snakemake ", "python -m "))]
+
+
+def targets_of(command: str) -> list[str]:
+    """The targets of a call of snakemake, also those of --forcerun."""
+    words, found = iter(shlex.split(command, comments=True)[1:]), []
+    for word in words:
+        if word in VALUED:
+            next(words)
+        elif not word.startswith("-") and not re.match(r"\w+:\w+=", word):
+            found.append(word)
+    return found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS[:2])
+def test_every_target_that_is_named_can_be_made(document, config):
+    named = [
+        (command, target)
+        for command in commands(text_of(document)) if command.startswith("snakemake ")
+        for target in targets_of(command) if "..." not in target and "<" not in target
+    ]  # fmt: skip
+    assert len(named) > 30 or document != "README.md"
+    for command, target in named:
+        try:
+            targets.spec_of(config, target)
+        except targets.TargetError as error:
+            pytest.fail(f"{command}: {error}")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_module_that_is_named_is_there(document):
+    for module in re.findall(r"python -m ([\w.]+)", text_of(document)):
+        assert importlib.util.find_spec(module), module
+
+
+def anchors(text: str) -> set[str]:
+    """As GitHub makes them of headings."""
+    heads = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_leads_somewhere(document):
+    text = text_of(document)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("http"):
+            continue
+        path, _, anchor = link.partition("#")
+        place = (records.ROOT / document).parent / path
+        assert place.exists(), link
+        if anchor:
+            assert anchor in anchors(place.read_text() if path else text), link
+
+
+def keywords(function) -> set[str]:
+    return set(inspect.signature(function).parameters) - HANDED - SIZES
+
+
+def test_every_switch_is_documented():
+    text = text_of("docs/switches.md")
+    wanted = set()
+    for name in MODELS:
+        wanted |= keywords(type(timm.create_model(name)).__init__)
+    for task in TASKS:
+        wanted |= keywords(task.__init__)
+    shapes = yaml.safe_load((Path(records.ROOT) / "workflow/config/schema.yaml").read_text())
+    for block in ("throughput", "training_cost"):
+        wanted |= set(shapes["$defs"][block]["properties"])
+    assert [name for name in sorted(wanted) if f"`{name}`" not in text] == []
