@@ -7,7 +7,7 @@ from snakemake.utils import min_version
 sys.path.insert(0, str(workflow.basedir))
 
 from workflow.login import plan as planning
-from workflow.login import session, tracking
+from workflow.login import session, targets, tracking
 
 min_version("9.0")
 
@@ -60,4 +60,4 @@ onerror:
 rule all:
     default_target: True
     input:
-        "results/table1.csv",
+        targets.DEFAULT,

@@ -111,7 +111,10 @@ def test_a_frame_has_mean_and_spread_over_the_seeds(demo):
     assert point["speedup_pct"] == pytest.approx(7)
     assert frame.loc["deit_tiny", "x"] == "dense"
     assert frame.index[frame["chosen"]].tolist() == [REFERENCE]
-    assert frame.loc[REFERENCE, "top1_paper"] == 72.0
+    printed = ["top1_paper", "throughput_paper", "source_paper"]
+    assert frame.loc[REFERENCE, printed].tolist() == [72.0, 3610, "Table 3"]
+    assert frame.loc["deit_tiny", printed].tolist() == [72.2, 2536, "Table 1"]
+    assert point["source_paper"] == "the text on Fig. 1a"
     assert frame["source"].str.contains("on digits").all()
 
 

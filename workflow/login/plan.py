@@ -33,9 +33,12 @@ COMPILE = (
 )
 WEIGH = COMPILE.replace("workflow.paper.tables", "workflow.paper.claims")
 DRAW = COMPILE.replace("workflow.paper.tables", "workflow.paper.figures")
-PRINTED = "results/paper/{table}.csv"
-# seconds remake a table or figure, so it follows its code; a training does not
-PAPER_CODE = sorted(str(path) for path in Path("workflow/paper").glob("*.py"))
+# what the paper prints, and the code of items: seconds remake one, so it follows its code, which a
+# training does not
+PRINTED, PAPER_CODE = (
+    sorted(map(str, Path(folder).glob(kind)))
+    for folder, kind in (("results/paper", "*.csv"), ("workflow/paper", "*.py"))
+)
 NOT_OURS = ("tmpdir", "disk", "disk_mb", "disk_mib", "mem", "mem_mib")  # Snakemake's own
 
 
@@ -199,14 +202,11 @@ class Plan:
     def table_inputs(self, wildcards) -> list[str]:
         """What the setting asks for, and the printed numbers."""
         found = targets.item_records(self.config, wildcards.root, wildcards.table)
-        return [*found, PRINTED.format(table=wildcards.table), *PAPER_CODE]
+        return [*found, *PRINTED, *PAPER_CODE]
 
     def figure_inputs(self, wildcards) -> list[str]:
-        """Likewise; printed numbers are its own, if any, and those of the tables that it shows."""
         found = targets.item_records(self.config, wildcards.root, wildcards.figure)
-        tables = self.config.items["figures"][wildcards.figure].get("tables", [])
-        printed = [PRINTED.format(table=name) for name in (wildcards.figure, *tables)]
-        return [*found, *(path for path in printed if Path(path).exists()), *PAPER_CODE]
+        return [*found, *PRINTED, *PAPER_CODE]
 
     def whole_inputs(self, wildcards) -> list[str]:
         """All tables and figures of the setting, and what they make of the claims."""
@@ -215,23 +215,16 @@ class Plan:
     def claims_inputs(self, wildcards) -> list[str]:
         """What all tables and the figures that claims compare rows of need; what the claims are."""
         found = targets.item_records(self.config, wildcards.root, CLAIMS)
-        return [*found, str(FILES["claims"]), *self._all_printed(), *PAPER_CODE]
+        return [*found, str(FILES["claims"]), *PRINTED, *PAPER_CODE]
 
     def partial_inputs(self, wildcards) -> list[str]:
-        printed = PRINTED.format(table=wildcards.table)
-        return [*self._published(wildcards.root), printed, *PAPER_CODE]
-
-    def partial_claims_inputs(self, wildcards) -> list[str]:
-        return [*self._published(wildcards.root), *self._all_printed(), *PAPER_CODE]
+        return [*self._published(wildcards.root), *PRINTED, *PAPER_CODE]
 
     def _published(self, root: str) -> list[str]:
         """Notes of what was published, and the YAML that says which of it is current."""
         # not the records themselves: asking for those would start what is missing or outdated
         published = Path(root).glob("*/**/attempts/*/published")
         return [*sorted(map(str, published)), *map(str, FILES.values())]
-
-    def _all_printed(self) -> list[str]:
-        return [PRINTED.format(table=table) for table in self.config.items["tables"]]
 
     # -- a rule's parameters ----------------------------------------------------------------
 
@@ -254,7 +247,7 @@ class Plan:
         """The settings whose results the targets name; all of ImageNet's where none is named."""
         by_length = sorted(self.config.settings, key=self._depth, reverse=True)
         found = set()
-        for target in wanted or ["results/table1.csv"]:
+        for target in wanted or [targets.DEFAULT]:
             for name in by_length:
                 if str(target).startswith(self.config.settings[name]["results"] + "/"):
                     found.add(name)

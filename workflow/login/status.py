@@ -126,7 +126,7 @@ def show(target: str, rows: list[Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("targets", nargs="*", default=["results/table1.csv"], metavar="TARGET")
+    parser.add_argument("targets", nargs="*", default=[targets.DEFAULT], metavar="TARGET")
     parser.add_argument("--csv", type=Path, help="write the rows there, too")
     arguments = parser.parse_args()
     queue, rows, left, wanted = Queue(), [], {}, {}

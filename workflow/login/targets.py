@@ -9,6 +9,7 @@ from pathlib import Path
 from workflow import points, runs, statements
 from workflow.campaign import CLAIMS, Config, run_name
 
+DEFAULT = "results/table1.csv"  # where no target is named
 PATTERNS = {
     "data": re.compile(r"data\.json"),
     "preflight": re.compile(r"preflight\.json"),

@@ -70,12 +70,10 @@ def frame(name: str, found: Records) -> pd.DataFrame:
     """Likewise, with what the paper prints of the same points: `top1_paper`, `throughput_paper`
     (V100) and where it says so."""
     points = measured(name, found)
-    path = printed.FOLDER / f"{name}.csv"
-    if path.exists():
-        lines = pd.read_csv(path, dtype={"x": str}).set_index("x")
-        for column, ours in (("top1", "top1_paper"), ("throughput", "throughput_paper"),
-                             ("source", "source_paper")):  # fmt: skip
-            points[ours] = points["x"].astype(str).map(lines[column])
+    known, own = printed.by_run(found.config), printed.by_x(name)
+    shown = [own.get(str(x)) or known.get(run, {}) for x, run in points[["x", "run"]].to_numpy()]
+    for column in ("top1", "throughput", "source"):
+        points[f"{column}_paper"] = [one.get(column) for one in shown]
     return points
 
 

@@ -25,7 +25,7 @@ rule claims:
 
 rule partial_claims:
     input:
-        plan.partial_claims_inputs,
+        plan.partial_inputs,
     output:
         first="{root}/claims.partial.csv",
         md="{root}/claims.partial.md",
