@@ -37,6 +37,7 @@ pytestmark = [
 ]
 RUNS = ("deit_tiny", "ps_deit_tiny", "dynamic_deit_tiny", "svite_deit_tiny", "ia_red2_deit_tiny",
         "evo_deit_tiny")  # fmt: skip
+LEVITS = ("levit_128s", "evo_levit_128s")  # the demo's figure of Tables 1 and 2 has them, too
 DEMO = "results/demo"
 EPOCHS = 12
 PATIENCE_S = 180
@@ -56,38 +57,40 @@ def train(config: Config, root: Path, run: str, top1: float) -> None:
         records.write_json(path, record)
 
 
-def measure(config: Config, root: Path) -> None:
-    point = runs.throughput_point(config, "demo", "deit_tiny")
-    spec = runs.throughput_spec(config, "demo", "deit_tiny", point)
+def measure(config: Config, root: Path, section: str) -> None:
+    point = runs.throughput_point(config, "demo", section)
+    spec = runs.throughput_spec(config, "demo", section, point)
     methods = []
     for place, model in enumerate(spec["models"]):
         ratio = 1 + place / 10
         method = {"run": model["run"], "images_per_s": 80.25 * ratio, "speedup": ratio}
         method |= {"speedup_interval": [ratio, ratio], "rounds": [80.25 * ratio] * 5}
-        method |= {"macs_g": 1.25 / ratio, "params_m": 5.7, "resolution": 224, "suspect": []}
+        size = model["kwargs"].get("img_size", 224)
+        method |= {"macs_g": 1.25 / ratio, "params_m": 5.7, "resolution": size, "suspect": []}
         method |= {"ceilings": {"macs": 1.5, "roofline": 1.6}, "weights": "random"}
         methods.append(method | {"profile": model.get("profile"), "out_of_memory": False})
     results = {"device": "a processor", "methods": methods, "suspect": []}
-    path = root / runs.throughput_path(DEMO, "deit_tiny", point)
+    path = root / runs.throughput_path(DEMO, section, point)
     records.write_json(path, records.make(spec, results, 0.0))
     runs.write_spec(path.with_suffix("") / "spec.json", spec)
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """A copy of the project with the demo's records, its table, ledger and report."""
+    """A copy of the project with the demo's records, its table, figure, ledger and report."""
     root = tmp_path_factory.mktemp("browser")
     copy_project(root)
     config = Config.load()
-    for place, run in enumerate(RUNS):
+    for place, run in enumerate((*RUNS, *LEVITS)):
         train(config, root, run, 91.25 + place)
-    measure(config, root)
-    for module, item in (("tables", "table1"), ("claims", "claims.partial")):
+    for section in ("deit_tiny", *config.wanted("demo", "table2")["time"]):
+        measure(config, root, section)
+    items = {f"{DEMO}/table1.csv": "tables", f"{DEMO}/pareto.png": "figures",
+             f"{DEMO}/claims.partial.csv": "claims"}  # fmt: skip
+    for item, module in items.items():
         command = [sys.executable, "-m", f"workflow.paper.{module}", "--root", DEMO]
-        command += ["--output", f"{DEMO}/{item}.csv"]
-        subprocess.run(command, cwd=root, env=environment(root), check=True)
-    targets = (f"{DEMO}/table1.csv", f"{DEMO}/claims.partial.csv")
-    snakemake(root, *targets, "--report", f"{DEMO}/report.html")
+        subprocess.run([*command, "--output", item], cwd=root, env=environment(root), check=True)
+    snakemake(root, *items, "--report", f"{DEMO}/report.html")
     return root
 
 
@@ -155,6 +158,16 @@ def show_result(browser) -> None:
     browser.switch_to.frame(browser.find_element("tag name", "iframe"))
 
 
+def show_picture(browser, picture: str) -> None:
+    """Wait until a figure is drawn in all its pixels."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not browser.execute_script("""
+        return [...document.images].some(one => one.complete && one.naturalWidth > 2000);"""):
+        assert time.monotonic() < deadline, "no figure is shown"
+        time.sleep(0.5)
+    keep(browser, picture)
+
+
 def test_the_report_opens_and_its_table_has_the_csvs_numbers(project, browser):
     browser.get((project / DEMO / "report.html").as_uri())
     text_with(browser, "Evo-ViT, reproduced", "authors' code", picture="report")
@@ -174,6 +187,14 @@ def test_the_report_opens_and_its_table_has_the_csvs_numbers(project, browser):
     show_result(browser)
     text = text_with(browser, "not run at this scale", picture="report-claims")
     assert "confirmed" in text
+
+
+def test_the_report_shows_a_figure(project, browser):
+    browser.get((project / DEMO / "report.html").as_uri())
+    click(browser, "Figures")
+    text_with(browser, "pareto", picture="report-figures")
+    browser.execute_script("document.querySelector('tbody a').click()")
+    show_picture(browser, "report-pareto")
 
 
 def test_the_report_names_command_and_runs(project, browser):
@@ -232,7 +253,7 @@ def held(project: Path) -> tuple[str, dict]:
 def test_every_run_is_listed_and_opens_with_its_curve(project, browser, mlflow_ui):
     experiment, found = held(project)
     browser.get(f"{mlflow_ui}/#/experiments/{experiment}?workflowType=machine_learning")
-    text_with(browser, *RUNS, "table1", picture="mlflow-runs")
+    text_with(browser, *RUNS, "table1", "pareto", picture="mlflow-runs")
     evo = found["evo_deit_tiny"].info.run_id
     page = f"{mlflow_ui}/#/experiments/{experiment}/runs/{evo}"
     browser.get(page)
@@ -278,3 +299,12 @@ def test_a_table_is_an_artifact_that_can_be_looked_at(project, browser, mlflow_u
     keep(browser, "mlflow-table")
     browser.switch_to.frame(browser.find_element("tag name", "iframe"))
     text_with(browser, "timed here: images/s", "Evo-ViT", picture="mlflow-table-itself")
+
+
+def test_a_figure_is_an_artifact_that_can_be_looked_at(project, browser, mlflow_ui):
+    experiment, found = held(project)
+    figure = found["pareto"].info.run_id
+    browser.get(f"{mlflow_ui}/#/experiments/{experiment}/runs/{figure}/artifacts")
+    text_with(browser, "pareto.svg", "pareto.csv", picture="mlflow-figure-artifacts")
+    click(browser, "pareto.png")
+    show_picture(browser, "mlflow-figure")
