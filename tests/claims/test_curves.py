@@ -6,6 +6,7 @@ from tests.claims.ledger import changed, ledger
 from workflow import records, runs, statements
 from workflow.campaign import CLAIMS, ConfigError
 from workflow.login import targets
+from workflow.paper import claims
 from workflow.paper.claims import CLOSE, CONFIRMED, NOT_RUN, REFUTED
 from workflow.paper.evidence import NO_SPREAD
 
@@ -52,6 +53,7 @@ def test_a_spread_over_the_images_makes_an_interval(config, looked):
     assert found.loc["rises", ["ours_low", "ours_high"]].tolist() == pytest.approx([0.5, 1.1])
     assert found["verdict"].tolist() == [NOT_RUN, CONFIRMED]
     assert found["note"].fillna("").tolist() == [CLOSE, ""]
+    assert "0.80 (0.50 to 1.10)" in claims.readable(found.reset_index()).markdown()
 
 
 def test_only_a_model_of_imagenet_decides(config, looked):

@@ -170,7 +170,8 @@ def readable(frame: pd.DataFrame) -> sheet.Sheet:
     for _, row in frame.iterrows():
         ours = row["ours"] if pd.notna(row["ours"]) else "-"
         if pd.notna(row["ours_low"]) and row["ours_low"] != row["ours_high"]:
-            ours += f" ({row['ours_low']:.1f} to {row['ours_high']:.1f})"
+            digits = 1 if row["unit"] else 2  # correlations and shares have none, and are below 1
+            ours += " ({:.{d}f} to {:.{d}f})".format(*row[["ours_low", "ours_high"]], d=digits)
         note = "" if pd.isna(row["note"]) else str(remarks.index(row["note"]) + 1)
         printed, n = ("-" if pd.isna(row[key]) else row[key] for key in ("printed", "n"))
         lines.append(
