@@ -47,5 +47,5 @@ class EvoBlock(Block):
             return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
         attended, row = self.attn(self.norm1(x), scores=scores)
         x = x + self.drop_path1(self.ls1(attended))
-        del attended  # nor through the MLP
+        del attended  # its memory is free while the MLP runs
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), row
