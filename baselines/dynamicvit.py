@@ -39,6 +39,8 @@ class DynamicVisionTransformer(VisionTransformer):
         prune_blocks: blocks before which tokens are dropped, counted from 0.
     """
 
+    near_ties = True  # fresh predictors score patches much alike: rounding decides which are kept
+
     def __init__(
         self, *args: Any, keep_ratio: float = 0.7, prune_blocks: Sequence[int] = (3, 6, 9),
         **kwargs: Any,

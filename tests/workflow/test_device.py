@@ -47,7 +47,9 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error(monkeypatch):
 
 def test_what_lacks_memory_is_known_by_its_words_and_through_what_wraps_it():
     assert device.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
-    assert device.is_out_of_memory(RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling ..."))
+    for words in ("CUBLAS_STATUS_ALLOC_FAILED when calling ...", "std::bad_alloc",
+                  "Triton Error [CUDA]: out of memory", "CUDA error: out of memory"):  # fmt: skip
+        assert device.is_out_of_memory(RuntimeError(words))
     wrapped = RuntimeError("the compiler failed")
     wrapped.inner_exception = torch.OutOfMemoryError("no more")
     assert device.is_out_of_memory(wrapped)

@@ -104,4 +104,4 @@ def test_training_costs_go_on_where_they_were_killed(tmp_path, monkeypatch, conf
     assert len(returned) == 3  # two rounds, and the one that was killed
     assert found["kept_parts"] == 1
     for place, method in enumerate(found["methods"]):
-        assert method["sizes"][0]["step_s_last_rounds"][0] == returned[0][place]["last"][0]
+        assert method["sizes"][0]["step_s_last_rounds"][0] == returned[0][0][place]["last"][0]

@@ -132,11 +132,12 @@ def test_power_of_this_moment_is_preferred(smi):
         ([Sample(1, 1500)], {"other_processes": 1}, [100.0] * 6, "1 other process"),
         ([Sample(1, 1500), Sample(2, 1200)], {}, [100.0] * 6, "the clock went from 1500 to 1200"),
         ([Sample(1, 1500, throttled=("heat",))], {}, [100.0] * 6, "throttled (heat) in 100 %"),
-        ([], {}, [100.0, 100, 100, 100, 90, 90], "the baseline went from 100.0 to 90.0"),
+        ([Sample(1, 1500)], {}, [100.0] * 4 + [90] * 2, "the baseline went from 100.0 to 90.0"),
+        ([], {}, [100.0] * 6, "nvidia-smi told nothing"),
     ],
 )
 def test_what_makes_a_measurement_suspect(samples, fixed, baseline, said):
-    found = watch.suspicions(seen_by(samples, **fixed), baseline, CUDA)
+    found = [*watch.suspicions(seen_by(samples, **fixed), CUDA), *watch.drifted(baseline)]
     assert (said in found[0]) if said else found == []
 
 
@@ -159,7 +160,19 @@ def test_others_on_the_processors_are_noticed():
         os.sched_setaffinity(0, allowed)
     summary = seen.summary(())
     assert summary["cpu_taken_by_others"] > 0.2
-    assert "others took" in watch.suspicions(summary, [1.0, 1.0], CPU)[0]
+    assert "others took" in watch.suspicions(summary, CPU)[0]
+
+
+def test_of_several_watches_the_worst_counts():
+    early = seen_by([Sample(1, 1500), Sample(1.5, 1500, throttled=("heat",))], other_processes=1)
+    late = seen_by([Sample(2, 1200)], other_processes=None)
+    early["cpu_taken_by_others"], late["cpu_taken_by_others"] = 0.1, 0.0
+    found = watch.worst([early, late])
+    assert found["other_processes"] == 1
+    assert found["samples"] == 3
+    assert found["clock_drift_mhz"] == (1500, 1200)
+    assert found["throttled"] == {"heat": 0.5}
+    assert found["cpu_taken_by_others"] == 0.1
 
 
 def test_the_energy_counters_give_power(tmp_path):

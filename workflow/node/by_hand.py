@@ -94,11 +94,15 @@ def line(method: dict) -> str:
     return said
 
 
+def too_few(rounds: int) -> str:
+    return f"--rounds {rounds}: at least {LEAST_ROUNDS}, or no interval is known"
+
+
 def main() -> None:
     made = throughput_parser()
     given = made.parse_args()
     if given.rounds < LEAST_ROUNDS:
-        made.error(f"--rounds {given.rounds}: at least {LEAST_ROUNDS}, or no interval is known")
+        made.error(too_few(given.rounds))
     if given.repeat > 1 and not given.batch_size:
         made.error("--repeat compares one batch size; --batch-size 0 is a sweep")
     spec, speedups = make_spec(given) | {"rounds": given.rounds}, []
@@ -119,7 +123,9 @@ def main() -> None:
             path = given.output if given.repeat == 1 else given.output.with_name(several)
             records.write_json(path, record)
             print(path, flush=True)
-    if given.repeat > 1 and None not in speedups:
+    if None in speedups:
+        sys.exit("ERROR: out of memory: without speed-ups nothing can be compared.")
+    if speedups:
         apart = 100 * (max(speedups) / min(speedups) - 1)
         print(f"speed-ups of {given.repeat} measurements: {min(speedups):.3f} to "
               f"{max(speedups):.3f}, {apart:.1f} % apart")  # fmt: skip

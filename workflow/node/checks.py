@@ -1,16 +1,16 @@
 """Before anything is timed: it computes what the model does in fp32 with unfused attention."""
 
-import gc
-
 import torch
 from torch import Tensor, nn
 
 from workflow.node import device, modes
 from workflow.node.fresh import MeasurementError
 
-# Of `distance`. Below fp32 other tokens are selected where scores nearly tie: with random weights
-# DynamicViT-T is off by 0.4, the others by less than 0.15; another image's logits are by 1.4.
-TOLERANCE = {"fp32": 2e-3, "bf16": 0.7, "fp16": 0.7}
+# Of `distance`; another image's logits are 1.4 away. Below fp32 other tokens are selected where
+# scores nearly tie: with random weights all models were off by less than 0.15, but for one whose
+# scores are alike (`near_ties`, as the model says), which was by 0.4.
+TOLERANCE = {"fp32": 2e-3, "bf16": 0.3, "fp16": 0.3}
+NEAR_TIES = 0.7
 
 
 def seeded(run: modes.Run, images: Tensor) -> Tensor:
@@ -27,14 +27,17 @@ def distance(outputs: Tensor, reference: Tensor) -> float:
     return ((outputs - reference).norm(dim=1) / sizes).median().item()
 
 
-def compare(outputs: Tensor, reference: Tensor, precision: str, name: str) -> dict:
-    """Whether the timed path computes what the model in fp32 with unfused attention does.
+def compare(outputs: Tensor, reference: Tensor, precision: str, module: nn.Module) -> dict:
+    """Whether the timed path computes what the module in fp32 with unfused attention does.
 
     Raises MeasurementError if not.
     """
+    name = type(module).__name__
     if not outputs.isfinite().all():
         raise MeasurementError(f"{name} gives outputs that are not finite.")
     error, tolerance = distance(outputs, reference), TOLERANCE[precision]
+    if precision != "fp32" and getattr(module, "near_ties", False):
+        tolerance = NEAR_TIES
     if not error <= tolerance:
         raise MeasurementError(
             f"{name} gives other outputs, timed in {precision}, than in fp32 with unfused "
@@ -53,12 +56,10 @@ def make_reference(module: nn.Module, images: Tensor, spec: dict, where) -> Tens
         modes.set_attention(module, "paper")
         reference = seeded(module, images)
         modes.set_attention(module, spec["mode"])
-        compare(seeded(module, images), reference, "fp32", type(module).__name__)
+        compare(seeded(module, images), reference, "fp32", module)
         return reference
     except RuntimeError as error:
         if not device.is_out_of_memory(error):
             raise
-    gc.collect()
-    if where.type == "cuda":
-        torch.cuda.empty_cache()
+    device.free()
     return None

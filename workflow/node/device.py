@@ -5,6 +5,7 @@ torch has no kernels for.
 """
 
 import argparse
+import gc
 import json
 import platform
 import subprocess
@@ -14,9 +15,9 @@ from pathlib import Path
 import torch
 
 CPU_INFO = Path("/proc/cpuinfo")
-# of messages that tell of too little memory without being torch.OutOfMemoryError
-LACKING = ("can't allocate memory", "CUDA error: out of memory", "CUDA out of memory",
-           "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")  # fmt: skip
+# in messages that tell of too little memory without being torch.OutOfMemoryError
+LACKING = ("out of memory", "can't allocate memory", "bad_alloc", "cublas_status_alloc_failed",
+           "cudnn_status_alloc_failed")  # fmt: skip
 
 
 class DeviceError(RuntimeError):
@@ -42,10 +43,18 @@ def served(capability: tuple[int, int], arch_list: list[str]) -> bool:
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an error is one of memory, or the compiler's or a library's word for one."""
     while error is not None:
-        if isinstance(error, torch.OutOfMemoryError) or any(say in str(error) for say in LACKING):
+        said = str(error).lower()
+        if isinstance(error, torch.OutOfMemoryError) or any(words in said for words in LACKING):
             return True
         error = getattr(error, "inner_exception", None) or error.__cause__
     return False
+
+
+def free() -> None:
+    """Give back what nothing holds any more."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def check_precision(precision: str, where: torch.device) -> None:

@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -49,7 +50,10 @@ def environment() -> dict:
         "processors": sorted(sensors.processors()),
         "bound": os.environ.get("OMP_PROC_BIND"),
         "allocator": {name: os.environ.get(name) for name in ALLOCATOR},
-        "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
+        "tf32": {
+            "matmul": torch.backends.cuda.matmul.allow_tf32,
+            "cudnn": torch.backends.cudnn.allow_tf32,
+        },
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
@@ -103,6 +107,11 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
     )
     if fault.exists():
         raise MeasurementError(fault.read_text())
+    if done.returncode == -signal.SIGKILL:
+        raise MeasurementError(
+            "The measuring process was killed (signal 9), as the kernel does where memory runs "
+            "out; start it again, which goes on, or name smaller batches."
+        )
     if done.returncode:
         raise MeasurementError(f"The measuring process ended with code {done.returncode}.")
     return json.loads(output.read_text())

@@ -45,8 +45,8 @@ def plan(config: Config, given: argparse.Namespace, half: str) -> list[tuple[str
         sections = [s for s in sections if set(given.rows) & set(config.items["sections"][s])]
     setting = given.setting or SETTING[given.device]
     shown = {name: runs.throughput_point(config, setting, name) for name in sections}
-    if given.threads:
-        shown = {name: point | {"threads": given.threads} for name, point in shown.items()}
+    changes = {key: getattr(given, key) for key in ("threads", "rounds") if getattr(given, key)}
+    shown = {name: point | changes for name, point in shown.items()}
     if given.points:
         found = [(section, name) for name in given.points for section in sections]
     else:
@@ -117,11 +117,16 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--setting", choices=tuple(Config.load().settings),
                       help="whose threads and rounds are taken (settings.yaml)")  # fmt: skip
     made.add_argument("--threads", type=int, help="instead of the setting's")
+    made.add_argument("--rounds", type=int, help="at least; instead of the setting's, so that the "
+                      "workflow does not take such records in")  # fmt: skip
     return made
 
 
 def main() -> None:
-    given, config = parser().parse_args(), Config.load()
+    made, config = parser(), Config.load()
+    given = made.parse_args()
+    if given.rounds is not None and given.rounds < by_hand.LEAST_ROUNDS:
+        made.error(by_hand.too_few(given.rounds))
     setting = given.setting or SETTING[given.device]
     try:
         found = device.ask(given.device)

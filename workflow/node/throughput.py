@@ -9,7 +9,6 @@ section of items.yaml at once; its first model is the baseline of the others' sp
 timed before and after each of them.
 """
 
-import gc
 import warnings
 from functools import partial
 from pathlib import Path
@@ -70,10 +69,9 @@ def prepare(module: nn.Module, images: Tensor, spec: dict, where) -> tuple[Conte
     Raises MeasurementError for outputs that are not the reference's, modes.Refused,
     torch.OutOfMemoryError.
     """
-    name = type(module).__name__
     reference = checks.make_reference(module, images, spec, where)
     module, images = modes.cast(module, images, spec)
-    operations = roofline.operations(modes.plain(module, spec, where), images)
+    operations = operations_of(modes.plain(module, spec, where), images)
     run = modes.make_run(module, images, spec, where)
     found = {
         "check": None,
@@ -86,12 +84,24 @@ def prepare(module: nn.Module, images: Tensor, spec: dict, where) -> tuple[Conte
     if found["cuda_graph"]:
         run = modes.captured(module, run, images)
     if reference is not None:
-        found["check"] = checks.compare(
-            checks.seeded(run, images), reference, spec["precision"], name
-        )
+        outputs = checks.seeded(run, images)
+        found["check"] = checks.compare(outputs, reference, spec["precision"], module)
     one = Contestant(run, images)
     timing.warm_up(one, where)
     return one, found
+
+
+def operations_of(run: modes.Run, images: Tensor) -> list[tuple[str, int, int]]:
+    """Those of a pass of the uncompiled model, for the roofline. Where that needs more memory than
+    there is, which a compiled pass may not, they are twice those of half of the images."""
+    try:
+        return roofline.operations(run, images)
+    except RuntimeError as error:
+        if not device.is_out_of_memory(error) or len(images) == 1:
+            raise
+    device.free()
+    half = operations_of(run, images[: len(images) // 2])
+    return [(name, 2 * flops, 2 * moved) for name, flops, moved in half]
 
 
 def peak_memory(run: modes.Run, module: nn.Module, images: Tensor, where: torch.device) -> int:
@@ -143,11 +153,11 @@ def measure_batch(spec: dict, site: dict | None, where: torch.device, machine: d
                     if not isinstance(error, modes.Refused) or method is methods[0]:
                         raise
                     method["refused"] = str(error)
-                gc.collect()
-                continue
-            method |= found
-            contestants.append(one)
-            measured.append(method)
+            else:
+                method |= found
+                contestants.append(one)
+                measured.append(method)
+            device.free()  # after the error, whose frames hold tensors
         timing.heat_up(contestants, where)
         with watch.watch(where) as seen:
             while contestants and not enough(contestants, spec["rounds"]):
@@ -159,7 +169,8 @@ def measure_batch(spec: dict, site: dict | None, where: torch.device, machine: d
     if contestants:
         summary = seen.summary(span for one in contestants for span in one.spans)
         results["seen"] = summary
-        results["suspect"] = watch.suspicions(summary, contestants[0].rates, where)
+        results["suspect"] = watch.suspicions(summary, where)
+        results["suspect"] += watch.drifted(contestants[0].rates)
         if where.type == "cpu" and spec["threads"] > len(seen.processors):
             few = f"{spec['threads']} threads on {len(seen.processors)} processor(s)"
             results["suspect"].append(few)
@@ -204,6 +215,9 @@ def finish(methods, measured, contestants, seen, spec: dict, machine: dict) -> d
         method["images_per_joule"] = power and method["images_per_s"] / power
         method["launch_ms"] = one.launch_s and 1000 * one.launch_s
         method["latency_ms"] = ratios.percentiles(one.latencies) if one.latencies else None
+    if measured and measured[0] is baseline:
+        for method in measured[1:]:
+            method["suspect"] += [f"its baseline: {why}" for why in baseline["suspect"]]
     return {"methods": methods}
 
 
@@ -238,7 +252,7 @@ def measure_section(spec: dict, site: dict | None = None, folder: Path | None = 
                 raise
             found = nothing_fits(spec)
         torch.compiler.reset()
-        gc.collect()
+        device.free()
         return {"batch_size": size, **found}
 
     sizes = spec.get("batch_sizes") or [spec["batch_size"]]

@@ -5,7 +5,6 @@ result. On a CPU they are counted: weights, gradients, optimiser state and what 
 keeps for the backward pass; two small batches give the line on which larger ones lie.
 """
 
-import gc
 import statistics
 import time
 from collections.abc import Iterator
@@ -147,21 +146,23 @@ def measure_once(
         return None
     finally:
         del training
-        gc.collect()
-        if where.type == "cuda":
-            torch.cuda.empty_cache()
+        device.free()
 
 
 def measure_round(
     spec: dict, batch_size: int, where: torch.device, before: list[list[dict | None]]
-) -> list[dict | None]:
-    """Each model once, in turn; None for one that runs, or in a round before ran, out of memory."""
-    return [
-        None
-        if any(told[index] is None for told in before)
-        else measure_once(model, spec, batch_size, where, counts=not before)
-        for index, model in enumerate(spec["models"])
-    ]
+) -> tuple[list[dict | None], dict]:
+    """Each model once, in turn; None for one that runs, or in a round before ran, out of memory.
+    And what else was seen on the device meanwhile."""
+    began = time.time()
+    with watch.watch(where) as seen:
+        told = [
+            None
+            if any(one[index] is None for one in before)
+            else measure_once(model, spec, batch_size, where, counts=not before)
+            for index, model in enumerate(spec["models"])
+        ]
+    return told, seen.summary([(began, time.time())])
 
 
 def summarise(rounds: list[dict | None]) -> dict:
@@ -215,12 +216,13 @@ def measure_section(spec: dict, site: dict | None = None, folder: Path | None = 
             torch.cuda.set_per_process_memory_fraction(share, where)
     parts = Parts(folder, spec, device.describe(where))
     rounds: dict[int, list[list[dict | None]]] = {size: [] for size in spec["batch_sizes"]}
-    with watch.watch(where) as seen:
-        started = time.time()
-        for number in range(spec["rounds"]):
-            for size, told in rounds.items():
-                once = partial(measure_round, spec, size, where, told)
-                told.append(parts.get(f"b{size}-{number}", once))
+    summaries = []
+    for number in range(spec["rounds"]):
+        for size, before in rounds.items():
+            once = partial(measure_round, spec, size, where, before)
+            told, summary = parts.get(f"b{size}-{number}", once)
+            before.append(told)
+            summaries.append(summary)
     methods = []
     for index, model in enumerate(spec["models"]):
         sizes = [
@@ -244,15 +246,19 @@ def measure_section(spec: dict, site: dict | None = None, folder: Path | None = 
         "bytes_are": "largest held by the allocator" if where.type == "cuda" else "counted",
         "memory_limit_emulated": emulated,
         "methods": methods,
-        "seen": (summary := seen.summary([(started, time.time())])),
-        "suspect": suspicions(methods[0], summary, where),
+        "seen": (seen := watch.worst(summaries)),
+        "suspect": [*watch.suspicions(seen, where), *drifts(methods[0])],
         "environment": environment(),
         "kept_parts": parts.kept,
     }
 
 
-def suspicions(baseline: dict, seen: dict, where: torch.device) -> list[str]:
-    """Why the seconds can't be trusted, if so."""
-    size = baseline["sizes"][0]
-    rates = [size["batch_size"] / seconds for seconds in size.get("step_s_last_rounds", [])]
-    return watch.suspicions(seen, rates, where) if rates else []
+def drifts(baseline: dict) -> list[str]:
+    """Whether the dense model's speed changed too much from round to round, at any batch size."""
+    return [
+        f"at batch {size['batch_size']} {why}"
+        for size in baseline["sizes"]
+        for why in watch.drifted(
+            [size["batch_size"] / seconds for seconds in size.get("step_s_last_rounds", [])]
+        )
+    ]

@@ -100,12 +100,27 @@ def ends(values: list[float]) -> tuple[float, float] | None:
     return statistics.median(values[:third]), statistics.median(values[-third:])
 
 
-def suspicions(seen: dict, baseline: list[float], where: torch.device) -> list[str]:
-    """Why a measurement can't be trusted; nothing is the normal answer.
+def worst(summaries: list[dict]) -> dict:
+    """One summary for several that came after one another: of each the worst, and the clock's way
+    from the first to the last."""
+    reasons = {reason for seen in summaries for reason in seen["throttled"]}
+    clocks = [seen["clock_drift_mhz"] for seen in summaries if seen["clock_drift_mhz"]]
+    counts = [seen.get("other_processes") for seen in summaries]
+    return {
+        **summaries[-1],
+        "other_processes": max((one for one in counts if one is not None), default=None),
+        "samples": sum(seen["samples"] for seen in summaries),
+        "clock_drift_mhz": (clocks[0][0], clocks[-1][1]) if clocks else None,
+        "throttled": {r: max(seen["throttled"].get(r, 0) for seen in summaries) for r in reasons},
+        "cpu_taken_by_others": max(seen["cpu_taken_by_others"] for seen in summaries),
+    }
 
-    `seen` is a watch's summary, `baseline` the dense model's images/s, round by round.
-    """
+
+def suspicions(seen: dict, where: torch.device) -> list[str]:
+    """Why a measurement can't be trusted, by a watch's summary; nothing is the normal answer."""
     found = []
+    if where.type == "cuda" and not seen["samples"]:
+        found.append("nvidia-smi told nothing: clocks, power and other processes are unknown")
     if seen.get("other_processes"):
         found.append(f"{seen['other_processes']} other process(es) on the GPU")
     others = seen["cpu_taken_by_others"]
@@ -118,10 +133,15 @@ def suspicions(seen: dict, baseline: list[float], where: torch.device) -> list[s
         early, late = clock
         if abs(late / early - 1) > DRIFT:
             found.append(f"the clock went from {early:.0f} to {late:.0f} MHz")
-    early, late = ends(baseline)
-    if abs(late / early - 1) > DRIFT:
-        found.append(f"the baseline went from {early:.1f} to {late:.1f} images/s")
     return found
+
+
+def drifted(baseline: list[float]) -> list[str]:
+    """Whether the dense model's images/s, round by round, changed too much on the way."""
+    early, late = ends(baseline) or (1.0, 1.0)
+    if abs(late / early - 1) <= DRIFT:
+        return []
+    return [f"the baseline went from {early:.1f} to {late:.1f} images/s"]
 
 
 def watch(where: torch.device) -> Watch:
