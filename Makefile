@@ -2,7 +2,7 @@
 #
 #   make demo LOCK=requirements-cuda13.lock    the current torch: newer GPUs, Python 3.14
 #   make demo PYTHON=python3.12                another interpreter
-#   make demo-full                             every table and figure, not Table 1 alone (hours)
+#   make demo-full                             every table and figure, not Table 1 alone (an hour and a half)
 #   make test-unit                             the unit tests alone
 #
 # Tests of a real Slurm need slurm-wlm and munge, those in a browser chromium and chromium-driver; they

@@ -217,7 +217,7 @@ def training_cost_spec(config: Config, setting: str, section: str, point: dict) 
     """
     models = []
     for row in config.items["sections"][section]:
-        recipe = recipe_of(config, None, row)
+        recipe = recipe_of(config, None, row) | {"device_batch": None}  # sizes are the point's
         if "search" not in recipe and not any(role in config.runs[row] for role in ROLES):
             models.append({"run": row, "model": model_of(config, row), "recipe": recipe})
     return {"kind": "training_cost", "section": section, "models": models, **point}

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 
 import pandas as pd
 import pytest
@@ -11,7 +12,7 @@ from workflow import records, runs, statements
 from workflow.paper import claims
 from workflow.paper.claims import CONFIRMED, NOT_RUN, REFUTED
 from workflow.paper.evidence import SUSPECT
-from workflow.paper.found import Found, exactly, half_width
+from workflow.paper.found import Found, exactly, interval, quotient
 
 # -- the judges ---------------------------------------------------------------------------
 
@@ -191,19 +192,37 @@ def test_several_seeds_make_an_interval(config, trained):
         records.write_json(f"results/runs/{run}/train.json", record)
     row = ledger(config).loc["accuracy_of_deit_small"]
     assert row["ours"] == "-0.40"
-    error = (half_width([79.3, 79.5], 50000) ** 2 + half_width([79.8], 50000) ** 2) ** 0.5
-    assert (row["ours_low"], row["ours_high"]) == pytest.approx((-0.4 - error, -0.4 + error))
+    (low, high), (least, most) = interval([79.3, 79.5], 50000), interval([79.8], 50000)
+    assert row["ours_low"] == pytest.approx(-0.4 - math.hypot(79.4 - low, most - 79.8))
+    assert row["ours_high"] == pytest.approx(-0.4 + math.hypot(high - 79.4, 79.8 - least))
     assert row["n"] == "2 seeds, 50000 images; 1 seed, 50000 images"
     assert row["runs"] == "runs/evo_deit_small, runs/evo_deit_small-s1, runs/deit_small"
 
 
 def test_few_seeds_are_no_surer_than_their_test_set_and_more_as_sure_as_they_agree():
     binomial = 1.96 * 100 * (0.8 * 0.2 / 50000) ** 0.5
-    assert half_width([80.0], 50000) == pytest.approx(binomial)
-    assert half_width([79.99, 80.01], 50000) == pytest.approx(binomial)
-    assert half_width([79.0, 81.0], 50000) == pytest.approx(1.96)
-    assert half_width([79.0, 80.0, 81.0], 50000) == pytest.approx(4.303 / 3**0.5, rel=1e-3)
-    assert half_width([79.0, 81.0] * 10, 50000) < half_width([79.0, 81.0] * 4, 50000)
+    by_the_test_set = pytest.approx((80 - binomial, 80 + binomial), abs=5e-3)
+    assert interval([80.0], 50000) == by_the_test_set
+    assert interval([79.99, 80.01], 50000) == by_the_test_set
+    assert interval([79.0, 81.0], 50000) == pytest.approx((78.04, 81.96))
+    half = 4.303 / 3**0.5
+    assert interval([79.0, 80.0, 81.0], 50000) == pytest.approx((80 - half, 80 + half), rel=1e-4)
+    assert interval([79.0, 81.0] * 10, 50000)[0] > interval([79.0, 81.0] * 4, 50000)[0]
+
+
+def test_near_a_hundred_per_cent_the_interval_is_neither_empty_nor_beyond():
+    low, high = interval([100.0], 599)
+    assert (round(low, 2), high) == (99.36, 100.0)
+    assert interval([99.0, 99.9, 100.0], 599)[1] == 100.0
+
+
+def test_the_errors_of_two_speed_ups_add_as_squares_of_relative_ones():
+    value, low, high = quotient((1.5, 1.5 / 1.03, 1.5 * 1.03), (1.2, 1.2 / 1.04, 1.2 * 1.04))
+    away = math.hypot(math.log(1.03), math.log(1.04))
+    assert (value, low, high) == pytest.approx(
+        (1.25, 1.25 * math.exp(-away), 1.25 * math.exp(away))
+    )
+    assert quotient((1.5, 1.4, 1.6), (1.0, 1.0, 1.0)) == pytest.approx((1.5, 1.4, 1.6))
 
 
 def test_of_several_comparisons_an_undecided_one_counts(config, timed):

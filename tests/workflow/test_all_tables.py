@@ -44,6 +44,17 @@ def test_printed_speed_ups_are_over_the_model_that_a_row_is_timed_with(empty):
     assert evo["speedup_pct_paper"] == pytest.approx(100 * (1285 / 906 - 1))
     assert evo["top1_gain_paper"] == pytest.approx(81.1 - 81.8)
     assert pd.isna(table2.loc["LeViT-256", 384]["speedup_pct_paper"])
+    table1 = tables.make("table1", empty).set_index(["backbone", "method", "resolution"])
+    slip = table1.loc["DeiT-B", "IA-RED2", 224]  # 42.9 is printed
+    assert slip["speedup_pct_paper"] == pytest.approx(100 * (453 / 299 - 1))
+
+
+def test_accuracies_that_the_paper_quotes_are_marked(empty):
+    flags = tables.make("table2", empty).set_index("model")["flags"]
+    assert set(flags[flags == tables.QUOTED].index) == {
+        "PVTv2-B1", "PVTv2-B2", "PVTv2-B3", "CoaT-Lite Tiny", "CoaT-Lite Small", "PiT-Ti", "PiT-S",
+        "PiT-B", "Swin-T",
+    }  # fmt: skip
 
 
 def test_evo_levits_have_the_printed_parameters_but_for_the_heads_of_training(config):

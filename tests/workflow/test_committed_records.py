@@ -47,7 +47,7 @@ def row_called(config, model: str) -> dict:
     """The row of items.yaml that README calls "DeiT-T PS-ViT", "Evo-LeViT-256, 384 px"."""
     name, *rest = model.split(", ")
     pixels = next((int(part.split()[0]) for part in rest if part.endswith("px")), 224)
-    for table in ("table1", "table2"):
+    for table in ("table1", "table2", "tableS1"):
         for row in config.items["tables"][table]:
             called = row.get("model", f"{row.get('backbone')} {row.get('method')}")
             if (called, row["resolution"]) == (name, pixels):

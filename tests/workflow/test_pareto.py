@@ -48,7 +48,7 @@ def test_a_label_further_off_has_a_line_to_its_point(panel):
 def test_accuracies_have_bars_and_speeds_their_conditions(monkeypatch, config):
     rows = [("DeiT-T", pareto.DENSE, 80.0, 100.0), ("DeiT-T", pareto.OURS, 79.0, 150.0)]
     frame = pd.DataFrame(rows, columns=["model", "method", "top1", "throughput"])
-    frame = frame.assign(top1_low=frame["top1"] - 3, top1_high=frame["top1"] + 3, **TIMED,
+    frame = frame.assign(top1_low=frame["top1"] - 3, top1_high=frame["top1"] + 3, **TIMED, seeds=1,
                          top1_paper=72.0, throughput_paper=[2536, 4027],
                          flags=["suspect: unsure", None])  # fmt: skip
     monkeypatch.setattr(pareto, "points", lambda found: frame)
@@ -60,6 +60,6 @@ def test_accuracies_have_bars_and_speeds_their_conditions(monkeypatch, config):
     heights = [sorted(segment[:, 1]) for segment in segments.get_segments()]
     assert heights == [pytest.approx([77, 83]), pytest.approx([76, 82])]
     title = measured.get_title()
-    assert title.startswith("measured: digits, speed at full size; 95 % intervals")
+    assert title.startswith("measured: digits, speed at full size; 95 % intervals, seeds: 1")
     assert title.endswith("a CPU, fused, fp32, batch 32; 1 of 2 suspect")
     plt.close(figure)

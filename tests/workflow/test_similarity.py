@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflow.node.similarity import correlation_with_mean, linear_cka
+from workflow.node.similarity import cka_with_error, correlation_with_mean, linear_cka
 
 
 def rotation(size: int) -> torch.Tensor:
@@ -69,3 +69,20 @@ def test_a_constant_query_correlates_with_nothing():
     queries = torch.randn(1, 3, 4)
     queries[0, 1] = 2.0
     assert correlation_with_mean(queries)[0, 1] == 0
+
+
+def test_the_error_of_cka_is_how_far_other_images_would_be_off():
+    """The jackknife's, of 128 images, beside the spread over 60 sets of them."""
+    torch.manual_seed(0)
+    mixing = torch.randn(4, 3, dtype=torch.float64)
+
+    def features() -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.randn(128, 4, dtype=torch.float64)
+        return x, x @ mixing + torch.randn(128, 3, dtype=torch.float64)
+
+    found = [cka_with_error(*features()) for _ in range(60)]
+    spread = np.std([value for value, _ in found])
+    assert np.mean([error for _, error in found]) == pytest.approx(spread, rel=0.3)
+    x, y = features()
+    assert cka_with_error(x, y)[0] == linear_cka(x, y)
+    assert cka_with_error(x, x)[1] == pytest.approx(0, abs=1e-9)

@@ -165,3 +165,13 @@ def test_compiled_it_learns_the_same(site, tiny_spec):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
         assert two["ema_val_loss"] == pytest.approx(one["ema_val_loss"], rel=1e-4)
     assert weights(attempt(site, run, 1)).keys() == weights(attempt(site, run, 2)).keys()
+
+
+def test_running_out_of_memory_names_what_to_set(site, tiny_spec, monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(train.Training, "train_step", full)
+    spec = tiny_spec("deit_tiny", epochs=1)
+    with pytest.raises(TrainingError, match=r"deit_tiny runs out of memory .* set `device_batch`"):
+        train.run(spec, site, attempt(site, "deit_tiny"))

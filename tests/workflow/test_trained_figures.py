@@ -47,6 +47,9 @@ def demo(tmp_path, monkeypatch, config):
             np.savez(path, **ARRAYS[name])
             named = {"path": f"{name}/arrays.npz", "sha256": records.sha256(path)}
             results = {"images": 2, "names": ["0/a.png", "1/b.png"], "arrays": named}
+            if name in ("cka", "query_correlation"):
+                results["curves"] = {key: values.tolist() for key, values in ARRAYS[name].items()}
+                results["half_widths"] = {key: [0.01] * 12 for key in ARRAYS[name]}
             record = records.make(spec, results, 0.0)
             records.write_json(runs.analysis_path(ROOT, name), record)
         return Records(config, ROOT, partial=False)

@@ -92,7 +92,7 @@ def cka(subject: Subject) -> Found:
     images: of all patches, and of the half with the higher and the lower global class attention.
 
     The tokens that a layer puts out are split by its own scores, by which Eq. 4 would have the
-    next layer select. CKA is one number of all images, so it has no spread over them.
+    next layer select.
     """
     check_dense(subject.model, subject.spec["run"])
     averages: dict[str, list[Tensor]] = {"all": [], "informative": [], "placeholder": []}
@@ -104,12 +104,14 @@ def cka(subject: Subject) -> Found:
             values.append(torch.stack([one[name] for one in found]).cpu())  # (layers, B, C)
         last.append(layers[-1].tokens[:, 0].cpu())
     classes = torch.cat(last)
-    curves = {
-        name: [similarity.linear_cka(layer, classes) for layer in torch.cat(values, dim=1)]
+    found = {
+        name: [similarity.cka_with_error(layer, classes) for layer in torch.cat(values, dim=1)]
         for name, values in averages.items()
     }
+    curves = {name: [value for value, _ in layers] for name, layers in found.items()}
+    wide = {name: [maps.NORMAL * error for _, error in layers] for name, layers in found.items()}
     results = {"images": len(classes), "keep_ratio": KEEP_RATIO, "channels": classes.shape[1]}
-    return results | {"curves": curves}, as_arrays(curves)
+    return results | {"curves": curves, "half_widths": wide}, as_arrays(curves)
 
 
 def average_tokens(patches: Tensor, scores: Tensor) -> dict[str, Tensor]:

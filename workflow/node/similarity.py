@@ -6,6 +6,8 @@ Shapes: n images, N patch tokens, C channels.
 import torch
 from torch import Tensor
 
+JACKKNIFE = 32
+
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
     """Linear centered kernel alignment, ||Yᵀ X||² / (||Xᵀ X|| ||Yᵀ Y||) in Frobenius norms, of
@@ -27,6 +29,18 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
     if norms == 0:
         raise ValueError("CKA is not defined for features that are the same for all images")
     return (torch.linalg.norm(y.T @ x) ** 2 / norms).item()
+
+
+def cka_with_error(x: Tensor, y: Tensor, groups: int = JACKKNIFE) -> tuple[float, float]:
+    """`linear_cka` and its standard error over images: the jackknife that leaves out one of so many
+    groups of images at a time, of at least two images."""
+    groups = min(groups, len(x) // 2)
+    place = torch.arange(len(x)) % groups
+    without = torch.tensor(
+        [linear_cka(x[place != one], y[place != one]) for one in range(groups)], dtype=torch.float64
+    )
+    error = ((groups - 1) * without.var(correction=0)).sqrt()
+    return linear_cka(x, y), error.item()
 
 
 def correlation_with_mean(queries: Tensor) -> Tensor:

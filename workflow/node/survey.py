@@ -1,4 +1,4 @@
-"""The whole of Tables 1 to 4 on one machine, where only torch and timm need to be installed.
+"""All tables' models on one machine, where only torch and timm need to be installed.
 
     python -m workflow.node.survey --device cuda --output measured
 
@@ -17,7 +17,7 @@ from workflow import locks, points, records, runs
 from workflow.campaign import Config
 from workflow.node import by_hand, device, fresh
 
-TABLES = ("table1", "table2", "table3", "table4")
+TABLES = ("table1", "table2", "table3", "table4", "tableS1")
 DEFAULT = {  # at the batch sizes of the setting
     "cuda": ["paper-fp32", "fused-fp32", "fused-{half}", "amp-{half}", "compiled-{half}"],
     "cpu": ["fused-fp32", "fused-{half}"],

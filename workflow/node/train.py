@@ -61,7 +61,17 @@ def fit(spec: dict, site: dict, folder: Path, where: Place) -> dict | None:
     saved = Checkpoints(folder / "checkpoints", records.runs.spec_hash(spec), report, minutes)
     training = Training(spec, site, where, journal)
     with StopFlag() as stop:
-        if not training.fit(saved, stop):
+        try:
+            finished = training.fit(saved, stop)
+        except RuntimeError as error:
+            if not device.is_out_of_memory(error):
+                raise
+            raise TrainingError(
+                f"{spec['run']} runs out of memory with {training.loader.batch_size} images of a "
+                "process in one pass; set `device_batch` to fewer in its recipe "
+                "(workflow/config/): the global batch stays, and is accumulated."
+            ) from error
+        if not finished:
             report(f"Asked to stop: saved before step {training.step} of epoch {training.epoch}.")
             stop.hand_on(where.first)
     if not where.first:

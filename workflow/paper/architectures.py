@@ -36,7 +36,7 @@ def draw(found: Records) -> tuple[Figure, pd.DataFrame]:
                      label=None if place else "kept in layers 1 to 12")  # fmt: skip
         above.stairs(kept, edges, color=style.colour(0), linewidth=1)
     above.set(ylim=(0, 1.05), yticks=[0, 0.5, 1], ylabel="kept")
-    above.set_title(sweeps.title("DeiT-S", points, found), fontsize=7)
+    above.set_title(sweeps.title(points, found), fontsize=7)
     known = points.assign(x=range(len(points))).dropna(subset=["top1"])
     if known.empty:
         style.say(below, "no accuracy measured")

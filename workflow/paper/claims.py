@@ -127,22 +127,30 @@ def row_of(one: Statement, evidence: Evidence, printed: Printed) -> dict:
     if said is not None and one.kind in ("order", "best") and said.value <= 0:
         why = [*why, SLIP]
     found = found or exactly(float("nan"))
-    number = not found.text
+    number, unit = not found.text, unit_of(one)
+    digits = 2 if unit else 3  # correlations and shares have none, and are below 1
     return {
         "id": one.id,
         "where": one.where,
         "claim": one.says,
         "printed": shown(one, said),
-        "ours": f"{found.value:.2f}" if number and found.runs else found.text or None,
+        "ours": f"{found.value:.{digits}f}" if number and found.runs else found.text or None,
         "ours_low": found.low if number else None,
         "ours_high": found.high if number else None,
-        "unit": UNITS.get(one.by or one.kind, "points"),
+        "unit": unit,
         "n": "; ".join(found.n) or None,
         "tolerance": one.tolerance if one.kind not in ("memory_fits", "seen") else None,
         "verdict": verdict,
         "runs": ", ".join(found.runs) or None,
         "note": "; ".join([*why, *found.notes]) or None,
     }
+
+
+def unit_of(one: Statement) -> str:
+    """What the number of a claim counts; a difference of percentages is in points."""
+    if one.kind in ("order", "best") and one.by == "speedup":
+        return "points"
+    return UNITS.get(one.by or one.kind, "points")
 
 
 def shown(one: Statement, said: Found | None) -> str | None:
@@ -170,16 +178,29 @@ def readable(frame: pd.DataFrame) -> sheet.Sheet:
     for _, row in frame.iterrows():
         ours = row["ours"] if pd.notna(row["ours"]) else "-"
         if pd.notna(row["ours_low"]) and row["ours_low"] != row["ours_high"]:
-            digits = 1 if row["unit"] else 2  # correlations and shares have none, and are below 1
+            digits = 1 if row["unit"] else 3
             ours += " ({:.{d}f} to {:.{d}f})".format(*row[["ours_low", "ours_high"]], d=digits)
         note = "" if pd.isna(row["note"]) else str(remarks.index(row["note"]) + 1)
-        printed, n = ("-" if pd.isna(row[key]) else row[key] for key in ("printed", "n"))
-        lines.append(
-            [row["where"], row["claim"], printed, ours, row["unit"], n, row["verdict"], note]
+        printed, n, runs = (
+            "-" if pd.isna(row[key]) else row[key] for key in ("printed", "n", "runs")
         )
+        most = "-" if pd.isna(row["tolerance"]) else f"{row['tolerance']:g}"
+        lines.append([row["where"], row["claim"], printed, ours, row["unit"], most, n,
+                      row["verdict"], runs, note])  # fmt: skip
     counts = (f"{(frame['verdict'] == verdict).sum()} {verdict}" for verdict in VERDICTS)
     head = f"{len(frame)} claims: {', '.join(counts)}."
-    names = ["where", "claim", "printed", "ours", "unit", "n", "verdict", "notes"]
+    names = [
+        "where",
+        "claim",
+        "printed",
+        "ours",
+        "unit",
+        "tolerance",
+        "n",
+        "verdict",
+        "runs",
+        "notes",
+    ]
     return sheet.Sheet(names, lines, left=2, lead=head, notes=remarks)
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from workflow import points, records, runs
 from workflow.campaign import Config, run_name
 from workflow.paper import training_costs
-from workflow.paper.found import half_width
+from workflow.paper.found import interval
 
 FULL_SIZE = "the paper's model"
 
@@ -106,6 +106,8 @@ def measured(row: dict, found: Records, wanted: dict) -> dict:
             parts.append(training_costs.columns(row, found.training_cost(row["section"])))
         parts.append(speed)
     values, said, flags = joined(parts)
+    if values.get("out_of_memory"):  # that accuracy is of a training with smaller batches
+        values = {key: value for key, value in values.items() if not key.startswith("top1")}
     return values | {"source": f"measured ({said})", "flags": flags} if said else {}
 
 
@@ -130,13 +132,13 @@ def accuracy(trained: list[dict], config: Config) -> dict:
     """Of the records of a row's seeds: top-1 in %, its mean, standard deviation (of two or more)
     and 95 % interval; where it comes from and what to beware of."""
     top1, images = [one["results"]["top1"] for one in trained], trained[0]["results"]["val_images"]
-    mean, half = mean_top1(trained), half_width(top1, images)
+    low, high = interval(top1, images)
     left_out = sum(len(record["results"].get("deviations", [])) for record in trained)
     return {
-        "top1": mean,
+        "top1": mean_top1(trained),
         "top1_sd": statistics.stdev(top1) if len(top1) > 1 else None,
-        "top1_low": mean - half,
-        "top1_high": mean + half,
+        "top1_low": low,
+        "top1_high": high,
         "seeds": len(top1),
         "val_images": images,
         "said": [f"top1: {describe_training(trained[0], config)}"],
@@ -170,7 +172,9 @@ def speed_columns(run: str, section: str, found: Records) -> dict:
     else:
         row["throughput"] = method["images_per_s"]
         if method is not baseline and method["speedup"] is not None:
-            row["speedup_pct"] = 100 * (method["speedup"] - 1)
+            ends = zip(("", "_low", "_high"), (method["speedup"], *method["speedup_interval"]),
+                       strict=True)  # fmt: skip
+            row |= {f"speedup_pct{end}": 100 * (ratio - 1) for end, ratio in ends}
             row |= {f"ceiling_{name}_pct": 100 * (ratio - 1)
                     for name, ratio in method["ceilings"].items()}  # fmt: skip
         why = [*method["suspect"], *record["results"]["suspect"]]

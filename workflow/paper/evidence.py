@@ -10,7 +10,7 @@ from workflow import statements
 from workflow.campaign import CLAIMS, FILES, Config, ConfigError
 from workflow.paper import printed
 from workflow.paper.columns import Records, accuracy, speedup_pct
-from workflow.paper.found import Found, exactly, together
+from workflow.paper.found import Found, exactly, quotient, together
 from workflow.paper.training_costs import describe_steps, step_at
 
 PRINTED_ON = "imagenet"  # the data that the printed accuracies are of
@@ -19,7 +19,6 @@ PRINTED_AT = ("paper", "cuda", BATCH)  # mode and device, too
 # what makes a measurement suspect and yet is in its interval, which decides an order
 COVERED = ("is unsure", "the clock went", "the baseline went")
 SUSPECT = "a suspect measurement decides nothing"
-NO_SPREAD = "one number of all images: its spread over others is not known"
 
 
 def margin(source, config: Config, by: str, run: str, other: str) -> Found | None:
@@ -129,7 +128,7 @@ class Evidence:
 
     def _faster(self, section: str, record: dict, one: dict, two: dict) -> Found:
         spec, results = record["spec"], record["results"]
-        (low, high), (least, most) = one["speedup_interval"], two["speedup_interval"]
+        ratios = quotient(*((m["speedup"], *m["speedup_interval"]) for m in (one, two)))
         doubts = together(one["suspect"], two["suspect"], results["suspect"])
         assumed = [
             f"{method['run']} was timed at an assumed profile, chosen to match its printed speed"
@@ -143,8 +142,7 @@ class Evidence:
             ceilings = (100 * (one["ceilings"][name] - 1) for name in ("macs", "roofline"))
             notes.append("ceilings by MACs and roofline: {:.1f} and {:.1f} %".format(*ceilings))
         return Found(
-            speedup_pct(one["speedup"], two["speedup"]),
-            speedup_pct(low, most), speedup_pct(high, least),
+            *(speedup_pct(ratio, 1.0) for ratio in ratios),
             n=(f"{len(one['rounds'])} rounds",), runs=(f"throughput/{section}",),
             notes=tuple(notes), doubts=doubts, point=point,
             barred=(*assumed, *(SUSPECT,) * untrusted),
@@ -170,7 +168,7 @@ class Evidence:
         if (record := self.records.curves(name)) is None:
             return None
         spec, results = record["spec"], record["results"]
-        curves, half_widths = results["curves"], results.get("half_widths", {})
+        curves, half_widths = results["curves"], results["half_widths"]
         for curve, point in (higher, lower):
             if curve not in curves or (point or 1) > len(curves[curve]):
                 known = ", ".join(f"{one} ({len(values)} points)" for one, values in curves.items())
@@ -183,14 +181,14 @@ class Evidence:
             curve, point = end
             return statistics.mean(values[curve]) if point is None else values[curve][point - 1]
 
-        value, half, notes = at(curves, higher) - at(curves, lower), 0.0, (NO_SPREAD,)
-        if half_widths:  # both are of the same images, so their errors may add up in full
-            half, notes = at(half_widths, higher) + at(half_widths, lower), ()
+        value = at(curves, higher) - at(curves, lower)
+        # both are of the same images, so their errors may add up in full
+        half = at(half_widths, higher) + at(half_widths, lower)
         data = spec["data"]["name"]
         why = f"of a model trained on {data}; such curves are judged on ImageNet alone"
         return Found(
             value, value - half, value + half, n=(f"{results['images']} images",),
-            runs=(f"analyses/{name}",), notes=notes, barred=() if data == PRINTED_ON else (why,),
+            runs=(f"analyses/{name}",), barred=() if data == PRINTED_ON else (why,),
         )  # fmt: skip
 
     # -- memory -----------------------------------------------------------------------------

@@ -48,13 +48,25 @@ def exactly(value: float, **rest) -> Found:
     return Found(value, value, value, **rest)
 
 
-def half_width(values: list[float], images: int) -> float:
-    """Of the interval around the mean of so many seeds' accuracies, in points: from their spread
-    by Student's t, or below three seeds at least the error of a test set of so many images."""
-    seeds, spread = len(values), 0.0
+def interval(values: list[float], images: int) -> tuple[float, float]:
+    """The 95 % interval of the mean of so many seeds' accuracies, in %: from their spread by
+    Student's t, or below three seeds at least that of a test set of so many images (Wilson's)."""
+    mean, seeds, spread = statistics.mean(values), len(values), 0.0
     if seeds > 1:
         spread = statistics.stdev(values) / math.sqrt(seeds)
     if seeds > 2:
-        return float(stats.t.ppf(0.975, seeds - 1)) * spread
-    share = statistics.mean(values) / 100
-    return NORMAL * max(spread, 100 * math.sqrt(share * (1 - share) / images))
+        half = float(stats.t.ppf(0.975, seeds - 1)) * spread
+        return max(0.0, mean - half), min(100.0, mean + half)
+    right = stats.binomtest(round(mean / 100 * images), images)
+    low, high = (100 * end for end in right.proportion_ci(0.95, method="wilson"))
+    return min(low, mean - NORMAL * spread), max(high, min(100.0, mean + NORMAL * spread))
+
+
+def quotient(one: tuple[float, float, float], two: tuple[float, float, float]) -> tuple:
+    """(value, low, high) of one over the other, both (value, low, high) and above 0: their relative
+    errors add as squares."""
+    (top, *ends), (bottom, *others) = one, two
+    down = math.hypot(math.log(top / ends[0]), math.log(others[1] / bottom))
+    up = math.hypot(math.log(ends[1] / top), math.log(bottom / others[0]))
+    value = top / bottom
+    return value, value * math.exp(-down), value * math.exp(up)

@@ -12,7 +12,7 @@ from workflow.campaign import Config
 from workflow.paper import printed
 from workflow.paper.sheet import Sheet
 
-TABLES = ("table1", "table2", "table3", "table4")
+TABLES = ("table1", "table2", "table3", "table4", "tableS1")
 
 
 def found_methods(folder: Path, section: str, point: str) -> dict[str, dict]:

@@ -38,11 +38,13 @@ def draw(found: Records) -> tuple[Figure, pd.DataFrame]:
     frame = points(found)
     figure, panels = plt.subplots(1, 2, figsize=(style.PAGE, 4.0))
     data = found.config.settings[found.setting]["data"]["name"]
-    both = frame.dropna(subset=["top1"])
+    both = frame.dropna(subset=["top1", "throughput"])
+    seeds = "/".join(str(count) for count in sorted(both["seeds"].unique()))
     timed = "".join(f"\n{said}" for said in [columns.timed_on(both)] if said)
     titles = (
         "printed: ImageNet, V100",
-        f"measured: {style.DATA.get(data, data)}, speed at full size; 95 % intervals" + timed,
+        f"measured: {style.DATA.get(data, data)}, speed at full size; 95 % intervals, "
+        f"seeds: {seeds or '-'}{timed}",
     )
     shown = [
         draw_panel(panel, frame, suffix, title)

@@ -27,6 +27,15 @@ def accuracy(row: pd.Series) -> str:
     return f"{value} (n={seeds}, sd {row['top1_sd']:.2f})"
 
 
+def speedup(row: pd.Series) -> str:
+    """In per cent, with its 95 % interval."""
+    value = number("speedup_pct", 1)(row)
+    if value == "-":
+        return value
+    low, high = (number(f"speedup_pct_{end}", 0)(row) for end in ("low", "high"))
+    return f"{value} ({low} to {high})"
+
+
 def ceilings(row: pd.Series) -> str:
     both = [number(f"ceiling_{name}_pct", 1)(row) for name in ("macs", "roofline")]
     return "-" if both == ["-", "-"] else " / ".join(both)
@@ -52,9 +61,10 @@ HEADS: list[tuple[str, Cell, str]] = [
     ("trained here: top-1 %", accuracy, "top1"),
     ("over the dense", number("top1_gain", 2), "top1_gain"),
     ("printed: top-1 %", number("top1_paper", 1), "top1_paper"),
+    ("top-1, here - printed", number("top1_delta", 1), "top1_delta"),
     ("printed: over the dense", number("top1_gain_paper", 1), "top1_gain_paper"),
     ("timed here: images/s", number("throughput", 1), "throughput"),
-    ("speed-up %", number("speedup_pct", 1), "speedup_pct"),
+    ("speed-up %", speedup, "speedup_pct"),
     ("ceiling by MACs / roofline", ceilings, "ceiling_macs_pct"),
     ("G MACs", number("macs_g", 2), "macs_g"),
     ("M parameters", number("params_m", 1), "params_m_paper"),
@@ -101,7 +111,15 @@ def sources(frame: pd.DataFrame) -> list[str]:
     timed = measured[measured["throughput"].notna()]
     # each training took its own time, which the CSV tells of each row
     found = list(dict.fromkeys(EPOCHS.sub("", source) for source in measured["source"]))
+    if measured["top1"].notna().any():
+        found.append("accuracies are of one seed where no n stands beside them")
     found.append("over the dense: the dense model, or LeViT, that a row is timed in turns with")
+    if len(timed):
+        found.append(
+            "speed-up: the median of the ratios to that model's speed just before and after each "
+            "turn, with its 95 % interval; not the quotient of the two images/s"
+        )
+    found.append("printed speed-up: as the printed images/s have it")
     for values, _ in timed.groupby(conditions(frame), sort=False):
         device, mode, precision, size = values
         found.append(f"timed on {device}: mode {mode}, {precision}, batch {size}")

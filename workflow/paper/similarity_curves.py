@@ -1,5 +1,7 @@
 """Figure 4: how far tokens are from the final class token, and how alike they are, by layer."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
@@ -20,51 +22,58 @@ GROUPS = {
 
 def figure4a(found: Records) -> tuple[Figure, pd.DataFrame]:
     """Linear CKA of each layer's average token with the last class token."""
-    record, arrays = found.analysis("cka")
+    record, _ = found.analysis("cka")
     figure, panel = plt.subplots(figsize=(style.COLUMN, HEIGHT))
     for name, (label, marker, line) in GROUPS.items():
-        panel.plot(
-            layers_of(arrays[name]), arrays[name], line, marker=marker, markersize=3.5, label=label
-        )
+        plot(panel, record, name, line, marker=marker, label=label)
     panel.set(ylabel="CKA with final class token", ylim=(0, 1.04))
     panel.legend(loc="upper left")
     finish(panel, describe(record, found))
-    return figure, table(arrays)
+    return figure, table(record)
 
 
 def figure4b(found: Records) -> tuple[Figure, pd.DataFrame]:
     """Correlation of patch queries with their image's mean query: its mean and its variance."""
-    record, arrays = found.analysis("query_correlation")
+    record, _ = found.analysis("query_correlation")
     figure, panels = plt.subplots(2, 1, sharex=True, figsize=(style.COLUMN, 1.25 * HEIGHT))
     for panel, name, marker, colour in zip(
         panels, ("mean", "variance"), "os", ("C0", "C1"), strict=True
     ):
-        panel.plot(
-            layers_of(arrays[name]), arrays[name], marker=marker, markersize=3.5, color=colour
-        )
+        plot(panel, record, name, marker=marker, color=colour)
         panel.set(ylabel=f"correlation, {name}")
     panels[0].set_ylim(top=1.0)
     panels[1].set_ylim(bottom=0.0)
     finish(panels[1], describe(record, found))
-    return figure, table(arrays)
+    return figure, table(record)
 
 
-def table(arrays: dict[str, np.ndarray]) -> pd.DataFrame:
-    """The curves by layer, counted from 1."""
-    layers = layers_of(next(iter(arrays.values())))
-    return pd.DataFrame({"layer": layers, **arrays})
+def plot(panel: Axes, record: dict, name: str, *line: str, **look) -> None:
+    """A curve over the layers, and its 95 % interval over images as a band."""
+    values, half = (np.array(record["results"][key][name]) for key in ("curves", "half_widths"))
+    (drawn,) = panel.plot(layers_of(values), values, *line, markersize=3.5, **look)
+    panel.fill_between(layers_of(values), values - half, values + half, color=drawn.get_color(),
+                       alpha=0.2, linewidth=0)  # fmt: skip
 
 
-def layers_of(values: np.ndarray) -> np.ndarray:
+def table(record: dict) -> pd.DataFrame:
+    """The curves by layer, counted from 1, and half of their 95 % intervals."""
+    curves, halves = (record["results"][key] for key in ("curves", "half_widths"))
+    layers = layers_of(next(iter(curves.values())))
+    wide = {f"{name}_half_width": values for name, values in halves.items()}
+    return pd.DataFrame({"layer": layers, **curves, **wide})
+
+
+def layers_of(values: Sequence[float]) -> np.ndarray:
     return np.arange(1, len(values) + 1)
 
 
 def describe(record: dict, found: Records) -> str:
     """Of which model on which images, for people who see the figure alone."""
     spec, images = record["spec"], record["results"]["images"]
+    data = spec["data"]["name"]
     return (
         f"{spec['run']}: {describe_size(spec, found.config)}\n"
-        f"trained on {spec['data']['name']}; {images} validation images"
+        f"trained on {style.DATA.get(data, data)}; {images} validation images; bands: 95 %"
     )
 
 

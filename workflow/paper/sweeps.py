@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from workflow import runs
+from workflow import runs, statements
 from workflow.paper import columns, printed, style
 from workflow.paper.columns import Records
 
@@ -51,10 +51,12 @@ def measured(name: str, found: Records) -> pd.DataFrame:
     )
 
 
-def title(backbone: str, points: pd.DataFrame, found: Records) -> str:
+def title(points: pd.DataFrame, found: Records) -> str:
     """Which model the points are of, what it was trained on, and how sure its accuracies are."""
     data = found.config.settings[found.setting]["data"]["name"]
-    spec = runs.train_spec(found.config, found.setting, points["run"].iloc[0])
+    run = points["run"].iloc[0]
+    spec = runs.train_spec(found.config, found.setting, run)
+    backbone = statements.label(found.config, run.partition("-")[0])
     size = columns.describe_size(spec, found.config)
     model = backbone if size == columns.FULL_SIZE else f"{backbone}, {size},"
     said = f"{model} trained on {style.DATA.get(data, data)}"
@@ -97,7 +99,7 @@ def draw(name: str, found: Records) -> tuple[Figure, pd.DataFrame]:
     numbers = pd.to_numeric(points["x"], errors="coerce").dropna()
     if len(numbers) < 9:
         bottom.set_xticks(numbers)
-    top.set_title(title("DeiT-T", points, found), fontsize=7)
+    top.set_title(title(points, found), fontsize=7)
     handles = dict(zip(*reversed(top.get_legend_handles_labels()), strict=True))
     names = sorted(handles, key=lambda name: ORDER.index(name) if name in ORDER else 1)
     figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=2)

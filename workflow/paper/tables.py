@@ -20,11 +20,13 @@ PERCENT_TOLERANCE = 0.15  # of a printed percentage from the printed img/s, in p
 MEASURED = [
     "top1", "top1_sd", "top1_low", "top1_high", "top1_paper", "top1_delta", "top1_gain",
     "top1_gain_paper", "throughput",
-    "throughput_paper", "speedup_pct", "ceiling_macs_pct", "ceiling_roofline_pct",
-    "speedup_pct_paper", "speedup_delta", "macs_g", "params_m", "params_m_paper",
+    "throughput_paper", "speedup_pct", "speedup_pct_low", "speedup_pct_high", "ceiling_macs_pct",
+    "ceiling_roofline_pct", "speedup_pct_paper", "speedup_delta", "macs_g", "params_m",
+    "params_m_paper",
     "out_of_memory", "out_of_memory_paper", "memory_gib", "resolution", "batch_size",
     "timed_batch_size", "precision", "mode", "device", "seeds", "source", "flags", "run",
 ]  # fmt: skip
+QUOTED = "the paper quotes the printed accuracy from the model's authors"
 ONLY = {"params_m_paper": ["table2"], "out_of_memory": ["tableS1"],
         "out_of_memory_paper": ["tableS1"], "memory_gib": ["tableS1"],
         "timed_batch_size": ["tableS1"]}  # fmt: skip
@@ -71,18 +73,23 @@ def delta(measured: float | None, shown: float | None) -> float | None:
 
 def printed_columns(line: dict, base: dict | None, names: list) -> dict:
     """What the paper prints of a row, and what follows from it and `base`, what it prints of the
-    model that the row is timed against; flagged where its percentage is not that of its img/s."""
-    derived = base is not None and columns.speedup_pct(line["throughput"], base["throughput"])
-    shown = line.get("speedup_pct", derived if base is not None else None)
-    slip = base is not None and abs(derived - shown) > PERCENT_TOLERANCE
+    model that the row is timed against: the speed-up is that of the images/s, flagged where another
+    percentage is printed."""
+    derived = base and columns.speedup_pct(line["throughput"], base["throughput"])
+    shown = line.get("speedup_pct", derived)
+    flags = None
+    if base is not None and abs(derived - shown) > PERCENT_TOLERANCE:
+        flags = f"printed {shown} % but its img/s give {derived:.1f} %"
+    elif line.get("quoted") is True:
+        flags = QUOTED
     row = {name: line[name] for name in names}
     row |= {
         "top1_paper": line["top1"],
         "top1_gain_paper": None if base is None else line["top1"] - base["top1"],
         "throughput_paper": line["throughput"],
-        "speedup_pct_paper": shown,
+        "speedup_pct_paper": derived,
         "source": "paper",
-        "flags": f"printed {shown} % but its img/s give {derived:.1f} %" if slip else None,
+        "flags": flags,
     }
     for name in ("params_m", "out_of_memory"):
         if name in line:

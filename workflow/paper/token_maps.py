@@ -7,7 +7,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workflow.paper import image_grid
+from workflow.paper import image_grid, style
 from workflow.paper.columns import Records, describe_size
 from workflow.paper.image_grid import Group
 
@@ -122,8 +122,9 @@ def faded(image: np.ndarray, kept: np.ndarray, grid: np.ndarray) -> np.ndarray:
 
 def describe(record: dict, found: Records) -> str:
     """Of which model, and what it was trained on."""
-    spec = record["spec"]
+    spec, data = record["spec"], record["spec"]["data"]["name"]
     return (
-        f"{spec['run']}: {describe_size(spec, found.config)}, trained on {spec['data']['name']}; "
+        f"{spec['run']}: {describe_size(spec, found.config)}, trained on "
+        f"{style.DATA.get(data, data)}; "
         f"{spec['images']['shown']} validation images, then photographs."
     )
