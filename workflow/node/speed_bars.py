@@ -53,8 +53,8 @@ BARS = {
 TRAINING = "DeiT-S, training step"
 STEP_BARS, SAVED_BARS = {"fp32": 1.46, "bf16": 1.20}, {"fp32": 0.69, "bf16": 0.72}
 POINTS = {
-    "cpu": dict(device="cpu", channels_last=False, cuda_graphs=0, threads=2),
-    "cuda": dict(device="cuda", channels_last=False, cuda_graphs=16, threads=8),
+    "cpu": dict(device="cpu", channels_last=False, threads=2),
+    "cuda": dict(device="cuda", channels_last=False, threads=8),
 }
 FIELDS = ("section", "model", "precision", "images_per_s", "speedup", "low", "high", "ceiling",
           "bar", "met", "suspect")  # fmt: skip
@@ -65,9 +65,9 @@ def measured(spec: dict) -> dict:
         return fresh.run(spec, {}, Path(folder))["results"]
 
 
-def measure(device: str, section: str, precision: str, rounds: int) -> list[dict]:
+def measure(device: str, section: str, precision: str, **changes) -> list[dict]:
     """One row of FIELDS per model of the section, dense first; ``low`` and ``high`` bound the
-    speed-up."""
+    speed-up. `changes`: what else the point of measurement needs."""
     mode, batch_size, dense, rows = BARS[device][section]
     profiles = Config.load().items["profiles"]
     models = [("dense", dense, {}, None, None), *rows]
@@ -76,8 +76,8 @@ def measure(device: str, section: str, precision: str, rounds: int) -> list[dict
         for label, name, kw, *_ in models
     ]
     found = measured(POINTS[device] | dict(
-        kind="throughput", section=section, mode=mode, rounds=rounds, precision=precision,
-        batch_size=batch_size, models=named,
+        kind="throughput", section=section, mode=mode, precision=precision,
+        batch_size=batch_size, models=named, **changes,
     ))  # fmt: skip
     bar = {"fp32": -2, "bf16": -1}[precision]
     return [
@@ -170,6 +170,8 @@ def main() -> None:
     parser.add_argument("--sections", nargs="+", help="only these")
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"),
                         help="both on a CPU, bf16 on a GPU")  # fmt: skip
+    parser.add_argument("--cuda-graphs", type=int, default=16, metavar="N",
+                        help="replay batches of up to N images as CUDA graphs (16)")  # fmt: skip
     parser.add_argument("--output", type=Path, help="write the rows to this CSV too")
     arguments = parser.parse_args()
     on_cpu = arguments.device == "cpu"
@@ -185,7 +187,8 @@ def main() -> None:
                 if section == TRAINING:
                     new = measure_training(precision, max(2, arguments.rounds // 3))
                 else:
-                    new = measure(arguments.device, section, precision, arguments.rounds)
+                    new = measure(arguments.device, section, precision, rounds=arguments.rounds,
+                                  cuda_graphs=arguments.cuda_graphs)  # fmt: skip
             except fresh.MeasurementError as error:
                 sys.exit(f"ERROR: {section}: {error}")
             rows += new
