@@ -103,4 +103,6 @@ def test_figures_and_claims_are_shown_beside_tables(tmp_path, config):
                      "pareto": ["pareto.png", "pareto.svg", "pareto.csv"]}  # fmt: skip
     assert shown["table1"].tags["table"] == "1"
     assert shown["pareto"].table is None
-    assert "snakemake results/demo/pareto.png --profile demo" in shown["pareto"].tags[NOTE]
+    note = shown["pareto"].tags[NOTE]
+    assert "`snakemake --profile demo results/demo/pareto.png`" in note
+    assert "Trained for it: deit_tiny, " in note

@@ -19,7 +19,7 @@ def describe(root: Path, source: Source, config: Config) -> Content:
     if tags["kind"] != "claims":
         tags[tags["kind"]] = item.removeprefix(tags["kind"])
     path = source.path.relative_to(root)
-    tags[mirror_note.NOTE] = mirror_note.of_item(config, item, source.setting, path)
+    tags[mirror_note.NOTE] = mirror_note.of_item(config, source.setting, path)
     beside = {".csv": (".md", ".html"), ".png": (".svg", ".csv")}[source.path.suffix]
     files = [source.path, *(source.path.with_name(f"{name}{suffix}") for suffix in beside)]
     return Content(

@@ -5,7 +5,7 @@ again. Markdown; standard library only.
 from pathlib import Path
 
 from workflow.campaign import Config
-from workflow.login import targets
+from workflow.login import captions, targets
 
 NOTE = "mlflow.note.content"
 DOES = {
@@ -86,9 +86,7 @@ def command(config: Config, spec: dict, setting: str, folder: Path) -> str:
     return f"snakemake {record} --profile {targets.profile(config, setting)} --forcerun {record}"
 
 
-def of_item(config: Config, item: str, setting: str, path: Path) -> str:
+def of_item(config: Config, setting: str, path: Path) -> str:
     """The description of a table, a figure or the ledger."""
-    said = config.items["captions"].get(item, item).replace("``", "`")
-    return (
-        f"{said}\n\nMade by:\n\n    snakemake {path} --profile {targets.profile(config, setting)}"
-    )
+    root = config.settings[setting]["results"]
+    return captions.caption(config, root, str(path)).replace("``", "`")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from workflow.campaign import FILES, Config, ConfigError
+from workflow.campaign import CLAIMS, FILES, Config, ConfigError
 from workflow.login import executors, mirror_items
 from workflow.login.attempts import Attempt
 from workflow.login.following import GRACE_S
@@ -67,8 +67,9 @@ class Results:
         for name, setting in self.config.settings.items():
             folder = self.root / setting["results"]
             figures = (folder / f"{figure}.png" for figure in self.config.items["figures"])
-            tables = [*folder.glob("table*.csv"), *folder.glob("claims*.csv")]
-            for path in [*sorted(tables), *(path for path in figures if path.exists())]:
+            names = [*self.config.items["tables"], CLAIMS]
+            tables = (folder / f"{name}{part}.csv" for name in names for part in ("", ".partial"))
+            for path in filter(Path.exists, [*tables, *figures]):
                 stat = path.stat()
                 found.append(Source(name, path, f"{stat.st_mtime_ns} {stat.st_size}"))
         return found

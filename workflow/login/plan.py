@@ -4,6 +4,7 @@ Functions that take wildcards are input functions: Snakemake calls them only for
 needs, so only those specs are written.
 """
 
+import contextlib
 import json
 import re
 import shlex
@@ -147,17 +148,15 @@ class Plan:
 
     def fetch_spec(self, wildcards) -> str:
         """The spec of a download that the setting's checkpoints or evaluations name."""
-        setting = self.config.settings[self.config.setting_of(wildcards.root)]
-        given = [*setting.get("checkpoints", {}).values()]
-        given += [one["checkpoint"] for one in setting.get("evaluations", {}).values()]
-        for checkpoint in given:
-            if checkpoint.get("timm") == wildcards.tag:
-                spec = runs.fetch_spec(checkpoint)
-                return runs.write_spec(f"{wildcards.root}/weights/{wildcards.tag}/spec.json", spec)
-        raise WorkflowError(
-            f"{wildcards.root}/weights/{wildcards.tag}.json: no checkpoint in "
-            f"workflow/config/settings.yaml says `timm: {wildcards.tag}`."
-        )
+        root, tag = wildcards.root, wildcards.tag
+        try:
+            spec = targets.fetch_spec(self.config, self.config.setting_of(root), tag)
+        except KeyError:
+            raise WorkflowError(
+                f"{root}/weights/{tag}.json: no checkpoint in workflow/config/settings.yaml says "
+                f"`timm: {tag}`."
+            ) from None
+        return runs.write_spec(f"{root}/weights/{tag}/spec.json", spec)
 
     def throughput_inputs(self, wildcards) -> dict:
         root = wildcards.root
@@ -243,14 +242,8 @@ class Plan:
 
     def settings_asked_for(self, wanted) -> list[str]:
         """The settings whose results the targets name; all of ImageNet's where none is named."""
-        by_length = sorted(self.config.settings, key=self._depth, reverse=True)
         found = set()
         for target in wanted or [targets.DEFAULT]:
-            for name in by_length:
-                if str(target).startswith(self.config.settings[name]["results"] + "/"):
-                    found.add(name)
-                    break
+            with contextlib.suppress(targets.TargetError):
+                found.add(targets.split_root(self.config, str(target))[0])
         return sorted(found)
-
-    def _depth(self, setting: str) -> int:
-        return len(self.config.settings[setting]["results"])

@@ -97,7 +97,6 @@ def spec_of(config: Config, target: str) -> dict | None:
 
 
 def _spec(config: Config, setting: str, kind: str, named: dict) -> dict | None:
-    scale = config.settings[setting]
     if kind in ("whole", CLAIMS):
         return None
     if kind in ("table", "figure"):
@@ -116,9 +115,7 @@ def _spec(config: Config, setting: str, kind: str, named: dict) -> dict | None:
     if kind == "analysis":
         return runs.analysis_spec(config, setting, named["name"])
     if kind == "fetch":
-        given = [*scale.get("checkpoints", {}).values()]
-        given += [one["checkpoint"] for one in scale.get("evaluations", {}).values()]
-        return runs.fetch_spec(next(one for one in given if one.get("timm") == named["tag"]))
+        return fetch_spec(config, setting, named["tag"])
     if kind == "throughput":
         section = named["section"]
         point = points.parse(named["point"], runs.throughput_point(config, setting, section))
@@ -126,6 +123,17 @@ def _spec(config: Config, setting: str, kind: str, named: dict) -> dict | None:
     section = named.pop("section")
     point = runs.training_cost_point(config, setting) | named
     return runs.training_cost_spec(config, setting, section, point)
+
+
+def fetch_spec(config: Config, setting: str, tag: str) -> dict:
+    """The spec of a download that the setting's checkpoints or evaluations name.
+
+    Raises KeyError if none does.
+    """
+    scale = config.settings[setting]
+    given = [*scale.get("checkpoints", {}).values()]
+    given += [one["checkpoint"] for one in scale.get("evaluations", {}).values()]
+    return runs.fetch_spec({one.get("timm"): one for one in given}[tag])
 
 
 def needed(config: Config, target: str) -> dict[str, dict]:
