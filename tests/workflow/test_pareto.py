@@ -61,5 +61,5 @@ def test_accuracies_have_bars_and_speeds_their_conditions(monkeypatch, config):
     assert heights == [pytest.approx([77, 83]), pytest.approx([76, 82])]
     title = measured.get_title()
     assert title.startswith("measured: digits, speed at full size; 95 % intervals, seeds: 1")
-    assert title.endswith("a CPU, fused, fp32, batch 32; 1 of 2 suspect")
+    assert title.endswith("a CPU, fused, fp32, batch 32\n1 of 2 suspect")
     plt.close(figure)

@@ -40,7 +40,7 @@ def draw(found: Records) -> tuple[Figure, pd.DataFrame]:
     data = found.config.settings[found.setting]["data"]["name"]
     both = frame.dropna(subset=["top1", "throughput"])
     seeds = "/".join(str(count) for count in sorted(both["seeds"].unique()))
-    timed = "".join(f"\n{said}" for said in [columns.timed_on(both)] if said)
+    timed = "".join(f"\n{said}" for said in columns.timed_on(both).split("; ") if said)
     titles = (
         "printed: ImageNet, V100",
         f"measured: {style.DATA.get(data, data)}, speed at full size; 95 % intervals, "
