@@ -9,6 +9,7 @@ below depends on it, so no feature is ever sorted and no order has to be restore
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 def class_attention(query: Tensor, keys: Tensor, scale: float) -> Tensor:
@@ -25,6 +26,14 @@ def class_attention(query: Tensor, keys: Tensor, scale: float) -> Tensor:
     Returns:
         (B, L, H), each head's column sums to 1.
     """
+    if torch.is_grad_enabled() and torch.finfo(keys.dtype).bits < 32:
+        # else the keys in float32 would be kept for the backward pass, of every block
+        return checkpoint(_class_row, query, keys, scale, use_reentrant=False,
+                          preserve_rng_state=False)  # fmt: skip
+    return _class_row(query, keys, scale)
+
+
+def _class_row(query: Tensor, keys: Tensor, scale: float) -> Tensor:
     heads = query.shape[1]
     dtype = torch.promote_types(keys.dtype, torch.float32)
     diagonal = torch.eye(heads, dtype=dtype, device=query.device).unsqueeze(1)  # (H, 1, H)

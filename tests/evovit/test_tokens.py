@@ -101,6 +101,29 @@ def test_put_back_lets_gradients_through():
     assert torch.autograd.gradcheck(update, inputs)
 
 
+def test_the_backward_pass_keeps_low_precision_keys_as_they_are():
+    """In float32 they would be another tensor for each block."""
+    query, keys = normal(0, 1, 2, 4).bfloat16(), normal(1, 1, 9, 8).bfloat16()
+    kept, found = [], []
+
+    def pack(tensor):
+        kept.append(tensor)
+        return tensor
+
+    for row in (tokens.class_attention, tokens._class_row):
+        ends = [end.clone().requires_grad_() for end in (query, keys)]
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            scores = row(*ends, 0.5)
+        whole = [one for one in kept if one.numel() == keys.numel()]
+        assert {one.dtype for one in whole} == {
+            torch.bfloat16 if row is tokens.class_attention else torch.float32
+        }
+        found.append(torch.autograd.grad(scores.square().sum(), ends))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_low_precision_scores_are_float32_even_under_autocast():
     query, keys = normal(0, 1, 2, 4).bfloat16(), normal(1, 1, 9, 8).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
