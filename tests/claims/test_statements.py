@@ -60,9 +60,9 @@ def test_what_can_not_be_compared_is_refused(config, compute, sentence):
         statements.every(changed(config, odd={"compute": compute}))
 
 
-def test_printed_percentages_are_the_papers_and_else_follow_from_its_images_per_second(config):
-    printed = Printed(config)
-    assert printed.faster("ps_deit_small", "deit_small").value == 43.6
+def test_printed_percentages_follow_from_the_printed_images_per_second(config):
+    printed = Printed(config)  # 43.6 is printed
+    assert printed.faster("ps_deit_small", "deit_small").value == pytest.approx(39.15, abs=0.01)
     assert printed.faster("evo_levit_256", "levit_256").value == pytest.approx(27.4, abs=0.01)
     assert printed.faster("ia_red2_deit_tiny", "deit_tiny") is None
 

@@ -105,6 +105,20 @@ def test_the_supplements_table_says_what_ran_out_of_memory(config, empty):
     assert "out of memory, 33.0 GiB" in text
 
 
+def test_an_accuracy_stands_where_the_batch_fits(config, empty):
+    """The model is trained once, with batches that fit."""
+    sizes = {"deit_small_384": {64: 17 * 2**30, 128: 33 * 2**30}, "evo_deit_small_384": {}}
+    cost(config, "deit_small_384", sizes)
+    spec = runs.train_spec(config, "demo", "deit_small_384")
+    record = records.make(spec, {"top1": 90.0, "val_images": 599}, 0.0)
+    records.write_json(f"{ROOT}/runs/deit_small_384/train.json", record)
+    frame = tables.make("tableS1", empty).set_index(["backbone", "method", "batch_size"])
+    fits, full = (frame.loc["DeiT-S", "Baseline", size] for size in (64, 128))
+    assert (fits["top1"], fits["seeds"]) == (90.0, 1)
+    assert full[["top1", "top1_low", "seeds"]].isna().all()
+    assert "top1" not in full["source"]
+
+
 @pytest.mark.parametrize("setting", ["imagenet", "demo"])
 @pytest.mark.parametrize("table", printed.NAMES)
 def test_a_table_asks_for_all_records_that_it_reads(table, setting, config, monkeypatch, tmp_path):

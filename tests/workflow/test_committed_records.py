@@ -1,5 +1,6 @@
 """The speeds that the documents show are those of the records under results/measured/."""
 
+import csv
 import re
 
 import pytest
@@ -8,39 +9,40 @@ from workflow import points, records
 from workflow.paper import measured, printed
 
 MEASURED = records.ROOT / "results" / "measured"
-DEVICES = ("nvidia-h200", "amd-epyc-2-threads")
-USUAL = {"nvidia-h200": ("fp32", 256), "amd-epyc-2-threads": ("fp32", 32)}
+USUAL_BATCH = {"nvidia-h200": 256, "intel-xeon-amx-2-threads": 32}
 
 
 def generated() -> list[tuple[str, str]]:
     """The folders whose README shows what workflow.paper.measured writes, and at which points."""
-    said = [(folder.name, (folder / "README.md").read_text()) for folder in MEASURED.iterdir()]
+    said = [(path.parent.name, path.read_text()) for path in MEASURED.glob("*/README.md")]
     pattern = r"workflow\.paper\.measured results/measured/{} --points ([\w -]+)`"
     found = [(name, re.search(pattern.format(name), text)) for name, text in said]
     return [(name, match[1]) for name, match in found if match]
 
 
-def test_some_folder_is_shown_so():
-    assert generated()
+def test_every_folder_says_how_it_was_measured():
+    assert all((folder / "README.md").exists() for folder in MEASURED.iterdir())
+    assert len(generated()) == 2
 
 
 @pytest.mark.parametrize(("name", "wanted"), generated())
 def test_a_folders_readme_shows_what_its_records_say(config, name, wanted):
     text = (MEASURED / name / "README.md").read_text()
-    for table in measured.TABLES:
+    for table in config.items["tables"]:
         sheet = measured.beside_printed(config, table, MEASURED / name, wanted.split())
         assert not sheet.rows or sheet.markdown() in text, table
     assert all(line in text for line in measured.legend(MEASURED / name))
 
 
-def rows_of_readme(device: str) -> list[list[str]]:
-    """The cells of README's table of a device's speeds."""
+def rows_of_readme(device: str) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of README's table of a device's speeds."""
     text = (records.ROOT / "README.md").read_text()
-    table = re.search(rf"results/measured/{device}/README.*?\n((?:\|[^\n]*\n)+)", text, re.DOTALL)[
-        1
-    ]
-    lines = table.splitlines()[2:]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    part = text.rsplit(f"](results/measured/{device}/README.md)", 1)[1]
+    table = re.search(r"\n((?:\|[^\n]*\n)+)", part)[1]
+    head, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()
+    )
+    return head, rows
 
 
 def row_called(config, model: str) -> dict:
@@ -52,33 +54,63 @@ def row_called(config, model: str) -> dict:
             called = row.get("model", f"{row.get('backbone')} {row.get('method')}")
             if (called, row["resolution"]) == (name, pixels):
                 return row
-    raise AssertionError(f"{model} is no row of Tables 1 and 2")
+    raise AssertionError(f"{model} is no row of Tables 1 and 2, or the supplement's")
 
 
-def point_said(device: str, model: str, rest: list[str]) -> str:
-    """mode-precision-bN, of the model's and the mode's cell."""
-    words = ", ".join([model, *rest]).replace("`", "").split(", ")
-    precision, batch = USUAL[device]
-    batch = next((word.split()[1] for word in words if word.startswith("batch ")), batch)
+def point_said(device: str, *cells: str) -> str:
+    """mode-precision-bN, as the model's cell, the mode's and the column's name say."""
+    words = ", ".join(cells).replace("`", "").split(", ")
+    batch = next((word.split()[1] for word in words if word.startswith("batch ")), None)
     mode = next((word for word in words if word in points.MODES), "fused")
-    precision = next((word for word in words if word in points.PRECISIONS), precision)
-    return f"{mode}-{precision}-b{batch}"
+    precision = next((word for word in words if word in points.PRECISIONS), "fp32")
+    return f"{mode}-{precision}-b{batch or USUAL_BATCH[device]}"
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", USUAL_BATCH)
 def test_readme_shows_speeds_as_they_were_measured(config, device):
-    rows, known = rows_of_readme(device), printed.by_run(config)
+    (head, rows), known = rows_of_readme(device), printed.by_run(config)
     assert len(rows) >= 9
-    for model, *mode, paper, here, ceilings in rows:
-        row = row_called(config, model)
+    first = 1 + head.index("paper, V100")
+    columns = [place for place in range(first, len(head)) if "ceiling" not in head[place]]
+    for cells in rows:
+        row = row_called(config, cells[0])
         dense = config.items["sections"][row["section"]][0]
-        found = measured.found_methods(
-            MEASURED / device, row["section"], point_said(device, model, mode)
-        )
-        _, rate, speedup, limits = measured.cell(found[row["run"]], found[dense])
-        shown, *marks = re.split(r" (?=[?*])", here)
-        assert (shown, ceilings) == (speedup, limits), model
-        assert set(rate.split()[1:]) <= set(marks), model  # README may doubt more
+        for number, place in enumerate(columns):
+            point = point_said(device, *cells[: first - 1], head[place])
+            found = measured.found_methods(MEASURED / device, row["section"], point)
+            if not cells[place]:
+                assert not found, cells
+                continue
+            _, rate, speedup, limits = measured.cell(found[row["run"]], found[dense])
+            shown, *marks = re.split(r" (?=[?*])", cells[place])
+            assert (shown, cells[first + len(columns) + number]) == (speedup, limits), cells
+            assert set(rate.split()[1:]) <= set(marks), cells  # README may doubt more
         rates = [known.get(run, {}).get("throughput") for run in (row["run"], dense)]
-        if paper not in ("", "-"):
-            assert paper == f"{rates[0] / rates[1]:.2f}", model
+        if cells[first - 1] not in ("", "-"):
+            assert cells[first - 1] == f"{rates[0] / rates[1]:.2f}", cells
+
+
+def bar_cells(row: dict | None) -> list[str]:
+    """A bar and what was measured, as README shows them."""
+    if row is None:
+        return ["", ""]
+    shown = f"**{float(row['speedup']):.2f}**"
+    if row["low"]:
+        shown += f" ({float(row['low']):.2f}-{float(row['high']):.2f})"
+    doubts = " ?" * bool(row["suspect"]) + " missed" * (row["met"] == "False")
+    return [row["bar"], shown + doubts]
+
+
+def test_readme_shows_the_bars_as_they_were_measured():
+    with (MEASURED / "intel-xeon-amx-2-threads/speed_bars.csv").open(newline="") as stream:
+        rows = {
+            (r["section"], r["model"].strip(), r["precision"]): r for r in csv.DictReader(stream)
+        }
+    shown = dict.fromkeys((section, model) for section, model, _ in rows if model != "dense")
+    assert len(shown) > 10
+    text = (records.ROOT / "README.md").read_text()
+    for section, model in shown:
+        cells = [
+            cell for p in ("fp32", "bf16") for cell in bar_cells(rows.get((section, model, p)))
+        ]
+        assert f"| {' | '.join([section, model, *cells])} |".replace("|  ", "| ") in text

@@ -45,7 +45,7 @@ def test_the_interval_holds_the_true_ratio_almost_as_often_as_it_says(noise):
         taken = next(n for n in range(5, 11) if enough(evo[:n], dense[:n]))
         low, high = ratios.speedup(evo[:taken], ratios.beside(dense[: taken + 1]))["interval"]
         held += low <= 1.5 <= high
-    assert 85 <= held <= trials
+    assert held >= 85 * trials / 100
 
 
 def enough(evo: list[float], dense: list[float]) -> bool:
@@ -60,6 +60,8 @@ def test_few_rounds_leave_out_less_of_their_resampled_medians():
     assert tails == sorted(tails)
     assert tails[0] == pytest.approx(0.0012, abs=3e-4)  # of Student's t, 0.00096
     assert tails[-1] == pytest.approx(normal, rel=1e-3)
+    values = rounds(5, 1.5, 0.05, seed=3)
+    assert ratios.interval(values) == [min(values), max(values)]
 
 
 def test_a_common_drift_changes_nothing():

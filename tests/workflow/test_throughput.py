@@ -289,3 +289,30 @@ def test_a_pass_that_waits_for_its_launches_is_suspect():
     assert not throughput.doubts(method, timing.Contestant(None, images))  # a CPU's
     one_by_one = timing.Contestant(None, images[:1], launch_s=1.0, latencies=[1.0])
     assert not throughput.doubts(method, one_by_one)  # there the host's time counts
+
+
+def test_operations_of_too_large_a_batch_are_those_of_a_smaller_one(monkeypatch):
+    whole = roofline.operations
+
+    def small(run, images):
+        return out_of_memory() if len(images) > 2 else whole(run, images)
+
+    module, images = torch.nn.Linear(4, 3, bias=False), torch.ones(5, 4)
+    ((name, flops, moved),) = whole(module, images)
+    monkeypatch.setattr(roofline, "operations", small)
+    ((again, scaled, more),) = throughput.operations_of(module, images)
+    assert (again, scaled) == (name, flops)
+    assert moved < more < 2.5 * moved  # the weights, which do not grow, were scaled, too
+    with pytest.raises(torch.OutOfMemoryError):
+        throughput.operations_of(lambda images: out_of_memory(), images[:1])
+
+
+def test_in_16_bits_a_model_whose_scores_are_alike_may_be_further_off():
+    reference = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    module, outputs = torch.nn.Identity(), reference + torch.tensor([0.5, 0.0]) * 0.7071
+    with pytest.raises(MeasurementError, match=r"0\.5 apart, tolerance 0\.3"):
+        checks.compare(outputs, reference, "bf16", module)
+    module.near_ties = True
+    assert checks.compare(outputs, reference, "bf16", module)["tolerance"] == 0.7
+    with pytest.raises(MeasurementError, match=r"tolerance 0\.002"):
+        checks.compare(outputs, reference, "fp32", module)

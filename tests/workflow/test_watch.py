@@ -164,13 +164,16 @@ def test_others_on_the_processors_are_noticed():
 
 
 def test_of_several_watches_the_worst_counts():
-    early = seen_by([Sample(1, 1500), Sample(1.5, 1500, throttled=("heat",))], other_processes=1)
+    hot = Sample(1.5, 1500, 90, throttled=("heat",))
+    early = seen_by([Sample(1, 1500), hot], other_processes=1)
     late = seen_by([Sample(2, 1200)], other_processes=None)
     early["cpu_taken_by_others"], late["cpu_taken_by_others"] = 0.1, 0.0
     found = watch.worst([early, late])
     assert found["other_processes"] == 1
     assert found["samples"] == 3
     assert found["clock_drift_mhz"] == (1500, 1200)
+    assert (found["clock_mhz"]["least"], found["clock_mhz"]["most"]) == (1200, 1500)
+    assert found["power_w"]["most"] == 90
     assert found["throttled"] == {"heat": 0.5}
     assert found["cpu_taken_by_others"] == 0.1
 

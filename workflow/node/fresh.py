@@ -110,7 +110,7 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
     if done.returncode == -signal.SIGKILL:
         raise MeasurementError(
             "The measuring process was killed (signal 9), as the kernel does where memory runs "
-            "out; start it again, which goes on, or name smaller batches."
+            "out; name smaller batches, or a machine with more."
         )
     if done.returncode:
         raise MeasurementError(f"The measuring process ended with code {done.returncode}.")

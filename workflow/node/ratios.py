@@ -41,7 +41,7 @@ def tail_of(count: int) -> float:
 
 
 def interval(ratios: list[float]) -> list[float]:
-    """The bootstrap interval of their median.
+    """The bootstrap interval of their median; of five it is from the least to the most.
 
     Rounds end when it is narrow (throughput.enough), so it holds the truth less often than it
     says: in 87 to 92 of 100 trials (tests/workflow/test_ratios.py).

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from workflow import points
 from workflow.campaign import Config
-from workflow.node import fresh, ratios
+from workflow.node import by_hand, fresh, ratios
 from workflow.runs import recipe_of
 
 S, T = "deit_small_patch16_224", "deit_tiny_patch16_224"
@@ -164,7 +164,7 @@ def main() -> None:
         "--rounds",
         type=int,
         default=15,
-        help="of all models of a section (15); of training steps a third",
+        help="of all models of a section (15); of training steps a third, at least 5",
     )
     parser.add_argument("--device", choices=tuple(BARS), default="cpu")
     parser.add_argument("--sections", nargs="+", help="only these")
@@ -178,6 +178,8 @@ def main() -> None:
     known = [*BARS[arguments.device], *([TRAINING] if on_cpu else [])]
     if unknown := sorted(set(arguments.sections or ()) - set(known)):
         parser.error(f"--sections {unknown[0]!r} is none of {known}")
+    if arguments.rounds < by_hand.LEAST_ROUNDS:
+        parser.error(by_hand.too_few(arguments.rounds))
     if not on_cpu and "fp32" in (arguments.precisions or ()):
         parser.error("--precisions fp32: the bars of a GPU are in bf16")
     rows = []
@@ -185,7 +187,8 @@ def main() -> None:
         for precision in arguments.precisions or (["fp32", "bf16"] if on_cpu else ["bf16"]):
             try:
                 if section == TRAINING:
-                    new = measure_training(precision, max(2, arguments.rounds // 3))
+                    rounds = max(by_hand.LEAST_ROUNDS, arguments.rounds // 3)
+                    new = measure_training(precision, rounds)
                 else:
                     new = measure(arguments.device, section, precision, rounds=arguments.rounds,
                                   cuda_graphs=arguments.cuda_graphs)  # fmt: skip

@@ -17,7 +17,6 @@ from workflow import locks, points, records, runs
 from workflow.campaign import Config
 from workflow.node import by_hand, device, fresh
 
-TABLES = ("table1", "table2", "table3", "table4", "tableS1")
 DEFAULT = {  # at the batch sizes of the setting
     "cuda": ["paper-fp32", "fused-fp32", "fused-{half}", "amp-{half}", "compiled-{half}"],
     "cpu": ["fused-fp32", "fused-{half}"],
@@ -100,21 +99,22 @@ def measure(spec: dict, point: dict, output: Path, here: str) -> dict:
     return record
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(config: Config) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m workflow.node.survey", description=__doc__.splitlines()[0]
     )
     made.add_argument("--output", type=Path, required=True, help="folder of the records")
     made.add_argument("--device", choices=points.DEVICES,
                       default="cuda" if torch.cuda.is_available() else "cpu")  # fmt: skip
-    made.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
+    tables = list(config.items["tables"])
+    made.add_argument("--tables", nargs="+", choices=tables, default=tables)
     made.add_argument("--sections", nargs="+", help="only these of the tables' sections")
     made.add_argument("--rows", nargs="+", metavar="ROW",
                       help="only these of the sections' models, and the baselines: for a look, "
                            "the workflow does not take such records in")  # fmt: skip
     made.add_argument("--points", nargs="+", metavar="MODE-PRECISION-bN",
                       help="such as paper-fp32-b256, compiled-bf16-sweep")  # fmt: skip
-    made.add_argument("--setting", choices=tuple(Config.load().settings),
+    made.add_argument("--setting", choices=tuple(config.settings),
                       help="whose threads and rounds are taken (settings.yaml)")  # fmt: skip
     made.add_argument("--threads", type=int, help="instead of the setting's")
     made.add_argument("--rounds", type=int, help="at least; instead of the setting's, so that the "
@@ -123,7 +123,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    made, config = parser(), Config.load()
+    config = Config.load()
+    made = parser(config)
     given = made.parse_args()
     if given.rounds is not None and given.rounds < by_hand.LEAST_ROUNDS:
         made.error(by_hand.too_few(given.rounds))

@@ -93,15 +93,17 @@ def prepare(module: nn.Module, images: Tensor, spec: dict, where) -> tuple[Conte
 
 def operations_of(run: modes.Run, images: Tensor) -> list[tuple[str, int, int]]:
     """Those of a pass of the uncompiled model, for the roofline. Where that needs more memory than
-    there is, which a compiled pass may not, they are twice those of half of the images."""
+    there is, which a compiled pass may not, they are those of half of the images, scaled."""
     try:
         return roofline.operations(run, images)
     except RuntimeError as error:
         if not device.is_out_of_memory(error) or len(images) == 1:
             raise
     device.free()
-    half = operations_of(run, images[: len(images) // 2])
-    return [(name, 2 * flops, 2 * moved) for name, flops, moved in half]
+    half = images[: len(images) // 2]
+    more = len(images) / len(half)
+    return [(name, round(more * flops), round(more * moved))
+            for name, flops, moved in operations_of(run, half)]  # fmt: skip
 
 
 def peak_memory(run: modes.Run, module: nn.Module, images: Tensor, where: torch.device) -> int:

@@ -69,7 +69,8 @@ def fit(spec: dict, site: dict, folder: Path, where: Place) -> dict | None:
             raise TrainingError(
                 f"{spec['run']} runs out of memory with {training.loader.batch_size} images of a "
                 "process in one pass; set `device_batch` to fewer in its recipe "
-                "(workflow/config/): the global batch stays, and is accumulated."
+                "(workflow/config/): the global batch stays, and is accumulated. As the recipe is "
+                "another one then, the training starts anew."
             ) from error
         if not finished:
             report(f"Asked to stop: saved before step {training.step} of epoch {training.epoch}.")

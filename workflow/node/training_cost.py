@@ -216,13 +216,13 @@ def measure_section(spec: dict, site: dict | None = None, folder: Path | None = 
             torch.cuda.set_per_process_memory_fraction(share, where)
     parts = Parts(folder, spec, device.describe(where))
     rounds: dict[int, list[list[dict | None]]] = {size: [] for size in spec["batch_sizes"]}
-    summaries = []
+    summaries: dict[int, list[dict]] = {size: [] for size in spec["batch_sizes"]}
     for number in range(spec["rounds"]):
         for size, before in rounds.items():
             once = partial(measure_round, spec, size, where, before)
             told, summary = parts.get(f"b{size}-{number}", once)
             before.append(told)
-            summaries.append(summary)
+            summaries[size].append(summary)
     methods = []
     for index, model in enumerate(spec["models"]):
         sizes = [
@@ -241,13 +241,15 @@ def measure_section(spec: dict, site: dict | None = None, folder: Path | None = 
                 "extrapolated": extrapolate(sizes, spec),
             }
         )
+    seen = {f"b{size}": watch.worst(several) for size, several in summaries.items()}
+    doubts = [why for one in seen.values() for why in watch.suspicions(one, where)]
     return {
         "device": device.describe(where),
         "bytes_are": "largest held by the allocator" if where.type == "cuda" else "counted",
         "memory_limit_emulated": emulated,
         "methods": methods,
-        "seen": (seen := watch.worst(summaries)),
-        "suspect": [*watch.suspicions(seen, where), *drifts(methods[0])],
+        "seen": seen,
+        "suspect": [*dict.fromkeys(doubts), *drifts(methods[0])],
         "environment": environment(),
         "kept_parts": parts.kept,
     }

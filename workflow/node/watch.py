@@ -101,16 +101,21 @@ def ends(values: list[float]) -> tuple[float, float] | None:
 
 
 def worst(summaries: list[dict]) -> dict:
-    """One summary for several that came after one another: of each the worst, and the clock's way
-    from the first to the last."""
+    """One summary for several of the same work that came after one another: of each the worst, and
+    the clock's way from the first to the last."""
     reasons = {reason for seen in summaries for reason in seen["throttled"]}
-    clocks = [seen["clock_drift_mhz"] for seen in summaries if seen["clock_drift_mhz"]]
+    clocks = [seen["clock_mhz"]["median"] for seen in summaries if seen["clock_mhz"]]
+    ranges = {
+        name: _range([end for seen in summaries for end in (seen[name] or {}).values()])
+        for name in ("clock_mhz", "power_w", "temperature_c")
+    }
     counts = [seen.get("other_processes") for seen in summaries]
     return {
         **summaries[-1],
+        **ranges,
         "other_processes": max((one for one in counts if one is not None), default=None),
         "samples": sum(seen["samples"] for seen in summaries),
-        "clock_drift_mhz": (clocks[0][0], clocks[-1][1]) if clocks else None,
+        "clock_drift_mhz": (clocks[0], clocks[-1]) if clocks else None,
         "throttled": {r: max(seen["throttled"].get(r, 0) for seen in summaries) for r in reasons},
         "cpu_taken_by_others": max(seen["cpu_taken_by_others"] for seen in summaries),
     }

@@ -184,8 +184,8 @@ def readable(frame: pd.DataFrame) -> sheet.Sheet:
         printed, n, runs = (
             "-" if pd.isna(row[key]) else row[key] for key in ("printed", "n", "runs")
         )
-        most = "-" if pd.isna(row["tolerance"]) else f"{row['tolerance']:g}"
-        lines.append([row["where"], row["claim"], printed, ours, row["unit"], most, n,
+        tolerance = "-" if pd.isna(row["tolerance"]) else f"{row['tolerance']:g}"
+        lines.append([row["where"], row["claim"], printed, ours, row["unit"], tolerance, n,
                       row["verdict"], runs, note])  # fmt: skip
     counts = (f"{(frame['verdict'] == verdict).sum()} {verdict}" for verdict in VERDICTS)
     head = f"{len(frame)} claims: {', '.join(counts)}."

@@ -64,9 +64,20 @@ class Records:
         )
 
     def curves(self, name: str) -> dict | None:
-        """The record of a look into a trained model, without its arrays."""
+        """The record of a look into a trained model, without its arrays.
+
+        Raises RecordError also for one of older code, whose curves have no intervals.
+        """
         path = runs.analysis_path(self.root, name)
-        return self._read(path, runs.analysis_spec(self.config, self.setting, name))
+        record = self._read(path, runs.analysis_spec(self.config, self.setting, name))
+        if record and "half_widths" not in record["results"]:
+            if self.partial:
+                return None
+            raise records.RecordError(
+                f"{path} was made by older code, without intervals; make it again by adding "
+                f"--forcerun {path} to snakemake's command."
+            )
+        return record
 
     def analysis(self, name: str) -> tuple[dict, dict[str, np.ndarray]]:
         """The record of a look into a trained model, and its arrays.
@@ -96,18 +107,17 @@ def measured(row: dict, found: Records, wanted: dict) -> dict:
 
     `source` says where the numbers come from, `flags` what to beware of.
     """
-    run, section, parts = row["run"], row["section"], []
-    if section in wanted["train"]:
-        parts.append(trained_columns(run, section, found, wanted["seeds"]))
+    run, section, cost, speed = row["run"], row["section"], {}, {}
     if section in wanted["time"]:
         speed = speed_columns(run, section, found)
         if "batch_size" in row:  # of a training: the one that was timed is another
             speed = {f"timed_{k}" if k == "batch_size" else k: v for k, v in speed.items()}
-            parts.append(training_costs.columns(row, found.training_cost(row["section"])))
-        parts.append(speed)
+            cost = training_costs.columns(row, found.training_cost(section))
+    parts = [cost, speed]
+    # where a row's batch does not fit, the model was trained with smaller ones: another row's
+    if section in wanted["train"] and not cost.get("out_of_memory"):
+        parts.insert(0, trained_columns(run, section, found, wanted["seeds"]))
     values, said, flags = joined(parts)
-    if values.get("out_of_memory"):  # that accuracy is of a training with smaller batches
-        values = {key: value for key, value in values.items() if not key.startswith("top1")}
     return values | {"source": f"measured ({said})", "flags": flags} if said else {}
 
 

@@ -59,7 +59,8 @@ def interval(values: list[float], images: int) -> tuple[float, float]:
         return max(0.0, mean - half), min(100.0, mean + half)
     right = stats.binomtest(round(mean / 100 * images), images)
     low, high = (100 * end for end in right.proportion_ci(0.95, method="wilson"))
-    return min(low, mean - NORMAL * spread), max(high, min(100.0, mean + NORMAL * spread))
+    wide = NORMAL * spread
+    return min(low, max(0.0, mean - wide)), max(high, min(100.0, mean + wide))
 
 
 def quotient(one: tuple[float, float, float], two: tuple[float, float, float]) -> tuple:

@@ -12,8 +12,6 @@ from workflow.campaign import Config
 from workflow.paper import printed
 from workflow.paper.sheet import Sheet
 
-TABLES = ("table1", "table2", "table3", "table4", "tableS1")
-
 
 def found_methods(folder: Path, section: str, point: str) -> dict[str, dict]:
     """The methods of the section's record at a point, by run, each with its batch size and the
@@ -91,11 +89,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--points", nargs="+", required=True, metavar="MODE-PRECISION[-bN]")
-    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
+    config = Config.load()
+    tables = list(config.items["tables"])
+    parser.add_argument("--tables", nargs="+", choices=tables, default=tables)
     arguments = parser.parse_args()
     try:
         for table in arguments.tables:
-            sheet = beside_printed(Config.load(), table, arguments.folder, arguments.points)
+            sheet = beside_printed(config, table, arguments.folder, arguments.points)
             if sheet.rows:
                 print(f"### {table}\n\n{sheet.markdown()}")
         print("\n\n".join(legend(arguments.folder)))

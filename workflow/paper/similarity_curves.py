@@ -22,7 +22,7 @@ GROUPS = {
 
 def figure4a(found: Records) -> tuple[Figure, pd.DataFrame]:
     """Linear CKA of each layer's average token with the last class token."""
-    record, _ = found.analysis("cka")
+    record = found.curves("cka")
     figure, panel = plt.subplots(figsize=(style.COLUMN, HEIGHT))
     for name, (label, marker, line) in GROUPS.items():
         plot(panel, record, name, line, marker=marker, label=label)
@@ -34,7 +34,7 @@ def figure4a(found: Records) -> tuple[Figure, pd.DataFrame]:
 
 def figure4b(found: Records) -> tuple[Figure, pd.DataFrame]:
     """Correlation of patch queries with their image's mean query: its mean and its variance."""
-    record, _ = found.analysis("query_correlation")
+    record = found.curves("query_correlation")
     figure, panels = plt.subplots(2, 1, sharex=True, figsize=(style.COLUMN, 1.25 * HEIGHT))
     for panel, name, marker, colour in zip(
         panels, ("mean", "variance"), "os", ("C0", "C1"), strict=True
