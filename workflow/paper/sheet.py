@@ -17,7 +17,7 @@ body { font: 13px/1.4 system-ui, sans-serif; color: #1e293b; margin: 1.2em; }
 table { border-collapse: collapse; margin: .8em 0; }
 th, td { border-bottom: 1px solid #e2e8f0; padding: .25em .55em; vertical-align: top; }
 th { background: #f1f5f9; position: sticky; top: 0; }
-td { font-variant-numeric: tabular-nums; }
+td { font-variant-numeric: tabular-nums; max-width: 24em; overflow-wrap: break-word; }
 tr:hover td { background: #f8fafc; }
 .confirmed { color: #047857; font-weight: 600; }
 .refuted { color: #b91c1c; font-weight: 600; }
