@@ -44,7 +44,7 @@ def interval(ratios: list[float]) -> list[float]:
     """The bootstrap interval of their median; of five it is from the least to the most.
 
     Rounds end when it is narrow (throughput.enough), so it holds the truth less often than it
-    says: in 87 to 92 of 100 trials (tests/workflow/test_ratios.py).
+    says: in about 89 of 100 trials (tests/workflow/test_ratios.py).
     """
     values = torch.tensor(ratios, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)

@@ -159,7 +159,7 @@ def measure_batch(spec: dict, site: dict | None, where: torch.device, machine: d
                 method |= found
                 contestants.append(one)
                 measured.append(method)
-            device.free()  # after the error, whose frames hold tensors
+            device.free()  # here, where no error holds its frames and their tensors any more
         timing.heat_up(contestants, where)
         with watch.watch(where) as seen:
             while contestants and not enough(contestants, spec["rounds"]):
