@@ -19,7 +19,7 @@ class EvoAttention(Attention):
     """
 
     def forward(self, x: Tensor, attn_mask=None, is_causal=False, scores: str | None = None):
-        """(B, L, C) -> (B, L, C), with ``scores`` also (B, L, H): one weight per token and head."""
+        """(B, L, C) -> (B, L, C), with ``scores`` also (B, H, L): one weight per head and token."""
         if scores is None:
             return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
         qkv = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim))
@@ -42,7 +42,7 @@ class EvoBlock(Block):
     """timm's Block, handing on the token scores of its attention."""
 
     def forward(self, x: Tensor, attn_mask=None, is_causal=False, scores: str | None = None):
-        """(B, L, C) -> (B, L, C), with ``scores`` also (B, L, H)."""
+        """(B, L, C) -> (B, L, C), with ``scores`` also (B, H, L)."""
         if scores is None:
             return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
         attended, row = self.attn(self.norm1(x), scores=scores)

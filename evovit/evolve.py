@@ -97,7 +97,7 @@ def _slow_fast(this: Evolution, state: State, run: tuple[int, int], k: int) -> S
     representative = None
     if switches.placeholders == "update":
         weights = tk.placeholder_weights(ranking, chosen)
-        representative = tk.representative_token(state.tokens[:, 1:], weights)
+        representative = tk.representative_token(state.tokens, weights)
         slow = torch.cat((slow, representative), dim=1)
     scores = None
     for block in range(*run):

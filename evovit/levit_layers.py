@@ -22,7 +22,7 @@ def attend(
         scores: what to hand out beside the result; see ``tokens.attention_scores``.
 
     Returns:
-        (B, Lq, H * Dv) and, with ``scores``, (B, L, H).
+        (B, Lq, H * Dv) and, with ``scores``, (B, H, L).
     """
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
     attn = ((q * scale) @ k.transpose(-2, -1)).softmax(dim=-1)
@@ -47,7 +47,7 @@ class EvoLevitAttention(nn.Module):
         self.proj.add_module("ln", LinearNorm(width, dim, bn_weight_init=0, **dd))
 
     def forward(self, x: Tensor, scores: str | None = None) -> tuple[Tensor, Tensor | None]:
-        """(B, L, C) -> (B, L, C) and, with ``scores``, (B, L, H)."""
+        """(B, L, C) -> (B, L, C) and, with ``scores``, (B, H, L)."""
         q, k, v = self.qkv(x).unflatten(2, (self.num_heads, -1)).split(self.widths, dim=3)
         out, row = attend(q, k, v, self.scale, scores)
         return self.proj(out), row
@@ -67,7 +67,7 @@ class EvoLevitBlock(nn.Module):
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor, scores: str | None = None) -> tuple[Tensor, Tensor | None]:
-        """(B, L, C) -> (B, L, C) and, with ``scores``, (B, L, H)."""
+        """(B, L, C) -> (B, L, C) and, with ``scores``, (B, H, L)."""
         out, row = self.attn(x, scores)
         x = x + self.drop_path1(out)
         return x + self.drop_path2(self.mlp(x)), row
@@ -110,7 +110,7 @@ class EvoLevitSubsample(nn.Module):
         return torch.cat((x[:, :1], patches.flatten(1, 2)), dim=1)
 
     def forward(self, x: Tensor, scores: str | None = None) -> tuple[Tensor, Tensor | None]:
-        """(B, 1 + H * W, C) to the smaller grid and, with ``scores``, (B, 1 + H * W, H)."""
+        """(B, 1 + H * W, C) to the smaller grid and, with ``scores``, (B, heads, 1 + H * W)."""
         x = x + self.pos_embed
         k, v = self.kv(x).unflatten(2, (self.num_heads, -1)).split(self.widths, dim=3)
         q = self.q(self.shrink(x)).unflatten(2, (self.num_heads, -1))

@@ -9,14 +9,14 @@ below depends on it, so no feature is ever sorted and no order has to be restore
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+
+from . import backward
 
 
 def class_attention(query: Tensor, keys: Tensor, scale: float) -> Tensor:
     """Attention of the class token to every token, Eq. 3, one row per head.
 
-    The row is one product with a head-block-diagonal class query: a 4-D product would copy the
-    strided keys. It is float32 at least, also under autocast: bf16 scores tie at the cut.
+    It is float32 at least, also under autocast: bf16 scores tie at the cut.
 
     Args:
         query: class queries (B, H, D).
@@ -24,27 +24,15 @@ def class_attention(query: Tensor, keys: Tensor, scale: float) -> Tensor:
         scale: factor on the products (the text writes 1 / sqrt(C) for one head; D ** -0.5 here).
 
     Returns:
-        (B, L, H), each head's column sums to 1.
+        (B, H, L), each row sums to 1.
     """
-    if torch.is_grad_enabled() and torch.finfo(keys.dtype).bits < 32:
-        # else the keys in float32 would be kept for the backward pass, of every block
-        return checkpoint(_class_row, query, keys, scale, use_reentrant=False,
-                          preserve_rng_state=False)  # fmt: skip
-    return _class_row(query, keys, scale)
-
-
-def _class_row(query: Tensor, keys: Tensor, scale: float) -> Tensor:
-    heads = query.shape[1]
-    dtype = torch.promote_types(keys.dtype, torch.float32)
-    diagonal = torch.eye(heads, dtype=dtype, device=query.device).unsqueeze(1)  # (H, 1, H)
-    blocks = ((query.to(dtype) * scale).unsqueeze(-1) * diagonal).flatten(1, 2)  # (B, C, H)
-    device = "cpu" if keys.is_meta else keys.device.type  # autocast does not know "meta"
-    with torch.autocast(device, enabled=False):
-        return torch.bmm(keys.to(dtype), blocks).softmax(dim=1)
+    if torch.is_grad_enabled():
+        return backward.ClassRow.apply(query, keys, scale)
+    return backward.class_row(query, keys, scale)
 
 
 def attention_scores(attn: Tensor, q: Tensor, k: Tensor, scale: float, kind: str) -> Tensor:
-    """Token scores of an attention matrix that was made anyway, (B, L, H) in float32 at least.
+    """Token scores of an attention matrix that was made anyway, (B, H, L) in float32 at least.
 
     Args:
         attn: (B, H, Lq, L), class query first.
@@ -52,20 +40,20 @@ def attention_scores(attn: Tensor, q: Tensor, k: Tensor, scale: float, kind: str
         kind: "class", the class token's row, or "column_mean", the mean over all queries.
     """
     if kind == "column_mean":
-        return attn.to(torch.promote_types(attn.dtype, torch.float32)).mean(dim=2).transpose(1, 2)
+        return attn.to(torch.promote_types(attn.dtype, torch.float32)).mean(dim=2)
     if torch.finfo(q.dtype).bits < 32:  # the row of this matrix would tie at the cut
         return class_attention(q[:, :, 0], k.transpose(1, 2).flatten(2), scale)
-    return attn[:, :, 0].transpose(1, 2).clone()  # a view would keep the matrix alive
+    return attn[:, :, 0].clone()  # a view would keep the matrix alive
 
 
 def patch_scores(row: Tensor, sums: bool, lets_gradients: bool) -> Tensor:
-    """Scores (B, L - 1) of the patches from attention (B, L, H) to all tokens.
+    """Scores (B, L - 1) of the patches from attention (B, H, L) to all tokens.
 
     Args:
         sums: over the heads, as the authors' code does; else their mean.
         lets_gradients: through the scores to what they were made of.
     """
-    row = row[:, 1:].sum(-1) if sums else row[:, 1:].mean(-1)
+    row = row[:, :, 1:].sum(dim=1) if sums else row[:, :, 1:].mean(dim=1)
     return row if lets_gradients else row.detach()
 
 
@@ -145,33 +133,11 @@ def placeholder_weights(scores: Tensor, kept: Tensor) -> Tensor:
     return weights / weights.sum(dim=1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
 
 
-def representative_token(patches: Tensor, weights: Tensor) -> Tensor:
-    """x_rep (B, 1, C) = weighted sum of the placeholders among patches (B, N, C), Eq. 5."""
-    return torch.bmm(weights.to(patches.dtype).unsqueeze(1), patches)
-
-
-class _PutBack(torch.autograd.Function):
-    """``put_back`` into a new buffer. It keeps the rows for its backward pass, while torch's own
-    index_copy keeps all that it copies."""
-
-    @staticmethod
-    def forward(ctx, tokens: Tensor, rows: Tensor, slow: Tensor, residual: Tensor | None) -> Tensor:
-        ctx.save_for_backward(rows)
-        ctx.fast = residual is not None
-        # Before, not after: torch 2.11 compiles a gradient of zero where an operation hands on the
-        # result as it is (no-op ``contiguous``, any in place on ``out``; pytorch/pytorch#180642).
-        tokens = tokens.contiguous()
-        out = tokens.clone() if residual is None else tokens + residual
-        out.view(-1, out.shape[2]).index_copy_(0, rows, slow.to(out.dtype))
-        return out
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple:
-        (rows,) = ctx.saved_tensors
-        flat = grad.flatten(0, 1)
-        rest = flat.index_fill(0, rows, 0.0).view_as(grad)
-        fast = rest.sum(dim=1, keepdim=True) if ctx.fast else None
-        return rest, None, flat.index_select(0, rows), fast
+def representative_token(tokens: Tensor, weights: Tensor) -> Tensor:
+    """x_rep (B, 1, C) = weighted sum of the placeholders in the buffer (B, 1 + N, C), Eq. 5."""
+    # of the whole buffer, the class token weighing 0: a slice of it would be copied in bf16
+    weights = F.pad(weights.to(tokens.dtype), (1, 0)).unsqueeze(1)
+    return torch.bmm(weights, tokens)
 
 
 def put_back(
@@ -192,7 +158,7 @@ def put_back(
     """
     rows, slow = token_rows(kept, tokens.shape[1]), slow.flatten(0, 1)
     if not inplace:
-        return _PutBack.apply(tokens, rows, slow, residual)
+        return backward.PutBack.apply(tokens, rows, slow, residual)
     if residual is not None:
         tokens.add_(residual)
     tokens.view(-1, tokens.shape[2]).index_copy_(0, rows, slow.to(tokens.dtype))

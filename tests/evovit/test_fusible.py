@@ -68,7 +68,7 @@ def test_scores_of_the_kept_alone_and_of_all_after_them():
 
 def test_rows_that_are_there_already_are_taken_as_they_are():
     """LeViT's attention matrices are made anyway."""
-    attention = drawn(BATCH, 1 + PATCHES, HEADS, seed=1).softmax(dim=1)
+    attention = drawn(BATCH, HEADS, 1 + PATCHES, seed=1).softmax(dim=2)
     both = []
     for form in (tokens, fusible):
         current = form.patch_scores(attention, False, True)

@@ -144,11 +144,11 @@ def evo_levit(size, side=224):
 
 
 def representatives(size, side=224):
-    """Eq. 5's weighted sums over all patches: one per stage that selects."""
+    """Eq. 5's weighted sums over the buffer: one per stage that selects."""
     widths, _, _, depths = LEVIT[size]
     grids = [side // 16, -(-(side // 16) // 2), -(-(side // 16) // 4)]
     selecting = [depths[0] > 2, True, True]
-    return sum(g**2 * w for g, w, s in zip(grids, widths, selecting, strict=True) if s)
+    return sum((1 + g**2) * w for g, w, s in zip(grids, widths, selecting, strict=True) if s)
 
 
 def counted(model, size=224, device="meta"):
@@ -178,9 +178,9 @@ def test_deit_and_evo_deit(size, macs):
     assert counted(build(f"plain_deit_{size}_patch16_224")) == forms[0]
     name = f"evo_deit_{size}_patch16_224"
     assert counted(build(name, variant="official")) == forms[1]
-    # Eq. 5 beside it: one weighted sum over all patches at each of the two selections
-    assert counted(build(name)) == forms[2] + 2 * 196 * width
-    assert counted(build(name, schedule="layer")) == forms[2] + 8 * 196 * width
+    # Eq. 5 beside it: one weighted sum over the buffer at each of the two selections
+    assert counted(build(name)) == forms[2] + 2 * 197 * width
+    assert counted(build(name, schedule="layer")) == forms[2] + 8 * 197 * width
 
 
 @pytest.mark.parametrize(("size", "ceiling"), [("small", 1.565), ("base", 1.534)])
@@ -188,7 +188,7 @@ def test_ceilings_at_384_pixels(size, ceiling):
     width = WIDTH[size]
     assert round(dense(576, width) / evo(576, width, 1), 3) == ceiling
     counts = counted(build(f"evo_deit_{size}_patch16_384"), 384)
-    assert counts == evo(576, width, 1) + 2 * 576 * width
+    assert counts == evo(576, width, 1) + 2 * 577 * width
 
 
 @pytest.mark.parametrize("size", WIDTH)
@@ -266,5 +266,5 @@ def test_fused_attention():
     width, heads, device = 192, 3, "cpu"
     attention = 2 * width * (4 * 197**2 + 8 * 100**2)
     rows = heads * width * 4 * (197 + 100)  # blocks 0-3, then 4-7; nothing selects after those
-    expected = evo(196, width, 1) + 2 * 196 * width + rows - (0 if sees_fused else attention)
+    expected = evo(196, width, 1) + 2 * 197 * width + rows - (0 if sees_fused else attention)
     assert counted(build("evo_deit_tiny_patch16_224", True, device), device=device) == expected

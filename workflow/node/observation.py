@@ -61,7 +61,7 @@ def observe(model: VisionTransformer, images: Tensor) -> list[Layer]:
     layers: list[Layer] = []
     for block, tokens, queries, keys in zip(model.blocks, *seen.values(), strict=True):
         row = tk.class_attention(queries[:, :, 0], _joined(keys), block.attn.scale)
-        row = row[:, 1:].mean(dim=-1)
+        row = row[:, :, 1:].mean(dim=1)
         before = layers[-1].global_attention if layers else None
         evolved = tk.evolve_scores(before, row, TRADEOFF)
         layers.append(Layer(tokens, _joined(queries)[:, 1:], row, evolved))

@@ -1,0 +1,66 @@
+"""Steps of the algorithm whose backward pass keeps less than torch's own would.
+
+Shapes as in ``tokens``.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+
+def class_row(query: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """``tokens.class_attention`` without a backward pass of its own.
+
+    One product with a head-block-diagonal class query: a 4-D product would copy the strided keys.
+    """
+    dtype = torch.promote_types(keys.dtype, torch.float32)
+    heads = query.shape[1]
+    diagonal = torch.eye(heads, dtype=dtype, device=query.device).unsqueeze(2) * scale
+    blocks = (query.unsqueeze(1) * diagonal).flatten(2)  # (B, H, C)
+    device = "cpu" if keys.is_meta else keys.device.type  # autocast does not know "meta"
+    with torch.autocast(device, enabled=False):
+        return torch.bmm(blocks, keys.to(dtype).transpose(1, 2)).softmax(dim=2)
+
+
+class ClassRow(Function):
+    """``class_row``, for which torch would keep each block's keys in float32."""
+
+    @staticmethod
+    def forward(ctx, query: Tensor, keys: Tensor, scale: float) -> Tensor:
+        row = class_row(query, keys, scale)
+        ctx.save_for_backward(query, keys, row)
+        ctx.scale = scale
+        return row
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple:
+        query, keys, row = ctx.saved_tensors
+        grad = row * (grad - (grad * row).sum(dim=2, keepdim=True)) * ctx.scale  # of the products
+        grad = grad.to(keys.dtype)
+        by_head = torch.bmm(grad, keys).unflatten(2, query.shape[1:])  # (B, H, H, D)
+        grad_keys = grad.transpose(1, 2).unsqueeze(3) * query.unsqueeze(1)  # (B, L, H, D)
+        return by_head.diagonal(dim1=1, dim2=2).transpose(1, 2), grad_keys.flatten(2), None
+
+
+class PutBack(Function):
+    """``tokens.put_back`` into a new buffer. It keeps the rows, while torch's index_copy keeps all
+    that it copies."""
+
+    @staticmethod
+    def forward(ctx, tokens: Tensor, rows: Tensor, slow: Tensor, residual: Tensor | None) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.fast = residual is not None
+        # Before, not after: torch 2.11 compiles a gradient of zero where an operation hands on the
+        # result as it is (no-op ``contiguous``, any in place on ``out``; pytorch/pytorch#180642).
+        tokens = tokens.contiguous()
+        out = tokens.clone() if residual is None else tokens + residual
+        out.view(-1, out.shape[2]).index_copy_(0, rows, slow.to(out.dtype))
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple:
+        (rows,) = ctx.saved_tensors
+        flat = grad.flatten(0, 1)
+        rest = flat.index_fill(0, rows, 0.0).view_as(grad)
+        fast = rest.sum(dim=1, keepdim=True) if ctx.fast else None
+        return rest, None, flat.index_select(0, rows), fast
