@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from workflow import runs
-from workflow.node import training_cost
+from workflow.node import timing, training_cost, training_speed
 from workflow.node.fresh import MeasurementError
 
 SIZE = {"img_size": 64, "embed_dim": 24, "num_heads": 3, "depth": 6}
@@ -119,3 +119,18 @@ def test_larger_batches_are_compared_with_the_gpu_that_is_meant(spec):
 def test_fp16_on_a_cpu_is_refused(spec):
     with pytest.raises(MeasurementError, match="fp16 needs a GPU"):
         training_cost.measure_section(spec(precision="fp16"))
+
+
+def test_steps_in_turns_are_those_of_the_last_epochs(spec, monkeypatch):
+    monkeypatch.setattr(timing, "ROUND_S", 0.0)
+    found = training_speed.measure_section(spec(rounds=5) | {"batch_size": 2})
+    alone = training_cost.measure_section(spec(batch_sizes=[2]))
+    for method, other in zip(found["methods"], alone["methods"], strict=True):
+        assert method["saved_bytes"] == other["sizes"][0]["saved_bytes_last"]
+        assert method["macs_g"] == other["macs_g"]
+    dense, evo = found["methods"]
+    assert evo["saved_bytes"] < alone["methods"][1]["sizes"][0]["saved_bytes_first"]
+    assert 5 <= len(evo["rounds"]) <= 10
+    assert len(dense["rounds"]) == len(evo["rounds"]) + 1  # before each of its shares, and after
+    low, high = evo["speedup_interval"]
+    assert low <= evo["speedup"] <= high

@@ -27,6 +27,7 @@ from workflow.node.parts import FOLDER
 MEASUREMENTS = {
     "throughput": "workflow.node.throughput",
     "training_cost": "workflow.node.training_cost",
+    "training_speed": "workflow.node.training_speed",
 }
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "4000000000",

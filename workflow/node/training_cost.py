@@ -88,6 +88,15 @@ def static_bytes(training: Stepper) -> tuple[int, set[int]]:
     return sum(storage.nbytes() for storage in storages.values()), set(storages)
 
 
+def count_bytes(training: Stepper, batches: Iterator) -> tuple[int, int]:
+    """Bytes that training holds between two steps, and, counted in a step of their own, those that
+    the forward pass keeps for the backward pass."""
+    with Kept() as kept:
+        training.train_step(batches)
+    static, known = static_bytes(training)
+    return static, kept.bytes(known)
+
+
 def time_steps(
     training: Stepper, epoch: int, where: torch.device, counts: bool
 ) -> tuple[float, int | None, int | None]:
@@ -105,12 +114,8 @@ def time_steps(
     needed, saved = None, None
     # on a GPU the allocator knows, and to count would be to hold more
     if where.type == "cpu" and counts:
-        with Kept() as kept:
-            training.train_step(batches)
-        static, known = static_bytes(training)
-        saved = kept.bytes(known)
+        static, saved = count_bytes(training, batches)
         needed = static + saved
-        del kept
     synchronise(where)
     started = time.perf_counter()
     training.train_step(batches)
@@ -183,6 +188,18 @@ def summarise(rounds: list[dict | None]) -> dict:
     return found
 
 
+def describe(model: dict) -> dict:
+    """What is known of a model before its training is measured."""
+    module = build.build_model(model["model"])
+    image = (3, *build.image_size(module))
+    return {
+        "run": model["run"],
+        "model": model["model"]["name"],
+        "resolution": image[-1],
+        "macs_g": macs.count(module, image) / 1e9,
+    }
+
+
 def extrapolate(sizes: list[dict], spec: dict) -> list[dict]:
     """Bytes at the batch sizes asked for, on the line through the smallest and largest measured."""
     fits = [size for size in sizes if not size["out_of_memory"]]
@@ -229,18 +246,8 @@ def measure_section(spec: dict, site: dict | None = None, folder: Path | None = 
             {"batch_size": size, **summarise([one[index] for one in told])}
             for size, told in rounds.items()
         ]
-        module = build.build_model(model["model"])
-        image = (3, *build.image_size(module))
-        methods.append(
-            {
-                "run": model["run"],
-                "model": model["model"]["name"],
-                "resolution": image[-1],
-                "macs_g": macs.count(module, image) / 1e9,
-                "sizes": sizes,
-                "extrapolated": extrapolate(sizes, spec),
-            }
-        )
+        further = extrapolate(sizes, spec)
+        methods.append({**describe(model), "sizes": sizes, "extrapolated": further})
     seen = {f"b{size}": watch.worst(several) for size, several in summaries.items()}
     doubts = [why for one in seen.values() for why in watch.suspicions(one, where)]
     return {
