@@ -1,4 +1,4 @@
-"""Steps of the algorithm whose backward pass keeps less than torch's own would.
+"""Equations whose backward passes are written out, as torch's own keep or compute more.
 
 Shapes as in ``tokens``.
 """
@@ -9,21 +9,26 @@ from torch.autograd import Function
 
 
 def class_row(query: Tensor, keys: Tensor, scale: float) -> Tensor:
-    """``tokens.class_attention`` without a backward pass of its own.
+    """``tokens.class_attention``, Eq. 3, with the backward pass that torch makes of it.
 
     One product with a head-block-diagonal class query: a 4-D product would copy the strided keys.
     """
     dtype = torch.promote_types(keys.dtype, torch.float32)
     heads = query.shape[1]
     diagonal = torch.eye(heads, dtype=dtype, device=query.device).unsqueeze(2) * scale
-    blocks = (query.unsqueeze(1) * diagonal).flatten(2)  # (B, H, C)
-    device = "cpu" if keys.is_meta else keys.device.type  # autocast does not know "meta"
-    with torch.autocast(device, enabled=False):
+    blocks = (query.to(dtype).unsqueeze(1) * diagonal).flatten(2)  # (B, H, C)
+    with _as_given(keys):
         return torch.bmm(blocks, keys.to(dtype).transpose(1, 2)).softmax(dim=2)
 
 
-class ClassRow(Function):
-    """``class_row``, for which torch would keep each block's keys in float32."""
+def _as_given(keys: Tensor) -> torch.autocast:
+    """A context without autocast."""
+    return torch.autocast("cpu" if keys.is_meta else keys.device.type, enabled=False)
+
+
+class ClassAttention(Function):
+    """``class_row``. Torch would keep each block's keys once more, in float32, where they are in 16
+    bits, and would multiply all H rows with each head's gradient."""
 
     @staticmethod
     def forward(ctx, query: Tensor, keys: Tensor, scale: float) -> Tensor:
@@ -35,9 +40,11 @@ class ClassRow(Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple:
         query, keys, row = ctx.saved_tensors
-        grad = row * (grad - (grad * row).sum(dim=2, keepdim=True)) * ctx.scale  # of the products
+        # of row and then of the products with the keys, (B, H, L)
+        grad = row * (grad - (grad * row).sum(dim=2, keepdim=True)) * ctx.scale
         grad = grad.to(keys.dtype)
-        by_head = torch.bmm(grad, keys).unflatten(2, query.shape[1:])  # (B, H, H, D)
+        with _as_given(keys):
+            by_head = torch.bmm(grad, keys).unflatten(2, query.shape[1:])  # (B, H, H, D)
         grad_keys = grad.transpose(1, 2).unsqueeze(3) * query.unsqueeze(1)  # (B, L, H, D)
         return by_head.diagonal(dim1=1, dim2=2).transpose(1, 2), grad_keys.flatten(2), None
 

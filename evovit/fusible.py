@@ -146,9 +146,9 @@ def placeholder_weights(scores: Tensor | Pending, chosen: Selection) -> Tensor:
     return chosen.weights
 
 
-def representative_token(tokens: Tensor, weights: Tensor) -> Tensor:
+def representative_token(buffer: Tensor, weights: Tensor) -> Tensor:
     """``tokens.representative_token``, as a sum."""
-    return (weights.unsqueeze(2) * tokens[:, 1:]).sum(dim=1, keepdim=True).to(tokens.dtype)
+    return (weights.unsqueeze(2) * buffer[:, 1:]).sum(dim=1, keepdim=True).to(buffer.dtype)
 
 
 def put_back(

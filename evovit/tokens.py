@@ -27,7 +27,7 @@ def class_attention(query: Tensor, keys: Tensor, scale: float) -> Tensor:
         (B, H, L), each row sums to 1.
     """
     if torch.is_grad_enabled():
-        return backward.ClassRow.apply(query, keys, scale)
+        return backward.ClassAttention.apply(query, keys, scale)
     return backward.class_row(query, keys, scale)
 
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from workflow.node import ratios, throughput
+from workflow.node import ratios, turns
 from workflow.node.timing import Contestant
 
 
@@ -51,7 +51,7 @@ def test_the_interval_holds_the_true_ratio_almost_as_often_as_it_says(noise):
 def enough(evo: list[float], dense: list[float]) -> bool:
     """Whether the engine would stop after these rounds."""
     contestants = [Contestant(None, None, rates=rates) for rates in (dense, evo)]
-    return throughput.enough(contestants, least=5)
+    return turns.enough(contestants, least=5)
 
 
 def test_few_rounds_leave_out_less_of_their_resampled_medians():

@@ -11,7 +11,18 @@ import torch
 from tests.models import families
 from workflow import points, records, runs
 from workflow.layout import DataError
-from workflow.node import by_hand, checks, fresh, macs, modes, roofline, throughput, timing, train
+from workflow.node import (
+    by_hand,
+    checks,
+    fresh,
+    macs,
+    modes,
+    roofline,
+    throughput,
+    timing,
+    train,
+    turns,
+)
 from workflow.node.checkpoints import WeightsError
 from workflow.node.fresh import MeasurementError
 
@@ -31,7 +42,7 @@ def spec(**changes) -> dict:
 @pytest.fixture(autouse=True)
 def short_rounds(monkeypatch):
     monkeypatch.setattr(timing, "ROUND_S", 0.01)
-    monkeypatch.setattr(throughput, "MOST_ROUNDS", 1)
+    monkeypatch.setattr(turns, "MOST_ROUNDS", 1)
     monkeypatch.setattr(roofline, "MATRIX", {"cpu": 64})
     monkeypatch.setattr(roofline, "COPIED_MIB", {"cpu": 1})
 

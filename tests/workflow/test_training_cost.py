@@ -1,12 +1,13 @@
 """Seconds and bytes of a training step."""
 
 import copy
+import weakref
 
 import pytest
 import torch
 
 from workflow import runs
-from workflow.node import timing, training_cost, training_speed
+from workflow.node import timing, training_cost, training_speed, trainings
 from workflow.node.fresh import MeasurementError
 
 SIZE = {"img_size": 64, "embed_dim": 24, "num_heads": 3, "depth": 6}
@@ -63,22 +64,25 @@ def test_reduced_models_keep_fewer_bytes(spec):
 
 def test_counted_bytes_are_those_of_weights_gradients_moments_and_kept_tensors(spec):
     model = spec()["models"][0]
-    training = training_cost.make_training(model, spec(), 2, torch.device("cpu"))
+    training = trainings.make_training(model, spec(), 2, torch.device("cpu"))
     training.start_epoch()
     weights = sum(4 * p.numel() for p in training.model.parameters())
     buffers = sum(b.untyped_storage().nbytes() for b in training.task.buffers())
-    before, _ = training_cost.static_bytes(training)
+    before, _ = trainings.static_bytes(training)
     assert before == 2 * weights + buffers  # the averaged weights beside them
     training.train_step(training.loader.batches(0))
-    after, known = training_cost.static_bytes(training)
+    after, known = trainings.static_bytes(training)
     steps = 4 * len(list(training.model.parameters()))  # AdamW counts its steps
     assert after == 5 * weights + buffers + steps
-    with training_cost.Kept() as kept:
+    with trainings.Kept() as kept:
         a = torch.ones(1000, requires_grad=True)
         b = a.exp()  # keeps its result
         b.exp()
     assert kept.bytes(set()) == 2 * 4000
     assert kept.bytes({b.untyped_storage().data_ptr()}) == 4000
+    gone = weakref.ref(kept)
+    del kept
+    assert gone() is None  # with all that it held, without a collector of cycles
     assert known
 
 
@@ -116,9 +120,10 @@ def test_larger_batches_are_compared_with_the_gpu_that_is_meant(spec):
     ]
 
 
-def test_fp16_on_a_cpu_is_refused(spec):
+@pytest.mark.parametrize("measurement", [training_cost, training_speed])
+def test_fp16_on_a_cpu_is_refused(spec, measurement):
     with pytest.raises(MeasurementError, match="fp16 needs a GPU"):
-        training_cost.measure_section(spec(precision="fp16"))
+        measurement.measure_section(spec(precision="fp16") | {"batch_size": 2})
 
 
 def test_steps_in_turns_are_those_of_the_last_epochs(spec, monkeypatch):

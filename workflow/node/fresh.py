@@ -96,7 +96,8 @@ def settle(spec: dict, module: str) -> None:
 
 
 def run(spec: dict, site: dict, folder: Path) -> dict:
-    """The job of any of MEASUREMENTS; -> record. Started again with the same folder it goes on."""
+    """The job of any of MEASUREMENTS; -> record. Started again with the same folder it goes on from
+    the parts that it kept there (workflow.node.parts)."""
     spec_path, output = folder / "measure.json", folder / "measured.json"
     records.write_json(spec_path, spec)
     command = [sys.executable, "-m", "workflow.node.fresh"]

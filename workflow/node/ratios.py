@@ -43,7 +43,7 @@ def tail_of(count: int) -> float:
 def interval(ratios: list[float]) -> list[float]:
     """The bootstrap interval of their median; of five it is from the least to the most.
 
-    Rounds end when it is narrow (throughput.enough), so it holds the truth less often than it
+    Rounds end when it is narrow (turns.enough), so it holds the truth less often than it
     says: in about 89 of 100 trials (tests/workflow/test_ratios.py).
     """
     values = torch.tensor(ratios, dtype=torch.float64)

@@ -17,14 +17,13 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from workflow.node import build, checks, data, device, macs, modes, ratios, roofline, timing, watch
+from workflow.node import build, checks, data, device, macs, modes, ratios, roofline, timing, turns
 from workflow.node.fresh import environment
 from workflow.node.parts import Parts
 from workflow.node.timing import Contestant
 
 IMAGENET = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
 LAUNCH_BOUND = 0.9  # of a pass: what its launches may take before it is suspect
-MOST_ROUNDS = 2  # times as many as asked for, while a speed-up is unsure
 
 
 def make_inputs(
@@ -117,27 +116,6 @@ def peak_memory(run: modes.Run, module: nn.Module, images: Tensor, where: torch.
     return torch.cuda.max_memory_allocated(where) - before + weights + images.nbytes
 
 
-def shares(contestants: list[Contestant]) -> list[tuple[list[float], list[float] | None]]:
-    """Each one's rates, and the baseline's beside them (of the baseline itself: None)."""
-    first, *others = contestants
-    closed = len(first.rates) == 1 + sum(len(one.rates) for one in others)
-    baseline = first.rates if closed else [*first.rates, first.rates[-1]]
-    return [(first.rates, None)] + [
-        (one.rates, ratios.beside(baseline, place, len(others))) for place, one in enumerate(others)
-    ]
-
-
-def enough(contestants: list[Contestant], least: int) -> bool:
-    """Whether more rounds would add little."""
-    done = len(contestants[-1].rates)
-    if done < least:
-        return False
-    if done >= MOST_ROUNDS * least:
-        return True
-    widths = (ratios.speedup(*both)["width"] for both in shares(contestants)[1:])
-    return all(width <= ratios.SURE for width in widths)
-
-
 def measure_batch(spec: dict, site: dict | None, where: torch.device, machine: dict) -> dict:
     """Time every model of the section at one batch size; -> methods, what was seen, suspicions."""
     modules = [modes.make_model(model, where, site) for model in spec["models"]]
@@ -160,22 +138,10 @@ def measure_batch(spec: dict, site: dict | None, where: torch.device, machine: d
                 contestants.append(one)
                 measured.append(method)
             device.free()  # here, where no error holds its frames and their tensors any more
-        timing.heat_up(contestants, where)
-        with watch.watch(where) as seen:
-            while contestants and not enough(contestants, spec["rounds"]):
-                timing.time_round(contestants, where)
-            if len(contestants) > 1:
-                timing.time_share(contestants[0], where)  # after the last one's
-    results = finish(methods, measured, contestants, seen, spec, machine)
-    results["suspect"] = []
+        seen = turns.take(contestants, spec["rounds"], where)
+    results = finish(methods, measured, contestants, seen, spec, machine) | {"suspect": []}
     if contestants:
-        summary = seen.summary(span for one in contestants for span in one.spans)
-        results["seen"] = summary
-        results["suspect"] = watch.suspicions(summary, where)
-        results["suspect"] += watch.drifted(contestants[0].rates)
-        if where.type == "cpu" and spec["threads"] > len(seen.processors):
-            few = f"{spec['threads']} threads on {len(seen.processors)} processor(s)"
-            results["suspect"].append(few)
+        results |= turns.noticed(contestants, seen, spec["threads"], where)
     return results | ({"images": names} if names else {})
 
 
@@ -199,7 +165,7 @@ def finish(methods, measured, contestants, seen, spec: dict, machine: dict) -> d
     baseline = methods[0]
     fuses = spec["mode"] == "compiled"
     times = [roofline.seconds(method.pop("operations"), machine, fuses) for method in measured]
-    rates = shares(contestants) if contestants else []
+    rates = turns.shares(contestants) if contestants else []
     for method, one, both, least in zip(measured, contestants, rates, times, strict=True):
         method["out_of_memory"] = False
         method |= ratios.summarise(*both)

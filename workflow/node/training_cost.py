@@ -7,94 +7,20 @@ keeps for the backward pass; two small batches give the line on which larger one
 
 import statistics
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
-from workflow.node import build, device, macs, watch
-from workflow.node.fresh import MeasurementError, environment
-from workflow.node.modes import set_attention, set_backends
+from workflow.node import device, watch
+from workflow.node.fresh import environment
 from workflow.node.parts import Parts
-from workflow.node.place import Place
 from workflow.node.stepping import Stepper
 from workflow.node.timing import synchronise
+from workflow.node.trainings import begin, count_bytes, describe, make_training
 
 ROUND_S = 1.0  # a model's share of a round is at least one step and about this long
 GIB = 2**30
-CLASSES = 1000
-
-
-class Noise:
-    """Stands for a TrainLoader: the same random images again and again, on the device."""
-
-    accumulate = 1
-
-    def __init__(self, batch_size: int, size: tuple[int, int], classes: int, steps: int, where):
-        self.images = torch.randn(batch_size, 3, *size, device=where)
-        self.labels = torch.randint(classes, (batch_size,), device=where)
-        self.steps = steps
-
-    def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        for _ in range(first, self.steps):
-            yield self.images, self.labels
-
-
-class Kept:
-    """Bytes of the tensors that autograd keeps while this context is open, each storage once."""
-
-    def __enter__(self) -> "Kept":
-        self.storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
-        self._hooks = saved_tensors_hooks(self._pack, lambda tensor: tensor)
-        self._hooks.__enter__()
-        return self
-
-    def _pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        self.storages[storage.data_ptr()] = storage
-        return tensor
-
-    def __exit__(self, *error) -> None:
-        self._hooks.__exit__(*error)
-
-    def bytes(self, known: set[int]) -> int:
-        """Without the storages (by address) that are there anyway."""
-        return sum(s.nbytes() for address, s in self.storages.items() if address not in known)
-
-
-def make_training(model: dict, spec: dict, batch_size: int, where: torch.device) -> Stepper:
-    """The engine around one model, with its recipe, fed with noise."""
-    amp = None if spec["precision"] == "fp32" else spec["precision"]
-    recipe = {**model["recipe"], "batch_size": batch_size, "amp": amp}
-    size = build.image_size(build.build_model(model["model"], "meta"))
-    noise = Noise(batch_size, size, CLASSES, 10**6, where)
-    data = {"num_classes": CLASSES}
-    known = {"run": model["run"], "model": model["model"], "recipe": recipe, "data": data}
-    training = Stepper({**known, "seed": 0}, {}, Place(where), loader=noise)
-    set_attention(training.task, spec["mode"])
-    return training
-
-
-def static_bytes(training: Stepper) -> tuple[int, set[int]]:
-    """Weights, buffers, averaged weights, gradients and optimiser state; and their addresses."""
-    held = [*training.task.parameters(), *training.task.buffers()]
-    held += [weight.grad for weight in training.task.parameters() if weight.grad is not None]
-    states = training.optimizer.state.values()
-    held += [value for state in states for value in state.values() if torch.is_tensor(value)]
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in held}
-    return sum(storage.nbytes() for storage in storages.values()), set(storages)
-
-
-def count_bytes(training: Stepper, batches: Iterator) -> tuple[int, int]:
-    """Bytes that training holds between two steps, and, counted in a step of their own, those that
-    the forward pass keeps for the backward pass."""
-    with Kept() as kept:
-        training.train_step(batches)
-    static, known = static_bytes(training)
-    return static, kept.bytes(known)
 
 
 def time_steps(
@@ -188,18 +114,6 @@ def summarise(rounds: list[dict | None]) -> dict:
     return found
 
 
-def describe(model: dict) -> dict:
-    """What is known of a model before its training is measured."""
-    module = build.build_model(model["model"])
-    image = (3, *build.image_size(module))
-    return {
-        "run": model["run"],
-        "model": model["model"]["name"],
-        "resolution": image[-1],
-        "macs_g": macs.count(module, image) / 1e9,
-    }
-
-
 def extrapolate(sizes: list[dict], spec: dict) -> list[dict]:
     """Bytes at the batch sizes asked for, on the line through the smallest and largest measured."""
     fits = [size for size in sizes if not size["out_of_memory"]]
@@ -219,12 +133,7 @@ def extrapolate(sizes: list[dict], spec: dict) -> list[dict]:
 def measure_section(spec: dict, site: dict | None = None, folder: Path | None = None) -> dict:
     """Measure every model of the section at every batch size, round by round, each a part that is
     kept in `folder`; -> the record's results."""
-    if spec["precision"] == "fp16" and spec["device"] == "cpu":
-        raise MeasurementError("fp16 needs a GPU; set `precision: bf16` or `fp32`.")
-    torch.set_num_threads(spec["threads"])
-    set_backends()
-    where = device.choose(spec["device"])
-    device.check_precision(spec["precision"], where)
+    where = begin(spec)
     emulated = False
     if where.type == "cuda" and spec["memory_gib"] is not None:
         share = spec["memory_gib"] * GIB / torch.cuda.get_device_properties(where).total_memory
