@@ -9,42 +9,17 @@ import timm
 import torch
 
 from tests.models import families
-from workflow import points, records, runs
+from tests.workflow.timed import breaking, shorten, spec
+from workflow import records, runs
 from workflow.layout import DataError
-from workflow.node import (
-    by_hand,
-    checks,
-    fresh,
-    macs,
-    modes,
-    roofline,
-    throughput,
-    timing,
-    train,
-    turns,
-)
+from workflow.node import checks, fresh, macs, throughput, timing, train
 from workflow.node.checkpoints import WeightsError
 from workflow.node.fresh import MeasurementError
-
-SIZE = {"img_size": 32, "embed_dim": 24, "num_classes": 10}
-
-
-def spec(**changes) -> dict:
-    models = [
-        {"run": "deit", "name": "plain_deit_tiny_patch16_224", "kwargs": SIZE},
-        {"run": "evo", "name": "evo_deit_tiny_patch16_224", "kwargs": SIZE},
-    ]
-    point = {"device": "cpu", "mode": "fused", "precision": "fp32", "batch_size": 2}
-    point |= {"threads": 1, "rounds": 5, "channels_last": False, "cuda_graphs": 16}
-    return {"kind": "throughput", "section": "deit", "models": models, **point, **changes}
 
 
 @pytest.fixture(autouse=True)
 def short_rounds(monkeypatch):
-    monkeypatch.setattr(timing, "ROUND_S", 0.01)
-    monkeypatch.setattr(turns, "MOST_ROUNDS", 1)
-    monkeypatch.setattr(roofline, "MATRIX", {"cpu": 64})
-    monkeypatch.setattr(roofline, "COPIED_MIB", {"cpu": 1})
+    shorten(monkeypatch)
 
 
 @pytest.mark.integration  # of all of a measurement's time and rounds
@@ -55,7 +30,7 @@ def test_the_job_measures_in_a_process_with_allocator_and_processors_set(tmp_pat
     assert here["threads"] == len(here["processors"]) == 1
     assert os.environ.get("MALLOC_MMAP_THRESHOLD_") != "4000000000"  # not in this one
     first, second = record["results"]["methods"]
-    assert 5 <= len(second["rounds"]) <= 5 * 2  # the patch below does not reach that process
+    assert 5 <= len(second["rounds"]) <= 5 * 2  # shorten() does not reach that process
     assert len(first["rounds"]) == len(second["rounds"]) + 1
     assert first["speedup"] == 1
     assert second["images_per_s"] == statistics.median(second["rounds"])
@@ -110,17 +85,6 @@ def test_a_sweep_measures_every_batch_size():
     assert all(len(size["methods"]) == 2 for size in found["sizes"])
 
 
-def breaking(monkeypatch, change):
-    """The second model's timed passes give something else than its reference did."""
-    make_run = modes.make_run
-
-    def broken(module, images, *rest):
-        run = make_run(module, images, *rest)
-        return (lambda images: change(run, images)) if "Evo" in type(module).__name__ else run
-
-    monkeypatch.setattr(modes, "make_run", broken)
-
-
 def test_wrong_outputs_are_no_measurement(monkeypatch):
     breaking(monkeypatch, lambda run, images: run(images.flip(0)))
     with pytest.raises(MeasurementError, match="gives other outputs, timed in fp32"):
@@ -131,83 +95,6 @@ def test_outputs_that_are_not_finite_are_no_measurement(monkeypatch):
     breaking(monkeypatch, lambda run, images: run(images) * float("nan"))
     with pytest.raises(MeasurementError, match="not finite"):
         throughput.measure_section(spec())
-
-
-def out_of_memory(*ignored):
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-
-
-def refusing(*ignored):
-    raise modes.Refused("EvoVisionTransformer can't be captured as a CUDA graph: it waits")
-
-
-def test_a_model_that_the_mode_refuses_leaves_the_others(monkeypatch):
-    breaking(monkeypatch, refusing)
-    dense, evo = throughput.measure_section(spec())["methods"]
-    assert "can't be captured" in points.no_speed(evo) == evo["refused"]
-    assert "images_per_s" not in evo
-    assert points.no_speed(dense) is None
-    assert by_hand.line(evo) == evo["refused"]
-
-
-def test_without_the_baseline_there_is_nothing_to_measure(monkeypatch):
-    breaking(monkeypatch, refusing)
-    models = spec()["models"]
-    with pytest.raises(modes.Refused):
-        throughput.measure_section(spec(models=models[::-1]))
-
-
-def test_running_out_of_memory_is_a_result(monkeypatch):
-    breaking(monkeypatch, out_of_memory)
-    dense, evo = throughput.measure_section(spec())["methods"]
-    assert evo["out_of_memory"]
-    assert "images_per_s" not in evo
-    assert not dense["out_of_memory"]
-    assert len(dense["rounds"]) == 5
-
-
-def test_running_out_of_memory_amid_a_sweep_loses_nothing(monkeypatch):
-    measure_batch = throughput.measure_batch
-
-    def second_fails(point, *rest):
-        return (out_of_memory if point["batch_size"] == 2 else measure_batch)(point, *rest)
-
-    monkeypatch.setattr(throughput, "measure_batch", second_fails)
-    whole = spec(batch_sizes=[1, 2])
-    del whole["batch_size"]
-    one, two = throughput.measure_section(whole)["sizes"]
-    assert one["methods"][1]["images_per_s"] > 0
-    assert [method["out_of_memory"] for method in two["methods"]] == [True, True]
-    assert two["methods"][0]["macs_g"] == one["methods"][0]["macs_g"]
-
-
-def test_what_could_not_be_checked_is_suspect(monkeypatch):
-    """The reference, in fp32 and unfused, may need memory that the timed path does not."""
-    compare = checks.compare
-
-    def exact_fails(outputs, reference, precision, name):
-        if precision == "fp32":
-            out_of_memory(None, None)
-        return compare(outputs, reference, precision, name)
-
-    monkeypatch.setattr(checks, "compare", exact_fails)
-    evo = throughput.measure_section(spec(precision="bf16"))["methods"][1]
-    assert evo["check"] is None
-    assert not evo["out_of_memory"]
-    why = "outputs not checked: in fp32, unfused, out of memory"
-    assert evo["suspect"][-2:] == [why, f"its baseline: {why}"]
-
-
-def test_without_a_baseline_there_is_no_speed_up(monkeypatch):
-    breaking(monkeypatch, out_of_memory)
-    turned = spec()
-    turned["models"].reverse()
-    evo, dense = throughput.measure_section(turned)["methods"]
-    assert evo["out_of_memory"]
-    assert dense["images_per_s"] > 0
-    assert dense["speedup"] is None
-    assert dense["suspect"] == []
-    assert "ceilings" not in dense
 
 
 @pytest.fixture
@@ -300,22 +187,6 @@ def test_a_pass_that_waits_for_its_launches_is_suspect():
     assert not throughput.doubts(method, timing.Contestant(None, images))  # a CPU's
     one_by_one = timing.Contestant(None, images[:1], launch_s=1.0, latencies=[1.0])
     assert not throughput.doubts(method, one_by_one)  # there the host's time counts
-
-
-def test_operations_of_too_large_a_batch_are_those_of_a_smaller_one(monkeypatch):
-    whole = roofline.operations
-
-    def small(run, images):
-        return out_of_memory() if len(images) > 2 else whole(run, images)
-
-    module, images = torch.nn.Linear(4, 3, bias=False), torch.ones(5, 4)
-    ((name, flops, moved),) = whole(module, images)
-    monkeypatch.setattr(roofline, "operations", small)
-    ((again, scaled, more),) = throughput.operations_of(module, images)
-    assert (again, scaled) == (name, flops)
-    assert moved < more < 2.5 * moved  # the weights, which do not grow, were scaled, too
-    with pytest.raises(torch.OutOfMemoryError):
-        throughput.operations_of(lambda images: out_of_memory(), images[:1])
 
 
 def test_in_16_bits_a_model_whose_scores_are_alike_may_be_further_off():
