@@ -28,7 +28,8 @@ def _as_given(keys: Tensor) -> torch.autocast:
 
 class ClassAttention(Function):
     """``class_row``. Torch would keep each block's keys once more, in float32, where they are in 16
-    bits, and would multiply all H rows with each head's gradient."""
+    bits; and each key's gradient would be a product with all H rows of the block-diagonal query,
+    of which one is not zero."""
 
     @staticmethod
     def forward(ctx, query: Tensor, keys: Tensor, scale: float) -> Tensor:

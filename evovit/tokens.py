@@ -135,7 +135,7 @@ def placeholder_weights(scores: Tensor, kept: Tensor) -> Tensor:
 
 def representative_token(tokens: Tensor, weights: Tensor) -> Tensor:
     """x_rep (B, 1, C) = weighted sum of the placeholders in the buffer (B, 1 + N, C), Eq. 5."""
-    # of the whole buffer, the class token weighing 0: a slice of it would be copied in bf16
+    # of the whole buffer, the class token weighing 0: in bf16 a slice of it takes a CPU longer
     weights = F.pad(weights.to(tokens.dtype), (1, 0)).unsqueeze(1)
     return torch.bmm(weights, tokens)
 

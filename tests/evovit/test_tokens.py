@@ -130,7 +130,7 @@ def test_the_backward_pass_keeps_low_precision_keys_as_they_are():
         }
         found.append(torch.autograd.grad(scores.square().sum(), ends))
     for one, other in zip(*found, strict=True):
-        assert_close(one, other, rtol=0.02, atol=2e-3)
+        assert_close(one, other, rtol=0.02, atol=1e-4)  # each rounds to bf16
 
 
 def test_low_precision_scores_are_float32_even_under_autocast():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from workflow import runs
-from workflow.node import timing, training_cost, training_speed, trainings
+from workflow.node import timing, training_cost, training_on_noise, training_speed
 from workflow.node.fresh import MeasurementError
 
 SIZE = {"img_size": 64, "embed_dim": 24, "num_heads": 3, "depth": 6}
@@ -64,17 +64,17 @@ def test_reduced_models_keep_fewer_bytes(spec):
 
 def test_counted_bytes_are_those_of_weights_gradients_moments_and_kept_tensors(spec):
     model = spec()["models"][0]
-    training = trainings.make_training(model, spec(), 2, torch.device("cpu"))
+    training = training_on_noise.make_training(model, spec(), 2, torch.device("cpu"))
     training.start_epoch()
     weights = sum(4 * p.numel() for p in training.model.parameters())
     buffers = sum(b.untyped_storage().nbytes() for b in training.task.buffers())
-    before, _ = trainings.static_bytes(training)
+    before, _ = training_on_noise.static_bytes(training)
     assert before == 2 * weights + buffers  # the averaged weights beside them
     training.train_step(training.loader.batches(0))
-    after, known = trainings.static_bytes(training)
+    after, known = training_on_noise.static_bytes(training)
     steps = 4 * len(list(training.model.parameters()))  # AdamW counts its steps
     assert after == 5 * weights + buffers + steps
-    with trainings.Kept() as kept:
+    with training_on_noise.Kept() as kept:
         a = torch.ones(1000, requires_grad=True)
         b = a.exp()  # keeps its result
         b.exp()

@@ -25,7 +25,7 @@ from workflow.node import build, data, stop
 from workflow.node.checkpoints import Checkpoints
 from workflow.node.place import Place
 from workflow.node.training import Training
-from workflow.node.trainings import Noise
+from workflow.node.training_on_noise import Noise
 
 BAR_PCT = 3.0  # the engine's overhead
 STREAM = 1024  # images, at least

@@ -17,7 +17,7 @@ from workflow.node.fresh import environment
 from workflow.node.parts import Parts
 from workflow.node.stepping import Stepper
 from workflow.node.timing import synchronise
-from workflow.node.trainings import begin, count_bytes, describe, make_training
+from workflow.node.training_on_noise import begin, count_bytes, describe, make_training
 
 ROUND_S = 1.0  # a model's share of a round is at least one step and about this long
 GIB = 2**30

@@ -12,7 +12,7 @@ import torch
 from workflow.node import device, ratios, timing, turns
 from workflow.node.fresh import environment
 from workflow.node.timing import Contestant
-from workflow.node.trainings import begin, count_bytes, describe, make_training
+from workflow.node.training_on_noise import begin, count_bytes, describe, make_training
 
 
 def prepare(model: dict, spec: dict, where: torch.device) -> tuple[Contestant, dict]:
