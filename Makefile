@@ -1,5 +1,6 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Each does its own set-up.
 #
+#   make setup                                 that alone, as on a cluster's login node
 #   make demo LOCK=requirements-cuda13.lock    the current torch: newer GPUs, Python 3.14
 #   make demo PYTHON=python3.12                another interpreter
 #   make demo-full                             every table and figure, not Table 1 alone (an hour and a half)
@@ -19,7 +20,9 @@ ATMOST =
 INSTALLED = $(VENV)/.$(notdir $(LOCK))
 RUN = PATH="$(abspath $(VENV))/bin:$$PATH"
 
-.PHONY: demo demo-full test test-unit test-whole ui lint locks
+.PHONY: setup demo demo-full test test-unit test-whole ui lint locks
+
+setup: $(VENV)/.device
 
 demo: $(VENV)/.device
 	@$(RUN) snakemake --profile demo results/demo/table1.csv

@@ -37,8 +37,12 @@ class PyramidHost(EvoHost):
         if self.tradeoff_logits is None:
             return self.switches.tradeoff
         learned = torch.sigmoid(self.tradeoff_logits)
+        if self.learning_tradeoff:
+            return learned.unbind()
+        if not torch.is_grad_enabled():
+            return self.switches.tradeoff
         start = learned.new_tensor(self.switches.tradeoff)
-        return torch.lerp(start, learned, float(self.learning_tradeoff)).unbind()
+        return torch.lerp(start, learned, 0.0).unbind()  # gradients of zero: DDP wants some
 
     def _scores(self, row: Tensor) -> Tensor:
         """Mean over the heads; only Eq. 5's weights let a gradient through."""

@@ -7,6 +7,7 @@ its hash is the identity of that result. Standard library and yaml only: launche
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from workflow import points
@@ -15,6 +16,7 @@ from workflow.campaign import Config, run_name
 ROLES = ("start", "teacher")  # whose weights a run starts from, and learns from
 EVALUATED = ("name", "batch_size", "threads", "amp", "interpolation", "crop_pct")
 SAMPLE_IMAGES = "scikit-learn"  # in place of a folder of photographs: the two that ship with it
+NAMED = ("optimizer", "auto_augment")  # of a recipe's values those that are timm's names
 TRAINED = (*ROLES, "snapshots")  # what only a training has
 
 
@@ -252,10 +254,21 @@ def data_spec(config: Config, setting: str) -> dict:
 
 
 def preflight_spec(config: Config, setting: str) -> dict:
-    """The spec of the job that builds every model of the setting, and of the paper, unweighted."""
+    """The spec of the job that builds every model of the setting, and of the paper, unweighted,
+    and looks up what its recipes name."""
     models = [model_of(config, row, scale) for scale in (setting, None) for row in config.runs]
-    unique = {json.dumps(model, sort_keys=True): model for model in models}
-    return {"kind": "preflight", "models": [unique[key] for key in sorted(unique)]}
+    recipes = [recipe_of(config, setting, row) for row in config.runs]
+    named = {key: {recipe.get(key) for recipe in recipes} - {None} for key in NAMED}
+    return {
+        "kind": "preflight",
+        "models": list(_unique(models)),
+        "recipes": {key: sorted(names) for key, names in named.items()},
+    }
+
+
+def _unique(found: list[dict]) -> Iterable[dict]:
+    by_text = {json.dumps(one, sort_keys=True): one for one in found}
+    return (by_text[key] for key in sorted(by_text))
 
 
 def first_records(spec: dict) -> list[str]:

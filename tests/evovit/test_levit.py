@@ -139,6 +139,16 @@ def test_subsampled_scores():
     assert highest.tolist() == [[12, 14, 5, 7, 9, 10]]
 
 
+def test_without_gradients_tradeoffs_need_no_copy_to_the_device():
+    """Which a GPU's host would wait for in every pass, and no CUDA graph can hold."""
+    model = small.levit(tradeoff="learned")
+    model.set_tradeoff_learning(False)
+    with torch.no_grad():
+        assert all(isinstance(alpha, float) for alpha in model._tradeoffs())
+    zero = torch.autograd.grad(sum(model._tradeoffs()), model.tradeoff_logits)[0]
+    assert not zero.any()
+
+
 def test_learned_tradeoffs_count_once_they_are_to(images):
     fixed, learned = small.levit(tradeoff=0.5), small.levit(tradeoff="learned")
     assert fixed.tradeoff_logits is None

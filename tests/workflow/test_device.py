@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from workflow.node import device
+from workflow.node import device, precision
 
 
 @pytest.mark.parametrize(
@@ -60,9 +60,11 @@ def test_bf16_is_refused_where_a_gpu_would_emulate_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "A V100")
     with pytest.raises(device.DeviceError, match="A V100 has no units for bf16"):
-        device.check_precision("bf16", torch.device("cuda"))
-    device.check_precision("fp16", torch.device("cuda"))
-    device.check_precision("bf16", torch.device("cpu"))
+        device.check_precision("bf16", torch.device("cuda"), "measure fp16 there")
+    device.check_precision("fp16", torch.device("cuda"), "")
+    device.check_precision("bf16", torch.device("cpu"), "")
+    with pytest.raises(device.DeviceError, match=r"for bf16 .*; set `amp: null` in the recipe"):
+        precision.make("bf16", torch.device("cuda"))
 
 
 def test_another_process_is_asked_about_the_device():

@@ -1,5 +1,7 @@
 """What Snakemake is told that items are made of."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +21,16 @@ def test_an_item_follows_the_code_that_makes_it_and_what_the_paper_prints(config
         files = {str(path.relative_to(records.ROOT)) for path in records.ROOT.glob(pattern)}
         assert len(files) >= least
         assert files <= set(found)
+
+
+def test_given_weights_are_evaluated_by_a_rule_with_an_evaluations_resources(config):
+    given = re.compile(rf"(?P<root>{plan.Plan(config).roots_given})/runs/(?P<run>[^/]+)/train.json")
+    assert given.fullmatch("results/runs/levit_teacher/train.json")["root"] == "results"
+    for trained in ("results/runs/levit_256", "results/demo/runs/levit_teacher"):
+        assert not given.fullmatch(f"{trained}/train.json")
+    nothing = {name: {"results": "results"} for name in config.settings}
+    none = plan.Plan(replace(config, settings=nothing)).roots_given
+    assert not re.match(none, "results/runs/levit_teacher/train.json")
 
 
 def test_a_training_does_not(config, tmp_path, monkeypatch):

@@ -45,6 +45,11 @@ CASES = {
         lambda c: c["deit_tiny"].update(overrides={"epochs": "ten"}),
         r"runs.yaml: deit_tiny.overrides.epochs is 'ten', but must be of type integer",
     ),
+    "more seeds than there are": (
+        "settings",
+        lambda c: c["imagenet"]["measure"]["table3"].update(seeds=5),
+        r"settings.yaml: imagenet.measure.table3.seeds is 5, but its rows have 3; ask for fewer",
+    ),
     "unknown recipe": (
         "runs",
         lambda c: c["deit_tiny"].update(recipe="diet"),

@@ -3,9 +3,11 @@
 import errno
 import fcntl
 from contextlib import ExitStack
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
+from snakemake.resources import Resources
 
 from workflow import locks
 from workflow.login import forecast, session
@@ -117,7 +119,7 @@ def test_a_resource_on_the_command_line_leaves_the_profiles_others(tmp_path):
 def training(launcher: str):
     """One of Snakemake's jobs."""
     return SimpleNamespace(
-        rule=SimpleNamespace(name="train"),
+        rule=SimpleNamespace(name="train", resources={}),
         output=["results/demo/runs/deit_tiny/train.json"],
         resources={"launcher": launcher, "runtime": 60, "gpsu": 1},
         params={"resources": "{}"},
@@ -157,13 +159,23 @@ def test_what_slurm_can_never_run_ends_snakemake_once_for_all_its_jobs():
         asked.append(command)
         return "", "allocation failure: Invalid feature specification"
 
-    session.check_requests([training("local")], ask)
+    session.check_requests([training("local")], {}, ask)
     with pytest.raises(SystemExit, match="did you mean 'gpus'"):
-        session.check_requests([training("slurm")], ask)
+        session.check_requests([training("slurm")], {}, ask)
     good = training("slurm")
     del good.resources["gpsu"]
     with pytest.raises(SystemExit, match="Invalid feature"):
-        session.check_requests([good], ask)
+        session.check_requests([good], {}, ask)
     asked.clear()
-    session.check_requests([good] * 50, lambda *command: asked.append(command) or ("", ""))
+    session.check_requests([good] * 50, {}, lambda *command: asked.append(command) or ("", ""))
     assert len(asked) == 2
+
+
+def test_a_job_that_snakemake_would_give_less_than_it_asks_for_ends_it():
+    """A training would run on 4 GPUs instead of 8, without a word."""
+    job = training("local")
+    job.rule.resources = Resources.parse(["gpus=8", "slurm_partition=gpu"], allow_expressions=True)
+    most = partial(Resources.parse, allow_expressions=False)
+    session.check_requests([job], most(["gpus=8", "device_share=100"]))
+    with pytest.raises(SystemExit, match="Rule train asks for gpus: 8, but all jobs together may "):
+        session.check_requests([job], most(["gpus=4"]))

@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -179,6 +180,24 @@ def test_the_command_writes_a_csv_and_counts(place, capsys, monkeypatch):
     assert len(rows) == 10
 
 
+def test_the_images_are_those_of_the_split_that_is_trained_on(place, config):
+    """Which tar files and the Hub's data name as they like."""
+    data = config.settings["imagenet"]["data"] | {"train": "train.tar", "train_images": 7}
+    changed = replace(config, settings={
+        **config.settings, "imagenet": config.settings["imagenet"] | {"data": data},
+    })  # fmt: skip
+    for split, images in (("train.tar", 40), ("train", 7)):  # the other: counted before the change
+        records.write_json("results/data.json", {"results": {"splits": {split: {"images": 40}}}})
+        assert forecast.Forecast(changed, "results").images == images
+
+
+def test_a_download_is_a_job_too(place, config):
+    path = "results/weights/regnety_160.deit_in1k.json"
+    spec = targets.spec_of(config, path)
+    (found,) = status.rows_of(config, {path: spec}, Queue(ask=lambda *command: ("", "")))
+    assert found == status.Row(path, "not started")
+
+
 def test_costs_follow_from_measured_epochs(attempt, spec, config):
     """Two GPUs, 36 s an epoch, of which 5 are done."""
     epochs(attempt, 5)
@@ -228,6 +247,9 @@ def test_costs_follow_from_measured_steps_of_the_row_or_by_macs_of_another(place
     assert mine.hours == pytest.approx(hours)
     assert scaled.hours == pytest.approx(hours / 2)
     assert "scaled by MACs" in scaled.basis
+    assert forecast.by_target([mine, scaled], {})[0].endswith(
+        "(1 from measured steps; 1 from other rows' steps, scaled by MACs)."
+    )
     # the demo's models are smaller than those that were measured
     (shrunk,) = forecast.of_trainings(config, {RECORD: targets.spec_of(config, RECORD)})
     assert shrunk.hours is None

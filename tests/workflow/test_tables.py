@@ -218,6 +218,16 @@ def test_seeds_give_mean_deviation_and_interval(config, top1, mean, spread):
     assert (found["top1_low"], found["top1_high"]) == interval(top1, 400)
 
 
+def test_of_seeds_of_which_one_is_given_it_is_said(config):
+    spec = runs.train_spec(config, "demo", "deit_tiny")
+    given = spec | {"kind": "evaluate", "checkpoint": {"file": "weights/mine.pth"}}
+    trained = [{"spec": one, "results": {"top1": 80.0, "val_images": 9}} for one in (given, spec)]
+    (said,) = columns.accuracy(trained, config)["said"]
+    of_one = columns.describe_training(trained[1], config)
+    assert said == f"top1: {columns.describe_training(trained[0], config)}; {of_one}"
+    assert "with the weights of mine.pth" in said
+
+
 def test_seeds_are_a_count_and_people_read_it_where_it_is_more_than_one(config, demo):
     demo("deit_tiny")
     frame = compiled(config, partial=True)

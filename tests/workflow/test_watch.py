@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -88,6 +89,15 @@ def seen_by(samples, **fixed) -> dict:
     with one:
         one.samples = samples
     return one.summary([(0, 10)]) | {"cpu_taken_by_others": 0.0}
+
+
+def test_a_driver_that_hangs_does_not_hold_the_measurement(monkeypatch):
+    monkeypatch.setattr(nvidia, "PATIENCE_S", 0.05)
+    hanging = threading.Event()
+    with watch.Watch(hanging.wait, dict) as seen:
+        pass
+    assert seen.samples == []
+    hanging.set()
 
 
 def test_only_samples_from_timed_moments_count():

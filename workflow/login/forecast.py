@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from workflow.campaign import Config
 from workflow.login.targets import job_folder, split_root
 
 LAYERWISE = 2 / 3  # of a training, before its schedule becomes stage-wise
+EPOCHS, STEPS, SCALED = "their epochs so far", "measured steps", "other rows' steps, scaled by MACs"
 NOTHING, UNCOUNTED = "no step was measured yet", "the images are not counted yet"
 REMEDIES = {
     NOTHING: "targets like results/training/deit_small/cuda-paper-fp16.json measure a section's",
@@ -20,7 +22,8 @@ REMEDIES = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Device-hours that a training still needs, None if nothing was measured, and on what basis."""
+    """Device-hours that a training still needs, None if nothing was measured, and on what basis:
+    one of the above."""
 
     path: str
     hours: float | None
@@ -34,9 +37,10 @@ class Forecast:
     def __init__(self, config: Config, root: str):
         self.root = Path(root)
         setting = config.setting_of(root)
-        counted = _read(self.root / "data.json").get("results", {})
-        declared = config.settings[setting]["data"].get("train_images")
-        self.images = counted["splits"]["train"]["images"] if counted else declared
+        data = config.settings[setting]["data"]
+        counted = _read(self.root / "data.json").get("results", {}).get("splits", {})
+        # of another split before the YAML was changed: it is counted anew before any training
+        self.images = counted.get(data["train"], {}).get("images", data.get("train_images"))
         # steps are measured at the paper's size, so they say nothing of a shrunk setting's
         shrunk = config.settings[setting]["shrink"]
         self.steps = {} if shrunk else dict(_measured_steps(self.root))
@@ -48,27 +52,26 @@ class Forecast:
             return found
         row = spec["row"]
         if row in self.steps:
-            return self._from_steps(path, spec, row, 1.0, "")
+            return self._from_steps(path, spec, row, 1.0, STEPS)
         others = [one for one in self.steps if one in self.macs_g]
         if row in self.macs_g and others:
             # the nearest in size: the larger a model, the better it fills a device
             near = min(others, key=lambda one: abs(self.macs_g[one] - self.macs_g[row]))
-            return self._from_steps(path, spec, near, self.macs_g[row] / self.macs_g[near],
-                                    ", scaled by MACs")  # fmt: skip
+            return self._from_steps(path, spec, near, self.macs_g[row] / self.macs_g[near], SCALED)
         return Cost(path, None, "", NOTHING)
 
-    def _from_steps(self, path: str, spec: dict, row: str, factor: float, how: str) -> Cost:
+    def _from_steps(self, path: str, spec: dict, row: str, factor: float, basis: str) -> Cost:
         if self.images is None:
             return Cost(path, None, "", UNCOUNTED)
-        image_s, device, batch = self.steps[row]
+        image_s, device = self.steps[row]
         hours = factor * image_s * self.images * spec["recipe"]["epochs"] / 3600
-        return Cost(path, hours, device, f"steps of {row} at batch {batch}, without loading{how}")
+        return Cost(path, hours, device, basis)
 
 
-def _measured_steps(root: Path) -> Iterator[tuple[str, tuple[float, str, int]]]:
-    """Of each row in the folder's training costs: seconds per image and device, batch size; at the
-    largest batch that fitted. A GPU's come last, and count."""
-    records = [_read(path) for path in root.glob("training/*/*.json")]
+def _measured_steps(root: Path) -> Iterator[tuple[str, tuple[float, str]]]:
+    """Of each row in the folder's training costs: seconds per image and device, without loading, at
+    the largest batch that fitted. A GPU's come last, and count."""
+    records = [_read(path) for path in sorted(root.glob("training/*/*.json"))]
     records = [record for record in records if record.get("results")]
     for record in sorted(records, key=lambda one: one["spec"]["device"] == "cuda"):
         device = "GPU" if record["spec"]["device"] == "cuda" else "machine"
@@ -77,8 +80,7 @@ def _measured_steps(root: Path) -> Iterator[tuple[str, tuple[float, str, int]]]:
             if sizes:
                 size = max(sizes, key=lambda one: one["batch_size"])
                 step_s = LAYERWISE * size["step_s_first"] + (1 - LAYERWISE) * size["step_s_last"]
-                batch = size["batch_size"]
-                yield method["run"], (step_s / batch, device, batch)
+                yield method["run"], (step_s / size["batch_size"], device)
 
 
 def _measured_macs(root: Path) -> Iterator[tuple[str, float]]:
@@ -105,8 +107,7 @@ def _from_epochs(path: str, spec: dict) -> Cost | None:
                 devices = max(1, resources.get("gpus", 0))
                 epoch_s = statistics.median(epoch["epoch_s"] for epoch in epochs)
                 kind = "GPU" if resources.get("gpus") else "machine"
-                basis = f"{len(epochs)} epochs of {folder.name}, {epoch_s:.1f} s each"
-                return Cost(path, left * epoch_s * devices / 3600, kind, basis)
+                return Cost(path, left * epoch_s * devices / 3600, kind, EPOCHS)
     return None
 
 
@@ -133,8 +134,11 @@ def estimates(what: str, costs: list[Cost]) -> Iterator[str]:
         if known:
             hours = sum(cost.hours for cost in known)
             amount = f"{hours:,.0f}" if hours >= 10 else f"{hours:.2f}"
-            yield (f"Estimate, {what}: {len(known)} training(s), about {amount} {device}-hours, "
-                   "from measured step times.")  # fmt: skip
+            counted = Counter(cost.basis for cost in known)
+            bases = "; ".join(f"{counted[one]} from {one}" for one in (EPOCHS, STEPS, SCALED)
+                              if counted[one])  # fmt: skip
+            yield (f"Estimate, {what}: {len(known)} training(s), about {amount} {device}-hours "
+                   f"({bases}).")  # fmt: skip
 
 
 def unknown(costs: list[Cost]) -> Iterator[str]:

@@ -11,8 +11,7 @@ NOTE = "mlflow.note.content"
 DOES = {
     "train": "Training", "evaluate": "Evaluation of given weights", "search": "Search",
     "throughput": "Measurement of images/s", "training_cost": "Measurement of training steps",
-    "analysis": "Look into a trained model", "fetch": "Download of weights",
-    "data": "Survey of the images", "preflight": "Check that every model builds",
+    "analysis": "Look into a trained model",
 }  # fmt: skip
 RECIPE = ("epochs", "batch_size", "optimizer", "lr", "amp", "images")
 
@@ -22,7 +21,7 @@ def of_attempt(config: Config, spec: dict, setting: str, folder: Path, record: d
 
     MLflow folds all but the first lines, so result, place and duration come first.
     """
-    lines = [f"**{DOES.get(spec['kind'], spec['kind'])}** in the setting `{setting}`"]
+    lines = [f"**{DOES[spec['kind']]}** in the setting `{setting}`"]
     lines += made(record) if record else ["- not finished yet"]
     if "model" in spec:
         lines.append(f"- model: {model(spec['model'])}")

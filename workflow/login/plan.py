@@ -73,6 +73,16 @@ class Plan:
         return "|".join(setting["results"] for setting in self.config.settings.values())
 
     @property
+    def roots_given(self) -> str:
+        """The roots in front of runs whose weights are given (`checkpoints`) instead of trained."""
+        given = [
+            (setting["results"], "|".join(map(re.escape, setting["checkpoints"])))
+            for setting in self.config.settings.values()
+            if setting.get("checkpoints")
+        ]
+        return "|".join(f"{root}(?=/runs/({names})/)" for root, names in given) or "(?!)"
+
+    @property
     def run_names(self) -> str:
         names = [run_name(row, s) for row in self.config.runs for s in self.config.seeds(row)]
         return "|".join(map(re.escape, sorted(names, key=len, reverse=True)))  # keep0.7 has a dot

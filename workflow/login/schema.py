@@ -115,6 +115,7 @@ def check_names(config: Config, files: dict[str, Path], keys: set[str]) -> None:
             for section in (*wanted["train"], *wanted["time"]):
                 place = f"{name}.measure.{item}"
                 known(files["settings"], place, section, config.sections_of(item))
+            check_measured_seeds(config, files["settings"], name, item)
         for section in setting["throughput"]["batch_size_of"]:
             known(files["settings"], f"{name}.throughput.batch_size_of", section, sections)
         for part in ("checkpoints", "models"):
@@ -171,6 +172,18 @@ def check_chain(config: Config, path: Path, row: str) -> None:
                 walk(config.runs[name][role], [*seen, name])
 
     walk(row, [])
+
+
+def check_measured_seeds(config: Config, path: Path, setting: str, item: str) -> None:
+    """An item asks for no more seeds than its rows have."""
+    wanted = config.wanted(setting, item)
+    rows = [row for section in wanted["train"] for row in config.items["sections"][section]]
+    most = max((len(config.seeds(row)) for row in rows), default=wanted["seeds"])
+    if wanted["seeds"] is not None and wanted["seeds"] > most:
+        raise ConfigError(
+            f"{path}: {setting}.measure.{item}.seeds is {wanted['seeds']}, but its rows have "
+            f"{most}; ask for fewer, or give them more in {FILES['runs']} (`seeds`)."
+        )
 
 
 def check_seeds(config: Config, path: Path) -> None:

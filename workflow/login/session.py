@@ -129,13 +129,30 @@ def check_profile(default_resources) -> None:
         )
 
 
-def check_requests(jobs, ask=slurm_queue.ask) -> None:
-    """Ends snakemake with one sentence if Slurm could never run one of the jobs to come.
+def check_caps(job, caps) -> None:
+    """Ends snakemake if a job asks for more than `caps` gives all jobs together: Snakemake would
+    run it with less, a training with fewer GPUs, without a word."""
+    for name, most in caps.items():
+        wanted = job.rule.resources.get(name)
+        if name.startswith("_") or wanted is None or wanted.is_evaluable():
+            continue
+        if isinstance(wanted.value, int) and wanted.value > most.value:
+            sys.exit(
+                f"Rule {job.rule.name} asks for {name}: {wanted.value}, but all jobs together may "
+                f"have {most.value} (the profile's `resources`); raise that, or add "
+                f"--set-resources {job.rule.name}:{name}={most.value}."
+            )
 
-    `jobs` are Snakemake's; those that are not submitted carry no `resources` parameter.
+
+def check_requests(jobs, caps, ask=slurm_queue.ask) -> None:
+    """Ends snakemake with one sentence if one of the jobs to come could never run as it asks.
+
+    `jobs` are Snakemake's; those that are not submitted carry no `resources` parameter. `caps` are
+    its resources of all jobs together.
     """
     seen = set()
     for job in jobs:
+        check_caps(job, caps)
         resources = own_resources(job.resources)
         key = (job.rule.name, json.dumps(resources, sort_keys=True))
         submits = "resources" in job.params.keys()  # noqa: SIM118 (a list with names)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from workflow.login import slurm_queue
 
-PROFILE = "workflow/profiles/slurm/config.yaml"
+PROFILE = "workflow/profiles/slurm/config.yaml or your copy of it"
 RESOURCES = {
     *("launcher", "checkpoint_minutes", "on_interrupt", "signal_delay_s", "setup", "stage"),
     *("slurm_partition", "slurm_account", "slurm_qos", "constraint", "slurm_extra", "gres"),

@@ -107,7 +107,7 @@ def standing(attempt: attempts.Attempt) -> str:
 
 
 def rows_of(config: Config, records: dict[str, dict], queue: Queue) -> list[Row]:
-    rows = [row_of(path, spec, queue) for path, spec in records.items() if spec["kind"] != "fetch"]
+    rows = [row_of(path, spec, queue) for path, spec in records.items()]
     return sorted(rows, key=lambda row: STATES.index(row.state))
 
 

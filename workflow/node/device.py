@@ -57,13 +57,13 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
-def check_precision(precision: str, where: torch.device) -> None:
-    """Raise DeviceError for bf16 on a GPU without units for it: it would be emulated, and what is
-    to be compiled would run uncompiled in silence."""
+def check_precision(precision: str | None, where: torch.device, instead: str) -> None:
+    """Raise DeviceError, with what to do `instead`, for bf16 on a GPU without units for it: it
+    would be emulated, and what is to be compiled would run uncompiled in silence."""
     if where.type == "cuda" and precision == "bf16" and not computes_bf16():
         raise DeviceError(
             f"{torch.cuda.get_device_name(where)} has no units for bf16 (Ampere and later have); "
-            "measure fp16 there."
+            f"{instead}."
         )
 
 
@@ -85,7 +85,7 @@ def check_gpu(index: int = 0) -> None:
         raise DeviceError(
             f"{torch.cuda.get_device_name(index)} has compute capability "
             f"{capability[0]}.{capability[1]}, and torch {torch.__version__} serves only "
-            f"{' '.join(arches)}; install with `make demo LOCK={other_lock(capability)}`."
+            f"{' '.join(arches)}; install with `make setup LOCK={other_lock(capability)}`."
         )
 
 

@@ -118,7 +118,8 @@ class Replayed:
             self.output = run(self.images)
 
     def __call__(self, images: Tensor) -> Tensor:
-        self.images.copy_(images)
+        if images is not self.images:  # a copy that an eager pass does not need
+            self.images.copy_(images)
         self.graph.replay()
         return self.output
 
@@ -162,10 +163,10 @@ def captured(module: nn.Module, run: Run, images: Tensor) -> Replayed:
 
 @contextlib.contextmanager
 def refused(module: nn.Module, what: str) -> Iterator[None]:
-    """The compiler's and CUDA's errors, RuntimeErrors all, as Refused; but for memory."""
+    """The compiler's, Triton's and CUDA's errors as Refused; but for memory."""
     try:
         yield
-    except RuntimeError as error:
+    except Exception as error:  # Triton's have nothing else in common
         if device.is_out_of_memory(error):
             raise
         reason = str(error).strip().splitlines()[0]

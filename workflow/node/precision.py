@@ -4,6 +4,8 @@ from contextlib import nullcontext
 
 import torch
 
+from workflow.node import device
+
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -12,11 +14,15 @@ class PrecisionError(ValueError):
 
 
 def make(amp: str | None, where: torch.device):
-    """(a context factory for forward passes, a gradient scaler that does nothing unless fp16)."""
+    """(a context factory for forward passes, a gradient scaler that does nothing unless fp16).
+
+    Raises PrecisionError for fp16 on a CPU, DeviceError for bf16 on a GPU without units for it.
+    """
     if amp == "fp16" and where.type != "cuda":
         raise PrecisionError(
             "`amp: fp16` needs a GPU; set `amp: bf16` or `amp: null` in the recipe."
         )
+    device.check_precision(amp, where, "set `amp: null` in the recipe, or fp16 with a lower lr")
     scaler = torch.amp.GradScaler(where.type, enabled=amp == "fp16")
     if amp is None:
         return nullcontext, scaler

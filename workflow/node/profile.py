@@ -97,7 +97,7 @@ def main() -> None:
         modes.set_backends()
         torch.manual_seed(0)
         where = device.choose(spec["device"])
-        device.check_precision(spec["precision"], where)
+        device.check_precision(spec["precision"], where, "measure fp16 there")
         for model in spec["models"]:
             seen = profile_model(model, spec, where)
             print("\n".join(lines(model["name"], seen, given.kernels)), flush=True)

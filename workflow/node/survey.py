@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from workflow import locks, points, records, runs
-from workflow.campaign import Config
+from workflow.campaign import Config, ConfigError
 from workflow.node import by_hand, device, fresh
 
 DEFAULT = {  # at the batch sizes of the setting
@@ -123,7 +123,10 @@ def parser(config: Config) -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    config = Config.load()
+    try:
+        config = Config.load()
+    except ConfigError as error:
+        sys.exit(f"ERROR: {error}")
     made = parser(config)
     given = made.parse_args()
     if given.rounds is not None and given.rounds < by_hand.LEAST_ROUNDS:

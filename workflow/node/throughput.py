@@ -82,6 +82,7 @@ def prepare(module: nn.Module, images: Tensor, spec: dict, where) -> tuple[Conte
         found["peak_memory_mib"] = peak_memory(run, module, images, where) / 2**20
     if found["cuda_graph"]:
         run = modes.captured(module, run, images)
+        images = run.images
     if reference is not None:
         outputs = checks.seeded(run, images)
         found["check"] = checks.compare(outputs, reference, spec["precision"], module)
@@ -207,7 +208,7 @@ def measure_section(spec: dict, site: dict | None = None, folder: Path | None = 
     torch.set_num_threads(spec["threads"])
     modes.set_backends()
     where = device.choose(spec["device"])
-    device.check_precision(spec["precision"], where)
+    device.check_precision(spec["precision"], where, "measure fp16 there")
     parts = Parts(folder, spec, device.describe(where))
     machine = parts.get("machine", partial(roofline.measure_machine, spec["precision"], where))
 

@@ -23,7 +23,7 @@ def begin(spec: dict) -> torch.device:
     where = device.choose(spec["device"])
     if spec["precision"] == "fp16" and where.type == "cpu":
         raise MeasurementError("fp16 needs a GPU; set `precision: bf16` or `fp32`.")
-    device.check_precision(spec["precision"], where)
+    device.check_precision(spec["precision"], where, "measure fp16 there")
     return where
 
 

@@ -42,7 +42,7 @@ class Watch:
 
     def __exit__(self, *error) -> None:
         self._end.set()
-        self._thread.join()
+        self._thread.join(2 * nvidia.PATIENCE_S)  # a driver that hangs lets nobody kill nvidia-smi
         counts = [told.get("other_processes") for told in (self.fixed, self.tell())]
         if any(counts):  # also one that came while models were timed
             self.fixed["other_processes"] = max(filter(None, counts))

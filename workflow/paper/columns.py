@@ -30,10 +30,11 @@ class Records:
             raise
 
     def wanted(self, table: str) -> dict:
-        """Which of the table's sections are trained and which timed; `partial` looks for all."""
+        """Which of the table's sections are trained, with how many seeds, and which timed;
+        `partial` looks for all."""
         wanted = self.config.wanted(self.setting, table)
         every = self.config.sections_of(table)
-        return wanted | ({"train": every, "time": every} if self.partial else {})
+        return wanted | ({"train": every, "time": every, "seeds": None} if self.partial else {})
 
     def trained(self, row: str, seeds: int | None = None) -> list[dict]:
         """The records of a row's seeds, or of so many of them."""
@@ -143,6 +144,7 @@ def accuracy(trained: list[dict], config: Config) -> dict:
     and 95 % interval; where it comes from and what to beware of."""
     top1, images = [one["results"]["top1"] for one in trained], trained[0]["results"]["val_images"]
     low, high = interval(top1, images)
+    ways = dict.fromkeys(describe_training(record, config) for record in trained)
     left_out = sum(len(record["results"].get("deviations", [])) for record in trained)
     return {
         "top1": mean_top1(trained),
@@ -151,7 +153,7 @@ def accuracy(trained: list[dict], config: Config) -> dict:
         "top1_high": high,
         "seeds": len(top1),
         "val_images": images,
-        "said": [f"top1: {describe_training(trained[0], config)}"],
+        "said": [f"top1: {'; '.join(ways)}"],
         "flags": [f"{left_out} training steps left out, their loss not finite"] * bool(left_out),
     }
 

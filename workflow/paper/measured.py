@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from workflow import points, records
-from workflow.campaign import Config
+from workflow.campaign import Config, ConfigError
 from workflow.paper import printed
 from workflow.paper.sheet import Sheet
 
@@ -89,7 +89,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--points", nargs="+", required=True, metavar="MODE-PRECISION[-bN]")
-    config = Config.load()
+    try:
+        config = Config.load()
+    except ConfigError as error:
+        sys.exit(f"ERROR: {error}")
     tables = list(config.items["tables"])
     parser.add_argument("--tables", nargs="+", choices=tables, default=tables)
     arguments = parser.parse_args()

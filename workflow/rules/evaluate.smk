@@ -1,4 +1,5 @@
-# Weights from elsewhere: fetched on the login node, and evaluated as targets of their own.
+# Weights from elsewhere: fetched on the login node, and evaluated, in a training's place
+# (`checkpoints`) or as targets of their own (`evaluations`).
 
 
 rule fetch:
@@ -32,3 +33,26 @@ rule evaluate:
         resources=plan.resources,
     shell:
         planning.SUBMIT
+
+
+rule evaluate_given:
+    input:
+        unpack(plan.train_inputs),
+    output:
+        "{root}/runs/{run}/train.json",
+    log:
+        "{root}/runs/{run}/train.log",
+    wildcard_constraints:
+        root=plan.roots_given,
+    conda:
+        "../../environment.yml"
+    resources:
+        device_share=1,
+    params:
+        data=plan.data_option,
+        resources=plan.resources,
+    shell:
+        planning.SUBMIT
+
+
+ruleorder: evaluate_given > train

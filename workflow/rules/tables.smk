@@ -29,10 +29,17 @@ rule partial_table:
     output:
         first="{root}/{table}.partial.csv",
         md="{root}/{table}.partial.md",
-        page="{root}/{table}.partial.html",
+        page=report(
+            "{root}/{table}.partial.html",
+            caption="../report/item.rst",
+            category="Tables",
+            labels={"table": "{table}, from the records that were there"},
+        ),
     log:
         "{root}/logs/{table}.partial.log",
     conda:
         "../../environment.yml"
+    params:
+        caption=plan.caption,
     shell:
         planning.COMPILE

@@ -1,0 +1,23 @@
+"""What is looked up before any training."""
+
+import pytest
+
+from workflow import runs
+from workflow.node import preflight
+
+
+def test_timm_knows_what_the_recipes_name(config):
+    for setting in config.settings:
+        named = runs.preflight_spec(config, setting)["recipes"]
+        assert "adamw" in named["optimizer"]
+        assert preflight.unknown_names(named) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [("optimizer", "adamww"), ("auto_augment", "rnad-m9"), ("auto_augment", "rand-m9-foo1")],
+)
+def test_a_name_that_timm_does_not_know_is_said_before_any_training(key, name):
+    (said,) = preflight.unknown_names({key: [name]})
+    assert said.startswith(f"{key}: {name!r} is nothing that timm knows: ")
+    assert said.endswith("(workflow/config/recipes.yaml)")
