@@ -13,7 +13,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from workflow import runs
+from workflow import files, runs
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "torchvision", "timm", "numpy")
@@ -24,19 +24,12 @@ class RecordError(RuntimeError):
 
 
 def write_json(path: str | Path, content: dict) -> None:
-    """Write beside, flush and rename, so that a reader never sees half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(beside, "w", encoding="utf-8") as stream:
-            json.dump(content, stream, indent=1)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    """Write whole and flush, so that a reader never sees half a file."""
+    with files.replacing(Path(path)) as beside, open(beside, "w", encoding="utf-8") as stream:
+        json.dump(content, stream, indent=1)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def read(path: str | Path, expected_hash: str | None = None) -> dict:

@@ -6,11 +6,10 @@ its hash is the identity of that result. Standard library and yaml only: launche
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from workflow import points
+from workflow import files
 from workflow.campaign import Config, run_name
 
 ROLES = ("start", "teacher")  # whose weights a run starts from, and learns from
@@ -31,10 +30,7 @@ def write_spec(path: str | Path, spec: dict) -> str:
     path = Path(path)
     text = json.dumps(spec, indent=1, sort_keys=True) + "\n"
     if not path.exists() or path.read_text() != text:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.name}.{os.getpid()}")
-        beside.write_text(text)
-        beside.replace(path)
+        files.write(path, text)
     return str(path)
 
 
@@ -181,69 +177,6 @@ def needed_records(spec: dict) -> list[str]:
     if tag := spec.get("checkpoint", {}).get("timm"):
         paths.append(f"weights/{tag}.json")
     return list(dict.fromkeys(paths))
-
-
-def throughput_spec(
-    config: Config, setting: str, section: str, point: dict, weights: str | None = None
-) -> dict:
-    """The spec of one measurement: the section's models at the paper's size, one device and mode.
-
-    `point` is one of points.py. Rows whose speed depends on weights have those of their training,
-    on real images, or a declared profile, as `weights` or else the setting says.
-    """
-    trained = (weights or config.settings[setting]["throughput"]["weights"]) == "trained"
-    models = []
-    for row in config.items["sections"][section]:
-        model = {"run": row, **model_of(config, row)}
-        profile = config.items["profiles"].get(row)
-        if profile and trained:
-            training = train_spec(config, setting, row)
-            model |= training["model"] | {"weights": reference(training)}
-        elif profile:
-            model |= {"kwargs": model["kwargs"] | profile, "profile": "assumed"}
-        models.append(model)
-    spec = {"kind": "throughput", "section": section, "models": models, **point}
-    if any("weights" in model for model in models):
-        recipe = recipe_of(config, setting, config.items["sections"][section][0])
-        shown = {key: recipe[key] for key in ("interpolation", "crop_pct")}
-        spec["images"] = {"data": data_of(config, setting), **shown}
-    return spec
-
-
-def training_cost_spec(config: Config, setting: str, section: str, point: dict) -> dict:
-    """The spec of the measurement of training steps: of the section's models that train from
-    scratch, at the paper's size and with its recipe.
-
-    `point` holds device, mode, precision, threads, rounds, batch_sizes and extrapolate_to (images),
-    and memory_gib (of the GPU that is meant, or null).
-    """
-    models = []
-    for row in config.items["sections"][section]:
-        recipe = recipe_of(config, None, row) | {"device_batch": None}  # sizes are the point's
-        if "search" not in recipe and not any(role in config.runs[row] for role in ROLES):
-            models.append({"run": row, "model": model_of(config, row), "recipe": recipe})
-    return {"kind": "training_cost", "section": section, "models": models, **point}
-
-
-def training_cost_path(root: str, section: str, point: dict) -> str:
-    return f"{root}/training/{section}/{{device}}-{{mode}}-{{precision}}.json".format(**point)
-
-
-def throughput_point(config: Config, setting: str, section: str) -> dict:
-    """The point of measurement that the setting's tables show of a section; "auto" is this
-    machine's device."""
-    values = config.settings[setting]["throughput"]
-    point = points.resolve(values, "weights", "batch_size_of")
-    return point | {"batch_size": values["batch_size_of"].get(section, values["batch_size"])}
-
-
-def training_cost_point(config: Config, setting: str) -> dict:
-    """Likewise for the cost of training."""
-    return points.resolve(config.settings[setting]["training_cost"])
-
-
-def throughput_path(root: str, section: str, point: dict) -> str:
-    return f"{root}/throughput/{section}/{points.name(point)}.json"
 
 
 def data_spec(config: Config, setting: str) -> dict:

@@ -4,7 +4,7 @@ import dataclasses
 
 import pandas as pd
 
-from workflow import records, runs
+from workflow import measurements, records
 from workflow.campaign import Config
 from workflow.paper import claims
 
@@ -24,8 +24,8 @@ def timer(config):
 
     def write(section: str, setting: str = "imagenet", mode: str = "paper", suspect=(), doubts=None,
               lost=(), **speeds) -> None:  # fmt: skip
-        point = runs.throughput_point(config, setting, section) | {"mode": mode}
-        spec = runs.throughput_spec(config, setting, section, point, weights="assumed")
+        point = measurements.throughput_point(config, setting, section) | {"mode": mode}
+        spec = measurements.throughput_spec(config, setting, section, point, weights="assumed")
         methods = []
         for model in spec["models"]:
             ratio, half = speeds.get(model["run"], (1.0, 0.0))
@@ -37,9 +37,9 @@ def timer(config):
                 method |= {"speedup": None, "speedup_interval": None}
             methods.append(method)
         results = {"device": "a GPU", "methods": methods, "suspect": list(suspect)}
-        path = runs.throughput_path(config.settings[setting]["results"], section, point)
+        path = measurements.throughput_path(config.settings[setting]["results"], section, point)
         # asked for as the setting's tables do, whose weights may be trained ones
-        asked = runs.throughput_spec(config, setting, section, point)
+        asked = measurements.throughput_spec(config, setting, section, point)
         records.write_json(path, records.make(asked, results, 0.0))
 
     return write

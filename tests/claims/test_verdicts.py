@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from tests.claims.ledger import ledger, timer
-from workflow import records, runs, statements
+from workflow import measurements, records, runs, statements
 from workflow.paper import claims
 from workflow.paper.claims import CONFIRMED, NOT_RUN, REFUTED
 from workflow.paper.evidence import SUSPECT
@@ -254,14 +254,14 @@ def test_the_best_of_a_table_is_better_than_the_best_of_the_others(config, timed
 
 
 def memory_record(config, bytes_: int, other: int, **point) -> None:
-    point = runs.training_cost_point(config, "imagenet") | point
-    spec = runs.training_cost_spec(config, "imagenet", "deit_small_384", point)
+    point = measurements.training_cost_point(config, "imagenet") | point
+    spec = measurements.training_cost_spec(config, "imagenet", "deit_small_384", point)
     methods = []
     for run, gib in (("evo_deit_small_384", bytes_), ("deit_small_384", other)):
         size = {"batch_size": 128, "bytes": gib * 2**30, "out_of_memory": gib > 32}
         methods.append({"run": run, "sizes": [size]})
     results = {"device": "a GPU", "bytes_are": "counted", "methods": methods}
-    path = runs.training_cost_path("results", "deit_small_384", point)
+    path = measurements.training_cost_path("results", "deit_small_384", point)
     records.write_json(path, records.make(spec, results, 0.0))
 
 

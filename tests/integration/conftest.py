@@ -11,7 +11,7 @@ from tests.conftest import copy_project
 from tests.integration.pages import CHROMIUM, DEMO, DRIVER, LEVITS, PATIENCE_S, RUNS
 from tests.integration.project import environment, snakemake
 from tests.mirror.conftest import write_epochs
-from workflow import records, runs
+from workflow import measurements, records, runs
 from workflow.campaign import Config
 
 EPOCHS = 12
@@ -29,8 +29,8 @@ def train(config: Config, root: Path, run: str, top1: float) -> None:
 
 
 def measure(config: Config, root: Path, section: str) -> None:
-    point = runs.throughput_point(config, "demo", section)
-    spec = runs.throughput_spec(config, "demo", section, point)
+    point = measurements.throughput_point(config, "demo", section)
+    spec = measurements.throughput_spec(config, "demo", section, point)
     methods = []
     for place, model in enumerate(spec["models"]):
         ratio = 1 + place / 10
@@ -41,7 +41,7 @@ def measure(config: Config, root: Path, section: str) -> None:
         method |= {"ceilings": {"macs": 1.5, "roofline": 1.6}, "weights": "random"}
         methods.append(method | {"profile": model.get("profile"), "out_of_memory": False})
     results = {"device": "a processor", "methods": methods, "suspect": []}
-    path = root / runs.throughput_path(DEMO, section, point)
+    path = root / measurements.throughput_path(DEMO, section, point)
     records.write_json(path, records.make(spec, results, 0.0))
     runs.write_spec(path.with_suffix("") / "spec.json", spec)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.mirror.conftest import expected, finish, shown, write_epochs, write_record
-from workflow import locks, records, runs
+from workflow import locks, measurements, records, runs
 
 
 def test_every_point_of_the_journal_stands_once(root, mirror, attempt, config):
@@ -55,7 +55,9 @@ def test_a_finished_run_has_its_numbers_and_files_and_is_left_alone(root, mirror
 
 def test_a_measurement_shows_each_model(root, mirror, config):
     point = {"device": "cpu", "mode": "fused", "precision": "fp32", "batch_size": 32}
-    spec = runs.throughput_spec(config, "demo", "deit_tiny", {**point, "threads": 2, "rounds": 5})
+    spec = measurements.throughput_spec(
+        config, "demo", "deit_tiny", {**point, "threads": 2, "rounds": 5}
+    )
     folder = root / "results/demo/throughput/deit_tiny/cpu-fused-fp32-b32/attempts/1"
     runs.write_spec(folder / "spec.json", spec)
     method = {"images_per_s": 20.0, "speedup": 1.5, "macs_g": 0.7, "params_m": 5.9}

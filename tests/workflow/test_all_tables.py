@@ -5,7 +5,7 @@ import pytest
 import timm
 
 import evovit  # noqa: F401 (registers its models)
-from workflow import records, runs
+from workflow import measurements, records, runs
 from workflow.login import targets
 from workflow.paper import printed, readable, tables
 from workflow.paper.columns import Records
@@ -75,8 +75,8 @@ def parameters_m(module) -> float:
 
 def cost(config, section: str, bytes_at: dict[str, dict[int, int]]) -> None:
     """The demo's record of training steps: bytes by run and batch size, on the line beyond 4."""
-    point = runs.training_cost_point(config, "demo")
-    spec = runs.training_cost_spec(config, "demo", section, point)
+    point = measurements.training_cost_point(config, "demo")
+    spec = measurements.training_cost_spec(config, "demo", section, point)
     limit = spec["memory_gib"] * 2**30
     methods = [
         {"run": run, "sizes": [],
@@ -85,7 +85,7 @@ def cost(config, section: str, bytes_at: dict[str, dict[int, int]]) -> None:
         for run, sizes in bytes_at.items()
     ]  # fmt: skip
     results = {"device": "a CPU", "bytes_are": "counted", "methods": methods}
-    path = runs.training_cost_path(ROOT, section, point)
+    path = measurements.training_cost_path(ROOT, section, point)
     records.write_json(path, records.make(spec, results, 0.0))
 
 

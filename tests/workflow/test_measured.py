@@ -2,7 +2,7 @@
 
 import pytest
 
-from workflow import points, records, runs
+from workflow import measurements, points, records
 from workflow.paper import measured
 
 METHOD = {"out_of_memory": False, "suspect": [], "speedup_interval": [1.29, 1.31]}
@@ -14,8 +14,8 @@ def write(config, tmp_path):
     """A function that writes a section's record at a point, as the survey leaves it."""
 
     def make(section: str, name: str, speedups: list[float], **changes):
-        point = points.parse(name, runs.throughput_point(config, "demo", section))
-        spec = runs.throughput_spec(config, "demo", section, point, weights="assumed")
+        point = points.parse(name, measurements.throughput_point(config, "demo", section))
+        spec = measurements.throughput_spec(config, "demo", section, point, weights="assumed")
         methods = [
             METHOD | {"run": run, "images_per_s": 100 * speedup, "speedup": speedup, **changes}
             for run, speedup in zip(config.items["sections"][section], speedups, strict=True)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from workflow import runs
+from workflow import measurements, runs
 from workflow.campaign import FILES, Config, ConfigError, read_yaml
 
 
@@ -107,9 +107,9 @@ def test_a_name_given_twice_is_an_error_with_its_line(tmp_path):
 
 
 def test_throughput_measures_the_papers_size_in_every_setting(config):
-    point = runs.throughput_point(config, "demo", "deit_tiny")
+    point = measurements.throughput_point(config, "demo", "deit_tiny")
     assert point["device"] in ("cpu", "cuda")
-    spec = runs.throughput_spec(config, "demo", "deit_tiny", point)
+    spec = measurements.throughput_spec(config, "demo", "deit_tiny", point)
     kwargs = {model["run"]: model["kwargs"] for model in spec["models"]}
     profiled = ["ps_deit_tiny", "ia_red2_deit_tiny"]
     for run in profiled:
@@ -120,7 +120,7 @@ def test_throughput_measures_the_papers_size_in_every_setting(config):
 
 
 def test_after_training_the_weights_are_measured_that_decide_the_speed(config):
-    spec = runs.throughput_spec(config, "imagenet", "deit_tiny", {"batch_size": 256})
+    spec = measurements.throughput_spec(config, "imagenet", "deit_tiny", {"batch_size": 256})
     trained = {model["run"]: model["weights"] for model in spec["models"] if "weights" in model}
     assert list(trained) == ["ps_deit_tiny", "ia_red2_deit_tiny"]
     for run, needed in trained.items():
@@ -128,6 +128,6 @@ def test_after_training_the_weights_are_measured_that_decide_the_speed(config):
     assert runs.needed_records(spec) == [f"runs/{run}/train.json" for run in trained]
     assert not any("profile" in model for model in spec["models"])
     assert spec["images"]["data"]["name"] == "imagenet"
-    demo = runs.throughput_spec(config, "demo", "deit_tiny", {"batch_size": 256})
+    demo = measurements.throughput_spec(config, "demo", "deit_tiny", {"batch_size": 256})
     assert "images" not in demo
     assert runs.needed_records(demo) == []

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from workflow import locks, points, records, runs
+from workflow import locks, measurements, points, records
 from workflow.campaign import Config
 from workflow.login import attempts, take_in, targets
 from workflow.node import by_hand, fresh, survey
@@ -36,9 +36,9 @@ def test_its_records_are_those_that_the_setting_asks_for(config):
         asked("--device", "cuda", "--sections", "levit_256", "--points", "paper-fp32-b256"),
         "bf16",
     )
-    shown = runs.throughput_point(config, "imagenet", section)
+    shown = measurements.throughput_point(config, "imagenet", section)
     assert point == shown
-    spec = runs.throughput_spec(config, "imagenet", section, point, weights="assumed")
+    spec = measurements.throughput_spec(config, "imagenet", section, point, weights="assumed")
     assert spec == targets.spec_of(
         config, f"results/throughput/{section}/{points.name(shown)}.json"
     )
@@ -59,8 +59,10 @@ def test_two_surveys_never_share_a_folder(tmp_path, monkeypatch):
 @pytest.fixture
 def record(config, tmp_path):
     """A record of the demo's point of measurement, as the survey leaves it."""
-    point = points.parse("cpu-fused-fp32-b32", runs.throughput_point(config, "demo", "levit_256"))
-    spec = runs.throughput_spec(config, "demo", "levit_256", point, weights="assumed")
+    point = points.parse(
+        "cpu-fused-fp32-b32", measurements.throughput_point(config, "demo", "levit_256")
+    )
+    spec = measurements.throughput_spec(config, "demo", "levit_256", point, weights="assumed")
     path = tmp_path / "measured/throughput/levit_256/cpu-fused-fp32-b32.json"
     records.write_json(
         path, records.make(spec, {"device": "a CPU", "methods": [], "suspect": []}, 0.0)
@@ -71,7 +73,9 @@ def record(config, tmp_path):
 def test_what_is_there_is_not_measured_again(config, record, tmp_path, monkeypatch):
     monkeypatch.setattr(fresh, "run", None)  # would fail
     output, spec = tmp_path / "measured", json.loads(record.read_text())["spec"]
-    point = points.parse("cpu-fused-fp32-b32", runs.throughput_point(config, "demo", "levit_256"))
+    point = points.parse(
+        "cpu-fused-fp32-b32", measurements.throughput_point(config, "demo", "levit_256")
+    )
     assert survey.spec_of(config, "demo", "levit_256", point, None) == spec
     assert survey.measure(spec, point, output, "a CPU")["spec"] == spec
     with pytest.raises(fresh.MeasurementError, match="was measured on a CPU, and this is another"):
@@ -83,7 +87,7 @@ def test_what_is_there_is_not_measured_again(config, record, tmp_path, monkeypat
 
 def test_some_rows_are_measured_with_their_baseline(config):
     section, rows = "deit_small", ["evo_deit_small"]
-    point = runs.throughput_point(config, "imagenet", section)
+    point = measurements.throughput_point(config, "imagenet", section)
     spec = survey.spec_of(config, "imagenet", section, point, rows)
     assert [model["run"] for model in spec["models"]] == ["deit_small", "evo_deit_small"]
     wanted = survey.plan(config, asked("--device", "cuda", "--rows", *rows), "bf16")

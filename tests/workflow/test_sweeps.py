@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from workflow import records, runs
+from workflow import measurements, records, runs
 from workflow.campaign import run_name
 from workflow.login import targets
 from workflow.paper import architectures, columns, figures, sweeps
@@ -85,8 +85,8 @@ def demo(tmp_path, monkeypatch, config):
                 record = records.make(spec, results, 0.0)
                 records.write_json(f"results/demo/runs/{name}/train.json", record)
         for section in wanted["time"]:
-            point = runs.throughput_point(config, "demo", section)
-            spec = runs.throughput_spec(config, "demo", section, point)
+            point = measurements.throughput_point(config, "demo", section)
+            spec = measurements.throughput_spec(config, "demo", section, point)
             methods = [
                 {"run": model["run"], "images_per_s": 100.0 + i, "speedup": 1 + i / 100,
                  "speedup_interval": [1 + i / 200, 1 + i / 50], "macs_g": 1.0, "params_m": 5.0,
@@ -95,7 +95,7 @@ def demo(tmp_path, monkeypatch, config):
                 for i, model in enumerate(spec["models"])
             ]  # fmt: skip
             results = {"device": "a CPU", "methods": methods, "suspect": []}
-            path = runs.throughput_path("results/demo", section, point)
+            path = measurements.throughput_path("results/demo", section, point)
             records.write_json(path, records.make(spec, results, 0.0))
         return Records(config, "results/demo", partial=False)
 

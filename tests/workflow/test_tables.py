@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from workflow import records, runs
+from workflow import measurements, records, runs
 from workflow.paper import columns, printed, readable, tables
 from workflow.paper.columns import Records
 from workflow.paper.found import interval
@@ -102,15 +102,15 @@ class TestWithThroughput:
     def _written(self, demo, config):
         self.demo, self.config = demo, config
         demo(*ALL)
-        point = runs.throughput_point(config, "demo", "deit_tiny")
-        spec = runs.throughput_spec(config, "demo", "deit_tiny", point)
+        point = measurements.throughput_point(config, "demo", "deit_tiny")
+        spec = measurements.throughput_spec(config, "demo", "deit_tiny", point)
         rates = (100.0, 120.0, 150.0, 140.0, 130.0, 152.5)
         methods = [
             {"run": name, "images_per_s": rate, **NUMBERS}
             for name, rate in zip(ALL, rates, strict=True)
         ]
         record = records.make(spec, {"device": "a CPU", "methods": methods, "suspect": []}, 0.0)
-        self.path = runs.throughput_path("results/demo", "deit_tiny", point)
+        self.path = measurements.throughput_path("results/demo", "deit_tiny", point)
         records.write_json(self.path, record)
 
     def test_percentages_are_those_of_the_speed_ups_within_rounds(self):

@@ -14,7 +14,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.io import ancient
 
-from workflow import points, records, runs
+from workflow import measurements, points, records, runs
 from workflow.campaign import CLAIMS, FILES, Config, run_name
 from workflow.login import captions, targets
 
@@ -171,13 +171,13 @@ class Plan:
     def throughput_inputs(self, wildcards) -> dict:
         root = wildcards.root
         setting = self.config.setting_of(root)
-        shown = runs.throughput_point(self.config, setting, wildcards.section)
+        shown = measurements.throughput_point(self.config, setting, wildcards.section)
         try:
             point = points.parse(wildcards.point, shown)
         except points.PointError as error:
             raise WorkflowError(f"{root}/throughput/.../{wildcards.point}.json: {error}") from None
-        record = runs.throughput_path(root, wildcards.section, point)
-        spec = runs.throughput_spec(self.config, setting, wildcards.section, point)
+        record = measurements.throughput_path(root, wildcards.section, point)
+        spec = measurements.throughput_spec(self.config, setting, wildcards.section, point)
         first = [f"{root}/{name}" for name in runs.first_records(spec)]
         return {
             "spec": runs.write_spec(Path(record).with_suffix("") / "spec.json", spec),
@@ -187,9 +187,9 @@ class Plan:
     def training_cost_inputs(self, wildcards) -> dict:
         root, setting = wildcards.root, self.config.setting_of(wildcards.root)
         wanted = points.TRAINING_COST.fullmatch(wildcards.point).groupdict()
-        point = runs.training_cost_point(self.config, setting) | wanted
-        record = runs.training_cost_path(root, wildcards.section, point)
-        spec = runs.training_cost_spec(self.config, setting, wildcards.section, point)
+        point = measurements.training_cost_point(self.config, setting) | wanted
+        record = measurements.training_cost_path(root, wildcards.section, point)
+        spec = measurements.training_cost_spec(self.config, setting, wildcards.section, point)
         return {
             "spec": runs.write_spec(Path(record).with_suffix("") / "spec.json", spec),
             "first": for_order([f"{root}/preflight.json"], record, spec),

@@ -6,7 +6,7 @@ Snakemake plans with rules; this is for those who only look (status, forecast) a
 import re
 from pathlib import Path
 
-from workflow import points, runs, statements
+from workflow import measurements, points, runs, statements
 from workflow.campaign import CLAIMS, Config, run_name
 
 DEFAULT = "results/table1.csv"  # where no target is named
@@ -63,12 +63,14 @@ def item_records(config: Config, root: str, item: str) -> list[str]:
         for seed in config.seeds(name)[: wanted["seeds"]]
     ]
     timed = [
-        runs.throughput_path(root, section, runs.throughput_point(config, setting, section))
+        measurements.throughput_path(
+            root, section, measurements.throughput_point(config, setting, section)
+        )
         for section in wanted["time"]
     ]
-    point = runs.training_cost_point(config, setting)
+    point = measurements.training_cost_point(config, setting)
     cost = [
-        runs.training_cost_path(root, row["section"], point)
+        measurements.training_cost_path(root, row["section"], point)
         for row in rows
         if "batch_size" in row and row["section"] in wanted["time"]
     ]
@@ -118,11 +120,13 @@ def _spec(config: Config, setting: str, kind: str, named: dict) -> dict | None:
         return fetch_spec(config, setting, named["tag"])
     if kind == "throughput":
         section = named["section"]
-        point = points.parse(named["point"], runs.throughput_point(config, setting, section))
-        return runs.throughput_spec(config, setting, section, point)
+        point = points.parse(
+            named["point"], measurements.throughput_point(config, setting, section)
+        )
+        return measurements.throughput_spec(config, setting, section, point)
     section = named.pop("section")
-    point = runs.training_cost_point(config, setting) | named
-    return runs.training_cost_spec(config, setting, section, point)
+    point = measurements.training_cost_point(config, setting) | named
+    return measurements.training_cost_spec(config, setting, section, point)
 
 
 def fetch_spec(config: Config, setting: str, tag: str) -> dict:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from evovit.checkpoint import load_exactly, load_file
-from workflow import records
+from workflow import files, records
 
 KEPT = 2
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, BadZipFile)
@@ -25,19 +25,14 @@ class WeightsError(RuntimeError):
 
 
 def save(path: Path, state: dict) -> None:
-    """torch.save beside the path, flushed, then renamed onto it. Raises OSError (a full disk)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.unfinished")
+    """torch.save, flushed, and seen only whole. Raises OSError (a full disk)."""
     try:
-        with open(beside, "wb") as stream:
+        with files.replacing(path) as beside, open(beside, "wb") as stream:
             torch.save(state, stream)
             stream.flush()
             os.fsync(stream.fileno())
-        beside.replace(path)
     except RuntimeError as error:  # torch's zip writer wraps the disk's error
         raise OSError(f"{path} could not be written: {error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 class Checkpoints:
@@ -72,19 +67,17 @@ class Checkpoints:
         except OSError as error:
             self.report(f"The checkpoint before step {step} was not saved: {error}. Going on.")
             return
-        for old in self._paths()[:-KEPT]:
+        for old in (*self._paths()[:-KEPT], *self.folder.glob(".*.pt.*")):  # also a kill's halves
             old.unlink()
 
     def _keep_best(self, path: Path, value: float) -> None:
         note = self.folder / "best.json"
         if not note.exists() or json.loads(note.read_text())["value"] < value:
-            beside = self.folder / "best.unfinished"
-            beside.unlink(missing_ok=True)
-            try:
-                os.link(path, beside)
-            except OSError:  # a file system without links
-                shutil.copyfile(path, beside)
-            beside.replace(self.folder / "best.pt")
+            with files.replacing(self.folder / "best.pt") as beside:
+                try:
+                    os.link(path, beside)
+                except OSError:  # a file system without links
+                    shutil.copyfile(path, beside)
             records.write_json(note, {"value": value, "was": path.name})
 
     def keep_snapshot(self, epoch: int, model: nn.Module) -> None:

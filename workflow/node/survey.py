@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from workflow import locks, points, records, runs
+from workflow import locks, measurements, points, records, runs
 from workflow.campaign import Config, ConfigError
 from workflow.node import by_hand, device, fresh
 
@@ -43,7 +43,7 @@ def plan(config: Config, given: argparse.Namespace, half: str) -> list[tuple[str
     if given.rows:  # a baseline alone tells nothing
         sections = [s for s in sections if set(given.rows) & set(config.items["sections"][s])]
     setting = given.setting or SETTING[given.device]
-    shown = {name: runs.throughput_point(config, setting, name) for name in sections}
+    shown = {name: measurements.throughput_point(config, setting, name) for name in sections}
     changes = {key: getattr(given, key) for key in ("threads", "rounds") if getattr(given, key)}
     shown = {name: point | changes for name, point in shown.items()}
     if given.points:
@@ -63,7 +63,7 @@ def spec_of(
     config: Config, setting: str, section: str, point: dict, rows: list[str] | None
 ) -> dict:
     """What is measured: the section's models, or of them the baseline and those in `rows`."""
-    spec = runs.throughput_spec(config, setting, section, point, weights="assumed")
+    spec = measurements.throughput_spec(config, setting, section, point, weights="assumed")
     baseline, *others = spec["models"]
     kept = [model for model in others if rows is None or model["run"] in rows]
     return spec | {"models": [baseline, *kept]}
@@ -75,7 +75,7 @@ def measure(spec: dict, point: dict, output: Path, here: str) -> dict:
 
     Raises fresh.MeasurementError, also for a record of another device.
     """
-    path = Path(runs.throughput_path(str(output), spec["section"], point))
+    path = Path(measurements.throughput_path(str(output), spec["section"], point))
     try:
         found = records.read(path)
     except records.RecordError:  # missing or damaged

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from workflow import points, records, runs
+from workflow import measurements, points, records, runs
 from workflow.campaign import Config, run_name
 from workflow.paper import training_costs
 from workflow.paper.found import interval
@@ -50,18 +50,18 @@ class Records:
 
     def throughput(self, section: str) -> dict | None:
         """The record of the point of measurement that the setting's tables show."""
-        point = runs.throughput_point(self.config, self.setting, section)
+        point = measurements.throughput_point(self.config, self.setting, section)
         return self._read(
-            runs.throughput_path(self.root, section, point),
-            runs.throughput_spec(self.config, self.setting, section, point),
+            measurements.throughput_path(self.root, section, point),
+            measurements.throughput_spec(self.config, self.setting, section, point),
         )
 
     def training_cost(self, section: str) -> dict | None:
         """The record of what a training step of the section's models costs."""
-        point = runs.training_cost_point(self.config, self.setting)
+        point = measurements.training_cost_point(self.config, self.setting)
         return self._read(
-            runs.training_cost_path(self.root, section, point),
-            runs.training_cost_spec(self.config, self.setting, section, point),
+            measurements.training_cost_path(self.root, section, point),
+            measurements.training_cost_spec(self.config, self.setting, section, point),
         )
 
     def curves(self, name: str) -> dict | None:

@@ -7,11 +7,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from workflow import records
+from workflow import files, records
 from workflow.campaign import Config, ConfigError
 from workflow.paper import (
     architectures,
-    files,
     pareto,
     similarity_curves,
     style,
@@ -44,7 +43,7 @@ def main() -> None:
     except (records.RecordError, ConfigError) as error:
         sys.exit(f"ERROR: {error}")
     style.save(figure, arguments.output)
-    files.replace(arguments.output.with_suffix(".csv"), frame.round(3).to_csv(index=False))
+    files.write(arguments.output.with_suffix(".csv"), frame.round(3).to_csv(index=False))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from tabulate import tabulate
 
-from workflow.paper import files
+from workflow import files
 
 STYLE = """
 body { font: 13px/1.4 system-ui, sans-serif; color: #1e293b; margin: 1.2em; }
@@ -66,6 +66,6 @@ def _marked(cell: str) -> str:
 def write(path: Path, frame: pd.DataFrame, sheet: Sheet) -> None:
     """The frame as CSV, the sheet as Markdown and HTML beside it, each replaced when it is
     whole."""
-    files.replace(path, frame.to_csv(index=False))
-    files.replace(path.with_suffix(".md"), sheet.markdown())
-    files.replace(path.with_suffix(".html"), sheet.page(path.stem))
+    files.write(path, frame.to_csv(index=False))
+    files.write(path.with_suffix(".md"), sheet.markdown())
+    files.write(path.with_suffix(".html"), sheet.page(path.stem))

@@ -8,6 +8,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from workflow import files
+
 COLUMN, PAGE = 3.4, 7.0  # inches: a column's width, and a page's
 DPI = 300
 GREY = "0.45"
@@ -27,10 +29,8 @@ def apply() -> None:
 def save(figure: Figure, path: Path) -> None:
     """As PNG and as SVG beside it, each replaced only when it is whole."""
     for suffix, also in ((".svg", {"metadata": {"Date": None}}), (".png", {"dpi": DPI})):
-        target = path.with_suffix(suffix)
-        beside = target.with_name(f".{target.name}")
-        figure.savefig(beside, format=suffix[1:], **also)
-        beside.replace(target)
+        with files.replacing(path.with_suffix(suffix)) as beside:
+            figure.savefig(beside, format=suffix[1:], **also)
 
 
 def colour(index: int) -> str:
