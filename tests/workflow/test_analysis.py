@@ -25,8 +25,10 @@ def look(config, site, tiny_spec):
             records.write_json(folder / "train.json", record)
         spec |= {"model": training["model"], "start": runs.reference(training)}
         record = analysis.run(spec, site, Path(site["root"]) / "analyses" / name / "attempts" / "1")
-        path = Path(site["root"]) / "analyses" / record["results"]["arrays"]["path"]
-        assert records.sha256(path) == record["results"]["arrays"]["sha256"]
+        if (named := record["results"].get("arrays")) is None:
+            return record, {}
+        path = Path(site["root"]) / "analyses" / named["path"]
+        assert records.sha256(path) == named["sha256"]
         return record, dict(np.load(path))
 
     return make
@@ -34,23 +36,25 @@ def look(config, site, tiny_spec):
 
 def test_cka_is_over_as_many_images_as_there_are_and_ends_high(look):
     record, arrays = look("cka")
+    assert not arrays  # the figure and the claims are of the record's curves
     assert record["results"]["images"] == 20  # of 512 that were asked for
     assert record["results"]["keep_ratio"] == 0.5
     wide = record["results"]["half_widths"]
     assert all(0 < half < 1 for half in wide["placeholder"])
     assert set(record["results"]["curves"]) == {"all", "informative", "placeholder"}
-    for name, curve in record["results"]["curves"].items():
-        assert arrays[name].tolist() == curve
+    for curve in record["results"]["curves"].values():
         assert len(curve) == 12
         assert all(0 <= value <= 1 + 1e-9 for value in curve)
 
 
 def test_queries_correlate_and_vary(look):
     record, arrays = look("query_correlation")
+    assert not arrays
     assert record["spec"]["run"] == "deit_small"
-    assert arrays["mean"].shape == arrays["variance"].shape == (12,)
-    assert (abs(arrays["mean"]) <= 1).all()
-    assert (arrays["variance"] >= 0).all()
+    mean, variance = (record["results"]["curves"][name] for name in ("mean", "variance"))
+    assert len(mean) == len(variance) == 12
+    assert all(abs(one) <= 1 for one in mean)
+    assert all(one >= 0 for one in variance)
     half_widths = record["results"]["half_widths"]
     assert all(0 < half < 1 for name in ("mean", "variance") for half in half_widths[name])
 

@@ -18,9 +18,11 @@ ROOT = "results/demo"
 IMAGES = np.full((2, 8, 8, 3), 128, np.uint8)
 SELECTED = {"images": IMAGES, "grid": np.array([4, 4])}
 LAYERS = np.arange(5, 13)
-ARRAYS = {
+CURVES = {
     "cka": {name: np.linspace(0.1, 1, 12) for name in ("all", "informative", "placeholder")},
     "query_correlation": {"mean": np.linspace(0.2, 0.9, 12), "variance": np.linspace(0.1, 0, 12)},
+}
+ARRAYS = {
     "class_attention": {
         "class_attention": np.random.default_rng(0).random((12, 2, 16)),
         "global_attention": np.random.default_rng(1).random((12, 2, 16)),
@@ -42,14 +44,16 @@ def demo(tmp_path, monkeypatch, config):
     def write(*names: str) -> Records:
         for name in names:
             spec = runs.analysis_spec(config, "demo", name)
-            path = Path(ROOT) / "analyses" / name / "arrays.npz"
-            path.parent.mkdir(parents=True)
-            np.savez(path, **ARRAYS[name])
-            named = {"path": f"{name}/arrays.npz", "sha256": records.sha256(path)}
-            results = {"images": 2, "names": ["0/a.png", "1/b.png"], "arrays": named}
-            if name in ("cka", "query_correlation"):
-                results["curves"] = {key: values.tolist() for key, values in ARRAYS[name].items()}
-                results["half_widths"] = {key: [0.01] * 12 for key in ARRAYS[name]}
+            results = {"images": 2, "names": ["0/a.png", "1/b.png"]}
+            if name in CURVES:
+                results["curves"] = {key: values.tolist() for key, values in CURVES[name].items()}
+                results["half_widths"] = {key: [0.01] * 12 for key in CURVES[name]}
+            else:
+                path = Path(ROOT) / "analyses" / name / "arrays.npz"
+                path.parent.mkdir(parents=True)
+                np.savez(path, **ARRAYS[name])
+                sha256 = records.sha256(path)
+                results["arrays"] = {"path": f"{name}/arrays.npz", "sha256": sha256}
             record = records.make(spec, results, 0.0)
             records.write_json(runs.analysis_path(ROOT, name), record)
         return Records(config, ROOT, partial=False)
@@ -96,16 +100,19 @@ def test_overlaps_are_of_what_each_group_keeps_last():
 
 
 def test_arrays_that_were_tampered_with_or_are_gone_are_refused(demo):
-    found = demo("cka")
-    path = Path(ROOT) / "analyses/cka/arrays.npz"
-    assert found.analysis("cka")[1]["all"][-1] == 1
-    np.savez(path, **ARRAYS["cka"] | {"all": np.ones(12)})
-    sentence = r"arrays.npz is missing or not the file that .*cka.json names; .* --forcerun .*cka"
+    name = "selection"
+    found = demo(name)
+    path = Path(ROOT) / f"analyses/{name}/arrays.npz"
+    assert found.analysis(name)[1]["kept"].all()
+    np.savez(path, **ARRAYS[name] | {"kept": np.zeros((3, 8, 2, 16), bool)})
+    sentence = (
+        rf"arrays.npz is missing or not the file that .*{name}.json names; .* --forcerun .*{name}"
+    )
     with pytest.raises(RecordError, match=sentence):
-        found.analysis("cka")
+        found.analysis(name)
     path.unlink()
     with pytest.raises(RecordError, match=sentence):
-        found.analysis("cka")
+        found.analysis(name)
 
 
 def test_a_record_of_an_old_spec_is_refused(demo):
@@ -115,7 +122,7 @@ def test_a_record_of_an_old_spec_is_refused(demo):
     spec = record["spec"] | {"computes": "more"}
     records.write_json(path, record | {"spec": spec, "spec_hash": runs.spec_hash(spec)})
     with pytest.raises(RecordError, match="now says"):
-        found.analysis("cka")
+        found.curves("cka")
 
 
 @pytest.mark.parametrize("setting", ["imagenet", "cifar10", "demo"])

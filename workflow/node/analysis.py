@@ -1,7 +1,7 @@
-"""A look into a trained model: one spec, one folder -> a record of numbers and an .npz of arrays.
+"""A look into a trained model: one spec, one folder -> a record of numbers, for maps an .npz, too.
 
-The arrays are what a figure is drawn from, the record holds their sha256. Layers and epochs count
-from 1, as in the paper; shapes: n images, N patches in raster order.
+Curves are in the record; the arrays that maps are drawn from lie beside it, their sha256 in it.
+Layers and epochs count from 1, as in the paper; shapes: n images, N patches in raster order.
 """
 
 import time
@@ -47,7 +47,8 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
     config = resolve_model_data_config(model)
     config["input_size"] = (3, *build.image_size(model))
     results, arrays = COMPUTES[spec["computes"]](Subject(spec, site, model, config, where))
-    results["arrays"] = save_arrays(folder, arrays)
+    if arrays:
+        results["arrays"] = save_arrays(folder, arrays)
     journal = Journal(folder / "journal.jsonl")
     journal.write("note", text=f"{spec['computes']} of {spec['run']}: {results['images']} images")
     journal.write("end")
@@ -111,7 +112,7 @@ def cka(subject: Subject) -> Found:
     curves = {name: [value for value, _ in layers] for name, layers in found.items()}
     wide = {name: [maps.NORMAL * error for _, error in layers] for name, layers in found.items()}
     results = {"images": len(classes), "keep_ratio": KEEP_RATIO, "channels": classes.shape[1]}
-    return results | {"curves": curves, "half_widths": wide}, as_arrays(curves)
+    return results | {"curves": curves, "half_widths": wide}, {}
 
 
 def average_tokens(patches: Tensor, scores: Tensor) -> dict[str, Tensor]:
@@ -141,12 +142,7 @@ def query_correlation(subject: Subject) -> Found:
         means.append(found.mean(dim=2).cpu())
         variances.append(found.var(dim=2).cpu())
     mean, variance = torch.cat(means, dim=1), torch.cat(variances, dim=1)  # (layers, n)
-    found = maps.over_images({"mean": mean, "variance": variance})
-    return {"images": mean.shape[1], **found}, as_arrays(found["curves"])
-
-
-def as_arrays(curves: dict[str, list[float]]) -> dict[str, np.ndarray]:
-    return {name: np.array(values) for name, values in curves.items()}
+    return {"images": mean.shape[1], **maps.over_images({"mean": mean, "variance": variance})}, {}
 
 
 # -- Figures 2 and 5 ----------------------------------------------------------------------------
