@@ -11,7 +11,9 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-LOCK ?= requirements.lock
+ifndef LOCK  # what is installed already
+LOCK := $(or $(patsubst $(VENV)/.%,%,$(firstword $(wildcard $(VENV)/.requirements*.lock))),requirements.lock)
+endif
 NEWEST_PYTHON = $(if $(findstring cuda13,$(LOCK)),14,13)
 
 WAITING = tests/slurm tests/mirror

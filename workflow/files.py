@@ -11,6 +11,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path beside this one to write to, renamed onto it if the block ends well, else removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.unlink(missing_ok=True)  # of a killed process with this number; it may be a link
     try:
         yield beside
         beside.replace(path)

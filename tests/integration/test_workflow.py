@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.integration.project import command, edit, environment, snakemake
 from workflow import records
@@ -163,6 +164,16 @@ def test_9_without_a_profile_only_looking_works(tree):
         snakemake(tree, TABLE, *look)
     snakemake(tree, "--lint")
     assert (tree / "report.html").exists()
+
+
+def test_weights_that_are_given_are_evaluated_by_a_rule_of_their_own(tree):
+    said = snakemake(tree, "-n", "results/runs/levit_teacher/train.json")
+    assert "rule evaluate_given:" in said
+    assert "rule train:" not in said
+    rules = set(snakemake(tree, "--list-rules").split())
+    profile = yaml.safe_load((tree / "workflow/profiles/slurm/config.yaml").read_text())
+    assert set(profile["set-resources"]) <= rules
+    assert profile["set-resources"]["evaluate_given"] == {"gpus": 1}
 
 
 def test_a_dry_run_of_the_whole_is_quick_next_to_importing_snakemake(tree):

@@ -7,7 +7,7 @@ from tests.models import families
 from workflow.node import modes, products, throughput
 from workflow.node.fresh import MeasurementError
 
-CPU = torch.device("cpu")
+CPU, LINEAR = torch.device("cpu"), torch.nn.Linear(1, 1)
 POINTS = [
     {"mode": "paper", "precision": "fp32"},
     {"mode": "fused", "precision": "fp32"},
@@ -55,6 +55,17 @@ def test_folded_layers_go_where_the_images_are(key):
     whole = spec(mode="compiled", precision="bf16")
     cast, _ = modes.cast(families.build(key).eval(), images, whole)
     assert {parameter.device.type for parameter in cast.parameters()} == {"meta"}
+
+
+def test_the_compilers_errors_are_refusals_and_ours_are_not():
+    shared = type("OutOfResources", (Exception,), {"__module__": "triton.runtime.errors"})
+    for error, said in ((shared("shared memory\nof 99"), "shared memory"), (shared(), "OutOf")):
+        sentence = f"Linear can't be compiled: {said}"
+        with pytest.raises(modes.Refused, match=sentence), modes.refused(LINEAR, "compiled"):
+            raise error
+    for error in (KeyError("ours"), torch.OutOfMemoryError("out of memory")):
+        with pytest.raises(type(error)), modes.refused(LINEAR, "compiled"):
+            raise error
 
 
 def test_what_can_not_be_compiled_is_said():

@@ -23,7 +23,7 @@ def test_an_item_follows_the_code_that_makes_it_and_what_the_paper_prints(config
         assert files <= set(found)
 
 
-def test_given_weights_are_evaluated_by_a_rule_with_an_evaluations_resources(config):
+def test_runs_whose_weights_are_given_are_told_from_those_that_train(config):
     given = re.compile(rf"(?P<root>{plan.Plan(config).roots_given})/runs/(?P<run>[^/]+)/train.json")
     assert given.fullmatch("results/runs/levit_teacher/train.json")["root"] == "results"
     for trained in ("results/runs/levit_256", "results/demo/runs/levit_teacher"):

@@ -47,6 +47,21 @@ def test_bars_that_there_are_not(arguments, said, monkeypatch, capsys):
     assert said in capsys.readouterr().err
 
 
+def test_a_bar_of_passes_shorter_than_their_launches_is_measured_as_a_graph(monkeypatch):
+    asked = []
+
+    def measured(spec: dict) -> dict:
+        asked.append(spec)
+        models = spec["models"]
+        return {"methods": [{"run": one["run"], "out_of_memory": True} for one in models]}
+
+    monkeypatch.setattr(speed_bars, "measured", measured)
+    for section, changes in (("DeiT-T, compiled", {}), ("DeiT-S, compiled", {}),
+                             ("DeiT-T, compiled", {"cuda_graphs": 0})):  # fmt: skip
+        speed_bars.measure("cuda", section, "bf16", rounds=5, **changes)
+    assert [spec["cuda_graphs"] for spec in asked] == [256, 16, 0]
+
+
 def test_a_bar_says_whether_it_is_met():
     method = {"run": "Evo", "images_per_s": 10.0, "speedup": 1.4, "speedup_interval": [1.39, 1.41],
               "ceilings": {"macs": 1.5}, "suspect": [], "out_of_memory": False}  # fmt: skip

@@ -1,10 +1,11 @@
 """Records: whole, of the expected spec, or an error that says what to do."""
 
 import json
+import os
 
 import pytest
 
-from workflow import records, runs
+from workflow import files, records, runs
 from workflow.records import RecordError
 
 SPEC = {"kind": "train", "seed": 0}
@@ -45,6 +46,16 @@ def test_a_record_cut_short_anywhere_is_damaged(tmp_path):
 def test_a_missing_record_says_so(tmp_path):
     with pytest.raises(RecordError, match="is missing; ask snakemake"):
         records.read(tmp_path / "train.json")
+
+
+def test_what_a_killed_process_left_beside_is_not_written_through(tmp_path):
+    """It may be a link to a file that is to stay, and process numbers come again."""
+    whole = tmp_path / "step-1.pt"
+    whole.write_text("weights")
+    os.link(whole, tmp_path / f".best.pt.{os.getpid()}")
+    files.write(tmp_path / "best.pt", "others")
+    assert whole.read_text() == "weights"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "step-1.pt"]
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside(tmp_path):

@@ -119,7 +119,7 @@ def test_a_resource_on_the_command_line_leaves_the_profiles_others(tmp_path):
 def training(launcher: str):
     """One of Snakemake's jobs."""
     return SimpleNamespace(
-        rule=SimpleNamespace(name="train", resources={}),
+        rule=SimpleNamespace(name="train", resources=Resources()),
         output=["results/demo/runs/deit_tiny/train.json"],
         resources={"launcher": launcher, "runtime": 60, "gpsu": 1},
         params={"resources": "{}"},

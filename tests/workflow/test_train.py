@@ -48,6 +48,12 @@ def test_a_checkpoint_cut_short_anywhere_gives_way_to_the_one_before(tmp_path):
     assert "taking the one before" in said[0]
 
 
+def test_what_a_process_killed_while_it_saved_left_is_removed(tmp_path):
+    (tmp_path / ".step-000000001.pt.12345").write_text("half")
+    checkpoints.Checkpoints(tmp_path, "hash", print).save(2, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000002.pt"]
+
+
 def test_a_checkpoint_of_another_spec_is_not_loaded(tmp_path):
     said = []
     checkpoints.Checkpoints(tmp_path, "one", said.append).save(1, {})

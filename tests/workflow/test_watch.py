@@ -94,7 +94,8 @@ def seen_by(samples, **fixed) -> dict:
 def test_a_driver_that_hangs_does_not_hold_the_measurement(monkeypatch):
     monkeypatch.setattr(nvidia, "PATIENCE_S", 0.05)
     hanging = threading.Event()
-    with watch.Watch(hanging.wait, dict) as seen:
+    told = iter([{"driver": "1"}])  # and nothing after that
+    with watch.Watch(hanging.wait, lambda: next(told)) as seen:
         pass
     assert seen.samples == []
     hanging.set()

@@ -12,7 +12,8 @@ from workflow.campaign import Config
 from workflow.login.targets import job_folder, split_root
 
 LAYERWISE = 2 / 3  # of a training, before its schedule becomes stage-wise
-EPOCHS, STEPS, SCALED = "their epochs so far", "measured steps", "other rows' steps, scaled by MACs"
+EPOCHS, STEPS = "epochs of the run or another seed", "measured steps"
+SCALED = "other rows' steps, scaled by MACs"
 NOTHING, UNCOUNTED = "no step was measured yet", "the images are not counted yet"
 REMEDIES = {
     NOTHING: "targets like results/training/deit_small/cuda-paper-fp16.json measure a section's",

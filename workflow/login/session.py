@@ -134,7 +134,7 @@ def check_caps(job, caps) -> None:
     run it with less, a training with fewer GPUs, without a word."""
     for name, most in caps.items():
         wanted = job.rule.resources.get(name)
-        if name.startswith("_") or wanted is None or wanted.is_evaluable():
+        if name.startswith("_") or wanted.is_evaluable():
             continue
         if isinstance(wanted.value, int) and wanted.value > most.value:
             sys.exit(

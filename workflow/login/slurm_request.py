@@ -10,7 +10,7 @@ from pathlib import Path
 
 from workflow.login import slurm_queue
 
-PROFILE = "workflow/profiles/slurm/config.yaml or your copy of it"
+PROFILE = "workflow/profiles/slurm/config.yaml or its copy"
 RESOURCES = {
     *("launcher", "checkpoint_minutes", "on_interrupt", "signal_delay_s", "setup", "stage"),
     *("slurm_partition", "slurm_account", "slurm_qos", "constraint", "slurm_extra", "gres"),
@@ -120,7 +120,7 @@ def check(rule: str, resources: dict, ask=slurm_queue.ask) -> None:
     given = options(resources)
     setup_lines(resources)
     wanted = " ".join(flags(given))
-    mend = f"correct {PROFILE}, or add --set-resources {rule}:<resource>=<value>"
+    mend = f"correct {PROFILE}; for once, add --set-resources {rule}:<resource>=<value>"
     check_time(given, ask, rule)
     _, error = ask("sbatch", "--test-only", *flags(given), "--wrap=true")
     if error.startswith("no sbatch"):
@@ -160,8 +160,8 @@ def check_time(given: dict, ask, rule: str = "<rule>") -> None:
         allowed = ", ".join(f"partition {name} allows {limit}" for name, limit in limits.items())
         raise RequestError(
             f"Rule {rule} asks for {given['time']} minutes (runtime), but {allowed}; correct "
-            f"{PROFILE}, or add --set-resources {rule}:runtime=<minutes>. A training goes on after "
-            "its time limit by itself."
+            f"{PROFILE}; for once, add --set-resources {rule}:runtime=<minutes>. A training goes "
+            "on after its time limit by itself."
         )
 
 

@@ -60,6 +60,8 @@ class Checkpoints:
         """
         path = self.folder / f"step-{step:09d}.pt"
         self.saved_at = time.monotonic()
+        for half in self.folder.glob(".*.pt.*"):  # of a process that was killed while it saved
+            half.unlink(missing_ok=True)
         try:
             save(path, {"spec_hash": self.spec_hash, "best": best, **state})
             if best is not None:
@@ -67,7 +69,7 @@ class Checkpoints:
         except OSError as error:
             self.report(f"The checkpoint before step {step} was not saved: {error}. Going on.")
             return
-        for old in (*self._paths()[:-KEPT], *self.folder.glob(".*.pt.*")):  # also a kill's halves
+        for old in self._paths()[:-KEPT]:
             old.unlink()
 
     def _keep_best(self, path: Path, value: float) -> None:

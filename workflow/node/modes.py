@@ -166,8 +166,9 @@ def refused(module: nn.Module, what: str) -> Iterator[None]:
     """The compiler's, Triton's and CUDA's errors as Refused; but for memory."""
     try:
         yield
-    except Exception as error:  # Triton's have nothing else in common
-        if device.is_out_of_memory(error):
+    except Exception as error:
+        theirs = isinstance(error, RuntimeError) or type(error).__module__.startswith("triton")
+        if device.is_out_of_memory(error) or not theirs:
             raise
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Refused(f"{type(module).__name__} can't be {what}: {reason}") from error

@@ -22,7 +22,10 @@ def make(amp: str | None, where: torch.device):
         raise PrecisionError(
             "`amp: fp16` needs a GPU; set `amp: bf16` or `amp: null` in the recipe."
         )
-    device.check_precision(amp, where, "set `amp: null` in the recipe, or fp16 with a lower lr")
+    device.check_precision(
+        amp, where, "ask for another GPU (`constraint` in the profile), or set `amp: null`, for a "
+        "training also fp16 with a lower lr (workflow/config/recipes.yaml)",
+    )  # fmt: skip
     scaler = torch.amp.GradScaler(where.type, enabled=amp == "fp16")
     if amp is None:
         return nullcontext, scaler

@@ -26,8 +26,8 @@ def unknown_names(recipes: dict[str, list[str]]) -> list[str]:
                 TRIED[key](name)
             except Exception as error:  # timm asserts, raises or looks up, as it happens
                 why = (str(error) or type(error).__name__).splitlines()[0]
-                faults.append(f"{key}: {name!r} is nothing that timm knows: {why} "
-                              "(workflow/config/recipes.yaml)")  # fmt: skip
+                faults.append(f"timm knows no {key} {name!r} ({why}); correct it in "
+                              "workflow/config/ (recipes, settings or runs).")  # fmt: skip
     return faults
 
 

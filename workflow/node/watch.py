@@ -43,7 +43,8 @@ class Watch:
     def __exit__(self, *error) -> None:
         self._end.set()
         self._thread.join(2 * nvidia.PATIENCE_S)  # a driver that hangs lets nobody kill nvidia-smi
-        counts = [told.get("other_processes") for told in (self.fixed, self.tell())]
+        last = {} if self._thread.is_alive() else self.tell()  # it would hang there, too
+        counts = [told.get("other_processes") for told in (self.fixed, last)]
         if any(counts):  # also one that came while models were timed
             self.fixed["other_processes"] = max(filter(None, counts))
         passed, busy, own = (

@@ -130,7 +130,8 @@ def trained_columns(run: str, section: str, found: Records, seeds: int | None = 
     dense = found.config.items["sections"][section][0]
     base = found.trained(dense, seeds) if run != dense else []
     part = accuracy(trained, found.config)
-    part["said"] += describe_epochs(trained[0], base)
+    done = next((one for one in trained if "history" in one["results"]), trained[0])
+    part["said"] += describe_epochs(done, base)
     gain = part["top1"] - mean_top1(base) if base else None
     return part | {"top1_gain": gain, "run": run}
 
