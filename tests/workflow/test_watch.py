@@ -26,6 +26,7 @@ KNOWN = {
     "clocks_throttle_reasons.active": "0x0000000000000000", "driver_version": "535.1",
     "clocks.max.sm": "1530", "clocks.max.memory": "877", "power.limit": "300.0",
 }  # fmt: skip
+H100 = (9, 0)
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 
@@ -46,7 +47,7 @@ def smi(tmp_path, monkeypatch):
 
 
 def test_a_gpu_tells_clock_power_heat_and_driver(smi):
-    gpu = nvidia.Gpu("1")
+    gpu = nvidia.Gpu("1", H100)
     assert gpu.fixed() == {
         "driver": "535.1", "clock_limit_mhz": 1530.0, "memory_clock_limit_mhz": 877.0,
         "power_limit_w": 300.0, "other_processes": 0,
@@ -58,22 +59,22 @@ def test_a_gpu_tells_clock_power_heat_and_driver(smi):
 
 def test_newer_drivers_call_the_reasons_by_another_name(smi):
     smi(clocks_event_reasons__active="0x0000000000000020")
-    assert nvidia.Gpu("GPU-1").look().throttled == ("heat",)
+    assert nvidia.Gpu("GPU-1", H100).look().throttled == ("heat",)
 
 
 def test_another_process_on_the_gpu_is_counted(smi):
     smi(pid="17\n18\n19")
-    assert nvidia.Gpu("GPU-1").fixed()["other_processes"] == 2
+    assert nvidia.Gpu("GPU-1", H100).fixed()["other_processes"] == 2
 
 
 def test_what_a_gpu_does_not_tell_is_none(smi):
     smi(power__draw="[N/A]")
-    assert nvidia.Gpu("GPU-1").look().power_w is None
+    assert nvidia.Gpu("GPU-1", H100).look().power_w is None
 
 
 def test_without_nvidia_smi_nothing_is_known(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    gpu = nvidia.Gpu("GPU-1")
+    gpu = nvidia.Gpu("GPU-1", H100)
     assert gpu.look() is None
     assert gpu.fixed()["driver"] is None
     assert gpu.fixed()["other_processes"] is None
@@ -129,9 +130,11 @@ def test_a_process_that_comes_while_models_are_timed_is_counted():
 
 
 def test_power_of_this_moment_is_preferred(smi):
-    assert 1 < nvidia.Gpu("GPU-1").look().power_over_s < 2
+    assert 1 < nvidia.Gpu("GPU-1", H100).look().power_over_s < 2
+    for older in ((7, 0), (8, 0)):  # whose power.draw is of this moment
+        assert nvidia.Gpu("GPU-1", older).look().power_over_s < 1
     smi(power__draw__instant="240.0")
-    seen = nvidia.Gpu("GPU-1").look()
+    seen = nvidia.Gpu("GPU-1", H100).look()
     assert seen.power_w == 240.0
     assert seen.power_over_s < 1  # the time of asking alone
 

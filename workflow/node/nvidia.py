@@ -6,7 +6,9 @@ import time
 from workflow.node.sensors import Sample
 
 FIELDS = ("clocks.sm", "temperature.gpu")
-POWERS = {"power.draw.instant": 0.0, "power.draw": 1.0}  # and the seconds that each is the mean of
+POWERS = ("power.draw.instant", "power.draw")
+MEAN_S = 1.0  # what the latter is the mean over on GPUs newer than the A100, on others of no time
+A100 = (8, 0)  # compute capability
 REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")  # newer drivers, older
 NAMES = {  # bits of the reasons that slow a clock down; idle and a set clock are none
     0x04: "power cap", 0x08: "hardware slowdown", 0x10: "sync boost", 0x20: "heat",
@@ -28,13 +30,15 @@ def ask(*arguments: str) -> list[str] | None:
 
 
 class Gpu:
-    """One GPU by its UUID ("GPU-..." or without the prefix, as torch has it)."""
+    """One GPU by its UUID ("GPU-..." or without the prefix, as torch has it) and its compute
+    capability."""
 
-    def __init__(self, uuid: str):
+    def __init__(self, uuid: str, capability: tuple[int, int]):
         self.uuid = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
         self.reasons = next((field for field in REASONS if self._query(field)), None)
         known = (field for field in POWERS if number((self._query(field) or [None])[0]) is not None)
         self.power = next(known, "power.draw")
+        self.mean_s = MEAN_S if self.power == "power.draw" and capability > A100 else 0.0
 
     def _query(self, *fields: str) -> list[str] | None:
         lines = ask(f"--id={self.uuid}", f"--query-gpu={','.join(fields)}")
@@ -67,7 +71,7 @@ class Gpu:
         slowed = throttles(reasons[0]) if reasons else ()
         seen = (number(clock), number(power), number(heat), slowed)
         now = time.time()  # it was read at some time since `asked`
-        return Sample(now, *seen, power_over_s=POWERS[self.power] + now - asked)
+        return Sample(now, *seen, power_over_s=self.mean_s + now - asked)
 
 
 def number(text: str | None) -> float | None:

@@ -153,6 +153,7 @@ def drifted(baseline: list[float]) -> list[str]:
 def watch(where: torch.device) -> Watch:
     """The watch for a device."""
     if where.type == "cuda":
-        gpu = nvidia.Gpu(str(torch.cuda.get_device_properties(where).uuid))
+        uuid = str(torch.cuda.get_device_properties(where).uuid)
+        gpu = nvidia.Gpu(uuid, torch.cuda.get_device_capability(where))
         return Watch(gpu.look, gpu.fixed)
     return Watch(Processor().look, dict)
