@@ -1,6 +1,7 @@
 """Where a pass spends its time, and the bars' command line."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,19 +48,22 @@ def test_bars_that_there_are_not(arguments, said, monkeypatch, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_a_bar_of_passes_shorter_than_their_launches_is_measured_as_a_graph(monkeypatch):
+def test_a_bar_of_passes_shorter_than_their_launches_is_measured_as_a_graph(monkeypatch, tmp_path):
     asked = []
 
-    def measured(spec: dict) -> dict:
+    def run(spec: dict, site: dict, folder: Path) -> dict:
         asked.append(spec)
         models = spec["models"]
-        return {"methods": [{"run": one["run"], "out_of_memory": True} for one in models]}
+        return {"results": {"methods": [{"run": one["run"], "out_of_memory": True}
+                                        for one in models]}}  # fmt: skip
 
-    monkeypatch.setattr(speed_bars, "measured", measured)
+    monkeypatch.setattr(speed_bars.fresh, "run", run)
     for section, changes in (("DeiT-T, compiled", {}), ("DeiT-S, compiled", {}),
                              ("DeiT-T, compiled", {"cuda_graphs": 0})):  # fmt: skip
-        speed_bars.measure("cuda", section, "bf16", rounds=5, **changes)
+        speed_bars.measure("cuda", section, "bf16", tmp_path, rounds=5, **changes)
     assert [spec["cuda_graphs"] for spec in asked] == [256, 16, 0]
+    kept = [path.name for path in sorted(tmp_path.iterdir())]
+    assert kept == ["deit-s-compiled-bf16.json", "deit-t-compiled-bf16.json"]
 
 
 def test_a_bar_says_whether_it_is_met():

@@ -138,7 +138,8 @@ def test_the_commands_run_where_only_torch_and_timm_are(tmp_path):
     kwargs = json.dumps(TINY)
     code = (
         "import runpy, sys\n"
-        "for name in ('snakemake', 'submitit', 'mlflow', 'pandas', 'seaborn', 'jsonschema'):\n"
+        "for name in ('snakemake', 'submitit', 'mlflow', 'pandas', 'seaborn', 'jsonschema', "
+        "             'sklearn', 'captum', 'scipy', 'matplotlib', 'datasets', 'tabulate'):\n"
         "    sys.modules[name] = None\n"
         "import workflow.node.survey\n"
         "runpy.run_module('workflow.node.throughput', run_name='__main__')\n"

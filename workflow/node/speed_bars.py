@@ -11,11 +11,12 @@ with bf16 units; without those, bf16 tells less.
 
 import argparse
 import csv
+import re
 import sys
 import tempfile
 from pathlib import Path
 
-from workflow import points
+from workflow import points, records
 from workflow.campaign import Config
 from workflow.node import by_hand, fresh
 from workflow.runs import recipe_of
@@ -63,12 +64,19 @@ FIELDS = ("section", "model", "precision", "images_per_s", "speedup", "low", "hi
           "bar", "met", "suspect")  # fmt: skip
 
 
-def measured(spec: dict) -> dict:
+def measured(spec: dict, kept: Path | None) -> dict:
+    """The results of a record, which is written into the folder `kept`, too."""
     with tempfile.TemporaryDirectory() as folder:
-        return fresh.run(spec, {}, Path(folder))["results"]
+        record = fresh.run(spec, {}, Path(folder))
+    if kept:
+        name = "-".join([*re.findall(r"[a-z0-9]+", spec["section"].lower()), spec["precision"]])
+        records.write_json(kept / f"{name}.json", record)
+    return record["results"]
 
 
-def measure(device: str, section: str, precision: str, **changes) -> list[dict]:
+def measure(
+    device: str, section: str, precision: str, kept: Path | None = None, **changes
+) -> list[dict]:
     """One row of FIELDS per model of the section, dense first; ``low`` and ``high`` bound the
     speed-up. `changes`: what else the point of measurement needs."""
     mode, batch_size, dense, rows = BARS[device][section]
@@ -79,10 +87,11 @@ def measure(device: str, section: str, precision: str, **changes) -> list[dict]:
         for label, name, kw, *_ in models
     ]
     graphs = batch_size if section in GRAPHED else 16
-    found = measured(POINTS[device] | dict(
+    spec = POINTS[device] | dict(
         kind="throughput", section=section, mode=mode, precision=precision,
         batch_size=batch_size, models=named, **{"cuda_graphs": graphs} | changes,
-    ))  # fmt: skip
+    )  # fmt: skip
+    found = measured(spec, kept)
     bar = {"fp32": -2, "bf16": -1}[precision]
     return [
         row_of(section, precision, method, model[bar], found)
@@ -111,7 +120,7 @@ def row_of(section: str, precision: str, method: dict, bar: float | None, found:
     }
 
 
-def measure_training(precision: str, rounds: int) -> list[dict]:
+def measure_training(precision: str, rounds: int, kept: Path | None) -> list[dict]:
     """A row for the step's time, and one for the bytes saved, Evo over dense."""
     config = Config.load()
     models = [
@@ -122,7 +131,7 @@ def measure_training(precision: str, rounds: int) -> list[dict]:
         kind="training_speed", section=TRAINING, mode="fused", rounds=rounds, precision=precision,
         models=models, batch_size=16,
     )  # fmt: skip
-    found = measured(spec)
+    found = measured(spec, kept)
     dense, evo = found["methods"]
     ceiling = dense["macs_g"] / evo["macs_g"]
     low, high = evo["speedup_interval"]
@@ -175,7 +184,8 @@ def main() -> None:
     parser.add_argument("--cuda-graphs", type=int, metavar="N",
                         help="replay batches of up to N images as CUDA graphs (16; DeiT-T's, "
                              "256)")  # fmt: skip
-    parser.add_argument("--output", type=Path, help="write the rows to this CSV too")
+    parser.add_argument("--output", type=Path, metavar="X.CSV",
+                        help="write the rows there, their records into folder X")  # fmt: skip
     arguments = parser.parse_args()
     on_cpu = arguments.device == "cpu"
     known = [*BARS[arguments.device], *([TRAINING] if on_cpu else [])]
@@ -187,14 +197,15 @@ def main() -> None:
         parser.error("--precisions fp32: the bars of a GPU are in bf16")
     changes = {"rounds": arguments.rounds, "cuda_graphs": arguments.cuda_graphs}
     changes = {key: value for key, value in changes.items() if value is not None}
+    kept = arguments.output and arguments.output.with_suffix("")
     rows = []
     for section in arguments.sections or known:
         for precision in arguments.precisions or (["fp32", "bf16"] if on_cpu else ["bf16"]):
             try:
                 if section == TRAINING:
-                    new = measure_training(precision, arguments.rounds)
+                    new = measure_training(precision, arguments.rounds, kept)
                 else:
-                    new = measure(arguments.device, section, precision, **changes)
+                    new = measure(arguments.device, section, precision, kept, **changes)
             except fresh.MeasurementError as error:
                 sys.exit(f"ERROR: {section}: {error}")
             rows += new
