@@ -6,6 +6,7 @@ import re
 import pytest
 
 from workflow import points, records
+from workflow.node import speed_bars
 from workflow.paper import measured, printed
 
 MEASURED = records.ROOT / "results" / "measured"
@@ -114,3 +115,19 @@ def test_readme_shows_the_bars_as_they_were_measured():
             cell for p in ("fp32", "bf16") for cell in bar_cells(rows.get((section, model, p)))
         ]
         assert f"| {' | '.join([section, model, *cells])} |".replace("|  ", "| ") in text
+
+
+def test_the_bars_are_those_of_their_records():
+    folder = MEASURED / "intel-xeon-amx-2-threads"
+    with (folder / "speed_bars.csv").open(newline="") as stream:
+        rows = {(r["section"], r["model"], r["precision"]): r for r in csv.DictReader(stream)}
+    found = [records.read(path) for path in (folder / "speed_bars").glob("*.json")]
+    shown = 0
+    for record in found:
+        spec = record["spec"]
+        for method in record["results"]["methods"]:
+            called = speed_bars.EVO if method["run"] == "evo_deit_small" else method["run"]
+            if row := rows.get((spec["section"], called, spec["precision"])):
+                shown += 1
+                assert float(row["speedup"]) == round(method["speedup"], 3)
+    assert shown >= len(found) >= 10
