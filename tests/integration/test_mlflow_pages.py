@@ -107,12 +107,19 @@ def test_two_runs_are_compared(project, browser, mlflow_ui):
     text_with(browser, *compared, picture="mlflow-compared")
 
 
-def test_a_table_is_an_artifact_that_can_be_looked_at(project, browser, mlflow_ui):
+def open_artifact(browser, project, ui: str, name: str) -> None:
+    """Click on a file of an item's run, whose other files are listed beside it."""
     experiment, found = held(project)
-    table = found["table1"].info.run_id
-    browser.get(f"{mlflow_ui}/#/experiments/{experiment}/runs/{table}/artifacts")
-    text_with(browser, "table1.csv", "table1.md", picture="mlflow-artifacts")
-    click(browser, "table1.html")
+    item, _, suffix = name.partition(".")
+    run = found[item].info.run_id
+    browser.get(f"{ui}/#/experiments/{experiment}/runs/{run}/artifacts")
+    beside = {"html": "md", "png": "svg"}[suffix]
+    text_with(browser, f"{item}.csv", f"{item}.{beside}", picture=f"mlflow-{item}-artifacts")
+    click(browser, name)
+
+
+def test_a_table_is_an_artifact_that_can_be_looked_at(project, browser, mlflow_ui):
+    open_artifact(browser, project, mlflow_ui, "table1.html")
     deadline = time.monotonic() + PATIENCE_S
     while not browser.find_elements("tag name", "iframe"):
         assert time.monotonic() < deadline, "the page is not shown"
@@ -123,9 +130,5 @@ def test_a_table_is_an_artifact_that_can_be_looked_at(project, browser, mlflow_u
 
 
 def test_a_figure_is_an_artifact_that_can_be_looked_at(project, browser, mlflow_ui):
-    experiment, found = held(project)
-    figure = found["pareto"].info.run_id
-    browser.get(f"{mlflow_ui}/#/experiments/{experiment}/runs/{figure}/artifacts")
-    text_with(browser, "pareto.svg", "pareto.csv", picture="mlflow-figure-artifacts")
-    click(browser, "pareto.png")
+    open_artifact(browser, project, mlflow_ui, "pareto.png")
     show_picture(browser, "mlflow-figure")

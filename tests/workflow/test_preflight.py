@@ -19,5 +19,5 @@ def test_timm_knows_what_the_recipes_name(config):
 )
 def test_a_name_that_timm_does_not_know_is_said_before_any_training(key, name):
     (said,) = preflight.unknown_names({key: [name]})
-    assert said.startswith(f"timm knows no {key} {name!r} (")
+    assert said.startswith(f"timm makes no {key} of {name!r} here (")
     assert "correct it in workflow/config/" in said

@@ -39,9 +39,10 @@ def test_what_is_not_shown_is_summed_up():
         (["--sections", "DeiT-X"], "'DeiT-X' is none of ['DeiT-S', "),
         (["--device", "cuda", "--sections", "LeViT-256"], "'LeViT-256' is none of"),
         (["--device", "cuda", "--precisions", "fp32"], "the bars of a GPU are in bf16"),
+        (["--output", "bars"], "--output bars: name a file that ends in .csv"),
     ],
 )
-def test_bars_that_there_are_not(arguments, said, monkeypatch, capsys):
+def test_what_the_bars_can_not_be_asked(arguments, said, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["speed_bars", *arguments])
     with pytest.raises(SystemExit):
         speed_bars.main()

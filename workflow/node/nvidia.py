@@ -7,7 +7,7 @@ from workflow.node.sensors import Sample
 
 FIELDS = ("clocks.sm", "temperature.gpu")
 POWERS = ("power.draw.instant", "power.draw")
-MEAN_S = 1.0  # what the latter is the mean over on GPUs newer than the A100, on others of no time
+MEAN_S = 1.0  # what the latter is a mean over on GPUs newer than the A100; before, it is instant
 A100 = (8, 0)  # compute capability
 REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")  # newer drivers, older
 NAMES = {  # bits of the reasons that slow a clock down; idle and a set clock are none

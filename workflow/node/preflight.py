@@ -26,7 +26,7 @@ def unknown_names(recipes: dict[str, list[str]]) -> list[str]:
                 TRIED[key](name)
             except Exception as error:  # timm asserts, raises or looks up, as it happens
                 why = (str(error) or type(error).__name__).splitlines()[0]
-                faults.append(f"timm knows no {key} {name!r} ({why}); correct it in "
+                faults.append(f"timm makes no {key} of {name!r} here ({why}); correct it in "
                               "workflow/config/ (recipes, settings or runs).")  # fmt: skip
     return faults
 

@@ -49,8 +49,8 @@ BARS = {
         "DeiT-S, batch 1": ("compiled", 1, f"plain_{S}", [(EVO, f"evo_{S}", {}, None, 1.00)]),
     },
 }  # fmt: skip
-# sections whose passes are replayed as a CUDA graph at their batch size: a pass of Evo-DeiT-T is
-# over before the host has launched the next one's kernels
+# sections whose passes are replayed as a CUDA graph at their batch size: an H200 seemed to wait for
+# the launches of Evo-DeiT-T's kernels (results/measured/nvidia-h200/)
 GRAPHED = ("DeiT-T, compiled",)
 # of a training step of DeiT-S, stage-wise, at batch 16: dense over Evo, and the bytes saved for the
 # backward pass, Evo over dense
@@ -191,6 +191,8 @@ def main() -> None:
     known = [*BARS[arguments.device], *([TRAINING] if on_cpu else [])]
     if unknown := sorted(set(arguments.sections or ()) - set(known)):
         parser.error(f"--sections {unknown[0]!r} is none of {known}")
+    if arguments.output and arguments.output.suffix != ".csv":  # without, file and folder are one
+        parser.error(f"--output {arguments.output}: name a file that ends in .csv")
     if arguments.rounds < by_hand.LEAST_ROUNDS:
         parser.error(by_hand.too_few(arguments.rounds))
     if not on_cpu and "fp32" in (arguments.precisions or ()):

@@ -35,24 +35,9 @@ rule evaluate:
         planning.SUBMIT
 
 
-rule evaluate_given:
-    input:
-        unpack(plan.train_inputs),
-    output:
-        "{root}/runs/{run}/train.json",
-    log:
-        "{root}/runs/{run}/train.log",
+use rule train as evaluate_given with:
     wildcard_constraints:
         root=plan.roots_given,
-    conda:
-        "../../environment.yml"
-    resources:
-        device_share=1,
-    params:
-        data=plan.data_option,
-        resources=plan.resources,
-    shell:
-        planning.SUBMIT
 
 
 ruleorder: evaluate_given > train
