@@ -1,4 +1,4 @@
-# The paper as targets: `snakemake --profile slurm results/table1.csv`. README.md has the commands.
+# The paper as targets: `snakemake --profile slurm results/table1.csv`; more in README.md and docs/.
 import sys
 from contextlib import ExitStack
 

@@ -29,7 +29,7 @@ class EvoVisionTransformer(EvoHost, VisionTransformer):
     - prediction from the mean of the patch tokens; a second head on the class token for Eq. 8,
     - the schedule and whether tokens are selected travel with the state dict.
 
-    Args (beside timm's; see also the project's README):
+    Args (beside timm's; docs/switches.md has their symbols):
         variant: "paper" (the text) or "official" (the authors' code).
         keep_ratio: share of informative tokens, a number or one per block (1 before start_block).
         start_block: first selecting block, counted from 0; the paper's fifth layer is 4.

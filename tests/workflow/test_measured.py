@@ -51,3 +51,28 @@ def test_one_point_of_two_batch_sizes_must_be_named(config, write, tmp_path):
     with pytest.raises(records.RecordError, match="both fused-fp32: name one"):
         shown(config, tmp_path, ["fused-fp32"])
     assert shown(config, tmp_path, ["fused-fp32-b8"])[1][4] == "8"
+
+
+def test_a_sweep_has_a_row_for_each_batch_size(config, write, tmp_path):
+    write("levit_256", "cpu-fused-fp32-b1", [1.0, 0.9], latency_ms={"p50": 10.04, "p99": 20.0})
+    write("levit_256", "cpu-fused-fp32-b32", [1.0, 1.3])
+    one, many = (
+        records.read(tmp_path / f"throughput/levit_256/cpu-fused-fp32-b{size}.json")
+        for size in (1, 32)
+    )
+    path = tmp_path / "throughput/levit_256/cpu-fused-fp32-sweep.json"
+    sizes = [{"batch_size": 1, **one["results"]}, {"batch_size": 32, **many["results"]}]
+    sizes[1]["suspect"] = ["it drifted"]
+    records.write_json(path, records.make(one["spec"], {"sizes": sizes}, 0.0))
+    assert measured.sweeps(tmp_path) == [path]
+    assert measured.over_batches(path).rows == [
+        ["evo_levit_256", "1", "100.0", "90.0", "**0.90** (1.29-1.31)", "1.28 / 1.27",
+         "10.0 / 20.0", "10.0 / 20.0"],
+        ["evo_levit_256", "32", "100.0 ?", "130.0 ?", "**1.30** (1.29-1.31)", "1.28 / 1.27",
+         "", ""],
+    ]  # fmt: skip
+
+
+def test_a_folder_without_records_is_no_table(tmp_path):
+    with pytest.raises(records.RecordError, match="has no throughput/<section>"):
+        measured.legend(tmp_path)

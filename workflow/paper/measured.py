@@ -1,4 +1,5 @@
-"""The paper's speeds beside those of a folder of measurements, as Markdown:
+"""The paper's speeds beside those of a folder of measurements, then the folder's sweeps over batch
+sizes, as Markdown:
 
 python -m workflow.paper.measured results/measured/<device> --points fused-fp32 fused-bf16
 """
@@ -72,9 +73,40 @@ def beside_printed(config: Config, table: str, folder: Path, wanted: list[str]) 
     return Sheet(head, rows, left=len(printed.NAMES[table]))
 
 
+def sweeps(folder: Path) -> list[Path]:
+    """The records of all batch sizes in turn."""
+    found = sorted((folder / "throughput").glob("*/*.json"))
+    return [path for path in found if "-sweep" in path.stem]
+
+
+def over_batches(path: Path) -> Sheet:
+    """One sweep: a row for each batch size and method, beside the section's first model; latency is
+    of single passes at batch 1, in milliseconds."""
+    rows = []
+    for size in records.read(path)["results"]["sizes"]:
+        base, *others = (
+            method | {"batch_size": size["batch_size"], "all": size["suspect"]}
+            for method in size["methods"]
+        )
+        for method in others:
+            batch, rate, speedup, ceilings = cell(method, base)
+            row = [method["run"], batch, cell(base, base)[1], rate, speedup, ceilings]
+            rows.append([*row, latency(base), latency(method)])
+    head = ["model", "batch", f"{base['run']}: images/s", "images/s", "over the first"]
+    head += ["ceiling: MACs / roofline", f"{base['run']}: ms, p50 / p99", "ms, p50 / p99"]
+    return Sheet(head, rows, left=1)
+
+
+def latency(method: dict) -> str:
+    found = method.get("latency_ms")
+    return f"{found['p50']:.1f} / {found['p99']:.1f}" if found else ""
+
+
 def legend(folder: Path) -> list[str]:
     """Where the numbers come from, and what the marks mean."""
     found = [records.read(path) for path in sorted((folder / "throughput").glob("*/*.json"))]
+    if not found:
+        raise records.RecordError(f"{folder} has no throughput/<section>/<point>.json.")
     devices = sorted({record["results"]["device"] for record in found})
     commits = sorted({str(record["provenance"]["commit"])[:7] for record in found})
     return [
@@ -88,7 +120,7 @@ def legend(folder: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--points", nargs="+", required=True, metavar="MODE-PRECISION[-bN]")
+    parser.add_argument("--points", nargs="+", default=[], metavar="MODE-PRECISION[-bN]")
     try:
         config = Config.load()
     except ConfigError as error:
@@ -101,6 +133,8 @@ def main() -> None:
             sheet = beside_printed(config, table, arguments.folder, arguments.points)
             if sheet.rows:
                 print(f"### {table}\n\n{sheet.markdown()}")
+        for path in sweeps(arguments.folder):
+            print(f"### {path.parent.name}, {path.stem}\n\n{over_batches(path).markdown()}")
         print("\n\n".join(legend(arguments.folder)))
     except records.RecordError as error:
         sys.exit(f"ERROR: {error}")
