@@ -99,6 +99,25 @@ def test_readme_shows_some_of_these_speeds():
     assert set(rows) <= set(SPEEDS.read_text().splitlines())
 
 
+def test_sweeps_are_shown_as_they_were_measured():
+    folder = MEASURED / "intel-xeon-amx-2-threads"
+    part = SPEEDS.read_text().rsplit("### Batch sizes", 1)[1]
+    head, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in re.search(r"\n((?:\|[^\n]*\n)+)", part)[1].splitlines()
+    )
+    assert [int(cells[0]) for cells in rows] == points.SWEEP
+    paths = measured.sweeps(folder / "sweeps")
+    assert len(paths) == len(head) - 1
+    for path in paths:
+        sheet = measured.over_batches(path)
+        assert sheet.markdown() in (folder / "README.md").read_text()
+        backbone = {"deit_tiny": "DeiT-T", "deit_small": "DeiT-S"}[path.parent.name]
+        place = head.index(f"{backbone}, {records.read(path)['spec']['precision']}")
+        found = [cells[4] + " ?" * ("?" in cells[3]) for cells in sheet.rows]
+        assert [cells[place] for cells in rows] == found
+
+
 def bar_cells(row: dict | None) -> list[str]:
     """A bar and what was measured, as they are shown."""
     if row is None:
