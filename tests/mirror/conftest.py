@@ -13,6 +13,7 @@ from workflow.journal import Journal
 from workflow.login import tracking
 
 REPO = Path(__file__).parent.parent.parent
+PATIENCE_S = 300  # MLflow imports for minutes where much else runs
 COMMAND = [sys.executable, "-m", "workflow.login.tracking", "--root"]
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.mirror.conftest import COMMAND, REPO, expected, finish, shown, write_epochs
+from tests.mirror.conftest import COMMAND, PATIENCE_S, REPO, expected, finish, shown, write_epochs
 from workflow import locks, records
 from workflow.login import following, mirror_process, tracking
 from workflow.login.mirror_sources import Results
@@ -29,7 +29,7 @@ def test_snakemakes_mirror_ends_with_a_last_pass(root, attempt, capsys):
     write_epochs(folder, 1, 2)
     mirror = tracking.start_mirror(root)
     write_epochs(folder, 3, 3)
-    tracking.finish_mirror(mirror, root)
+    tracking.finish_mirror(mirror, root, PATIENCE_S)
     assert "`mlflow ui` shows every run" in capsys.readouterr().err
     assert shown(root)["deit_tiny", "1"][1] == expected(folder)
 
@@ -40,7 +40,7 @@ def test_a_killed_mirror_is_made_good_for_at_the_end(root, attempt, capsys):
     mirror.kill()
     mirror.wait()
     write_epochs(folder, 1, 2)
-    tracking.finish_mirror(mirror, root)
+    tracking.finish_mirror(mirror, root, PATIENCE_S)
     said = capsys.readouterr().err
     assert "had ended too early" in said
     assert "`mlflow ui` shows every run" in said

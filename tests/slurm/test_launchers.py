@@ -125,7 +125,7 @@ def test_ctrl_c(training, whole, policy):
     one.launch()
     one.wait_for_epochs()
     os.killpg(one.launcher.pid, signal.SIGINT)
-    code, said = one.end(30)
+    code, said = one.end()
     assert code == 130
     assert ("goes on" if policy == "leave" else "is ended") in said
     again(one)

@@ -106,16 +106,22 @@ def test_sweeps_are_shown_as_they_were_measured():
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in re.search(r"\n((?:\|[^\n]*\n)+)", part)[1].splitlines()
     )
+    *rows, ceilings = rows
     assert [int(cells[0]) for cells in rows] == points.SWEEP
     paths = measured.sweeps(folder / "sweeps")
     assert len(paths) == len(head) - 1
+    assert all(
+        text in (folder / "README.md").read_text() for text in measured.legend(folder / "sweeps")
+    )
     for path in paths:
         sheet = measured.over_batches(path)
+        assert path.stem.startswith("cpu-fused-")
         assert sheet.markdown() in (folder / "README.md").read_text()
         backbone = {"deit_tiny": "DeiT-T", "deit_small": "DeiT-S"}[path.parent.name]
         place = head.index(f"{backbone}, {records.read(path)['spec']['precision']}")
         found = [cells[4] + " ?" * ("?" in cells[3]) for cells in sheet.rows]
         assert [cells[place] for cells in rows] == found
+        assert ceilings[place] == sheet.rows[-1][5]
 
 
 def bar_cells(row: dict | None) -> list[str]:

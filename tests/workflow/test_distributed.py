@@ -49,9 +49,9 @@ def together(spec: dict, site: dict, folder: Path, world: int = 2, steps: int | 
     try:
         while not context.join():
             pass
-    except processes.ProcessExitedException as error:
-        if error.exit_code != KILLED:
-            raise
+    except (processes.ProcessExitedException, processes.ProcessRaisedException):
+        if KILLED not in [process.exitcode for process in context.processes]:
+            raise  # else the other process may have died of that
         return None
     return json.loads((folder / "record.json").read_text())
 

@@ -133,7 +133,10 @@ def main() -> None:
             sheet = beside_printed(config, table, arguments.folder, arguments.points)
             if sheet.rows:
                 print(f"### {table}\n\n{sheet.markdown()}")
-        for path in sweeps(arguments.folder):
+        swept = sweeps(arguments.folder)
+        if not arguments.points and not swept:
+            parser.error("--points: name those to show, such as fused-fp32; there is no sweep here")
+        for path in swept:
             print(f"### {path.parent.name}, {path.stem}\n\n{over_batches(path).markdown()}")
         print("\n\n".join(legend(arguments.folder)))
     except records.RecordError as error:
