@@ -1,5 +1,7 @@
 """A folder of measurements as Markdown beside the paper's numbers."""
 
+import sys
+
 import pytest
 
 from workflow import measurements, points, records
@@ -71,6 +73,21 @@ def test_a_sweep_has_a_row_for_each_batch_size(config, write, tmp_path):
         ["evo_levit_256", "32", "100.0 ?", "130.0 ?", "**1.30** (1.29-1.31)", "1.28 / 1.27",
          "", ""],
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--points", "fused-fp23"], "has no record at fused-fp23."),
+        ([], "name those to show, such as fused-fp32; there is no sweep here"),
+    ],
+)
+def test_points_that_are_not_there_are_said(write, tmp_path, monkeypatch, capsys, asked, said):
+    write("levit_256", "cpu-fused-fp32-b32", [1.0, 1.3])
+    monkeypatch.setattr(sys, "argv", ["measured", str(tmp_path), *asked])
+    with pytest.raises(SystemExit) as ended:
+        measured.main()
+    assert said in str(ended.value) + capsys.readouterr().err
 
 
 def test_a_folder_without_records_is_no_table(tmp_path):

@@ -69,12 +69,14 @@ def test_a_killed_launcher_leaves_the_job_and_the_next_one_finds_it(job, tmp_pat
     wait_for(lambda: running(tmp_path))
     noted = attempt_of(tmp_path).job()
     os.killpg(noted["session"], signal.SIGSTOP)  # until the second launcher has found it
-    first.kill()
-    first.wait()
-    assert executors.is_alive(noted, attempt_of(tmp_path).folder)
-    second = job(epochs=12)
-    wait_for(lambda: "re-attached" in (tmp_path / "train.log").read_text())
-    os.killpg(noted["session"], signal.SIGCONT)
+    try:
+        first.kill()
+        first.wait()
+        assert executors.is_alive(noted, attempt_of(tmp_path).folder)
+        second = job(epochs=12)
+        wait_for(lambda: "re-attached" in (tmp_path / "train.log").read_text())
+    finally:
+        os.killpg(noted["session"], signal.SIGCONT)
     _, said = second.communicate(timeout=PATIENCE_S)
     assert second.returncode == 0, said
     assert attempt_of(tmp_path).job() == noted  # nothing was submitted twice

@@ -14,15 +14,20 @@ from workflow.paper import printed
 from workflow.paper.sheet import Sheet
 
 
-def found_methods(folder: Path, section: str, point: str) -> dict[str, dict]:
-    """The methods of the section's record at a point, by run, each with its batch size and the
-    record's suspicions; a point without a batch size is that of the one record there is."""
-    paths = [
+def paths_of(folder: Path, point: str, section: str = "*") -> list[Path]:
+    """The records at a point, on whichever device and, if the point names no batch size, of any."""
+    return [
         path
         for device in points.DEVICES
         for name in (f"{device}-{point}.json", f"{device}-{point}-b*.json")
-        for path in sorted((folder / "throughput" / section).glob(name))
+        for path in sorted((folder / "throughput").glob(f"{section}/{name}"))
     ]
+
+
+def found_methods(folder: Path, section: str, point: str) -> dict[str, dict]:
+    """The methods of the section's record at a point, by run, each with its batch size and the
+    record's suspicions; a point without a batch size is that of the one record there is."""
+    paths = paths_of(folder, point, section)
     if len(paths) > 1:
         raise records.RecordError(f"{paths[0]} and {paths[1].name} are both {point}: name one.")
     if not paths:
@@ -75,8 +80,7 @@ def beside_printed(config: Config, table: str, folder: Path, wanted: list[str]) 
 
 def sweeps(folder: Path) -> list[Path]:
     """The records of all batch sizes in turn."""
-    found = sorted((folder / "throughput").glob("*/*.json"))
-    return [path for path in found if "-sweep" in path.stem]
+    return sorted((folder / "throughput").glob("*/*-sweep*.json"))
 
 
 def over_batches(path: Path) -> Sheet:
@@ -129,6 +133,8 @@ def main() -> None:
     parser.add_argument("--tables", nargs="+", choices=tables, default=tables)
     arguments = parser.parse_args()
     try:
+        if missing := [name for name in arguments.points if not paths_of(arguments.folder, name)]:
+            raise records.RecordError(f"{arguments.folder} has no record at {', '.join(missing)}.")
         for table in arguments.tables:
             sheet = beside_printed(config, table, arguments.folder, arguments.points)
             if sheet.rows:
