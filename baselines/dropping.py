@@ -90,6 +90,12 @@ class TokenDroppingTransformer(VisionTransformer):
             self._check_pool(global_pool)
         super().reset_classifier(num_classes, global_pool)
 
+    def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
+        """Tokens (B, 1 + n, C) to the class token (B, C), or to themselves where pooling is ''."""
+        pool_type = self.global_pool if pool_type is None else pool_type
+        # not x[:, 0]: torch 2.7 then exports no batch without an upper limit
+        return x.select(1, 0) if pool_type == "token" else super().pool(x, pool_type)
+
     def forward_tokens(self, images: Tensor, maps: FeatureMaps | None = None) -> Tensor:
         """Images (B, 3, H, W) to normed tokens (B, 1 + n, C); fills ``maps`` on the way."""
         raise NotImplementedError

@@ -149,8 +149,9 @@ class DynamicVisionTransformer(TokenDroppingTransformer):
 
     def keep_best(self, stage: int, x: Tensor, keep: int) -> Tensor:
         """Positions (B, keep), among the patches of tokens x (B, 1 + n, C), of the best scores."""
-        scores = self.score_predictor[stage](x[:, 1:])[..., 0]
-        return torch.topk(scores.float(), keep, dim=1, sorted=False).indices
+        # not x[:, 1:]: torch 2.7 then exports no batch without an upper limit
+        ranks = self.score_predictor[stage].rank(x.narrow(1, 1, x.shape[1] - 1))
+        return torch.topk(ranks, keep, dim=1, sorted=False).indices
 
     def _masked(
         self, images: Tensor, maps: FeatureMaps | None = None

@@ -70,8 +70,22 @@ class ScorePredictor(SplitsWeights):
 
     def forward(self, x: Tensor, policy: Tensor | None = None) -> Tensor:
         """Patches (B, n, C), policy (B, n) of those still kept (None: all) -> (B, n, 2)."""
+        return self.logits(x, policy).log_softmax(dim=-1)
+
+    def rank(self, x: Tensor) -> Tensor:
+        """Patches (B, n, C) to numbers (B, n) in float32 at least, in the order of the scores.
+
+        Those of a fresh predictor differ by less than a log-probability can tell in float32, so
+        that rounding, which differs between devices and exported models, would decide.
+        """
+        keep, drop = self.logits(x).to(torch.promote_types(x.dtype, torch.float32)).unbind(-1)
+        return keep - drop
+
+    def logits(self, x: Tensor, policy: Tensor | None = None) -> Tensor:
+        """Logits (B, n, 2) of the two probabilities, from the arguments of ``forward``."""
         x = self.in_conv(x)
-        local, shared = x.tensor_split((x.shape[-1] // 2,), dim=-1)
+        half = self.out_local.in_features
+        local, shared = x[..., :half], x[..., half:]
         if policy is None:
             shared = shared.mean(dim=1)
         else:
@@ -79,7 +93,7 @@ class ScorePredictor(SplitsWeights):
             # of an image with few tokens the samples may drop all: their mean is then 0, not NaN
             shared = (shared * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(0.5)
         x = self.out_local(local) + self.out_global(shared).unsqueeze(1)
-        return self.out_conv(x).log_softmax(dim=-1)
+        return self.out_conv(x)
 
     @staticmethod
     def split(state_dict: dict[str, Tensor], prefix: str) -> None:
