@@ -130,7 +130,7 @@ class TokenDroppingTransformer(VisionTransformer):
             prefixes.append(grid[:, :1])
             patches = grid[:, 1:]
             if output_fmt == "NCHW":
-                patches = patches.mT.unflatten(2, (height, width)).contiguous()
+                patches = patches.transpose(-2, -1).unflatten(2, (height, width)).contiguous()
             features.append(patches)
         if output_dict:
             result = {"image_intermediates": features}

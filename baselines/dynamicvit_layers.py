@@ -61,6 +61,7 @@ class ScorePredictor(SplitsWeights):
         dd = {"device": device, "dtype": dtype}
         norm = nn.LayerNorm(dim, eps=1e-5, **dd)
         self.in_conv = nn.Sequential(norm, nn.Linear(dim, dim, **dd), nn.GELU())
+        self.half = dim // 2
         self.out_local = nn.Linear(dim // 2, dim // 2, bias=False, **dd)
         self.out_global = nn.Linear(dim - dim // 2, dim // 2, **dd)
         self.out_conv = nn.Sequential(  # numbered as the authors' layers
@@ -84,8 +85,7 @@ class ScorePredictor(SplitsWeights):
     def logits(self, x: Tensor, policy: Tensor | None = None) -> Tensor:
         """Logits (B, n, 2) of the two probabilities, from the arguments of ``forward``."""
         x = self.in_conv(x)
-        half = self.out_local.in_features
-        local, shared = x[..., :half], x[..., half:]
+        local, shared = x[..., : self.half], x[..., self.half :]
         if policy is None:
             shared = shared.mean(dim=1)
         else:

@@ -30,6 +30,13 @@ from .weights import complete_dense, load_exactly
 THRESHOLD = 0.5
 
 
+VARYING = (
+    "how many patches IA-RED2 keeps depends on the images: build the model with "
+    "keep_profile=[0.8, 0.64, 0.512] (a share per group) to export or trace it, or to run it on "
+    "the meta device"
+)
+
+
 class PolicyOutput(NamedTuple):
     """What REINFORCE needs of one group's interpreter; B images of N patches."""
 
@@ -204,11 +211,9 @@ class InterpretedVisionTransformer(TokenDroppingTransformer):
         n is the largest of the counts (B,), so it depends on the images.
         """
         if valid.is_meta or torch.jit.is_tracing() or torch.compiler.is_exporting():
-            raise NotImplementedError(
-                "how many patches IA-RED2 keeps depends on the images: build the model with "
-                "keep_profile=[0.8, 0.64, 0.512] (a share per group) to export or trace it, or to "
-                "run it on the meta device"
-            )
+            if torch.compiler.is_dynamo_compiling():  # it reports this message, but no exception's
+                torch._dynamo.graph_break(msg=VARYING)
+            raise NotImplementedError(VARYING)
         longest = int(counts.max()) if len(counts) else 0
         return (~valid).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
 

@@ -75,7 +75,7 @@ class RowAttention(SplitsWeights, Attention):
     def maps(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Attention probabilities (B, H, R, L) of the rows."""
         q, k, _ = self.project(x, rows)
-        return (q * self.scale @ k.mT).softmax(dim=-1)
+        return (q * self.scale @ k.transpose(-2, -1)).softmax(dim=-1)
 
     def forward(self, x: Tensor, attn_mask=None, is_causal=False, rows: Tensor | None = None):
         """(B, L, C) -> (B, R, C); ``rows`` (R,) indexes the L tokens, None takes all."""
@@ -86,7 +86,7 @@ class RowAttention(SplitsWeights, Attention):
             dropout = self.attn_drop.p if self.training else 0.0
             out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         else:
-            out = self.attn_drop((q * self.scale @ k.mT).softmax(dim=-1)) @ v
+            out = self.attn_drop((q * self.scale @ k.transpose(-2, -1)).softmax(dim=-1)) @ v
         out = out.transpose(1, 2).flatten(2)
         return self.proj_drop(self.proj(self.norm(out)))
 
