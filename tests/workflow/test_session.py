@@ -7,16 +7,18 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
+from snakemake.cli import get_argument_parser
 from snakemake.resources import Resources
 
-from workflow import locks
+from workflow import locks, records
 from workflow.login import forecast, session
 from workflow.login.plan import Plan
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(tmp_path, monkeypatch, config):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(session.schema, "load", lambda: config)  # read once for all tests
 
 
 RULES = ("all", "prepare_data", "preflight", "train", "search", "table")
@@ -186,3 +188,117 @@ def test_a_job_that_snakemake_would_give_less_than_it_asks_for_ends_it():
         session.check_caps(job, most(["gpus=8", "device_share=100"]))
         with pytest.raises(SystemExit, match="Rule train asks for gpus: 8, but all jobs together"):
             session.check_caps(job, most(["gpus=4"]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["results/demo/table9.csv"], "results/demo/table9.csv is no target; the nearest are"),
+        (["results/demo/table1.csv", "results/demo/tabel1.csv"], "results/demo/tabel1.csv is no"),
+        (["train"], "train is a rule that makes many files; .* such as results/.*train.json"),
+        (["prepare_dat"], "the rule that is nearest is prepare_data"),
+        (["results/demo/table1.csv", "--forcerun", "tabel"], "the rule that is nearest is table"),
+        (["results/demo/table1.csv", "--omit-from", "results/demo/dat.json"], "demo/data.json"),
+        (["results/demo/table1.csv", "--until", "serch"], "the rule that is nearest is search"),
+        (["results/demo/table1.csv", "--prioritize", "results/demo/x"], "is no target"),
+        (["{here}/results/demo/table1.csv"], "clone's folder; say results/demo/table1.csv there"),
+        (["--forcerun", "results/demo/data.json", "results/demo/table1.csv"],
+         "No target is named, as --forcerun takes .*snakemake <targets> --forcerun results/demo/"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("look", [["-n"], LOCAL])
+def test_a_name_that_no_rule_makes_is_refused(here, tmp_path, arguments, said, look):
+    with pytest.raises(SystemExit, match=said) as error:
+        begin([*(one.format(here=tmp_path) for one in arguments), *look])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["all"],
+        ["./results/demo//table1.csv", "results/demo/table1.md"],
+        ["results/demo/table1.csv", "--forcerun", "table", "results/demo/data.json"],
+        ["--forcerun", "results/runs/deit_tiny/train.json"],
+    ],
+)
+def test_names_that_rules_make_pass(here, arguments):
+    assert begin([*arguments, "-n"])
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["all"], ["results/demo/table1.csv", "--forcerun", "results/data.json"]]
+)
+def test_the_data_of_all_that_is_made_must_be_there(here, arguments):
+    with pytest.raises(SystemExit, match=r"imagenet\.data\.root"):
+        begin([*arguments, *LOCAL])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set-resources", "trian:gpus=1"], "no rule 'trian'; the nearest is 'train'"),
+        (["--set-resources", "train:gpu=1"], "of train: no job .* 'gpu'; the nearest is 'gpus'"),
+        (["--resources", "gpu=1"], "^resources: no job .* 'gpu'; the nearest is 'gpus'"),
+        (["--default-resources", "slurm_partion=x"], "the nearest is 'slurm_partition'"),
+        (["--consider-ancient", "tabel=x"], "no rule 'tabel'; the nearest is 'table'"),
+    ],
+)
+def test_a_rule_or_resource_that_nothing_has_is_refused(here, arguments, said):
+    with pytest.raises(SystemExit, match=said):
+        begin(["results/demo/table1.csv", "-n", *arguments])
+
+
+def jobs_of(*names: str):
+    """Snakemake's jobs, of rules and outputs of these names, none of which needs to run."""
+    jobs = [SimpleNamespace(rule=SimpleNamespace(name=name), output=[f"results/{name}"])
+            for name in names]  # fmt: skip
+    return SimpleNamespace(jobs=jobs, needrun_jobs=lambda: [])
+
+
+@pytest.mark.parametrize("option", ["--forcerun", "--until"])
+def test_what_is_forced_must_be_part_of_what_is_made(option):
+    for name in ("train", "results/train", "./results/train"):
+        given = get_argument_parser().parse_args(["x", "-n", option, name])
+        session.check_jobs(jobs_of("train", "table"), given, {})
+        with pytest.raises(SystemExit, match=f"{option} {name} would do nothing"):
+            session.check_jobs(jobs_of("table"), given, {})
+
+
+def test_a_dry_run_says_what_would_be_asked_of_slurm():
+    job = training("slurm")
+    job.resources = {"launcher": "slurm", "runtime": 60, "gpus": 8, "nodes": 2, "_cores": 1}
+    (line,) = session.requests([job, job, training("local")])
+    assert line.startswith("Request of rule train, 2 job(s): sbatch --time=60 --nodes=2 ")
+    assert "--gpus-per-node=4" in line
+    job.resources["gpus"] = 7
+    with pytest.raises(SystemExit, match="can't be shared equally"):
+        list(session.requests([job]))
+
+
+def test_touch_does_not_pass_an_outdated_record_off_as_current(here, tmp_path):
+    spec, record = tmp_path / "spec.json", tmp_path / "train.json"
+    spec.write_text('{"kind": "train"}')
+    job = SimpleNamespace(input={"spec": str(spec)}, output=[str(record)])
+    session.check_touch(job)  # there is nothing to touch
+    records.write_json(record, records.make({"kind": "train"}, {}, 0.0))
+    session.check_touch(job)
+    spec.write_text('{"kind": "train", "epochs": 3}')
+    with pytest.raises(SystemExit, match=r"--touch would pass .*train\.json"):
+        session.check_touch(job)
+
+
+def test_a_launcher_that_there_is_not_stops_before_any_job():
+    job = training("local")
+    session.check_launcher(job)
+    job.resources["launcher"] = "slrum"
+    with pytest.raises(SystemExit, match="Rule train has launcher: slrum, which is none of local"):
+        session.check_launcher(job)
+    del job.params["resources"]
+    session.check_launcher(job)  # it only reads records
+
+
+def test_forcing_nothing_is_refused(here):
+    with pytest.raises(SystemExit, match="--forcerun names nothing"):
+        begin(["results/demo/table1.csv", "-n", "--forcerun"])

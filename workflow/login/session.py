@@ -20,6 +20,7 @@ from workflow.login import forecast, options, schema, slurm_queue, slurm_request
 from workflow.login import snakemake_compat as compat
 from workflow.login.plan import NOT_OURS, Plan, own_resources
 from workflow.login.snakemake_compat import CommandLine
+from workflow.login.submit import LAUNCHERS
 
 LOCK = ".snakemake/evovit.lock"
 PARTIAL = ".partial.csv"
@@ -46,6 +47,8 @@ def begin(workflow, argv: list[str] | None = None) -> tuple[Plan, CommandLine]:
                 f"{option} is given twice, and Snakemake would take the last alone; name all its "
                 f"values after one {option}."
             )
+    if "--forcerun" in command_line.empty:
+        sys.exit("--forcerun names nothing that it should force; add rules or files after it.")
     try:
         config = schema.load()
     except ConfigError as error:
@@ -71,7 +74,7 @@ def start(workflow, plan: Plan, command_line: CommandLine, stack: ExitStack) -> 
     if options.only_looks(given):
         return
     check_profile(command_line.default_resources)
-    if given.targets and all(str(target).endswith(PARTIAL) for target in given.targets):
+    if files and all(path.endswith(PARTIAL) for path in files):
         return  # reads what is there, also while another snakemake works
     for setting in plan.settings_asked_for(files):
         data = plan.config.settings[setting]["data"]
@@ -190,15 +193,27 @@ def check_jobs(dag, given, caps) -> None:
                     f"{spelling} {name} would do nothing, as the targets need no such job; name a "
                     "file of it as a target, too."
                 )
-    if given.dryrun or not options.only_looks(given):
-        for job in dag.needrun_jobs():
+    jobs, looks = list(dag.needrun_jobs()), options.only_looks(given)
+    for job in jobs:
+        if given.dryrun or not looks:
             check_caps(job, caps)
-    if given.dryrun:
-        for line in requests(dag.needrun_jobs()):
-            print(line, file=sys.stderr)
-    if given.touch:
-        for job in dag.needrun_jobs():
+        if not looks:
+            check_launcher(job)
+        if given.touch:
             check_touch(job)
+    if given.dryrun:
+        for line in requests(jobs):
+            print(line, file=sys.stderr)
+
+
+def check_launcher(job) -> None:
+    """End snakemake if a job that is to be submitted names no launcher that there is."""
+    launcher = job.resources.get("launcher")
+    if _submits(job) and launcher not in LAUNCHERS:
+        sys.exit(
+            f"Rule {job.rule.name} has launcher: {launcher}, which is none of "
+            f"{', '.join(LAUNCHERS)}; correct default-resources in the profile."
+        )
 
 
 def check_touch(job) -> None:
@@ -256,13 +271,17 @@ def check_caps(job, caps) -> None:
             )
 
 
+def _submits(job) -> bool:
+    """Whether a launcher submits the job; what only reads records runs where snakemake does."""
+    return "resources" in job.params.keys()  # noqa: SIM118 (a list with names)
+
+
 def _of_slurm(jobs) -> dict[tuple[str, str], list]:
     """The jobs that go to Slurm, by rule and resources (as JSON)."""
     alike: dict[tuple[str, str], list] = {}
     for job in jobs:
         resources = own_resources(job.resources)
-        submits = "resources" in job.params.keys()  # noqa: SIM118 (a list with names)
-        if submits and resources.get("launcher") == "slurm":
+        if _submits(job) and resources.get("launcher") == "slurm":
             key = (job.rule.name, json.dumps(resources, sort_keys=True))
             alike.setdefault(key, []).append(job)
     return alike

@@ -26,13 +26,15 @@ class CommandLine:
     """What snakemake was told, by its command line and its profiles together.
 
     `options` are Snakemake's own, `given` the names of those that differ from their defaults, each
-    with the option as it is typed. The three kinds of resources hold the values of every profile
-    and of the command line; of two values for one name, the command line's or the later profile's.
+    with its first spelling; `repeated` are options that stand twice on the command line, `empty`
+    those without a value. The three kinds of resources hold the values of every profile and of the
+    command line; of two values for one name, the command line's or the later profile's.
     """
 
     options: argparse.Namespace
     given: dict[str, str]
     repeated: list[str]
+    empty: list[str]
     cores_are_typed: bool
     resources: Resources
     default_resources: Resources | None
@@ -73,6 +75,7 @@ def read_command_line(argv: list[str] | None = None) -> CommandLine:
         options,
         dict(_given(plain, options)),
         typed["repeated"],
+        typed["empty"],
         plain.parse_args(argv).cores is not None,
         resources,
         defaults,
@@ -95,7 +98,8 @@ def _given(parser, options) -> Iterator[tuple[str, str]]:
 def _lists(argv: list[str], *profiles: Path) -> dict:
     """The words of each option that takes many, None where it is absent, as one layer has them.
 
-    `repeated` are the options that stand twice: of those Snakemake keeps the last.
+    `repeated` are the options that stand twice, of which Snakemake keeps the last, `empty` those
+    that nothing follows.
     """
     parser = cli.get_argument_parser(profiles=profiles)
     actions = [one for one in parser._actions if one.option_strings and one.nargs in LISTS]
@@ -108,7 +112,8 @@ def _lists(argv: list[str], *profiles: Path) -> dict:
         name: None if lists is None else [word for words in lists for word in words]
         for name, lists in words.items()
     }
-    return {**flat, "repeated": repeated}
+    empty = [action.option_strings[0] for action in actions if flat[action.dest] == []]
+    return {**flat, "repeated": repeated, "empty": empty}
 
 
 class _Collect(argparse._StoreAction):
