@@ -86,9 +86,16 @@ def test_jobs_mean_cores(profile, arguments, cores):
     }  # fmt: skip
 
 
-def test_a_mapping_that_snakemake_would_drop_from_a_profile_is_refused(here, tmp_path):  # noqa: F811
-    (tmp_path / "config.yaml").write_text("set-resource: {train: {gpus: 8}}")
-    with pytest.raises(SystemExit, match=r"config.yaml: Snakemake reads no mapping.*set-resource'"):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("set-resource: {train: {gpus: 8}}", "Snakemake reads no mapping called 'set-resource'"),
+        ("resources: {gpus: 8}\nresources: {device_share: 1}", "resources"),
+    ],
+)
+def test_what_snakemake_would_drop_from_a_profile_is_refused(here, tmp_path, content, said):  # noqa: F811
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(SystemExit, match=f"config.yaml.*{said}"):
         read("--profile", "config.yaml")
 
 

@@ -18,6 +18,8 @@ from snakemake.dag import DAG
 from snakemake.profiles import ProfileConfigFileParser
 from snakemake.resources import Resources
 
+from workflow.campaign import ConfigError, read_yaml
+
 LISTS = ("+", "*")  # argparse's `nargs` of options that take many values
 
 
@@ -133,11 +135,14 @@ def _merge(layers: list[dict], name: str, allow_expressions: bool) -> Resources:
 
 
 def _refuse_unknown_mappings(profile: Path) -> None:
-    """Snakemake drops `set-resource: {train: {gpus: 8}}` from a profile without a word."""
-    import yte
-
-    with open(profile, encoding="utf-8") as stream:
-        content = yte.process_yaml(stream, require_use_yte=True)
+    """Snakemake drops `set-resource: {train: {gpus: 8}}` from a profile without a word, and the
+    first of two mappings of one name."""
+    try:
+        content = read_yaml(profile)
+    except ConfigError as error:
+        sys.exit(str(error))
+    if "__use_yte__" in content:  # a template, whose keys may be conditions
+        return
     with open(profile, encoding="utf-8") as stream:
         read = ProfileConfigFileParser().parse(stream)
     for key, value in content.items():
