@@ -251,9 +251,9 @@ class Plan:
     # -- before anything starts -------------------------------------------------------------
 
     def settings_asked_for(self, wanted) -> list[str]:
-        """The settings whose results the targets name; all of ImageNet's where none is named."""
+        """The settings whose results the targets name."""
         found = set()
-        for target in wanted or [targets.DEFAULT]:
+        for target in wanted:
             with contextlib.suppress(targets.TargetError):
                 found.add(targets.split_root(self.config, str(target))[0])
         return sorted(found)
