@@ -6,6 +6,7 @@ from snakemake.utils import min_version
 
 sys.path.insert(0, str(workflow.basedir))
 
+from workflow import command_line
 from workflow.login import plan as planning
 from workflow.login import session, targets, tracking
 
@@ -15,6 +16,7 @@ min_version("9.0")
 report: "workflow/report/workflow.rst"
 
 
+command_line.check_folder()
 held = ExitStack()  # what snakemake holds until it ends
 plan = session.begin(workflow, held)
 mirror = []

@@ -5,13 +5,12 @@
 Looks and writes nothing but the CSV; a running snakemake is not disturbed.
 """
 
-import argparse
 import csv
 import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from workflow import journal, locks
+from workflow import command_line, journal, locks
 from workflow.campaign import Config, ConfigError
 from workflow.login import attempts, executors, forecast, progress, schema, targets
 from workflow.login.progress import ERROR, STAMP
@@ -125,7 +124,7 @@ def show(target: str, rows: list[Row]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line.parser(__doc__)
     parser.add_argument("targets", nargs="*", default=[targets.DEFAULT], metavar="TARGET")
     parser.add_argument("--csv", type=Path, help="write the rows there, too")
     arguments = parser.parse_args()
@@ -153,4 +152,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main, in_clone=True)

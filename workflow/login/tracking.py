@@ -14,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 
-from workflow import locks, records
+from workflow import command_line, locks, records
 from workflow.campaign import ConfigError
 from workflow.login.mirror_content import Content
 from workflow.login.mirror_points import Point
@@ -256,7 +256,7 @@ def run(arguments: argparse.Namespace, stop: Stop) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line.parser(__doc__)
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--once", action="store_true", help="catch up and end")
     mode.add_argument("--follow", action="store_true", help="keep up while a job lives")
@@ -267,4 +267,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

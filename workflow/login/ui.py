@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from workflow import records
+from workflow import command_line, records
 from workflow.login.mirror_process import tracking_uri, without_password
 
 
@@ -31,4 +31,4 @@ def main(root: Path = records.ROOT) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)
