@@ -47,6 +47,7 @@ include: "workflow/rules/whole.smk"
 
 onstart:
     session.check_requests(workflow.dag.needrun_jobs(), workflow.global_resources)
+    session.check_rights(workflow.dag.needrun_jobs())
     session.announce(plan, workflow.dag.needrun_jobs())
     mirror.append(tracking.start_mirror())
 

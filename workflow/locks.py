@@ -11,6 +11,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from workflow import files
+
 NOT_HERE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -28,11 +30,13 @@ def exclusive(path: str | Path, patience_s: float = 0.0, shared: bool = False):
 
     `shared` holders keep out exclusive ones, not each other.
 
-    The file keeps the holder's process id and host, for whoever is refused.
+    The file keeps the holder's process id and host, for whoever is refused. Raises NotWritable if
+    this user may not write it.
     """
     path = Path(path)
+    files.check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # less what the umask forbids
     try:
         deadline = time.monotonic() + patience_s
         while not _take(descriptor, path, shared):
@@ -48,13 +52,16 @@ def exclusive(path: str | Path, patience_s: float = 0.0, shared: bool = False):
 
 
 def is_held(path: str | Path) -> bool:
-    """Whether a living process holds the lock (asking takes it for an instant)."""
+    """Whether a living process holds the lock alone (asking shares it for an instant).
+
+    Also answers a user who may only read the file.
+    """
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:
-        return not _take(descriptor, path)
+        return not _take(descriptor, path, shared=True)
     finally:
         os.close(descriptor)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from snakemake.cli import get_argument_parser, get_profile_dir
 from snakemake.resources import Resources
 
-from workflow import layout, locks
+from workflow import files, layout, locks
 from workflow.campaign import ConfigError, read_yaml
 from workflow.login import forecast, schema, slurm_queue, slurm_request, targets
 from workflow.login.plan import Plan, own_resources
@@ -84,11 +84,13 @@ def begin(workflow, stack: ExitStack, argv: list[str] | None = None) -> Plan:
             sys.exit(str(error))
         check_checkpoints(setting, config.settings[setting])
     try:
+        files.check_writable(Path())
+        files.check_folder(Path(".snakemake"), appended=())
         stack.enter_context(locks.exclusive(LOCK))
         atexit.register(stack.close)  # before Python takes its modules apart
     except locks.Held as error:
         sys.exit(f"Another snakemake works in this folder ({error}); wait for it, or end it.")
-    except locks.NoLocks as error:
+    except (files.NotWritable, locks.NoLocks) as error:
         sys.exit(str(error))
     return plan
 
@@ -163,6 +165,18 @@ def check_requests(jobs, caps, ask=slurm_queue.ask) -> None:
             slurm_request.check(job.rule.name, resources, ask)
         except slurm_request.RequestError as error:
             sys.exit(str(error))
+
+
+def check_rights(jobs) -> None:
+    """End snakemake with one sentence if this user may not write what one of the jobs writes."""
+    try:
+        for job in jobs:
+            for path in (*(Path(output).parent for output in job.output), *map(Path, job.log)):
+                files.check_writable(path)
+            if "resources" in job.params.keys():  # noqa: SIM118 (a list with names)
+                files.check_folder(targets.job_folder(str(job.output[0])))
+    except files.NotWritable as error:
+        sys.exit(str(error))
 
 
 def announce(plan: Plan, jobs) -> None:
