@@ -44,9 +44,10 @@ def check_writable(path: Path) -> None:
         raise NotWritable(f"{existing.absolute()} lies on a file system that is mounted read-only.")
     if not os.access(existing, os.W_OK):
         raise NotWritable(
-            f"{existing.absolute()} belongs to {owner(existing)}, and {user_name(os.geteuid())} may not write "
-            "it; in a clone that a group shares, each one sets `umask 002` before each start and "
-            "once `chmod -R g+rwX` on what is theirs; else work in a clone of your own."
+            f"{existing.absolute()} belongs to {owner(existing)}, and {user_name(os.geteuid())} "
+            "may not write it; in a clone that a group shares, each one sets `umask 002` before "
+            "each start and once `chmod -R g+rwX` on what is theirs; else work in a clone of "
+            "your own."
         )
 
 

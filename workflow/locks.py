@@ -4,6 +4,7 @@ Nodes exclude each other only on a file system that shares its flocks: NFS does,
 mounted with `flock`. With `localflock` each node has locks of its own, which nobody can tell here.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -44,8 +45,10 @@ def exclusive(path: str | Path, patience_s: float = 0.0, shared: bool = False):
                 raise Held(f"{path} is held by {path.read_text().strip() or 'another process'}")
             time.sleep(0.1)
         if not shared:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+            with contextlib.suppress(OSError):  # on a full disk it is held without a name in it
+                os.ftruncate(descriptor, 0)
+                name = f"process {os.getpid()} on {os.uname().nodename}\n"
+                os.pwrite(descriptor, name.encode(), 0)
         yield
     finally:
         os.close(descriptor)

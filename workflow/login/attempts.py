@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 
 from workflow import records, runs
+from workflow.login import executors
 
 ELSEWHERE = "taken_in"
 

@@ -14,7 +14,7 @@ from snakemake.resources import Resources
 
 from workflow import files, layout, locks
 from workflow.campaign import ConfigError, read_yaml
-from workflow.login import forecast, schema, slurm_queue, slurm_request, targets
+from workflow.login import forecast, mirror_process, schema, slurm_queue, slurm_request, targets
 from workflow.login.plan import Plan, own_resources
 
 LOCK = ".snakemake/evovit.lock"
@@ -86,6 +86,7 @@ def begin(workflow, stack: ExitStack, argv: list[str] | None = None) -> Plan:
     try:
         files.check_writable(Path())
         files.check_folder(Path(".snakemake"), appended=())
+        files.check_writable(Path(mirror_process.LOG))
         stack.enter_context(locks.exclusive(LOCK))
         atexit.register(stack.close)  # before Python takes its modules apart
     except locks.Held as error:
