@@ -18,6 +18,19 @@ def change(database: Path, statement: str) -> None:
         connection.execute(statement)
 
 
+def test_the_database_has_the_rights_that_the_umask_gives(database):
+    """SQLite alone would let nobody but its maker write it."""
+    assert database.stat().st_mode & 0o777 == 0o664
+    assert {path.name for path in database.parent.iterdir()} <= {"mlflow.db", "results"}
+
+
+def test_a_database_that_a_kill_left_half_made_is_to_be_moved_away(root, mirror, attempt, said):
+    (root / "mlflow.db").unlink()
+    change(root / "mlflow.db", "CREATE TABLE spans (trace_id INTEGER)")
+    assert not mirror().catch_up()
+    assert ".damaged" in said[0]
+
+
 def test_a_damaged_database_is_to_be_moved_away(root, mirror, attempt, said):
     write_epochs(attempt("deit_tiny"), 1, 2)
     path = root / "mlflow.db"

@@ -6,7 +6,7 @@ from pathlib import Path
 from workflow import files
 
 FULL = r"disk is full|No space left|quota|file too large|disk I/O error"  # SQLite's for a quota
-DAMAGED = r"file is not a database|malformed|not a valid"
+DAMAGED = r"file is not a database|malformed|table \w+ already exists"  # the last: half made
 OTHER_VERSION = r"out-of-date database schema|Can't locate revision"
 
 
@@ -37,11 +37,6 @@ def is_unusable(reason: str) -> bool:
 
 
 def check_rights(path: Path) -> None:
-    """Raise NotWritable if this user may not write the database or the journal beside it.
-
-    Makes a missing one, as the umask says: SQLite would let nobody but its maker write it.
-    """
+    """Raise NotWritable if this user may not write the database or the journal beside it."""
     files.check_writable(path)
     files.check_writable(path.parent)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()

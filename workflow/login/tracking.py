@@ -12,14 +12,16 @@ import argparse
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 
-from workflow import command_line, locks, records
+from workflow import command_line, files, locks, records
 from workflow.campaign import ConfigError
 from workflow.login import mirror_artifacts, mirror_troubles
 from workflow.login.mirror_content import Content
 from workflow.login.mirror_points import Point
 from workflow.login.mirror_process import (
+    FILE,
     UNUSABLE,
     Followed,
     Stop,
@@ -155,6 +157,8 @@ class Mirror:
 
         if self.database:
             mirror_troubles.check_rights(self.database)
+            if not self.database.exists() or not self.database.stat().st_size:
+                self._make_database()
         client = MlflowClient(self.uri)
         self.deleted = {}
         for setting in self.results.config.settings:
@@ -173,6 +177,21 @@ class Mirror:
                 self._hold(client, run)
             token = page.token or ""
         self.client = client
+
+    def _make_database(self) -> None:
+        """Make the whole database or none: MLflow can't go on with one that it half made before a
+        kill or a full disk."""
+        from mlflow import MlflowClient
+
+        with files.replacing(self.database) as beside:
+            # a new name each time: MLflow keeps its connections to a file by name
+            new = beside.with_name(f"{beside.name}.{time.time_ns()}")
+            try:
+                new.touch()  # with the umask's rights; SQLite would give none to a group
+                MlflowClient(f"{FILE}{new}").search_experiments(max_results=1)
+                new.replace(beside)
+            finally:
+                new.unlink(missing_ok=True)
 
     def _hold(self, client, run) -> None:
         """Take the run for what MLflow holds of its attempt, or of its table, the last one.
