@@ -16,6 +16,7 @@ min_version("9.0")
 report: "workflow/report/workflow.rst"
 
 
+command_line.name_user()
 command_line.check_folder()
 held = ExitStack()  # what snakemake holds until it ends
 plan = session.begin(workflow, held)

@@ -1,12 +1,14 @@
-"""What the command lines of the workflow share: description, folder, and how they end.
+"""What the command lines of the workflow share: description, user, folder, and how they end.
 
 Standard library only: launchers and node programs import this.
 """
 
 import argparse
+import getpass
 import os
 import select
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +30,7 @@ def run(main: Callable[[], None], in_clone: bool = False) -> None:
 
     `in_clone`: the program uses paths below the clone, so refuse to start in another folder.
     """
+    name_user()
     if in_clone:
         check_folder()
     try:
@@ -45,6 +48,22 @@ def run(main: Callable[[], None], in_clone: bool = False) -> None:
         for number in unread:  # Python flushes both once more when it ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
         sys.exit(BROKEN_PIPE)
+
+
+def name_user() -> None:
+    """Give this process and its children a user's name and a home where the system knows none.
+
+    So it is in a container that runs as a mere number: torch, MLflow and Snakemake ask for them.
+    """
+    number = os.getuid()
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # by Python's version
+        os.environ["USER"] = os.environ["LOGNAME"] = f"uid{number}"
+    if os.path.expanduser("~") == "~":
+        home = os.path.join(tempfile.gettempdir(), f"home-uid{number}")
+        os.makedirs(home, mode=0o700, exist_ok=True)
+        os.environ["HOME"] = home
 
 
 def check_folder() -> None:
