@@ -40,7 +40,7 @@ __all__ = ["Mirror", "finish_mirror", "start_mirror"]
 POLL_S = 5.0
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # we say ourselves what went wrong, in one sentence
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
     # mlflow must not repeat a request by itself: a run that was made but whose answer got lost
@@ -109,7 +109,7 @@ class Mirror:
 
     def _trouble(self, key: Path | str | None, what: str, error: Exception | str) -> None:
         """Said once, until it is another; the disk keeps everything, so nothing is lost."""
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:400]
         reason = reason.split(". ")[0].rstrip(".")  # MLflow adds advice that does not apply here
         if remedy := mirror_troubles.remedy(reason, self.uri, self.database):
             reason = f"{reason}: {remedy}"
@@ -151,7 +151,7 @@ class Mirror:
         """Open, or make, the database and one experiment a setting; read which runs it holds."""
         os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
         for name in ("alembic", "mlflow"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         from mlflow import MlflowClient
         from mlflow.entities import ViewType
 
