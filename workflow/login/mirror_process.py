@@ -143,8 +143,9 @@ def finish_mirror(
     if code:
         say(f"Not everything is in MLflow yet ({root / LOG} says why); "
             "`python -m workflow.login.tracking --once` catches up.")  # fmt: skip
-        if reasons := (root / LOG).read_text(errors="replace").splitlines()[-2:-1]:
-            say(f"  {reasons[0]}")
+        if (log := root / LOG).exists():
+            lines = log.read_text(errors="replace").splitlines()
+            say("\n".join(f"  {line}" for line in lines[-2:-1]))  # the reason, then that it ended
         return
     own = uri == f"{FILE}{root.resolve()}/mlflow.db"
     say(f"MLflow: {'`mlflow ui` shows every run' if own else without_password(uri)}.")
