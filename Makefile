@@ -22,7 +22,16 @@ ATMOST =
 INSTALLED = $(VENV)/.$(notdir $(LOCK))
 RUN = PATH="$(abspath $(VENV))/bin:$$PATH"
 
-.PHONY: setup demo demo-full test test-unit test-whole ui lint locks
+# An environment's scripts name its folder, so in a clone that was moved or copied it is made anew.
+MOVED := $(shell test ! -e '$(VENV)/bin/activate' || \
+    { . '$(VENV)/bin/activate'; test "$$VIRTUAL_ENV" -ef '$(VENV)'; } || echo moved)
+
+# In a container the user may have no home; Snakemake needs one that it can write.
+ifneq ($(shell test -w "$$HOME" && echo yes),yes)
+export HOME := $(abspath $(VENV))/home
+endif
+
+.PHONY: moved setup demo demo-full test test-unit test-whole ui lint locks
 
 setup: $(VENV)/.device
 
@@ -65,7 +74,7 @@ locks: $(INSTALLED)
 
 # A changed lock makes the environment anew: nothing of the old one stays behind. Compiled here, once:
 # under PYTHONDONTWRITEBYTECODE, which containers often set, each job spent 8 seconds more on imports.
-$(INSTALLED): $(LOCK)
+$(INSTALLED): $(LOCK) $(MOVED)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, $(NEWEST_PYTHON)) \
 	    else "$(LOCK) needs Python 3.11 to 3.$(NEWEST_PYTHON), and $(PYTHON) is %d.%d; name another: make PYTHON=python3.12" % v)'
 	@echo "Setting up $(VENV) from $(LOCK) (torch with CUDA: about 6 GB) ..."
@@ -74,6 +83,9 @@ $(INSTALLED): $(LOCK)
 	@$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(VENV)/bin/python --requirement $(LOCK)
 	@$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --no-deps --editable .
 	@touch $@
+
+moved:
+	@echo "$(VENV) was set up in another folder, where this clone was moved or copied from."
 
 # Says which device is used, and stops here if the installed torch can't serve the GPU.
 $(VENV)/.device: $(INSTALLED)

@@ -11,6 +11,7 @@ if str(workflow.basedir) != str(workflow.current_basedir):
     )
 sys.path.insert(0, str(workflow.basedir))
 
+from workflow.command_line import check_folder, name_user
 from workflow.login import plan as planning
 from workflow.login import session, targets, tracking
 
@@ -20,6 +21,8 @@ min_version("9.0")
 report: "workflow/report/workflow.rst"
 
 
+name_user()
+check_folder()
 held = ExitStack()  # what snakemake holds until it ends
 plan, command_line = session.begin(workflow)
 mirror = []
@@ -50,6 +53,7 @@ include: "workflow/rules/whole.smk"
 
 onstart:
     session.check_requests(workflow.dag.needrun_jobs())
+    session.check_rights(workflow.dag.needrun_jobs())
     session.announce(plan, workflow.dag.needrun_jobs())
     mirror.append(tracking.start_mirror())
 

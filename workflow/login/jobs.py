@@ -12,7 +12,7 @@ from pathlib import Path
 
 import submitit
 
-from workflow import locks, records
+from workflow import command_line, locks, records
 
 MODULES = {
     "analysis": "workflow.node.analysis",
@@ -41,6 +41,7 @@ class Job(submitit.helpers.Checkpointable):
         self.spec, self.site, self.folder = spec, site, folder
 
     def __call__(self) -> None:
+        command_line.name_user()  # a node's container may know others than the login node
         environment = submitit.JobEnvironment()
         if environment.global_rank > 0 and self.spec["kind"] not in DISTRIBUTED:
             return  # resources for several processes were given to a job that is one

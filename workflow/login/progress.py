@@ -1,5 +1,6 @@
 """What a person reads while a job runs: its journal, on the terminal and in the rule's log."""
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -12,7 +13,10 @@ ERROR = "ERROR: "  # before the last line of a launcher that failed
 
 
 class Log:
-    """Says each line on the terminal, under the job's name, and in the rule's log."""
+    """Says each line on the terminal, under the job's name, and in the rule's log.
+
+    A terminal that is gone (a lost connection, `snakemake 2>&1 | head`) stops no job.
+    """
 
     def __init__(self, path: Path, name: str):
         self.path, self.name = path, name
@@ -27,7 +31,8 @@ class Log:
 
     def say(self, text: str) -> None:
         for line in text.splitlines():
-            print(f"[{self.name}] {line}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                print(f"[{self.name}] {line}", file=sys.stderr, flush=True)
             print(time.strftime(TIME) + line, file=self._stream, flush=True)
 
 

@@ -14,9 +14,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from workflow import layout, locks, records, runs
+from workflow import files, layout, locks, records, runs
 from workflow.campaign import ConfigError
-from workflow.login import forecast, options, schema, slurm_queue, slurm_request, targets
+from workflow.login import (
+    forecast,
+    mirror_process,
+    options,
+    schema,
+    slurm_queue,
+    slurm_request,
+    targets,
+)
 from workflow.login import snakemake_compat as compat
 from workflow.login.plan import NOT_OURS, Plan, own_resources
 from workflow.login.snakemake_compat import CommandLine
@@ -68,15 +76,15 @@ def start(workflow, plan: Plan, command_line: CommandLine, stack: ExitStack) -> 
     given = command_line.options
     rules = {rule.name: rule for rule in workflow.rules}
     check_resources(command_line, rules)
-    files = check_targets(plan, given, rules)
+    asked = check_targets(plan, given, rules)
     caps = workflow.global_resources
     compat.call_with_jobs(workflow, lambda dag: check_jobs(dag, given, caps))
     if options.only_looks(given):
         return
     check_profile(command_line.default_resources)
-    if files and all(path.endswith(PARTIAL) for path in files):
+    if asked and all(path.endswith(PARTIAL) for path in asked):
         return  # reads what is there, also while another snakemake works
-    for setting in plan.settings_asked_for(files):
+    for setting in plan.settings_asked_for(asked):
         data = plan.config.settings[setting]["data"]
         try:
             if data["name"] != "digits":  # written by the workflow itself
@@ -85,11 +93,14 @@ def start(workflow, plan: Plan, command_line: CommandLine, stack: ExitStack) -> 
             sys.exit(str(error))
         check_checkpoints(setting, plan.config.settings[setting])
     try:
+        files.check_writable(Path())
+        files.check_folder(Path(".snakemake"), appended=())
+        files.check_writable(Path(mirror_process.LOG))
         stack.enter_context(locks.exclusive(LOCK))
         atexit.register(stack.close)  # before Python takes its modules apart
     except locks.Held as error:
         sys.exit(f"Another snakemake works in this folder ({error}); wait for it, or end it.")
-    except locks.NoLocks as error:
+    except (files.NotWritable, locks.NoLocks) as error:
         sys.exit(str(error))
 
 
@@ -127,18 +138,18 @@ def check_targets(plan: Plan, given, rules: dict) -> list[str]:
 
     Ends snakemake for a name that no rule makes, with those that are like it.
     """
-    files = {option: [] for option in TARGETS}
+    named = {option: [] for option in TARGETS}
     for option in TARGETS:
         for name in sorted(map(str, getattr(given, option) or ())):
             if name not in rules:
-                files[option].append(_file(plan, name, rules))
+                named[option].append(_file(plan, name, rules))
             elif option == "targets" and rules[name].has_wildcards():
                 sys.exit(
                     f"{name} is a rule that makes many files; name the one that you want, such as "
                     f"{_example(plan, rules[name])}."
                 )
-    _refuse_swallowed_targets(plan, given, files)
-    asked = [*files["targets"], *files["forcerun"], *files["prioritize"], *files["until"]]
+    _refuse_swallowed_targets(plan, given, named)
+    asked = [*named["targets"], *named["forcerun"], *named["prioritize"], *named["until"]]
     if not given.targets or "all" in given.targets:
         asked.append(targets.DEFAULT)
     return asked
@@ -163,12 +174,12 @@ def _example(plan: Plan, rule) -> str:
     return next((name for name in names if rule.is_producer(name)), targets.DEFAULT)
 
 
-def _refuse_swallowed_targets(plan: Plan, given, files: dict[str, list[str]]) -> None:
+def _refuse_swallowed_targets(plan: Plan, given, named: dict[str, list[str]]) -> None:
     """`--forcerun results/demo/data.json results/demo/table1.csv` alone would make ImageNet's
     Table 1 as well: an option of many values takes the targets, and then the default is made."""
     default = targets.split_root(plan.config, targets.DEFAULT)[0]
     for option in TARGETS[1:] if not given.targets else ():
-        for path in files[option]:
+        for path in named[option]:
             if targets.split_root(plan.config, path)[0] != default:
                 spelling = f"--{option.replace('_', '-')}"
                 sys.exit(
@@ -308,6 +319,18 @@ def check_requests(jobs, ask=slurm_queue.ask) -> None:
             slurm_request.check(rule, json.loads(resources), ask)
         except slurm_request.RequestError as error:
             sys.exit(str(error))
+
+
+def check_rights(jobs) -> None:
+    """End snakemake with one sentence if this user may not write what one of the jobs writes."""
+    try:
+        for job in jobs:
+            for path in (*(Path(output).parent for output in job.output), *map(Path, job.log)):
+                files.check_writable(path)
+            if "resources" in job.params.keys():  # noqa: SIM118 (a list with names)
+                files.check_folder(targets.job_folder(str(job.output[0])))
+    except files.NotWritable as error:
+        sys.exit(str(error))
 
 
 def announce(plan: Plan, jobs) -> None:

@@ -13,7 +13,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from workflow import locks, records, runs
+from workflow import command_line, locks, records, runs
 from workflow.login import attempts, executors, following, progress
 from workflow.login.attempts import Attempt
 from workflow.login.slurm_queue import Queue
@@ -135,7 +135,7 @@ def interrupt(number, frame):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line.parser(__doc__)
     parser.add_argument("--spec", type=Path, required=True, help="the spec, in the job's folder")
     parser.add_argument("--output", type=Path, required=True, help="where to publish the record")
     parser.add_argument("--log", type=Path, required=True)
@@ -167,4 +167,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

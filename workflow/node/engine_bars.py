@@ -8,7 +8,6 @@ the engine's overhead over a bare loop of the same model on the same random tens
 Ends with code 1 if that is not under its bar.
 """
 
-import argparse
 import csv
 import statistics
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from workflow import runs
+from workflow import command_line, runs
 from workflow.campaign import Config
 from workflow.node import build, data, stop
 from workflow.node.checkpoints import Checkpoints
@@ -135,7 +134,7 @@ def overhead_pct(config: Config, rounds: int) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line.parser(__doc__)
     parser.add_argument("--images", type=Path, help="folder of class folders with photographs")
     parser.add_argument("--rounds", type=int, default=15, help="of engine and bare loop")
     parser.add_argument("--output", type=Path, help="write the numbers to this CSV too")
@@ -171,4 +170,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

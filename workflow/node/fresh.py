@@ -7,7 +7,6 @@ threads that wander between processors vary more than the models differ.
     python -m workflow.node.fresh --spec spec.json --output record.json
 """
 
-import argparse
 import importlib
 import json
 import os
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from workflow import layout, records
+from workflow import command_line, layout, records
 from workflow.node import build, checkpoints, device, sensors
 from workflow.node.parts import FOLDER
 
@@ -120,7 +119,7 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line.parser(__doc__)
     parser.add_argument("--spec", required=True, type=Path, help="JSON file: what to measure")
     parser.add_argument("--output", required=True, type=Path, help="the record to write")
     parser.add_argument(
@@ -145,4 +144,4 @@ def main() -> None:
 if __name__ == "__main__":
     from workflow.node import fresh  # the module whose MeasurementError the measurements raise
 
-    fresh.main()
+    command_line.run(fresh.main)
