@@ -156,11 +156,13 @@ def check_requests(jobs, caps, ask=slurm_queue.ask) -> None:
         resources = own_resources(job.resources)
         key = (job.rule.name, json.dumps(resources, sort_keys=True))
         submits = "resources" in job.params.keys()  # noqa: SIM118 (a list with names)
-        if not submits or key in seen or resources.get("launcher") != "slurm":
+        if not submits or key in seen or "launcher" not in resources:
             continue
         seen.add(key)
         try:
-            slurm_request.check(job.rule.name, resources, ask)
+            slurm_request.check_names(job.rule.name, resources)
+            if resources["launcher"] == "slurm":
+                slurm_request.check(job.rule.name, resources, ask)
         except slurm_request.RequestError as error:
             sys.exit(str(error))
 
