@@ -226,7 +226,7 @@ def _position(version: dict) -> str:
 
 def flags(record: dict) -> list[str]:
     """What a table says to beware of: an unknown commit, or several versions of the code."""
-    known = record["provenance"]
+    known = record.get("provenance", {})
     if reason := unknown_reason(known):
         return [f"unknown commit: {reason}"]
     if parts := spans(known):

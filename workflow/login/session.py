@@ -19,6 +19,7 @@ from workflow.login.plan import Plan, own_resources
 
 LOCK = ".snakemake/evovit.lock"
 PARTIAL = ".partial.csv"
+DEMO_PROFILE = "workflow/profiles/demo/config.yaml or its copy"
 ITEMS = ("table", "figure", "claims", "whole")  # rules of what trainings are for
 LOOKING = (
     "dryrun",
@@ -160,9 +161,10 @@ def check_requests(jobs, caps, ask=slurm_queue.ask) -> None:
             continue
         seen.add(key)
         try:
-            slurm_request.check_names(job.rule.name, resources)
             if resources["launcher"] == "slurm":
                 slurm_request.check(job.rule.name, resources, ask)
+            else:
+                slurm_request.check_names(job.rule.name, resources, DEMO_PROFILE)
         except slurm_request.RequestError as error:
             sys.exit(str(error))
 

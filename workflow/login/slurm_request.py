@@ -115,6 +115,7 @@ def check(rule: str, resources: dict, ask=slurm_queue.ask) -> None:
 
     A controller that is away refuses nothing here: submission waits for it.
     """
+    check_names(rule, resources)
     given = options(resources)
     setup_lines(resources)
     wanted = " ".join(flags(given))
@@ -129,20 +130,17 @@ def check(rule: str, resources: dict, ask=slurm_queue.ask) -> None:
         raise RequestError(f"Slurm can't run rule {rule} ({wanted}): {reason.strip()}; {mend}.")
 
 
-def check_names(rule: str, resources: dict) -> None:
-    """Raise RequestError for a resource that nobody knows, or a value that is none of its own;
-    wherever the rule's jobs run."""
-    profile = f"workflow/profiles/{'slurm' if resources['launcher'] == 'slurm' else 'demo'}"
-    place = f"{profile}/config.yaml or its copy"
+def check_names(rule: str, resources: dict, profile: str = PROFILE) -> None:
+    """Raise RequestError for an unknown resource, or a word that is none of those it may be."""
     known = sorted(RESOURCES)
     for name in sorted(set(resources) - RESOURCES):
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
-        raise RequestError(f"Rule {rule} has an unknown resource {name!r} ({place}); {hint}")
+        raise RequestError(f"Rule {rule} has an unknown resource {name!r} ({profile}); {hint}")
     for name, values in CHOICES.items():
         if name in resources and resources[name] not in values:
             raise RequestError(
-                f"Rule {rule} has {name}: {resources[name]!r} ({place}); it is "
+                f"Rule {rule} has {name}: {resources[name]!r} ({profile}); it is "
                 f"{' or '.join(values)}."
             )
 
