@@ -65,6 +65,8 @@ def source_hash(root: Path) -> str:
     """16 hexadecimal digits over the names and contents of the source files below `root`."""
     digest = hashlib.sha256()
     for path in sorted({path for pattern in SOURCES for path in root.glob(pattern)}):
+        if path.name.startswith(".") or not path.is_file():  # an editor's lock is a broken link
+            continue
         content = path.read_bytes()
         digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode())
         digest.update(content)
@@ -86,15 +88,17 @@ def checkout(root: Path) -> dict:
             if not os.path.samefile(top, root):
                 return {**unknown, "reason": "the code's folder is not the top of its git clone"}
             changed = _git(root, home, "status", "--porcelain", "--untracked-files=no")
-            patterns = [f":(glob){pattern}" for pattern in SOURCES]
+            patterns = [*(f":(glob){pattern}" for pattern in SOURCES), ":(exclude,glob)**/.*"]
             others = ("ls-files", "--others", "--exclude-standard", "--", *patterns)
             untracked = _git(root, home, *others)
     except FileNotFoundError:
-        return {**unknown, "reason": f"git is not installed on {os.uname().nodename}"}
+        return {**unknown, "reason": "git is not installed where it ran"}
+    except subprocess.TimeoutExpired:
+        return {**unknown, "reason": f"git did not answer within {GIT_TIMEOUT_S} s"}
     except subprocess.CalledProcessError as error:
         lines = error.stderr.strip().splitlines() or [f"exit code {error.returncode}"]
         return {**unknown, "reason": f"git fails: {lines[0].removeprefix('fatal: ')}"}
-    except (OSError, subprocess.TimeoutExpired, ValueError) as error:
+    except (OSError, ValueError) as error:
         return {**unknown, "reason": f"git can't be asked: {' '.join(str(error).split())}"}
     return {"commit": commit, "dirty": bool(changed or untracked), "reason": None}
 

@@ -58,6 +58,10 @@ def test_a_clone_is_known_by_its_commit_and_what_differs_from_it(clone):
     (clone / "evovit/new.py").write_text("")  # imported, though git does not track it
     assert provenance.checkout(clone)["dirty"]
     (clone / "evovit/new.py").unlink()
+    sources = provenance.source_hash(clone)
+    (clone / "evovit/.#tokens.py").symlink_to("user@host.1234")  # Emacs's, while a file is edited
+    assert provenance.checkout(clone) == clean
+    assert provenance.source_hash(clone) == sources
     (clone / "evovit/tokens.py").write_text("a = 2\n")
     assert provenance.checkout(clone) == clean | {"dirty": True}
 
@@ -112,7 +116,7 @@ def test_a_copy_below_somebodys_repository_has_no_commit(clone, damage, reason):
 
 def test_without_git_the_reason_is_said(clone, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert "git is not installed on" in provenance.checkout(clone)["reason"]
+    assert "git is not installed" in provenance.checkout(clone)["reason"]
 
 
 def asked_as(uid: int, clone: Path) -> dict:
@@ -190,7 +194,7 @@ def test_a_commit_after_the_import_is_not_what_ran(tmp_path):
 OLD = {"commit": "a" * 40, "dirty": False, "reason": None, "source_hash": "1" * 16,
        "versions": {"torch": "2.7.1", "timm": "1.0.31"}}  # fmt: skip
 NEW = OLD | {"commit": "b" * 40, "dirty": True, "source_hash": "2" * 16}
-UNKNOWN = OLD | {"commit": None, "dirty": None, "reason": "git is not installed on node7"}
+UNKNOWN = OLD | {"commit": None, "dirty": None, "reason": "git is not installed where it ran"}
 
 
 def record_of(*code: dict) -> dict:
@@ -211,9 +215,9 @@ def record_of(*code: dict) -> dict:
          False, "evo_deit_tiny was made by several versions of the code: from epoch 1 on "
          "commit aaaaaaaaaa (source 11111111, torch 2.7.1); from the search's layer 5 on "
          "commit aaaaaaaaaa (source 11111111, torch 2.8.0)"),
-        ([UNKNOWN], None, None, "unknown commit: git is not installed on node7"),
+        ([UNKNOWN], None, None, "unknown commit: git is not installed where it ran"),
         ([UNKNOWN | {"source_hash": "2" * 16}, OLD], "mixed", None,
-         "an unknown commit (git is not installed on node7"),
+         "an unknown commit (git is not installed where it ran"),
     ],
 )  # fmt: skip
 def test_record_mlflow_and_table_name_every_version(code, commit, dirty, flag):
