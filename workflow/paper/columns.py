@@ -232,25 +232,27 @@ def timed_on(frame: pd.DataFrame) -> str:
 def describe_epochs(record: dict, dense: list[dict]) -> list[str]:
     """How long an epoch's training steps take; beside the dense row's, where it was trained on the
     same device, and beside the MACs of both."""
-    history = record["results"].get("history")
-    if history is None:  # its weights were given
+    seconds = mean_seconds(record)
+    if seconds is None:  # its weights were given
         return []
-    seconds = mean_seconds(history)
     said = f"epochs of {seconds:.1f} s"
     place = ("device", "world_size")
-    if not dense or "history" not in dense[0]["results"] or dense[0]["spec"] == record["spec"]:
+    dense_seconds = mean_seconds(dense[0]) if dense else None
+    if dense_seconds is None or dense[0]["spec"] == record["spec"]:
         return [said]
     if any(dense[0]["provenance"][key] != record["provenance"][key] for key in place):
         return [said]
     other = dense[0]["results"]
-    faster = mean_seconds(other["history"]) / seconds
+    faster = dense_seconds / seconds
     fewer = other["macs_g"] / record["results"]["macs_g"]
     return [f"{said}, the dense one's over this {faster:.2f}, its MACs over these {fewer:.2f}"]
 
 
-def mean_seconds(history: list[dict]) -> float:
-    """How long an epoch's steps took, of the epochs whose metrics are not lost."""
-    return statistics.mean(epoch["train_s"] for epoch in history if "train_s" in epoch)
+def mean_seconds(record: dict) -> float | None:
+    """How long an epoch's steps took, of the epochs whose metrics are known; None if of none."""
+    history = record["results"].get("history", [])
+    known = [epoch["train_s"] for epoch in history if "train_s" in epoch]
+    return statistics.mean(known) if known else None
 
 
 def describe_training(record: dict, config: Config) -> str:
