@@ -82,6 +82,8 @@ def checkout(root: Path) -> dict:
     unknown = {"commit": None, "dirty": None}
     if not (root / ".git").exists():
         return {**unknown, "reason": "the code is no git clone, but a copy or an installed package"}
+    if not os.access(root / ".git", os.R_OK):
+        return {**unknown, "reason": "the user may not read the clone's .git"}
     try:
         with tempfile.TemporaryDirectory() as home:
             top, commit = _git(root, home, "rev-parse", "--show-toplevel", "HEAD").splitlines()

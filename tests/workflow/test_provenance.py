@@ -150,6 +150,9 @@ def test_a_clone_of_another_user_is_known_and_left_as_it_is(clone, owner, reader
         assert asked_as(reader, shared_clone) == {"commit": head, "dirty": False, "reason": None}
         after = (shared_clone / ".git/index").stat()
         assert (after.st_mtime_ns, after.st_uid) == (index.st_mtime_ns, owner)
+        if reader == NOBODY:
+            (shared_clone / ".git").chmod(0o700)
+            assert "may not read" in asked_as(reader, shared_clone)["reason"]
 
 
 def test_sources_are_the_same_code_whatever_the_documents_say(clone):
