@@ -128,7 +128,7 @@ def training(launcher: str):
         input=[],
         attempt=2,
         output=["results/demo/runs/deit_tiny/train.json"],
-        resources={"launcher": launcher, "runtime": 60, "gpsu": 1},
+        resources={"launcher": launcher, "runtime": 60},
         params={"resources": "{}"},
     )
 
@@ -167,15 +167,41 @@ def test_what_slurm_can_never_run_ends_snakemake_once_for_all_its_jobs():
         return "", "allocation failure: Invalid feature specification"
 
     session.check_requests([training("local")], ask)
-    with pytest.raises(SystemExit, match="did you mean 'gpus'"):
-        session.check_requests([training("slurm")], ask)
     good = training("slurm")
-    del good.resources["gpsu"]
     with pytest.raises(SystemExit, match="Invalid feature"):
         session.check_requests([good], ask)
     asked.clear()
     session.check_requests([good] * 50, lambda *command: asked.append(command) or ("", ""))
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize("launcher", ["local", "slurm"])
+@pytest.mark.parametrize(
+    ("resource", "said"),
+    [
+        ({"gpsu": 1}, "unknown resource 'gpsu' .*did you mean 'gpus'"),
+        ({"other_cod": "refuse"}, "did you mean 'other_code'"),
+        (
+            {"other_code": "refused"},
+            "Rule train has other_code: 'refused' .*; it is warn or refuse",
+        ),
+        ({"other_code": True}, "it is warn or refuse"),
+        ({"on_interrupt": "cancle"}, "it is cancel or leave"),
+    ],
+)
+def test_a_profiles_mistake_is_refused_wherever_jobs_run(launcher, resource, said):
+    job = training(launcher)
+    job.resources |= resource
+    with pytest.raises(SystemExit, match=said):
+        session.check_requests([job], lambda *command: ("", ""))
+
+
+@pytest.mark.parametrize("launcher", ["local", "slurm"])
+@pytest.mark.parametrize("policy", ["warn", "refuse"])
+def test_both_answers_to_other_code_are_taken(launcher, policy):
+    job = training(launcher)
+    job.resources |= {"other_code": policy}
+    session.check_requests([job], lambda *command: ("", ""))
 
 
 def test_a_job_that_snakemake_would_give_less_than_it_asks_for_ends_it():

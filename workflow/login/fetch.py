@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
-from workflow import command_line, records
+from workflow import command_line, provenance, records
 from workflow.login.progress import Log
 
 FILE = "model.safetensors"
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--log", type=Path, required=True)
     arguments = parser.parse_args()
     started = time.time()
+    provenance.running()  # noted now, whatever is committed while the weights arrive
     with Log(arguments.log, str(arguments.output.with_suffix(""))) as log:
         try:
             spec = json.loads(arguments.spec.read_text())

@@ -34,7 +34,8 @@ class Job(submitit.helpers.Checkpointable):
     """One spec and the attempt folder it works in.
 
     `site` holds what must not change the result: root (the setting's results), data_root, workers,
-    device ("auto", "cpu" or "cuda"); of a local job also device_lock and visible_gpus.
+    device ("auto", "cpu" or "cuda"), other_code (the profile's); of a local job also device_lock
+    and visible_gpus.
     """
 
     def __init__(self, spec: dict, site: dict, folder: str):
@@ -52,6 +53,8 @@ class Job(submitit.helpers.Checkpointable):
             os.environ["CUDA_VISIBLE_DEVICES"] = self.site["visible_gpus"]
         folder = Path(self.folder)
         rank = environment.global_rank
+        # before any wait, so that all of this process is of the code that it notes as its own
+        importlib.import_module(MODULES[self.spec["kind"]])
         # A requeued job may find its predecessor alive, on a node that Slurm holds to be dead. Only
         # one may write: this one waits, and goes on where the other ends.
         with locks.exclusive(folder / f"rank{rank}.lock", UNTIL_THE_TIME_LIMIT_S):

@@ -66,7 +66,7 @@ class Follower:
         return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min left"
 
     def _start(self, event: dict) -> str | None:
-        if event["epoch"] or event["step"]:
+        if event.get("epoch") or event.get("step"):
             return (
                 f"resumed after epoch {event['epoch']} of {event['epochs']}, step {event['step']}"
             )
@@ -82,7 +82,9 @@ class Follower:
             f"epoch {event['epoch'] + 1}/{self.epochs}, step {event['step']}/{event['steps']}{left}"
         )
 
-    def _epoch(self, event: dict) -> str:
+    def _epoch(self, event: dict) -> str | None:
+        if event.get("restored"):  # a note says so
+            return None
         found, epoch = event["metrics"], event["epoch"]
         self.epoch_s = found["epoch_s"]
         left = self._left(self.epochs - epoch)

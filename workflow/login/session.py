@@ -32,6 +32,7 @@ from workflow.login.submit import LAUNCHERS
 
 LOCK = ".snakemake/evovit.lock"
 PARTIAL = ".partial.csv"
+DEMO_PROFILE = "workflow/profiles/demo/config.yaml or its copy"
 ITEMS = ("table", "figure", "claims", "whole")  # rules of what trainings are for
 # options that name targets; of those, the rules or files that must be part of what is made
 TARGETS = ("targets", "forcerun", "prioritize", "until", "omit_from")
@@ -287,23 +288,25 @@ def _submits(job) -> bool:
     return "resources" in job.params.keys()  # noqa: SIM118 (a list with names)
 
 
-def _of_slurm(jobs) -> dict[tuple[str, str], list]:
-    """The jobs that go to Slurm, by rule and resources (as JSON)."""
+def _submitted(jobs) -> dict[tuple[str, str], list]:
+    """The jobs that a launcher submits, by rule and resources (as JSON)."""
     alike: dict[tuple[str, str], list] = {}
     for job in jobs:
-        resources = own_resources(job.resources)
-        if _submits(job) and resources.get("launcher") == "slurm":
-            key = (job.rule.name, json.dumps(resources, sort_keys=True))
-            alike.setdefault(key, []).append(job)
+        if _submits(job):
+            resources = json.dumps(own_resources(job.resources), sort_keys=True)
+            alike.setdefault((job.rule.name, resources), []).append(job)
     return alike
 
 
 def requests(jobs) -> Iterator[str]:
     """What jobs would ask of Slurm, a line for those of one rule. Ends snakemake for a request
     that contradicts itself."""
-    for (rule, resources), alike in sorted(_of_slurm(jobs).items()):
+    for (rule, text), alike in sorted(_submitted(jobs).items()):
+        resources = json.loads(text)
+        if resources.get("launcher") != "slurm":
+            continue
         try:
-            flags = slurm_request.flags(slurm_request.options(json.loads(resources)))
+            flags = slurm_request.flags(slurm_request.options(resources))
         except slurm_request.RequestError as error:
             sys.exit(str(error))
         yield f"Request of rule {rule}, {len(alike)} job(s): sbatch {' '.join(flags)}"
@@ -314,9 +317,13 @@ def check_requests(jobs, ask=slurm_queue.ask) -> None:
 
     `jobs` are Snakemake's; those that are not submitted carry no `resources` parameter.
     """
-    for rule, resources in _of_slurm(jobs):
+    for rule, text in _submitted(jobs):
+        resources = json.loads(text)
         try:
-            slurm_request.check(rule, json.loads(resources), ask)
+            if resources.get("launcher") == "slurm":
+                slurm_request.check(rule, resources, ask)
+            else:
+                slurm_request.check_names(rule, resources, DEMO_PROFILE)
         except slurm_request.RequestError as error:
             sys.exit(str(error))
 
@@ -327,7 +334,7 @@ def check_rights(jobs) -> None:
         for job in jobs:
             for path in (*(Path(output).parent for output in job.output), *map(Path, job.log)):
                 files.check_writable(path)
-            if "resources" in job.params.keys():  # noqa: SIM118 (a list with names)
+            if _submits(job):
                 files.check_folder(targets.job_folder(str(job.output[0])))
     except files.NotWritable as error:
         sys.exit(str(error))

@@ -126,6 +126,7 @@ def site_of(arguments: argparse.Namespace) -> dict:
         "workers": data.get("workers", 0),
         "checkpoint_minutes": resources.get("checkpoint_minutes", 15),
         "device": device,
+        "other_code": resources.get("other_code", "warn"),
         "stage": resources.get("stage"),
     }
 

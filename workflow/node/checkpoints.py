@@ -74,13 +74,20 @@ class Checkpoints:
 
     def _keep_best(self, path: Path, value: float) -> None:
         note = self.folder / "best.json"
-        if not note.exists() or json.loads(note.read_text())["value"] < value:
+        if self._best_value() < value:
             with files.replacing(self.folder / "best.pt") as beside:
                 try:
                     os.link(path, beside)
                 except OSError:  # a file system without links
                     shutil.copyfile(path, beside)
             records.write_json(note, {"value": value, "was": path.name})
+
+    def _best_value(self) -> float:
+        """What best.pt reached; minus infinity if there is none or its note is damaged."""
+        try:
+            return float(json.loads((self.folder / "best.json").read_text())["value"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return -math.inf
 
     def keep_snapshot(self, epoch: int, model: nn.Module) -> None:
         """Keep the weights after an epoch (from 1), for good; a failed save is reported."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from timm.data import resolve_model_data_config
 
-from workflow import layout, records
+from workflow import layout, provenance, records
 from workflow.journal import Journal
 from workflow.node import build, checkpoints, data, device, macs, manifest
 
@@ -39,13 +39,20 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
         lambda text: journal.write("note", text=text),
     )
     search = begin(spec, site, where)
+    code = provenance.extended([], from_layer=0)
     if state := saved.load():
+        made_by = state.get("code", [{**provenance.UNREPORTED, "from_layer": 0}])
+        policy = site.get("other_code", provenance.WARN)
+        if warning := provenance.check_resumed(spec, made_by, policy):
+            journal.write("note", text=warning)
         search.load_state_dict(state["search"])
+        code = provenance.extended(made_by, from_layer=len(search.found))
+    journal.write("start", layer=len(search.found), code=provenance.running())
     while not search.done:
         found = search.next_layer()
         metrics = {"patches": len(found.patches), "error": found.error}
         journal.write("layer", layer=1 + found.layer, layers=search.model.depth, metrics=metrics)
-        saved.save(len(search.found), {"search": search.state_dict()})
+        saved.save(len(search.found), {"search": search.state_dict(), "code": code})
     size = tuple(search.images.shape[1:])
     results = {
         **search.summary(),
@@ -55,4 +62,4 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
     }
     journal.write("end")
     seen = {"device": device.describe(where), "manifest": manifest.hash_of(site)}
-    return records.make(spec, results, started, **seen)
+    return records.make(spec, results, started, code, **seen)

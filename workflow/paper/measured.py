@@ -111,7 +111,7 @@ def legend(folder: Path) -> list[str]:
     if not found:
         raise records.RecordError(f"{folder} has no throughput/<section>/<point>.json.")
     devices = sorted({record["results"]["device"] for record in found})
-    commits = sorted({str(record["provenance"]["commit"])[:7] for record in found})
+    commits = sorted({(record["provenance"]["commit"] or "unknown")[:7] for record in found})
     return [
         f"Timed on {', '.join(devices)}; commits {', '.join(commits)}. Behind speed-ups stand "
         "their 95 % intervals.",
