@@ -58,6 +58,8 @@ class Training(Stepper):
         else:
             self.save(saved)  # something to go back to
         self.note("start", epochs=self.recipe["epochs"], epoch=self.epoch, step=self.step)
+        for text in self.unreached() if self.update == 0 else ():
+            self.note("note", text=text)
         while self.epoch < self.recipe["epochs"]:
             try:
                 if not self.train_epoch(saved, stop):
@@ -66,6 +68,11 @@ class Training(Stepper):
             except NotFinite as found:
                 self.go_back(found, saved)
         return True
+
+    def unreached(self) -> list[str]:
+        """A sentence for each part of the task's own schedule that so few epochs never come to."""
+        told = getattr(self.task, "unreached", None)
+        return told(self.recipe["epochs"]) if told else []
 
     def train_epoch(self, saved: Checkpoints, stop: StopFlag) -> bool:
         """The rest of the epoch's steps; False: asked to stop, and the checkpoint is saved.
