@@ -16,8 +16,9 @@ from workflow.node import staging, train
 @pytest.fixture
 def environment(monkeypatch):
     """Two tasks as Slurm would start them; which one we are is `global_rank`."""
-    found = SimpleNamespace(global_rank=0, num_tasks=2)
+    found = SimpleNamespace(global_rank=0, num_tasks=2, cluster="slurm")
     monkeypatch.setattr(submitit, "JobEnvironment", lambda: found)
+    monkeypatch.setattr(jobs.shell, "clean", lambda: [])  # of pytest's own process
     distributed = SimpleNamespace(export=lambda **options: None)
     monkeypatch.setattr(submitit.helpers, "TorchDistributedEnvironment", lambda: distributed)
     return found

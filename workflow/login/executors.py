@@ -8,9 +8,13 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
+
 from workflow import files, locks
 from workflow.login import slurm_queue
 from workflow.login.slurm_queue import Queue, Status
+
+CLOCK_STEP_S = 10.0  # a start is told by the system's clock, which may be set meanwhile
 
 
 def status(job: dict, attempt_folder: Path, queue: Queue | None = None) -> Status:
@@ -23,8 +27,8 @@ def status(job: dict, attempt_folder: Path, queue: Queue | None = None) -> Statu
         return (queue or Queue()).status(job["job_id"], job.get("submitted", 0.0))
     if locks.is_held(attempt_folder / "rank0.lock"):
         return Status("RUNNING")
-    here = job["host"] == os.uname().nodename and job["started"] is not None
-    lives = here and process_start(job["job_id"]) == job["started"]
+    here = job["host"] == os.uname().nodename
+    lives = here and is_same_process(job["job_id"], job["started"])
     return Status("RUNNING" if lives else slurm_queue.UNKNOWN)
 
 
@@ -58,8 +62,9 @@ def cancel(job: dict, attempt_folder: Path) -> str:
         return "" if "Invalid job id" in error else error  # it is gone already
     try:
         os.killpg(job["session"], signal.SIGKILL)
-    except PermissionError:
-        return f"it is {files.owner(attempt_folder / 'job.json')}'s job"
+    except PermissionError:  # macOS says so of a group of zombies, too
+        if is_alive(job, attempt_folder):
+            return f"it is {files.owner(attempt_folder / 'job.json')}'s job"
     except ProcessLookupError:
         pass
     while is_alive(job, attempt_folder):
@@ -67,11 +72,16 @@ def cancel(job: dict, attempt_folder: Path) -> str:
     return ""
 
 
-def process_start(pid: int | str) -> str | None:
-    """When the process began, in kernel ticks: tells a reused process id from the same one."""
+def process_start(pid: int | str) -> float | None:
+    """When the process began, in seconds since 1970; None if it is gone or a zombie."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
+        process = psutil.Process(int(pid))
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.Error:
         return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] == "Z" else fields[19]
+
+
+def is_same_process(pid: int | str, started: float | str | None) -> bool:
+    """Whether the process that began at `started` still lives; its number may be reused."""
+    now = process_start(pid)
+    return None not in (now, started) and abs(now - float(started)) < CLOCK_STEP_S

@@ -55,7 +55,7 @@ class Followed:
         self.started = executors.process_start(pid) if pid else None
 
     def lives(self) -> bool:
-        return self.started is not None and executors.process_start(self.pid) == self.started
+        return executors.is_same_process(self.pid, self.started)
 
 
 class Stop:

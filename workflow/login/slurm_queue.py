@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from workflow import files, locks, records
+from workflow import files, locks, records, shell
 
 ALIVE = {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "SPECIAL_EXIT"}
 ALIVE |= {"REQUEUE_HOLD", "REQUEUE_FED", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED"}
@@ -59,8 +59,9 @@ def ask(*command: str) -> tuple[str, str]:
     """(output, "") or ("", why there is none)."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=PATIENCE_S
-        )
+            command, capture_output=True, text=True, check=False, timeout=PATIENCE_S,
+            env=shell.for_slurm_commands(),
+        )  # fmt: skip
     except FileNotFoundError:
         return "", f"no {command[0]} here"
     except subprocess.TimeoutExpired:

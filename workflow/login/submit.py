@@ -13,7 +13,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from workflow import command_line, locks, records, runs
+from workflow import command_line, locks, records, runs, shell
 from workflow.login import attempts, executors, following, progress
 from workflow.login.attempts import Attempt
 from workflow.login.slurm_queue import Queue
@@ -58,6 +58,18 @@ def publish(attempt: Attempt, spec_path: Path, output: Path) -> None:
     attempt.published.touch()
 
 
+def say_what_stays_behind(resources: dict, say) -> None:
+    """Name what of the user's shell the job does not get."""
+    if removed := shell.clean(dict(os.environ)):
+        say(f"Not passed on to the job: {', '.join(removed)} (workflow/shell.py says why).")
+    folder = shell.too_long_for_sockets()
+    if folder and resources.get("launcher") == "local":
+        say(
+            f"TMPDIR={folder} is too long for the sockets of loader processes; the job takes the "
+            "system's temporary folder."
+        )
+
+
 def attach(attempt: Attempt, site: dict, resources: dict, say) -> bool:
     """See to it that the attempt's job lives; True if it is one that was left running."""
     job = attempt.job()
@@ -65,6 +77,7 @@ def attach(attempt: Attempt, site: dict, resources: dict, say) -> bool:
     status = executors.status(job, attempt.folder, Queue(max_age_s=2)) if job else None
     found = status is not None and status.alive
     if not found:
+        say_what_stays_behind(resources, say)
         job = submit(attempt, site, resources, say)
     verb = ": re-attached to" if found else ":"
     logs = attempt.folder / "logs"

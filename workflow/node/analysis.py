@@ -218,6 +218,7 @@ def selection(subject: Subject) -> Found:
         in_turn = torch.stack([*firsts, at_end[0]])  # (epochs, n, N)
         values["by_next_epoch"] = maps.shared(in_turn[:-1], in_turn[1:])
     results |= {"images": at_end.shape[1], **maps.over_images(values)}
+    results["schedule"] = model.schedule  # of a training that was too short, "layer" to its end
     return results | {"layers": layers, "at_epochs": [*epochs, end]}, arrays
 
 

@@ -113,6 +113,10 @@ def describe(device: torch.device) -> str:
         for line in (CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else [])
         if line.startswith("model name")
     ]
+    if sys.platform == "darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        told = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        names = [told.strip()] if told.strip() else []
     return names[0] if names else (platform.processor() or platform.machine())
 
 

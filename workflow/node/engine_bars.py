@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from workflow import command_line, runs
 from workflow.campaign import Config
-from workflow.node import build, data, stop
+from workflow.node import build, data, fresh, stop
 from workflow.node.checkpoints import Checkpoints
 from workflow.node.place import Place
 from workflow.node.training import Training
@@ -139,6 +139,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="of engine and bare loop")
     parser.add_argument("--output", type=Path, help="write the numbers to this CSV too")
     arguments = parser.parse_args()
+    fresh.settle({"threads": 1, "device": "cpu"}, __spec__.name)
     torch.set_num_threads(1)
     config, rows = Config.load(), []
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from workflow import layout, records
 from workflow.layout import DataError
 from workflow.node import sources
+from workflow.node.data import in_processes
 from workflow.node.sources import UNREADABLE, Folder, Listed
 
 Listing = Folder | Listed
@@ -76,9 +77,8 @@ class Decoding(Dataset):
 
 def undecodable(listing: Listing, workers: int) -> Iterator[str]:
     """Decode every file, by so many processes; -> those that are no whole image."""
-    loader = DataLoader(
-        Decoding(listing), batch_size=TOGETHER, num_workers=workers, collate_fn=list
-    )
+    options = in_processes(workers, stay=False) | {"collate_fn": list}
+    loader = DataLoader(Decoding(listing), batch_size=TOGETHER, **options)
     return (reason for reasons in loader for reason in reasons if reason)
 
 

@@ -1,5 +1,6 @@
 """Training: one spec, one folder -> a record, resumable after every step."""
 
+import signal
 import time
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import torch
 from timm.utils import unwrap_model
 
 from workflow import journal as journals
-from workflow import layout, records
+from workflow import layout, loaders, records
 from workflow.journal import Journal
 from workflow.node import device, macs, manifest, place
 from workflow.node.checkpoints import Checkpoints, describe_snapshots, save_weights
@@ -70,7 +71,11 @@ def fit(spec: dict, site: dict, folder: Path, where: Place) -> tuple[dict, list[
     with StopFlag() as stop:
         try:
             finished = training.fit(saved, stop)
-        except RuntimeError as error:
+        except loaders.FAULTS as error:
+            if stop.received is not None and -signal.SIGTERM in loaders.lost():
+                # Slurm asks all processes of a job at once, and the loaders obeyed first
+                report("Asked to stop: goes on from the last checkpoint.")
+                stop.hand_on(where.first)
             if not device.is_out_of_memory(error):
                 raise
             raise TrainingError(
@@ -90,6 +95,7 @@ def fit(spec: dict, site: dict, folder: Path, where: Place) -> tuple[dict, list[
     if "snapshots" in spec:
         results["snapshots"] = describe_snapshots(saved.folder, spec)
     results["deviations"] = training.deviations()
+    results["unreached"] = training.unreached()
     results["val_images"] = len(training.val_loader.loader.dataset)
     model = unwrap_model(training.model)
     if getattr(model, "cost_varies", False):

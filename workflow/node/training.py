@@ -73,6 +73,8 @@ class Training(Stepper):
         self.note("start", **place, code=provenance.running())
         if warning:
             self.note("note", text=warning)
+        for text in self.unreached() if self.update == 0 else ():
+            self.note("note", text=text)
         while self.epoch < self.recipe["epochs"]:
             try:
                 if not self.train_epoch(saved, stop):
@@ -148,6 +150,11 @@ class Training(Stepper):
             "time": None,
             "text": f"{text} (its line in the journal is lost).",
         }
+
+    def unreached(self) -> list[str]:
+        """A sentence for each part of the task's own schedule that so few epochs never come to."""
+        told = getattr(self.task, "unreached", None)
+        return told(self.recipe["epochs"]) if told else []
 
     def train_epoch(self, saved: Checkpoints, stop: StopFlag) -> bool:
         """The rest of the epoch's steps; False: asked to stop, and the checkpoint is saved.
