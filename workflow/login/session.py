@@ -7,7 +7,6 @@ import atexit
 import json
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 
 from snakemake.cli import get_argument_parser, get_profile_dir
 from snakemake.resources import Resources
@@ -78,11 +77,12 @@ def begin(workflow, stack: ExitStack, argv: list[str] | None = None) -> Plan:
     for setting in plan.settings_asked_for(options.targets):
         data = config.settings[setting]["data"]
         try:
+            root = layout.expand(data["root"], f"settings.yaml, {setting}.data.root")
             if data["name"] != "digits":  # written by the workflow itself
-                layout.check(setting, data)
+                layout.check(setting, {**data, "root": str(root)})
+            check_checkpoints(setting, config.settings[setting])
         except layout.DataError as error:
             sys.exit(str(error))
-        check_checkpoints(setting, config.settings[setting])
     try:
         stack.enter_context(locks.exclusive(LOCK))
         atexit.register(stack.close)  # before Python takes its modules apart
@@ -111,7 +111,8 @@ def keep_profile_resources(given: dict[str, Resources], options) -> None:
 def check_checkpoints(setting: str, scale: dict) -> None:
     """The files that stand in for trainings are there; the node checks what is in them."""
     for run, checkpoint in scale.get("checkpoints", {}).items():
-        if "file" in checkpoint and not Path(checkpoint["file"]).is_file():
+        place = f"settings.yaml, {setting}.checkpoints.{run}"
+        if "file" in checkpoint and not layout.expand(checkpoint["file"], place).is_file():
             sys.exit(
                 f"No file {checkpoint['file']} (workflow/config/settings.yaml, "
                 f"{setting}.checkpoints.{run}); download it there, or correct the path."

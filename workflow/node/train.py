@@ -45,7 +45,7 @@ def run(spec: dict, site: dict, folder: Path) -> dict | None:
     place.leave(where)
     if not where.first:
         return None
-    seen = {"device": device.describe(where.device), "manifest": manifest.hash_of(site)}
+    seen = {"device": device.describe(where.device), **manifest.of_images(site)}
     return records.make(spec, results, started, world_size=where.world_size, **seen)
 
 
@@ -58,7 +58,9 @@ def fit(spec: dict, site: dict, folder: Path, where: Place) -> dict | None:
             journal.write("note", text=text)
 
     minutes = site.get("checkpoint_minutes", CHECKPOINT_MINUTES)
-    saved = Checkpoints(folder / "checkpoints", records.runs.spec_hash(spec), report, minutes)
+    images = manifest.of_images(site)
+    spec_hash = records.runs.spec_hash(spec)
+    saved = Checkpoints(folder / "checkpoints", spec_hash, report, minutes, images)
     training = Training(spec, site, where, journal)
     with StopFlag() as stop:
         try:
@@ -78,7 +80,7 @@ def fit(spec: dict, site: dict, folder: Path, where: Place) -> dict | None:
     if not where.first:
         return None
     results = summarise(journals.epochs(journal.path), spec["recipe"]["epochs"])
-    results["weights"] = save_weights(folder, unwrap_model(training.model), spec)
+    results["weights"] = save_weights(folder, unwrap_model(training.model), spec, images["classes"])
     if "snapshots" in spec:
         results["snapshots"] = describe_snapshots(saved.folder, spec)
     results["deviations"] = journals.deviations(journal.path)
