@@ -202,11 +202,17 @@ def tar_files(split: Path) -> list[Path]:
     if not os.path.isdir(split):
         return []
     entries, unused, tars = _entries(split), Unused(), []
+    folders = sorted(entry.name for entry, kind in entries if kind == stat.S_IFDIR)
     for entry, kind in entries:
         if kind == stat.S_IFREG and entry.name.endswith(".tar") and is_utf8(entry.name):
             tars.append(Path(entry.path))
         else:
             unused.add(entry.path, "lies beside tar files and is none; move it elsewhere")
+    if tars and folders:
+        raise DataError(
+            f"{split} holds tar files ({min(tars).name}) and folders ({printable(folders[0])}); "
+            "keep either in it, and move the others elsewhere."
+        )
     if tars:
         unused.entries.sort()
         unused.check()
@@ -244,19 +250,22 @@ def check(setting: str, data: dict) -> None:
                 f"No folder {folder} (workflow/config/{key}); expected {shape}. "
                 "Link or set the folder there."
             )
-        found = class_folders(folder)
-        if not found:
+        classes[folder] = class_folders(folder)
+        if not classes[folder]:
             raise DataError(_flat(folder, root / data["train"], key, shape))
-        if len(found) != data["num_classes"]:
+    every = {name for names in classes.values() for name in names}
+    missing = [(folder, every - set(names)) for folder, names in classes.items()]
+    odd = [f"{folder} lacks {min(names)!r}" for folder, names in missing if names]
+    for folder, names in classes.items():
+        if len(names) != data["num_classes"]:
             raise DataError(
-                f"{folder} holds {len(found)} class folders, not {data['num_classes']} "
-                f"(workflow/config/{key}); expected {shape}."
+                f"{folder} holds {len(names)} class folders, not {data['num_classes']} "
+                f"(workflow/config/{key}); expected {shape}{'; '.join(['', *odd])}."
             )
-        classes[split] = set(found)
-    if len(classes) == 2 and (odd := sorted(set.symmetric_difference(*classes.values()))):
+    if odd:
         raise DataError(
-            f"The class {odd[0]!r} is in one of {root}/{{{data['train']},{data['val']}}} alone "
-            f"(workflow/config/{key}); both splits need the same class folders."
+            f"{odd[0]}, which the other split has (workflow/config/{key}); both splits need the "
+            "same class folders."
         )
 
 

@@ -306,7 +306,8 @@ def scan_tar(
             _check_end(stream, tar.offset, place)
     except (tarfile.TarError, EOFError) as error:
         raise DataError(
-            f"{printable(place)} can't be listed ({error}); replace it with the original tar file."
+            f"{printable(place)} can't be listed ({error}); replace it with the original tar file, "
+            "not compressed."
         ) from None
     for name in folders:
         if name and name not in parents:
@@ -324,8 +325,8 @@ def _check_end(stream: BinaryIO, offset: int, place: str) -> None:
         seen += len(block)
         if block.strip(b"\0"):
             raise DataError(
-                f"{printable(place)} holds more than its members, for it is damaged at byte "
-                f"{offset} or is several tar files in one; pack it anew."
+                f"{printable(place)} can't be read beyond byte {offset}: it is damaged, cut short "
+                "or several tar files in one; replace it with the original, or pack it anew."
             )
     if not seen:
         raise DataError(
@@ -354,7 +355,14 @@ class HubReader(ImageReader):
         dataset = datasets.load_dataset(name, split=split, cache_dir=str(root))
         self.image = self._image_column(datasets, dataset, data.get("image_column"))
         column = self._label_column(datasets, dataset, data.get("label_column"))
-        self.dataset = dataset.cast_column(self.image, datasets.Image(decode=False))
+        try:
+            self.dataset = dataset.cast_column(self.image, datasets.Image(decode=False))
+        except Exception as error:
+            raise DataError(
+                f"{self.shown}: the column {self.image!r} of type {dataset.features[self.image]} "
+                f"holds no images ({' '.join(str(error).split())}); name another by "
+                "`image_column` in workflow/config/settings.yaml."
+            ) from None
         self.classes = self._classes(datasets, dataset.features[column], column, data)
         self.labels = self._labels(dataset[column][:], column)
         self.names = [
