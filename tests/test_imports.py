@@ -38,6 +38,7 @@ ALLOWED = {
         *("workflow", "evovit", "baselines", "torch", "torchvision", "timm", "numpy", "PIL"),
         *("sklearn", "psutil"),
     },
+    "workflow/node/sources.py": {"workflow", "timm", "PIL", "datasets"},
     "workflow/node/interpretability.py": {"workflow", "torch", "timm", "captum"},
     "workflow/paper": {"workflow", "numpy", "pandas", "seaborn", "matplotlib"},
     "workflow/paper/found.py": {"scipy"},

@@ -80,7 +80,8 @@ class Job(submitit.helpers.Checkpointable):
         site = self.site
         if site.get("stage") and self.spec["kind"] in READ_IMAGES:
             staging = importlib.import_module("workflow.node.staging")
-            copy = staging.stage(self.spec["data"], site["data_root"], site["stage"])
+            place = site["data_root"], site["stage"], site.get("root")
+            copy = staging.stage(self.spec["data"], *place)
             site = {**site, "data_root": copy}
         module = importlib.import_module(MODULES[self.spec["kind"]])
         try:

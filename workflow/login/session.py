@@ -88,11 +88,12 @@ def start(workflow, plan: Plan, command_line: CommandLine, stack: ExitStack) -> 
     for setting in plan.settings_asked_for(asked):
         data = plan.config.settings[setting]["data"]
         try:
+            root = layout.expand(data["root"], f"settings.yaml, {setting}.data.root")
             if data["name"] != "digits":  # written by the workflow itself
-                layout.check(setting, data)
+                layout.check(setting, {**data, "root": str(root)})
+            check_checkpoints(setting, plan.config.settings[setting])
         except layout.DataError as error:
             sys.exit(str(error))
-        check_checkpoints(setting, plan.config.settings[setting])
     try:
         files.check_writable(Path())
         files.check_folder(Path(".snakemake"), appended=())
@@ -242,7 +243,8 @@ def check_touch(job) -> None:
 def check_checkpoints(setting: str, scale: dict) -> None:
     """The files that stand in for trainings are there; the node checks what is in them."""
     for run, checkpoint in scale.get("checkpoints", {}).items():
-        if "file" in checkpoint and not Path(checkpoint["file"]).is_file():
+        place = f"settings.yaml, {setting}.checkpoints.{run}"
+        if "file" in checkpoint and not layout.expand(checkpoint["file"], place).is_file():
             sys.exit(
                 f"No file {checkpoint['file']} (workflow/config/settings.yaml, "
                 f"{setting}.checkpoints.{run}); download it there, or correct the path."

@@ -13,7 +13,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from workflow import command_line, locks, records, runs, shell
+from workflow import command_line, layout, locks, records, runs, shell
 from workflow.login import attempts, executors, following, progress
 from workflow.login.attempts import Attempt
 from workflow.login.slurm_queue import Queue
@@ -21,6 +21,7 @@ from workflow.login.slurm_request import RequestError
 from workflow.login.submission import INTERRUPTS, LOCK, LaunchError, end_replaced, submit
 
 LAUNCHERS = ("local", "slurm")
+REFUSALS = (LaunchError, RequestError, records.RecordError, layout.DataError)
 WAIT_FOR_TWIN_S = 7 * 24 * 3600
 
 
@@ -126,7 +127,9 @@ def site_of(arguments: argparse.Namespace) -> dict:
     """What the job needs to know of this place, none of it part of the spec."""
     data = {} if arguments.data is None else json.loads(arguments.data)
     resources = json.loads(arguments.resources)
-    device, local = "auto", {}
+    device, local, data_root = "auto", {}, None
+    if data:
+        data_root = str(layout.expand(data["root"], "settings.yaml, data.root").resolve())
     if resources["launcher"] == "slurm":  # a GPU that was asked for and is not there is an error
         device = "cuda" if resources.get("gpus") else "cpu"
     else:
@@ -135,7 +138,7 @@ def site_of(arguments: argparse.Namespace) -> dict:
     return {
         **local,
         "root": arguments.root,
-        "data_root": str(Path(data["root"]).resolve()) if data else None,
+        "data_root": data_root,
         "workers": data.get("workers", 0),
         "checkpoint_minutes": resources.get("checkpoint_minutes", 15),
         "device": device,
@@ -173,7 +176,7 @@ def main() -> None:
                 say(f"Waiting for {lock}: {lock.read_text().strip()} is launching the same job.")
             stack.enter_context(locks.exclusive(lock, WAIT_FOR_TWIN_S))
             launch(arguments.spec, arguments.output, site_of(arguments), resources, say)
-        except (LaunchError, RequestError, records.RecordError, locks.Held, OSError) as error:
+        except (*REFUSALS, locks.Held, OSError) as error:
             say(progress.ERROR + " ".join(str(error).splitlines()))
             sys.exit(1)
         except Interrupted:

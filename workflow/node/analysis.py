@@ -52,7 +52,7 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
     journal = Journal(folder / "journal.jsonl")
     journal.write("note", text=f"{spec['computes']} of {spec['run']}: {results['images']} images")
     journal.write("end")
-    seen = {"device": device.describe(where), "manifest": manifest.hash_of(site)}
+    seen = {"device": device.describe(where), **manifest.of_images(site)}
     return records.make(spec, results, started, **seen)
 
 

@@ -36,7 +36,7 @@ class TrainLoader:
             std=model_cfg["std"],
             use_prefetcher=True,
         )
-        dataset = open_split(data, site["data_root"], data["train"], transform)
+        dataset = open_split(data, site, data["train"], transform)
         batch_size, repeats = recipe["batch_size"], recipe["repeated_augmentation"]
         self.batch_size, self.accumulate = shares(recipe, place.world_size)
         self.sampler = EpochSampler(
@@ -150,7 +150,7 @@ def eval_dataset(
         std=model_cfg["std"],
         use_prefetcher=True,
     )
-    return open_split(data, site["data_root"], data[split], transform)
+    return open_split(data, site, data[split], transform)
 
 
 def in_processes(workers: int, stay: bool) -> dict:

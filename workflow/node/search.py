@@ -33,10 +33,12 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
     layout.check(spec["setting"], {**spec["data"], "root": site["data_root"]})
     where = device.choose(site["device"])
     journal = Journal(folder / "journal.jsonl")
+    images = manifest.of_images(site)
     saved = checkpoints.Checkpoints(
         folder / "checkpoints",
         records.runs.spec_hash(spec),
         lambda text: journal.write("note", text=text),
+        images=images,
     )
     search = begin(spec, site, where)
     code = provenance.extended([], from_layer=0)
@@ -58,8 +60,8 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
         **search.summary(),
         "images": len(search.images),
         "macs_g": macs.count(search.model, size) / 1e9,
-        "weights": checkpoints.save_weights(folder, search.model, spec),
+        "weights": checkpoints.save_weights(folder, search.model, spec, images["classes"]),
     }
     journal.write("end")
-    seen = {"device": device.describe(where), "manifest": manifest.hash_of(site)}
+    seen = {"device": device.describe(where), **manifest.of_images(site)}
     return records.make(spec, results, started, code, **seen)

@@ -52,7 +52,7 @@ def run(spec: dict, site: dict, folder: Path) -> dict | None:
     if not where.first:
         return None
     results, code = fitted
-    seen = {"device": device.describe(where.device), "manifest": manifest.hash_of(site)}
+    seen = {"device": device.describe(where.device), **manifest.of_images(site)}
     return records.make(spec, results, started, code, world_size=where.world_size, **seen)
 
 
@@ -66,7 +66,9 @@ def fit(spec: dict, site: dict, folder: Path, where: Place) -> tuple[dict, list[
             journal.write("note", text=text)
 
     minutes = site.get("checkpoint_minutes", CHECKPOINT_MINUTES)
-    saved = Checkpoints(folder / "checkpoints", records.runs.spec_hash(spec), report, minutes)
+    images = manifest.of_images(site)
+    spec_hash = records.runs.spec_hash(spec)
+    saved = Checkpoints(folder / "checkpoints", spec_hash, report, minutes, images)
     training = Training(spec, site, where, journal)
     with StopFlag() as stop:
         try:
@@ -91,7 +93,7 @@ def fit(spec: dict, site: dict, folder: Path, where: Place) -> tuple[dict, list[
         return None
     results = summarise(training.history, spec["recipe"]["epochs"])
     results["restored_epochs"] = journals.restored(journal.path)
-    results["weights"] = save_weights(folder, unwrap_model(training.model), spec)
+    results["weights"] = save_weights(folder, unwrap_model(training.model), spec, images["classes"])
     if "snapshots" in spec:
         results["snapshots"] = describe_snapshots(saved.folder, spec)
     results["deviations"] = training.deviations()
