@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from timm.models import checkpoint, generate_default_cfgs, register_model
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
+from .dropping import FeatureMaps, TokenDroppingTransformer
 from .dynamicvit_layers import DynamicBlock, MaskedAttention, ScorePredictor, sample_keep
 from .dynamicvit_task import DynamicViTTask
-from .weights import load_exactly
+from .weights import complete_dense, load_exactly, split_weights
 
 __all__ = ["DynamicViTTask", "DynamicVisionTransformer", "load_official"]
 
@@ -31,7 +31,7 @@ class TrainingOutput(NamedTuple):
     decisions: tuple[Tensor, ...]  # per stage (B, N), with gradient
 
 
-class DynamicVisionTransformer(VisionTransformer):
+class DynamicVisionTransformer(TokenDroppingTransformer):
     """Vision Transformer that drops tokens by predicted scores.
 
     Args (beside timm's):
@@ -39,6 +39,7 @@ class DynamicVisionTransformer(VisionTransformer):
         prune_blocks: blocks before which tokens are dropped, counted from 0.
     """
 
+    fresh_keys = ("score_predictor.",)  # that no plain DeiT has
     near_ties = True  # fresh predictors score patches much alike: rounding decides which are kept
 
     def __init__(
@@ -53,8 +54,6 @@ class DynamicVisionTransformer(VisionTransformer):
             raise ValueError(f"keep_ratio={keep_ratio} must lie between 0 and 1")
         if not prune_blocks or list(prune_blocks) != sorted(set(prune_blocks) & set(range(depth))):
             raise ValueError(f"prune_blocks={prune_blocks} must ascend within 0..{depth - 1}")
-        if not self.has_class_token or self.num_reg_tokens or kwargs.get("patch_drop_rate"):
-            raise ValueError("DynamicViT needs one class token and the whole grid of patches")
         self.prune_blocks = prune_blocks
         self.keep_ratios = tuple(keep_ratio ** (i + 1) for i in range(len(prune_blocks)))
         dd = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
@@ -62,21 +61,30 @@ class DynamicVisionTransformer(VisionTransformer):
             ScorePredictor(self.embed_dim, **dd) for _ in prune_blocks
         )
         self.training_outputs = False
-        self._check_grid()
+        self._check_grid(self.patch_embed.num_patches)
         self.weight_init_mode = "reset" if weight_init == "skip" else weight_init
         if weight_init != "skip":
             self.init_weights(needs_reset=False)
 
-    def _check_grid(self) -> None:
-        if int(self.patch_embed.num_patches * self.keep_ratios[-1]) < 1:
+    def _check_grid(self, patches: int) -> None:
+        if int(patches * self.keep_ratios[-1]) < 1:
             raise ValueError(
-                f"keep_ratio {self.keep_ratios[-1]:.3f} of {self.patch_embed.num_patches} patches "
+                f"keep_ratio {self.keep_ratios[-1]:.3f} of {patches} patches "
                 "keeps none in the last stage: use more patches or a higher keep_ratio"
             )
 
     def set_input_size(self, *args: Any, **kwargs: Any) -> None:
         super().set_input_size(*args, **kwargs)
-        self._check_grid()
+        self._check_grid(self.patch_embed.num_patches)
+
+    def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True) -> list[int]:
+        """Remove what no block up to the last of ``indices`` needs, as timm's method."""
+        taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        stages = sum(block < len(self.blocks) for block in self.prune_blocks)
+        self.prune_blocks = self.prune_blocks[:stages]
+        self.keep_ratios = self.keep_ratios[:stages]
+        self.score_predictor = self.score_predictor[:stages]
+        return taken
 
     def set_training_outputs(self, enable: bool = True) -> None:
         """Whether a forward pass in training returns a TrainingOutput instead of logits."""
@@ -88,59 +96,72 @@ class DynamicVisionTransformer(VisionTransformer):
         Raises:
             ValueError: listing every missing, unexpected or misshapen key; nothing is loaded then.
         """
-        return load_exactly(self, state_dict, fresh=("score_predictor.",))
+        return load_exactly(self, state_dict, fresh=self.fresh_keys)
+
+    def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the authors' weights under our keys."""
+        return split_weights(self, state_dict)
 
     def _embed(self, images: Tensor) -> Tensor:
-        return self.norm_pre(self._pos_embed(self.patch_embed(images)))
+        x = self.norm_pre(self._pos_embed(self.patch_embed(images)))
+        if self.dynamic_img_size:
+            self._check_grid(x.shape[1] - 1)
+        return x
 
     def _block(self, index: int, x: Tensor, policy: Tensor | None) -> Tensor:
         recompute = self.grad_checkpointing and torch.is_grad_enabled()
         block = self.blocks[index]
         return checkpoint(block, x, policy=policy) if recompute else block(x, policy=policy)
 
-    def forward_features(self, x: Tensor, attn_mask=None, is_causal=False) -> Tensor:
+    def forward_tokens(self, images: Tensor, maps: FeatureMaps | None = None) -> Tensor:
         """Images to normed tokens: (B, 1 + N, C) in training, (B, 1 + k, C) at inference."""
-        if attn_mask is not None or is_causal:
-            raise ValueError("DynamicViT makes its own attention masks")
-        return self._masked(x)[0] if self.training else self._gathered(x)
+        return self._masked(images, maps)[0] if self.training else self._gathered(images, maps)
 
     def forward(self, x: Tensor, attn_mask=None, is_causal=False) -> Any:
         """Logits (B, num_classes); a TrainingOutput where the task asked for it."""
         if not (self.training and self.training_outputs):
             return self.forward_head(self.forward_features(x, attn_mask, is_causal))
+        self.check_inputs(x, attn_mask, is_causal)
         x, decisions = self._masked(x)
         return TrainingOutput(self.forward_head(x), x[:, 1:], decisions[-1].detach(), decisions)
 
-    def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused: the grid is not whole any more, and timm's method would run it dense."""
-        raise NotImplementedError("DynamicViT drops tokens: there are no feature maps to return")
-
-    def _gathered(self, images: Tensor) -> Tensor:
+    def _gathered(self, images: Tensor, maps: FeatureMaps | None = None) -> Tensor:
         """Inference: tokens that are not kept leave for good."""
         x = self._embed(images)
         batch, length, channels = x.shape
         first = torch.arange(batch, device=x.device).unsqueeze(1)
-        for index in range(len(self.blocks)):
+        if maps is not None:
+            maps.start(x)
+        for index in range(len(self.blocks) if maps is None else maps.end):
             if index in self.prune_blocks:
                 stage = self.prune_blocks.index(index)
                 keep = int((length - 1) * self.keep_ratios[stage])
                 kept = self.keep_best(stage, x, keep)
                 offset = first * x.shape[1]
-                rows = torch.cat((offset, kept + offset + 1), dim=1).flatten()
-                x = x.flatten(0, 1).index_select(0, rows).view(batch, 1 + keep, channels)
+                rows = torch.cat((offset, kept + offset + 1), dim=1)
+                x = x.flatten(0, 1).index_select(0, rows.flatten()).view(batch, 1 + keep, channels)
+                if maps is not None:
+                    maps.keep(rows - offset)
             x = self._block(index, x, None)
+            if maps is not None:
+                maps.record(index, x)
         return self.norm(x)
 
     def keep_best(self, stage: int, x: Tensor, keep: int) -> Tensor:
         """Positions (B, keep), among the patches of tokens x (B, 1 + n, C), of the best scores."""
-        scores = self.score_predictor[stage](x[:, 1:])[..., 0]
-        return torch.topk(scores.float(), keep, dim=1, sorted=False).indices
+        # not x[:, 1:]: torch 2.7 then exports no batch without an upper limit
+        ranks = self.score_predictor[stage].rank(x.narrow(1, 1, x.shape[1] - 1))
+        return torch.topk(ranks, keep, dim=1, sorted=False).indices
 
-    def _masked(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _masked(
+        self, images: Tensor, maps: FeatureMaps | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Training: all tokens stay, sampled decisions mask the attention from there on."""
         x = self._embed(images)
         policy, decisions = None, []
-        for index in range(len(self.blocks)):
+        if maps is not None:
+            maps.start(x)
+        for index in range(len(self.blocks) if maps is None else maps.end):
             if index in self.prune_blocks:
                 previous = decisions[-1] if decisions else None
                 log_probs = self.score_predictor[len(decisions)](x[:, 1:], previous)
@@ -148,6 +169,8 @@ class DynamicVisionTransformer(VisionTransformer):
                 decisions.append(keep if previous is None else keep * previous)
                 policy = F.pad(decisions[-1], (1, 0), value=1.0)
             x = self._block(index, x, policy)
+            if maps is not None:
+                maps.record(index, x, None if policy is None else policy > 0.5)
         return self.norm(x), tuple(decisions)
 
 
@@ -169,22 +192,26 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+def _create(name: str, pretrained: bool, kwargs: dict[str, Any], sizes: dict) -> nn.Module:
+    return create_deit(DynamicVisionTransformer, name, pretrained, kwargs, sizes, complete_dense)
+
+
 @register_model
 def dynamic_deit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """DynamicViT on DeiT-T at 224 px."""
     name = "dynamic_deit_tiny_patch16_224"
-    return create_deit(DynamicVisionTransformer, name, pretrained, kwargs, TINY)
+    return _create(name, pretrained, kwargs, TINY)
 
 
 @register_model
 def dynamic_deit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """DynamicViT on DeiT-S at 224 px."""
     name = "dynamic_deit_small_patch16_224"
-    return create_deit(DynamicVisionTransformer, name, pretrained, kwargs, SMALL)
+    return _create(name, pretrained, kwargs, SMALL)
 
 
 @register_model
 def dynamic_deit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """DynamicViT on DeiT-B at 224 px."""
     name = "dynamic_deit_base_patch16_224"
-    return create_deit(DynamicVisionTransformer, name, pretrained, kwargs, BASE)
+    return _create(name, pretrained, kwargs, BASE)

@@ -1,10 +1,11 @@
 """Parts of DynamicViT: masked attention, score predictor, sampling of decisions."""
 
 import torch
-import torch.nn.functional as F
 from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+
+from .weights import SplitsWeights
 
 
 class MaskedAttention(Attention):
@@ -48,34 +49,69 @@ class DynamicBlock(Block):
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
-class ScorePredictor(nn.Module):
-    """Log-probabilities of keeping and of dropping each token, from local and global features."""
+class ScorePredictor(SplitsWeights):
+    """Log-probabilities of keeping and of dropping each token, from local and global features.
+
+    The authors' first layer of ``out_conv`` reads both halves of the features. The global half is
+    the same for all tokens of an image, so a layer of its own multiplies it once.
+    """
 
     def __init__(self, dim: int, device=None, dtype=None):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         norm = nn.LayerNorm(dim, eps=1e-5, **dd)
         self.in_conv = nn.Sequential(norm, nn.Linear(dim, dim, **dd), nn.GELU())
-        self.out_conv = nn.Sequential(
-            nn.Linear(dim, dim // 2, **dd), nn.GELU(),
+        self.half = dim // 2
+        self.out_local = nn.Linear(dim // 2, dim // 2, bias=False, **dd)
+        self.out_global = nn.Linear(dim - dim // 2, dim // 2, **dd)
+        self.out_conv = nn.Sequential(  # numbered as the authors' layers
+            nn.Identity(), nn.GELU(),
             nn.Linear(dim // 2, dim // 4, **dd), nn.GELU(), nn.Linear(dim // 4, 2, **dd),
         )  # fmt: skip
 
     def forward(self, x: Tensor, policy: Tensor | None = None) -> Tensor:
         """Patches (B, n, C), policy (B, n) of those still kept (None: all) -> (B, n, 2)."""
+        return self.logits(x, policy).log_softmax(dim=-1)
+
+    def rank(self, x: Tensor) -> Tensor:
+        """Patches (B, n, C) to numbers (B, n) in float32 at least, in the order of the scores.
+
+        Those of a fresh predictor differ by less than a log-probability can tell in float32, so
+        that rounding, which differs between devices and exported models, would decide.
+        """
+        keep, drop = self.logits(x).to(torch.promote_types(x.dtype, torch.float32)).unbind(-1)
+        return keep - drop
+
+    def logits(self, x: Tensor, policy: Tensor | None = None) -> Tensor:
+        """Logits (B, n, 2) of the two probabilities, from the arguments of ``forward``."""
         x = self.in_conv(x)
-        local, shared = x.tensor_split((x.shape[-1] // 2,), dim=-1)
+        local, shared = x[..., : self.half], x[..., self.half :]
         if policy is None:
             shared = shared.mean(dim=1)
         else:
             mask = policy.unsqueeze(-1)
             # of an image with few tokens the samples may drop all: their mean is then 0, not NaN
             shared = (shared * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(0.5)
-        first = self.out_conv[0]
-        # The global half is the same for all tokens of an image: multiply it once.
-        own, common = first.weight.tensor_split((local.shape[-1],), dim=1)
-        x = F.linear(local, own) + F.linear(shared, common, first.bias).unsqueeze(1)
-        return self.out_conv[1:](x).log_softmax(dim=-1)
+        x = self.out_local(local) + self.out_global(shared).unsqueeze(1)
+        return self.out_conv(x)
+
+    @staticmethod
+    def split(state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Replace the weight of the authors' first layer by those of the two halves."""
+        if f"{prefix}out_conv.0.weight" in state_dict:
+            weight = state_dict.pop(f"{prefix}out_conv.0.weight")
+            local, shared = weight.tensor_split((weight.shape[1] // 2,), dim=1)
+            state_dict[f"{prefix}out_local.weight"] = local
+            state_dict[f"{prefix}out_global.weight"] = shared
+        if f"{prefix}out_conv.0.bias" in state_dict:
+            state_dict[f"{prefix}out_global.bias"] = state_dict.pop(f"{prefix}out_conv.0.bias")
+
+    @staticmethod
+    def join(state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Replace the weights of the two halves by that of the authors' first layer."""
+        halves = [state_dict.pop(f"{prefix}{name}.weight") for name in ("out_local", "out_global")]
+        state_dict[f"{prefix}out_conv.0.weight"] = torch.cat(halves, dim=1)
+        state_dict[f"{prefix}out_conv.0.bias"] = state_dict.pop(f"{prefix}out_global.bias")
 
 
 def sample_gumbel(like: Tensor) -> Tensor:

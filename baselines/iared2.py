@@ -8,7 +8,9 @@ No training code was released. Known: the groups, LayerNorm without affine, six 
 over heads of sigmoid(q_class . k * scale), times the previous policy, the threshold. Chosen here:
 head width C / 6; fresh scores are about 0.73, so that training starts from the dense model;
 inference gathers what each image keeps and pads to the longest in the batch,
-masking the padding. ``keep_profile`` turns the threshold into fixed counts: throughput without
+masking the padding. Under a plain loss the interpreters get no gradient, since choosing has none:
+their parameters require one only after ``set_training_outputs(True)``, which IARED2Task calls.
+``keep_profile`` turns the threshold into fixed counts: throughput without
 trained weights uses [0.8, 0.64, 0.512], chosen so that DeiT-B's MACs match the printed speed-up.
 """
 
@@ -18,14 +20,21 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from timm.models import checkpoint, generate_default_cfgs, register_model
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
+from .dropping import FeatureMaps, TokenDroppingTransformer
 from .iared2_layers import Interpreter, KeyMaskedAttention, MaskedBlock
-from .weights import load_exactly
+from .weights import complete_dense, load_exactly
 
 THRESHOLD = 0.5
+
+
+VARYING = (
+    "how many patches IA-RED2 keeps depends on the images: build the model with "
+    "keep_profile=[0.8, 0.64, 0.512] (a share per group) to export or trace it, or to run it on "
+    "the meta device"
+)
 
 
 class PolicyOutput(NamedTuple):
@@ -38,7 +47,7 @@ class PolicyOutput(NamedTuple):
     greedy_logits: Tensor
 
 
-class InterpretedVisionTransformer(VisionTransformer):
+class InterpretedVisionTransformer(TokenDroppingTransformer):
     """Vision Transformer with an interpreter before each group of blocks.
 
     Args (beside timm's):
@@ -52,6 +61,7 @@ class InterpretedVisionTransformer(VisionTransformer):
     """
 
     cost_varies = True  # from image to image
+    fresh_keys = ("interpreters.",)  # that no plain DeiT has
 
     def __init__(
         self,
@@ -66,8 +76,6 @@ class InterpretedVisionTransformer(VisionTransformer):
         self.groups = tuple(groups or [depth // 3, depth // 3, depth - 2 * (depth // 3)])
         if sum(self.groups) != depth or min(self.groups) < 1:
             raise ValueError(f"groups={self.groups} must be positive and make up {depth} blocks")
-        if not self.has_class_token or self.num_reg_tokens:
-            raise ValueError("IA-RED2 needs the class token alone beside the patches")
         if keep_profile is not None:
             falling = all(a >= b for a, b in zip((1.0, *keep_profile), keep_profile, strict=False))
             if len(keep_profile) != len(self.groups) or not falling or min(keep_profile) <= 0:
@@ -81,27 +89,40 @@ class InterpretedVisionTransformer(VisionTransformer):
         self.interpreters = nn.ModuleList(
             Interpreter(self.embed_dim, interpreter_heads, **dd) for _ in self.groups
         )
+        self.set_training_outputs(False)
+
+    def set_training_outputs(self, enable: bool = True) -> None:
+        """Set whether the interpreters' parameters require a gradient, which REINFORCE gives."""
+        self.interpreters.requires_grad_(enable)
 
     def embed(self, images: Tensor) -> Tensor:
         """Images to tokens (B, 1 + N, C) before the first group."""
         return self.norm_pre(self._pos_embed(self.patch_embed(images)))
 
-    def run_group(self, group: int, x: Tensor, keys: Tensor | None) -> Tensor:
+    def run_group(
+        self, group: int, x: Tensor, keys: Tensor | None, maps: FeatureMaps | None = None
+    ) -> Tensor:
         """The blocks of a group on (B, L, C); keys (B, L) or None, where all count."""
         first = sum(self.groups[:group])
+        end = first + self.groups[group]
         recompute = self.grad_checkpointing and torch.is_grad_enabled()
-        for block in self.blocks[first : first + self.groups[group]]:
+        for index in range(first, end if maps is None else min(end, maps.end)):
+            block = self.blocks[index]
             x = checkpoint(block, x, keys=keys) if recompute else block(x, keys=keys)
+            if maps is not None:
+                maps.record(index, x, keys)
         return x
 
-    def masked(self, images: Tensor) -> Tensor:
+    def masked(self, images: Tensor, maps: FeatureMaps | None = None) -> Tensor:
         """Normed tokens (B, 1 + N, C), dropped ones left out as keys: fixed shapes."""
         x = self.embed(images)
+        if maps is not None:
+            maps.start(x)
         kept = torch.ones(x.shape[0], x.shape[1] - 1, dtype=torch.bool, device=x.device)
         for group, interpreter in enumerate(self.interpreters):
             if not self.training or self.acting is None or group < self.acting:
                 kept = self.choose(group, interpreter(x), kept)
-            x = self.run_group(group, x, with_class(kept))
+            x = self.run_group(group, x, with_class(kept), maps)
         return self.norm(x)
 
     def explore(self, images: Tensor) -> PolicyOutput:
@@ -130,46 +151,83 @@ class InterpretedVisionTransformer(VisionTransformer):
         """Who is kept (B, N) after the scores (B, N) of a group, of those kept before."""
         if self.keep_profile is None:
             return (scores > THRESHOLD) & kept
-        count = max(1, int(self.keep_profile[group] * self.patch_embed.num_patches))
-        best = scores.masked_fill(~kept, -1.0).topk(count, dim=1, sorted=False).indices
+        best = self._best(group, scores.masked_fill(~kept, -1.0), scores.shape[1])
         return torch.zeros_like(kept).scatter(1, best, True)
 
-    def forward_features(self, x: Tensor, attn_mask=None, is_causal=False) -> Tensor:
+    def _best(self, group: int, scores: Tensor, total: int) -> Tensor:
+        """Positions (B, k), in raster order, of the best scores (B, n) by the profile's share."""
+        count = max(1, int(self.keep_profile[group] * total))
+        return scores.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
+
+    def forward_tokens(self, images: Tensor, maps: FeatureMaps | None = None) -> Tensor:
         """Images to normed tokens: all (B, 1 + N, C) in training, the class token and what is
         kept, padded to the longest image, (B, 1 + n, C) after it."""
-        if attn_mask is not None or is_causal:
-            raise ValueError("IA-RED2 drops tokens on the way: no attention masks")
-        return self.masked(x) if self.training else self.gathered(x)[0]
+        return self.masked(images, maps) if self.training else self.gathered(images, maps)[0]
 
     def forward(self, x: Tensor, attn_mask=None, is_causal=False) -> Any:
         """Logits; while exploring in training a PolicyOutput."""
         if self.training and self.exploring:
+            self.check_inputs(x, attn_mask, is_causal)
             return self.explore(x)
         return self.forward_head(self.forward_features(x, attn_mask, is_causal))
 
-    def gathered(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Only kept tokens through the blocks: normed tokens, and per group how many (B,)."""
+    def gathered(
+        self, images: Tensor, maps: FeatureMaps | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Only kept tokens through the blocks: normed tokens, and per group how many (B,).
+
+        Raises:
+            NotImplementedError: without ``keep_profile``, where the number of tokens has to be
+                known before the images are: in an export or a trace, or on the meta device.
+        """
         x, counts = self.embed(images), []
-        valid = torch.ones(x.shape[0], x.shape[1] - 1, dtype=torch.bool, device=x.device)
+        if maps is not None:
+            maps.start(x)
+        batch, length, channels = x.shape
+        first = torch.arange(batch, device=x.device).unsqueeze(1)
+        valid = torch.ones(batch, length - 1, dtype=torch.bool, device=x.device)
         for group, interpreter in enumerate(self.interpreters):
-            valid = self.choose(group, interpreter(x), valid)
-            counts.append(valid.sum(1))
-            longest = self._longest(group, counts[-1])
-            # the kept ones first, in raster order; what is left of shorter images is masked
-            order = (~valid).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
-            rows = torch.arange(len(x), device=x.device).unsqueeze(1) * x.shape[1]
-            rows = torch.cat((rows, rows + 1 + order), dim=1).flatten()
-            x = x.flatten(0, 1).index_select(0, rows).view(len(x), 1 + longest, -1)
-            valid = valid.gather(1, order)
-            padded = self.keep_profile is None and bool((counts[-1] < longest).any())
-            x = self.run_group(group, x, with_class(valid) if padded else None)
+            scores = interpreter(x)
+            if self.keep_profile is None:
+                valid = self.choose(group, scores, valid)
+                counts.append(valid.sum(1))
+                order = self._kept_first(valid, counts[-1])
+                valid = valid.gather(1, order)
+                keys = with_class(valid) if bool((counts[-1] < order.shape[1]).any()) else None
+            else:
+                order, keys = self._best(group, scores, length - 1), None
+                counts.append(order.new_full((batch,), order.shape[1]))
+            rows = torch.cat((torch.zeros_like(first), 1 + order), dim=1)
+            if maps is not None:
+                maps.keep(rows)
+            rows = (rows + first * x.shape[1]).flatten()
+            x = x.flatten(0, 1).index_select(0, rows).view(batch, 1 + order.shape[1], channels)
+            x = self.run_group(group, x, keys, maps)
         return self.norm(x), counts
 
-    def _longest(self, group: int, counts: Tensor) -> int:
-        """Patches to run; with a profile known without asking the device."""
-        if self.keep_profile is None:
-            return int(counts.max())
-        return max(1, int(self.keep_profile[group] * self.patch_embed.num_patches))
+    def _kept_first(self, valid: Tensor, counts: Tensor) -> Tensor:
+        """Positions (B, n) of the kept patches in raster order, then of what pads shorter images.
+
+        n is the largest of the counts (B,), so it depends on the images.
+        """
+        if valid.is_meta or torch.jit.is_tracing() or torch.compiler.is_exporting():
+            if torch.compiler.is_dynamo_compiling():  # it reports this message, but no exception's
+                torch._dynamo.graph_break(msg=VARYING)
+            raise NotImplementedError(VARYING)
+        longest = int(counts.max()) if len(counts) else 0
+        return (~valid).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
+
+    def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True) -> list[int]:
+        """Remove what no block up to the last of ``indices`` needs, as timm's method."""
+        taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        groups, rest = [], len(self.blocks)
+        for count in self.groups:
+            if rest > 0:
+                groups.append(min(count, rest))
+            rest -= count
+        self.groups = tuple(groups)
+        self.interpreters = self.interpreters[: len(groups)]
+        return taken
 
     def load_pretrained_dense(self, state_dict: Mapping[str, Tensor]) -> list[str]:
         """Load a plain DeiT; returns the keys that start fresh (the interpreters').
@@ -177,10 +235,7 @@ class InterpretedVisionTransformer(VisionTransformer):
         Raises:
             ValueError: listing every missing, unexpected or misshapen key; nothing is loaded then.
         """
-        return load_exactly(self, state_dict, fresh=("interpreters.",))
-
-    def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError("IA-RED2 drops tokens: there are no feature maps")
+        return load_exactly(self, state_dict, fresh=self.fresh_keys)
 
 
 def with_class(kept: Tensor) -> Tensor:
@@ -196,7 +251,9 @@ default_cfgs = generate_default_cfgs({name: pretrained_cfg(int(name[-3:])) for n
 
 def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     sizes = SIZES[name.split("_")[3]]
-    return create_deit(InterpretedVisionTransformer, name, pretrained, kwargs, sizes)
+    return create_deit(
+        InterpretedVisionTransformer, name, pretrained, kwargs, sizes, complete_dense
+    )
 
 
 @register_model

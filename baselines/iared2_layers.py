@@ -34,8 +34,9 @@ class Interpreter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, 1 + N, C), class token first, to scores (B, N) in float32 at least."""
         x = self.norm(x)
-        query = self.query(x[:, :1]).unflatten(2, (self.num_heads, -1))
-        key = self.key(x[:, 1:]).unflatten(2, (self.num_heads, -1))
+        # not x[:, 1:]: torch 2.7 then exports no batch without an upper limit
+        query = self.query(x.narrow(1, 0, 1)).unflatten(2, (self.num_heads, -1))
+        key = self.key(x.narrow(1, 1, x.shape[1] - 1)).unflatten(2, (self.num_heads, -1))
         logits = (query * key).to(torch.promote_types(x.dtype, torch.float32)).sum(-1)
         return torch.sigmoid(logits * self.scale).mean(-1)
 

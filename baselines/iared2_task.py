@@ -32,6 +32,7 @@ class IARED2Task(ClassificationTask):
         if inner.keep_profile is not None:
             raise ValueError("keep_profile fixes what is kept: leave it out to train the policies")
         self.tau = tau
+        inner.set_training_outputs(True)  # before the optimizer and DDP look for parameters
 
     def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any):
         """Wrap in DDP, which must not wait for gradients of what stands still."""

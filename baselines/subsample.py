@@ -49,14 +49,14 @@ class PatchPool(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """Class token and patches (B, 1 + H * W, C) to (B, 1 + ceil(H / 2) * ceil(W / 2), C)."""
-        patches = x[:, 1:].mT.unflatten(2, grid)
+        patches = x[:, 1:].transpose(-2, -1).unflatten(2, grid)
         if self.conv is not None:
             patches = self.conv(F.pad(patches, (0, grid[1] % 2, 0, grid[0] % 2)))
         elif self.pooling == "max":
             patches = F.max_pool2d(patches, 2, ceil_mode=True)
         else:
             patches = F.avg_pool2d(patches, 2, ceil_mode=True, count_include_pad=False)
-        return torch.cat((x[:, :1], patches.flatten(2).mT), dim=1)
+        return torch.cat((x[:, :1], patches.flatten(2).transpose(-2, -1)), dim=1)
 
 
 class PooledVisionTransformer(VisionTransformer):
@@ -117,7 +117,7 @@ class PooledVisionTransformer(VisionTransformer):
             out = self.norm(seen[index]) if norm else seen[index]
             prefix, out = out[:, :1], out[:, 1:]
             if output_fmt == "NCHW":
-                out = out.mT.unflatten(2, self._grid(index >= self.pool_block))
+                out = out.transpose(-2, -1).unflatten(2, self._grid(index >= self.pool_block))
             features.append((out, prefix) if return_prefix_tokens else out)
         return features if intermediates_only else (self.norm(last), features)
 

@@ -146,21 +146,30 @@ class GatedMlp(Mlp):
         return small.train(self.training)
 
 
-class GatedLinear(nn.Linear):
-    """A linear layer with a gate before each of its weights."""
+class GatedLinear(nn.Module):
+    """A linear layer with a gate before each of its weights.
+
+    It is no ``nn.Linear``, so that tools for those (LoRA, int8) leave it alone or refuse it: what
+    they add to the weight would pass the gate, too. They take the model that ``deployed()`` gives.
+    """
 
     gate_weights: WeightGate
 
     @classmethod
     def of(cls, linear: nn.Linear, share: float, **dd: Any) -> "GatedLinear":
         """The same layer with its own weights, gated."""
-        gated = nn.utils.skip_init(
-            cls, linear.in_features, linear.out_features, bias=linear.bias is not None,
-            device="meta",
-        )  # fmt: skip
+        gated = cls()
+        gated.in_features, gated.out_features = linear.in_features, linear.out_features
         gated.weight, gated.bias = linear.weight, linear.bias
         gated.gate_weights = WeightGate(tuple(linear.weight.shape), share, **dd)
         return gated
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw new weights, as timm does for the linear layers of a Vision Transformer."""
+        nn.init.trunc_normal_(self.weight, std=0.02)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def importance(self) -> Tensor:
         """Of the weights (out, in): their absolute values."""
@@ -194,7 +203,9 @@ def kept_units(units: int, share: float) -> int:
     return kept
 
 
-def _cut(linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | None = None) -> nn.Linear:
+def _cut(
+    linear: nn.Linear | GatedLinear, rows: Tensor | None = None, columns: Tensor | None = None
+) -> nn.Linear:
     """The linear layer with these outputs (rows) and inputs (columns) alone."""
     weight, bias = linear.weight, linear.bias
     if rows is not None:

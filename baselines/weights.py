@@ -1,8 +1,13 @@
 """Loading weights from elsewhere: all of them, or an error that says which do not fit."""
 
+import logging
 from collections.abc import Mapping
+from typing import Any
 
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
+
+_logger = logging.getLogger(__name__)
 
 
 def load_exactly(
@@ -16,6 +21,7 @@ def load_exactly(
     Raises:
         ValueError: listing every missing, unexpected or misshapen key.
     """
+    state_dict = split_weights(model, state_dict)
     own = model.state_dict()
     absent = [key for key in own if key not in state_dict]
     faults = [f"missing {key}" for key in absent if not key.startswith(fresh)]
@@ -28,3 +34,60 @@ def load_exactly(
         raise ValueError("the state dict does not fit: " + "; ".join(faults))
     model.load_state_dict(state_dict, strict=False)
     return absent
+
+
+class SplitsWeights(nn.Module):
+    """A layer that holds in two linear layers what timm or the authors keep in one.
+
+    Tools that wrap or replace linear layers (LoRA, int8, pruning, hooks) reach a weight only where
+    the layer that owns it is called. A subclass defines ``split`` and ``join``; ``load_state_dict``
+    takes both kinds of keys.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.register_load_state_dict_pre_hook(_split_before_loading)
+
+    @staticmethod
+    def split(state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Replace the joined keys, where they are, by the layer's own."""
+        raise NotImplementedError
+
+    @staticmethod
+    def join(state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Replace the layer's own keys by the joined ones."""
+        raise NotImplementedError
+
+
+def _split_before_loading(
+    layer: SplitsWeights, state_dict: dict[str, Tensor], prefix: str, *_: Any
+) -> None:
+    layer.split(state_dict, prefix)
+
+
+def split_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict with timm's or the authors' keys under the model's own."""
+    state_dict = dict(state_dict)
+    for name, layer in model.named_modules():
+        if isinstance(layer, SplitsWeights):
+            layer.split(state_dict, f"{name}.")
+    return state_dict
+
+
+def joined_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's weights under timm's or the authors' keys; the joined ones are copies."""
+    state_dict = dict(model.state_dict())
+    for name, layer in model.named_modules():
+        if isinstance(layer, SplitsWeights):
+            layer.join(state_dict, f"{name}.")
+    return state_dict
+
+
+def complete_dense(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Filter pretrained weights for timm: a plain DeiT gets the model's ``fresh_keys``, logged."""
+    filtered = split_weights(model, checkpoint_filter_fn(dict(state_dict), model))
+    own = model.state_dict()
+    fresh = {k: own[k] for k in own if k.startswith(model.fresh_keys) and k not in filtered}
+    if fresh:
+        _logger.warning("plain DeiT weights, these keys start fresh: %s", ", ".join(fresh))
+    return {**filtered, **fresh}

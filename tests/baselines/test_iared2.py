@@ -179,7 +179,7 @@ def test_a_policy_learns_to_drop_patches_that_do_not_count():
         (dict(interpreter_heads=5), "do not divide the width"),
         (dict(keep_profile=[0.5, 0.6, 0.4]), "none above the last"),
         (dict(keep_profile=[0.5]), "a share per group"),
-        (dict(class_token=False, global_pool="avg"), "needs the class token"),
+        (dict(class_token=False, global_pool="avg"), "needs one class token"),
     ],
 )
 def test_nonsense_is_refused_with_the_reason(kwargs, reason):

