@@ -56,7 +56,8 @@ class State(NamedTuple):
 
 def evolve(this: Evolution, state: State, first: int, end: int) -> State:
     """Blocks [first, end) of one stage of the host; one run of blocks after the other."""
-    runs = [run for run in this.runs if first <= run[0] < end]
+    # a run may reach beyond blocks that were pruned, or that are not asked for
+    runs = [(start, min(stop, end)) for start, stop in this.runs if first <= start < end]
     state = _dense(this, state, (first, runs[0][0] if runs else end))
     for run in runs:
         k = this.switches.kept(this.num_patches, run[0])

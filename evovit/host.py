@@ -7,9 +7,10 @@ from torch import Tensor
 
 from . import plan
 from .checkpoint import load_exactly
+from .features import NoSymbolicGraph
 
 
-class EvoHost:
+class EvoHost(NoSymbolicGraph):
     """Mixed into a timm model that selects tokens; it stands before the timm class."""
 
     fresh_keys = ("norm_cls.", "head_cls.", "_extra_state")  # that no dense model has

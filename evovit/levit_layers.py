@@ -5,7 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, trunc_normal_
-from timm.models.levit import LevitMlp, LinearNorm
+from timm.models.levit import Attention, LevitMlp, LinearNorm, NormLinear
 from torch import Tensor, nn
 
 from . import tokens
@@ -90,7 +90,7 @@ class EvoLevitSubsample(nn.Module):
         self.num_heads, self.scale = in_dim // key_dim, key_dim**-0.5
         self.widths = (key_dim, 4 * key_dim)
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + grid[0] * grid[1], in_dim, **dd))
-        trunc_normal_(self.pos_embed, std=0.02)
+        self.reset_parameters()
         self.kv = LinearNorm(in_dim, self.num_heads * sum(self.widths), **dd)
         self.q = LinearNorm(in_dim, self.num_heads * key_dim, **dd)
         self.proj = nn.Sequential()
@@ -98,6 +98,10 @@ class EvoLevitSubsample(nn.Module):
         self.proj.add_module("ln", LinearNorm(self.num_heads * self.widths[1], out_dim, **dd))
         self.mlp = LevitMlp(out_dim, 2 * out_dim, act_layer=act_layer, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def reset_parameters(self) -> None:
+        """Initialize the position embedding."""
+        trunc_normal_(self.pos_embed, std=0.02)
 
     def shrink(self, x: Tensor) -> Tensor:
         """(B, 1 + H * W, C) -> (B, 1 + ceil(H / 2) * ceil(W / 2), C)."""
@@ -126,3 +130,22 @@ class EvoLevitStage(nn.Module):
         super().__init__()
         self.downsample = downsample
         self.blocks = nn.ModuleList(blocks)
+
+
+def init_levit_layers(model: nn.Module) -> None:
+    """Initialize all layers of a LeViT as their constructors do, buffers included.
+
+    timm's LeViT calls ``reset_parameters`` alone, which lets residual branches start at one and
+    classifiers at another scale.
+    """
+    for module in model.modules():
+        if module is not model and hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    for module in model.modules():
+        if isinstance(module, LevitMlp):
+            nn.init.zeros_(module.ln2.bn.weight)
+        elif isinstance(module, Attention | EvoLevitAttention):
+            nn.init.zeros_(module.proj.ln.bn.weight)
+        elif isinstance(module, NormLinear):
+            trunc_normal_(module.linear.weight, std=0.02)
+            nn.init.zeros_(module.linear.bias)

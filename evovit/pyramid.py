@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from . import tokens as tk
 from .evolve import Evolution, Observation, State, evolve
+from .features import refuse_empty_training
 from .host import EvoHost
 
 
@@ -66,8 +67,12 @@ class PyramidHost(EvoHost):
     def _blocks(self) -> list[nn.Module]:
         return [block for stage in self.stages for block in stage.blocks]
 
-    def _evolve(self, images: Tensor, observer: list[Observation] | None = None) -> Tensor:
-        """Images to tokens (B, 1 + N, C) of the last grid."""
+    def _evolve(
+        self, images: Tensor, observer: list[Observation] | None = None, stages: int | None = None
+    ) -> Tensor:
+        """Images to tokens (B, 1 + N, C) of the last grid, or that of the first ``stages``."""
+        self.refuse_symbolic_tracing(images)
+        refuse_empty_training(self, images)
         if tuple(images.shape[-2:]) != self.img_size:
             raise ValueError(
                 f"images are {tuple(images.shape[-2:])}, the model was made for {self.img_size}: "
@@ -77,7 +82,9 @@ class PyramidHost(EvoHost):
         x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1) + self.pos_embed
         state, host, alphas = State(x), self.switches.host, self._tradeoffs()
         grid = None if observer is None else torch.arange(x.shape[1] - 1, device=x.device)
-        for i, (first, end) in enumerate(pairwise((*host.stages, host.depth))):
+        bounds = list(pairwise((*host.stages, host.depth)))
+        stages = len(self.stages) if stages is None else stages
+        for i, (first, end) in enumerate(bounds[:stages]):
             if i > 0:
                 if observer is not None:
                     grid = grid.view(self.grids[i - 1])[::2, ::2].flatten()
@@ -121,7 +128,7 @@ class PyramidHost(EvoHost):
 
         In training with ``set_distilled_training`` the two stay apart, as in timm's LeViT.
         """
-        x = x[:, 1:].mean(dim=1)
+        x = x[:, 1:].mean(dim=1) if self.global_pool == "avg" else x
         return x if pre_logits else self._join(self.head(x), self.head_dist(x))
 
     def _join(self, label: Tensor, teacher: Tensor) -> Any:
@@ -149,10 +156,13 @@ class PyramidHost(EvoHost):
         """timm's method: the map of each stage (B, C, H, W); there is no norm to apply."""
         if output_fmt != "NCHW":
             raise ValueError(f"unsupported: output_fmt={output_fmt!r}")
-        taken, _ = feature_take_indices(len(self.stages), indices)
+        taken, deepest = feature_take_indices(len(self.stages), indices)
         observed: list[Observation] = []
-        last = self._evolve(x, observed)
+        last = self._evolve(x, observed, deepest + 1 if stop_early else None)
         host = self.switches.host
         ends = [host.attention_of(end - 1) for _, end in pairwise((*host.stages, host.depth))]
-        maps = [observed[ends[i]].tokens[:, 1:].mT.unflatten(2, self.grids[i]) for i in taken]
+        maps = [
+            observed[ends[i]].tokens[:, 1:].mT.unflatten(2, self.grids[i]).contiguous()
+            for i in taken
+        ]
         return maps if intermediates_only else (last, maps)

@@ -123,7 +123,7 @@ def take_tokens(tokens: Tensor, kept: Tensor) -> Tensor:
     """Class token and informative tokens (B, 1 + k, C) of the buffer (B, 1 + N, C)."""
     batch, length, channels = tokens.shape
     rows = token_rows(kept, length)
-    return tokens.flatten(0, 1).index_select(0, rows).view(batch, -1, channels)
+    return tokens.flatten(0, 1).index_select(0, rows).view(batch, 1 + kept.shape[1], channels)
 
 
 def placeholder_weights(scores: Tensor, kept: Tensor) -> Tensor:

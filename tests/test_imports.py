@@ -14,7 +14,7 @@ HEAVY = {"torch", "timm", "mlflow", "pandas", "seaborn", "matplotlib"}
 ALLOWED = {
     "evovit": {"torch", "timm", "evovit"},
     "evovit/kernels.py": {"torch", "triton"},  # which comes with torch where there are GPUs
-    "baselines": {"torch", "timm", "baselines"},
+    "baselines": {"torch", "timm", "baselines", "evovit"},
     "workflow/campaign.py": {"yaml"},
     "workflow/files.py": set(),
     "workflow/runs.py": {"workflow"},
