@@ -12,7 +12,7 @@ from zipfile import BadZipFile
 import torch
 from torch import nn
 
-from evovit.checkpoint import load_exactly, load_file
+from evovit.checkpoint import has_own_keys, load_exactly, load_file
 from workflow import files, records
 
 KEPT = 2
@@ -173,9 +173,9 @@ def load_given(model: nn.Module, spec: dict, site: dict) -> None:
         raise WeightsError(f"{path} has the sha256 {found}, but {place} says {named}.")
     try:
         weights = load_file(path)
-        if hasattr(model, "from_official") and not weights.keys() <= model.state_dict().keys():
+        if hasattr(model, "from_official") and not has_own_keys(weights, model):
             weights = model.from_official(weights)
-        load_exactly(model, weights, fresh=("_extra_state",))
+        load_exactly(model, weights)
     except UNREADABLE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         shown = reason if len(reason) < 400 else f"{reason[:400]} ..."
@@ -194,7 +194,11 @@ def save_weights(folder: Path, model: nn.Module, spec: dict) -> dict:
 
 
 def cpu_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {key: value.cpu() for key, value in model.state_dict().items()}
+    """The state dict on the CPU, with torch's metadata, in which Evo-ViTs hold their schedule."""
+    weights = model.state_dict()
+    for key, value in weights.items():
+        weights[key] = value.cpu()
+    return weights
 
 
 def describe_file(path: Path, job: str) -> dict:
