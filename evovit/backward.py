@@ -7,7 +7,7 @@ import contextlib
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 
 def class_row(query: Tensor, keys: Tensor, scale: float) -> Tensor:
@@ -32,11 +32,14 @@ def _as_given(keys: Tensor) -> contextlib.AbstractContextManager:
 
 
 def records_gradient(*inputs: Tensor | None) -> bool:
-    """Whether autograd records what is computed from the inputs.
+    """Whether autograd records what is computed from the inputs, for the functions below.
 
-    An exported or traced program has no backward pass, and is made of torch's own operations.
+    Otherwise torch's own operations are to be used: nothing else can be exported, and only they
+    have derivatives in forward mode (torch.func.hessian).
     """
     if torch.jit.is_tracing() or torch.compiler.is_exporting() or not torch.is_grad_enabled():
+        return False
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         return False
     return any(tensor is not None and tensor.requires_grad for tensor in inputs)
 
