@@ -8,14 +8,20 @@ from typing import Any
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import get_device_dtype
-from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models import (
+    build_model_with_cfg,
+    checkpoint,
+    generate_default_cfgs,
+    named_apply,
+    register_model,
+)
 from timm.models._features import feature_take_indices
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import VisionTransformer, get_init_weights_vit
 from torch import Tensor, nn
 
 from . import plan
 from .blocks import EvoAttention, EvoBlock
-from .checkpoint import complete_dense, deit_from_official
+from .checkpoint import deit_from_official, filter_deit
 from .dispatch import functions_for
 from .evolve import Evolution, Observation, State, evolve
 from .features import fill_grid, pack_intermediates
@@ -27,8 +33,8 @@ class EvoVisionTransformer(EvoHost, VisionTransformer):
 
     Modifications of timm's VisionTransformer:
     - the switches of ``evovit.plan``; blocks run by ``_evolve``,
-    - prediction from the mean of the patch tokens; a second head on the class token for Eq. 8,
-    - the schedule and whether tokens are selected travel with the state dict.
+    - prediction from the mean of the patch tokens; for Eq. 8 ``set_training_outputs`` adds a norm
+      and a head for the class token. Without them the state dict has the plain model's keys.
 
     Args (beside timm's; docs/switches.md has their symbols):
         variant: "paper" (the text) or "official" (the authors' code).
@@ -68,20 +74,25 @@ class EvoVisionTransformer(EvoHost, VisionTransformer):
         super().__init__(*args, block_fn=EvoBlock, attn_layer=EvoAttention, **kwargs,
                          weight_init="skip")  # fmt: skip
         self._refuse_unsupported(kwargs)
-        dd = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
         switches = plan.resolve(
             plan.Host(len(self.blocks)), variant, keep_ratio, start_block, tradeoff, placeholders,
             scores, blocks_per_stage, pool_placeholders, tile,
         )  # fmt: skip
         self.set_switches(switches, schedule)
         self._check_grid()
-        self.norm_cls = copy.deepcopy(self.norm)
-        self.head_cls = self._classifier(**dd)
         self.weight_init_mode = "reset" if weight_init == "skip" else weight_init
         if weight_init != "skip":
             self.init_weights(needs_reset=False)
 
+    training_parts = ("norm_cls", "head_cls")
+    training_classifiers = ("head_cls",)
     from_official = staticmethod(deit_from_official)
+
+    def _make_training_parts(self) -> dict[str, nn.Module]:
+        parts = {"norm_cls": copy.deepcopy(self.norm), "head_cls": self._classifier()}
+        for name, part in parts.items():
+            named_apply(get_init_weights_vit(self.weight_init_mode), part, name, include_root=True)
+        return parts
 
     def _refuse_unsupported(self, kwargs: dict[str, Any]) -> None:
         _refuse_pool(self.global_pool)
@@ -212,11 +223,13 @@ class EvoVisionTransformer(EvoHost, VisionTransformer):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         _refuse_pool(global_pool or self.global_pool)
         super().reset_classifier(num_classes, global_pool)
-        self.head_cls = self._classifier(**get_device_dtype(self))
+        if self.training_outputs:
+            self.head_cls = self._classifier()
 
-    def _classifier(self, **dd: Any) -> nn.Module:
-        classes = self.num_classes
-        head = nn.Linear(self.embed_dim, classes, **dd) if classes > 0 else nn.Identity()
+    def _classifier(self) -> nn.Module:
+        if self.num_classes <= 0:
+            return nn.Identity()
+        head = nn.Linear(self.embed_dim, self.num_classes, **get_device_dtype(self))
         return head.train(self.training)
 
     def set_input_size(self, *args: Any, **kwargs: Any) -> None:
@@ -242,7 +255,7 @@ def _cfg(size: int) -> dict[str, Any]:
         url="", num_classes=1000, input_size=(3, size, size), pool_size=None, crop_pct=0.875,
         interpolation="bicubic", fixed_input_size=True, mean=IMAGENET_DEFAULT_MEAN,
         std=IMAGENET_DEFAULT_STD, first_conv="patch_embed.proj",
-        classifier=("head", "head_cls"), license="mit",
+        classifier="head", license="mit",
     )  # fmt: skip
 
 
@@ -258,7 +271,7 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any], **sizes: Any) -
         model_cls,
         name,
         pretrained,
-        pretrained_filter_fn=complete_dense,
+        pretrained_filter_fn=filter_deit,
         feature_cfg=dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter"),
         **{"patch_size": 16, **sizes, **kwargs},
     )

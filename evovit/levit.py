@@ -22,21 +22,22 @@ from timm.models.levit import NormLinear, Stem16, model_cfgs
 from torch import Tensor, nn
 
 from . import plan
-from .checkpoint import levit_from_official
+from .checkpoint import accept_saved_schedule, levit_from_official
 from .levit_layers import EvoLevitBlock, EvoLevitStage, EvoLevitSubsample, init_levit_layers
 from .pyramid import PyramidHost
 
 STRIDE = 16  # of the stem
-HEADS = ("head", "head_dist", "head_cls", "head_cls_dist")
+HEADS = ("head", "head_dist")
+TRAINING_HEADS = ("head_cls", "head_cls_dist")  # on the class token
 
 
 class EvoLevit(PyramidHost, nn.Module):
     """LeViT with structure-preserving token selection and slow-fast updating.
 
     Against timm's Levit: a class token; position embeddings at the input and before each
-    sub-sampling instead of attention biases; the switches of ``evovit.plan``; a second pair of
-    heads, on the class token, for Eq. 8. All tokens keep their places in the raster, so that
-    sub-sampling needs no order restored.
+    sub-sampling instead of attention biases; the switches of ``evovit.plan``; for Eq. 8
+    ``set_training_outputs`` adds a second pair of heads, on the class token. All tokens keep their
+    places in the raster, so that sub-sampling needs no order restored.
 
     Args (the sizes are timm's Levit's, one entry per stage):
         img_size: height and width in pixels, multiples of 16.
@@ -128,6 +129,12 @@ class EvoLevit(PyramidHost, nn.Module):
         self.learning_tradeoff = switches.learned
         self._set_classifiers(**dd)
 
+    training_parts = TRAINING_HEADS
+    training_classifiers = tuple(f"{head}.linear" for head in TRAINING_HEADS)
+
+    def _make_training_parts(self) -> dict[str, nn.Module]:
+        return {head: self._classifier(**get_device_dtype(self)) for head in TRAINING_HEADS}
+
     @torch.no_grad()
     def init_weights(self, needs_reset: bool = True) -> None:
         """Initialize all weights and buffers, e.g. after ``to_empty``.
@@ -170,13 +177,13 @@ class EvoLevit(PyramidHost, nn.Module):
         self.img_size, self.grids = size, tuple(grids)
 
     def _set_classifiers(self, **dd: Any) -> None:
-        for head in HEADS:
-            classifier = nn.Identity()
-            if self.num_classes > 0:
-                classifier = NormLinear(
-                    self.num_features, self.num_classes, drop=self.drop_rate, **dd
-                )
-            setattr(self, head, classifier.train(self.training))
+        for head in HEADS + (TRAINING_HEADS if self.training_outputs else ()):
+            setattr(self, head, self._classifier(**dd).train(self.training))
+
+    def _classifier(self, **dd: Any) -> nn.Module:
+        if self.num_classes <= 0:
+            return nn.Identity()
+        return NormLinear(self.num_features, self.num_classes, drop=self.drop_rate, **dd)
 
     def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The authors' keys in ours."""
@@ -257,6 +264,7 @@ def _resampled(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) ->
 
 def resample_positions(state_dict: Mapping[str, Any], model: EvoLevit) -> dict[str, Any]:
     """timm's filter for pretrained weights: position embeddings resampled to the model's grids."""
+    accept_saved_schedule(model)
     state_dict = dict(state_dict.get("model", state_dict))
     stages = range(1, len(model.stages))
     # sub-sampling starts from the grid of the stage before

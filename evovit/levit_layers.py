@@ -11,6 +11,12 @@ from torch import Tensor, nn
 from . import tokens
 
 
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, L, H * D) -> (B, L, H, D); torch's ONNX exporter takes the batch size that ``unflatten``
+    was traced with for a constant."""
+    return x.reshape(*x.shape[:2], num_heads, x.shape[2] // num_heads)
+
+
 def attend(
     q: Tensor, k: Tensor, v: Tensor, scale: float, scores: str | None
 ) -> tuple[Tensor, Tensor | None]:
@@ -48,7 +54,7 @@ class EvoLevitAttention(nn.Module):
 
     def forward(self, x: Tensor, scores: str | None = None) -> tuple[Tensor, Tensor | None]:
         """(B, L, C) -> (B, L, C) and, with ``scores``, (B, H, L)."""
-        q, k, v = self.qkv(x).unflatten(2, (self.num_heads, -1)).split(self.widths, dim=3)
+        q, k, v = split_heads(self.qkv(x), self.num_heads).split(self.widths, dim=3)
         out, row = attend(q, k, v, self.scale, scores)
         return self.proj(out), row
 
@@ -105,7 +111,7 @@ class EvoLevitSubsample(nn.Module):
 
     def shrink(self, x: Tensor) -> Tensor:
         """(B, 1 + H * W, C) -> (B, 1 + ceil(H / 2) * ceil(W / 2), C)."""
-        patches = x[:, 1:].unflatten(1, self.grid)
+        patches = x[:, 1:].reshape(x.shape[0], *self.grid, x.shape[2])
         if self.merge:  # windows at an odd edge average what they hold
             patches = F.avg_pool2d(patches.permute(0, 3, 1, 2), 2, ceil_mode=True)
             patches = patches.permute(0, 2, 3, 1)
@@ -116,8 +122,8 @@ class EvoLevitSubsample(nn.Module):
     def forward(self, x: Tensor, scores: str | None = None) -> tuple[Tensor, Tensor | None]:
         """(B, 1 + H * W, C) to the smaller grid and, with ``scores``, (B, heads, 1 + H * W)."""
         x = x + self.pos_embed
-        k, v = self.kv(x).unflatten(2, (self.num_heads, -1)).split(self.widths, dim=3)
-        q = self.q(self.shrink(x)).unflatten(2, (self.num_heads, -1))
+        k, v = split_heads(self.kv(x), self.num_heads).split(self.widths, dim=3)
+        q = split_heads(self.q(self.shrink(x)), self.num_heads)
         out, row = attend(q, k, v, self.scale, scores)
         x = self.proj(out)
         return x + self.drop_path(self.mlp(x)), row

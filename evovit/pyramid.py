@@ -1,6 +1,6 @@
 """Running the deep-narrow host: stages on shrinking grids, with sub-sampling between them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +10,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from . import tokens as tk
+from .backward import records_gradient
 from .evolve import Evolution, Observation, State, evolve
 from .features import refuse_empty_training
 from .host import EvoHost
@@ -26,24 +27,27 @@ class PyramidHost(EvoHost):
         """Whether the heads stay apart from their distillation twins in training."""
         self.distilled_training = enable
 
-    def get_extra_state(self) -> Tensor:
-        return torch.cat((super().get_extra_state(), torch.tensor([self.learning_tradeoff])))
+    def metadata(self) -> dict[str, Any]:
+        """See EvoHost; and whether learned trade-offs count."""
+        return {**super().metadata(), "learning_tradeoff": self.learning_tradeoff}
 
-    def set_extra_state(self, state: Tensor) -> None:
-        super().set_extra_state(state[:-1])
-        self.set_tradeoff_learning(bool(state[-1]))
+    def accept_metadata(self, metadata: Mapping[str, Any]) -> None:
+        """See EvoHost."""
+        super().accept_metadata(metadata)
+        self.set_tradeoff_learning(metadata["learning_tradeoff"])
 
     def _tradeoffs(self) -> Sequence[float | Tensor]:
         """Weight of the previous score per attention; learned ones once they are to be."""
-        if self.tradeoff_logits is None:
+        if self.tradeoff_logits is None or not self.learning_tradeoff:
             return self.switches.tradeoff
-        learned = torch.sigmoid(self.tradeoff_logits)
-        if self.learning_tradeoff:
-            return learned.unbind()
-        if not torch.is_grad_enabled():
-            return self.switches.tradeoff
-        start = learned.new_tensor(self.switches.tradeoff)
-        return torch.lerp(start, learned, 0.0).unbind()  # gradients of zero: DDP wants some
+        return torch.sigmoid(self.tradeoff_logits).unbind()
+
+    def _class_token(self) -> Tensor:
+        """(1, 1, C). Through it trade-offs that nothing selects by get a gradient, of zero: DDP
+        wants one for each parameter."""
+        if self.tradeoff_logits is None or not records_gradient(self.tradeoff_logits):
+            return self.cls_token
+        return self.cls_token + 0.0 * torch.sigmoid(self.tradeoff_logits).sum()
 
     def _scores(self, row: Tensor) -> Tensor:
         """Mean over the heads; only Eq. 5's weights let a gradient through."""
@@ -79,7 +83,7 @@ class PyramidHost(EvoHost):
                 "use img_size=... or set_input_size()"
             )
         x = self.stem(images).flatten(2).transpose(1, 2)
-        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1) + self.pos_embed
+        x = torch.cat((self._class_token().expand(x.shape[0], -1, -1), x), dim=1) + self.pos_embed
         state, host, alphas = State(x), self.switches.host, self._tradeoffs()
         grid = None if observer is None else torch.arange(x.shape[1] - 1, device=x.device)
         bounds = list(pairwise((*host.stages, host.depth)))

@@ -7,14 +7,13 @@ import os
 import pickle
 import shutil
 import time
-from collections import OrderedDict
 from pathlib import Path
 from zipfile import BadZipFile
 
 import torch
 from torch import nn
 
-from evovit.checkpoint import load_exactly, load_file
+from evovit.checkpoint import has_own_keys, load_exactly, load_file
 from workflow import files, layout, records
 from workflow.node import sources
 
@@ -239,9 +238,9 @@ def load_given(model: nn.Module, spec: dict, site: dict) -> None:
         raise WeightsError(f"{path} has the sha256 {found}, but {place} says {named}.")
     try:
         weights = load_file(path)
-        if hasattr(model, "from_official") and not weights.keys() <= model.state_dict().keys():
+        if hasattr(model, "from_official") and not has_own_keys(weights, model):
             weights = model.from_official(weights)
-        load_exactly(model, weights, fresh=("_extra_state",))
+        load_exactly(model, weights)
         classes = classes_of(path)
     except UNREADABLE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -261,14 +260,18 @@ def save_weights(
     The path counts from the run's folder, so that results can be moved as a whole.
     """
     path = folder / "weights.pt"
-    weights = OrderedDict(cpu_weights(model))
-    weights._metadata = {"classes": classes}
+    weights = cpu_weights(model)
+    weights._metadata["classes"] = classes
     save(path, weights)
     return describe_file(path, spec["run"])
 
 
 def cpu_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {key: value.cpu() for key, value in model.state_dict().items()}
+    """The state dict on the CPU, with torch's metadata, in which Evo-ViTs hold their schedule."""
+    weights = model.state_dict()
+    for key, value in weights.items():
+        weights[key] = value.cpu()
+    return weights
 
 
 def describe_file(path: Path, job: str) -> dict:
