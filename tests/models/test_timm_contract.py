@@ -20,7 +20,6 @@ from tests.models.families import FAMILIES, NAMES, build, images
 DEITS = [key for key in FAMILIES if key.endswith("deit")]
 LEVITS = [key for key in FAMILIES if key.endswith("levit")]
 PROFILE = [0.8, 0.64, 0.512]  # IA-RED2's shares, where no image may say how many patches stay
-DROPS = ("dynamic_deit", "ps_deit", "ia_red2_deit")  # patches leave for good
 OPTIONS = {  # further forms of the families, of which FAMILIES has the default
     "evo_deit, dropped": ("evo_deit", dict(placeholders="drop")),
     "evo_deit, layer-wise": ("evo_deit", dict(schedule="layer")),
@@ -35,13 +34,11 @@ FORMS = {**{key: (key, {}) for key in FAMILIES}, **OPTIONS}
 DEIT_FORMS = [form for form, (key, _) in FORMS.items() if key in DEITS]
 
 
-def cases(keys, pending=(), reason=""):
-    """Parameters of a test; ``pending`` families fail until ``reason`` is mended."""
+def cases(keys):
+    """Parameters of a test; further forms of a family run among the integration tests."""
     parameters = []
     for key in sorted(keys):
         marks = [pytest.mark.integration] if key in OPTIONS else []
-        if FORMS[key][0] in pending:
-            marks.append(pytest.mark.xfail(strict=True, reason=reason))
         parameters.append(pytest.param(key, marks=marks))
     return parameters
 
@@ -71,9 +68,7 @@ def test_forward_is_finite_and_recomputation_changes_nothing(form):
     assert_close(model(batch), out)
 
 
-@pytest.mark.parametrize(
-    "form", cases(FORMS, ("evo_deit", "evo_levit", "ia_red2_deit"), "issue 22, item 8")
-)
+@pytest.mark.parametrize("form", cases(FORMS))
 def test_every_parameter_gets_a_gradient_from_a_plain_loss(form):
     model = make(form, num_classes=7).train()
     out = model(images(FORMS[form][0]))
@@ -242,9 +237,7 @@ def test_fine_tuning_by_timms_own_path(key, num_classes, tmp_path):
     assert (num_classes == 1000) == torch.equal(tuned(batch), source(batch)[:, :expected])
 
 
-@pytest.mark.parametrize(
-    "key", cases(FAMILIES, ("ia_red2_deit",), "issue 22, item 11 (empty batch)")
-)
+@pytest.mark.parametrize("key", cases(FAMILIES))
 def test_an_empty_batch_gives_empty_logits(key):
     model, nothing = build(key).eval(), images(key)[:0]
     assert model(nothing).shape == (0, 5)
@@ -259,7 +252,7 @@ def test_an_empty_batch_gives_empty_logits(key):
     assert all(buffer.isfinite().all() for buffer in model.buffers())
 
 
-@pytest.mark.parametrize("form", cases(FORMS, ("ps_deit",), "issue 22, item 11 (to_empty)"))
+@pytest.mark.parametrize("form", cases(FORMS))
 def test_init_weights_after_to_empty(form):
     key, options = FORMS[form]
     arguments = {**FAMILIES[key].small, **options}
@@ -294,9 +287,7 @@ def test_weights_loaded_after_to_empty(form):
     assert_close(model(images(key)), source(images(key)))
 
 
-@pytest.mark.parametrize(
-    "key", cases(FAMILIES, DROPS, "issue 22, item 11 (fx, of the models that drop patches)")
-)
+@pytest.mark.parametrize("key", cases(FAMILIES))
 def test_fx_and_torchscript_are_refused_with_a_sentence(key):
     model = build(key).eval()
     with pytest.raises(NotImplementedError, match=r"fx can't trace .*torch\.export"):
@@ -315,7 +306,7 @@ def test_fx_and_torchscript_are_refused_with_a_sentence(key):
 ANY_SIZE = [form for form in DEIT_FORMS if form != "ps_deit"]  # whose sets belong to one grid
 
 
-@pytest.mark.parametrize("form", cases(ANY_SIZE, DROPS, "issue 22, forward_intermediates"))
+@pytest.mark.parametrize("form", cases(ANY_SIZE))
 def test_images_of_any_size(form):
     model, batch = make(form, dynamic_img_size=True).eval(), torch.randn(2, 3, 48, 64)
     assert model(batch).shape == (2, 5)
@@ -323,10 +314,7 @@ def test_images_of_any_size(form):
     assert last.shape[-2:] == ((3, 4) if form.startswith("pooled") else (6, 8))
 
 
-WITHOUT_MAPS = (DROPS, "issue 22, forward_intermediates")
-
-
-@pytest.mark.parametrize("form", cases(FORMS, *WITHOUT_MAPS))
+@pytest.mark.parametrize("form", cases(FORMS))
 def test_forward_intermediates(form):
     key = FORMS[form][0]
     model, batch = make(form).eval(), images(key)
@@ -353,7 +341,7 @@ def test_forward_intermediates(form):
     assert_close(model.forward_intermediates(batch), (final, maps))
 
 
-@pytest.mark.parametrize("form", cases(DEIT_FORMS, *WITHOUT_MAPS))
+@pytest.mark.parametrize("form", cases(DEIT_FORMS))
 def test_intermediates_in_other_forms(form):
     model, batch = make(form).eval(), images(FORMS[form][0])
     final, maps = model.forward_intermediates(batch, norm=True)
@@ -392,7 +380,7 @@ def test_fill_grid_puts_patches_at_their_positions():
     assert filled.tolist() == [[[20, 21], [24, 25], [4, 5], [6, 7], [22, 23]]]
 
 
-@pytest.mark.parametrize("form", cases(FORMS, *WITHOUT_MAPS))
+@pytest.mark.parametrize("form", cases(FORMS))
 def test_features_only(form):
     key = FORMS[form][0]
     model, batch = make(form).eval(), images(key)
@@ -407,7 +395,7 @@ def test_features_only(form):
     assert sides == [feature.shape[-1] for feature in features]
 
 
-@pytest.mark.parametrize("form", cases(FORMS, *WITHOUT_MAPS))
+@pytest.mark.parametrize("form", cases(FORMS))
 def test_pruning_leaves_out_what_the_features_do_not_need(form):
     key = FORMS[form][0]
     model, batch = make(form).eval(), images(key)
@@ -435,7 +423,7 @@ ALL_STAY = "evo_deit, last class"  # its last block ranks the patches, so nothin
 
 @pytest.mark.parametrize(
     "form",
-    cases(FORMS.keys() - {ALL_STAY}, (*DROPS, "evo_deit"), "issue 22, item 8, or no intermediates"),
+    cases(FORMS.keys() - {ALL_STAY}),
 )
 def test_no_parameter_is_left_without_a_gradient_after_pruning(form):
     key, last = FORMS[form][0], len(make(form).feature_info) - 1
@@ -449,9 +437,7 @@ def test_no_parameter_is_left_without_a_gradient_after_pruning(form):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(
-    "key", cases(FAMILIES, ("evo_levit", "ia_red2_deit"), "issue 22, item 3 (batch size)")
-)
+@pytest.mark.parametrize("key", cases(FAMILIES))
 def test_torch_export(key):
     options = dict(keep_profile=PROFILE) if key == "ia_red2_deit" else {}
     model, batch = build(key, **options).eval(), images(key, batch=3)

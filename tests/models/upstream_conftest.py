@@ -23,18 +23,6 @@ META = "test_model_default_cfgs_non_std"  # on the meta device no image says who
 # smallest model of each family.
 FOR_ALL_SIZES = (META,)
 
-# Parts of issue 22 that other branches mend; to be removed with the merge.
-DROPS = ("dynamic_", "ps_", "ia_red2_")
-PENDING = {
-    BACKWARD: ("evo_",),
-    "test_model_forward_intermediates": DROPS,
-    "test_model_forward_intermediates_features": DROPS,
-    "test_prune_intermediate_layers_contract": (*DROPS, "evo_deit"),
-    META: ("ps_", "ia_red2_"),
-    TORCHSCRIPT: DROPS,
-    **dict.fromkeys(FX, DROPS),
-}
-
 
 def list_models(filter="", module="", pretrained=False, exclude_filters="", **_):
     """Answer timm's tests with the names of this project where they ask for transformers.
@@ -77,9 +65,7 @@ def pytest_collection_modifyitems(config, items):
         test = item.originalname
         wanted = name in (NAMES if test in FOR_ALL_SIZES else SMALLEST)
         (kept if wanted else left_out).append(item)
-        if wanted and name.startswith(PENDING.get(test, ())):
-            item.add_marker(pytest.mark.xfail(strict=True))
-        elif wanted and _is_exception(test, name):
+        if wanted and _is_exception(test, name):
             error = AssertionError if test == BACKWARD else NotImplementedError
             item.add_marker(pytest.mark.xfail(raises=error, strict=True))
     config.hook.pytest_deselected(items=left_out)
