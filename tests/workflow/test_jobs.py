@@ -81,7 +81,9 @@ def test_a_resumed_job_forgets_what_stopped_it_before(tmp_path, environment, mon
 
 def test_images_are_staged_for_jobs_that_read_them(tmp_path, environment, monkeypatch):
     seen = {}
-    monkeypatch.setattr(staging, "stage", lambda data, root, folder: f"{folder}/copy of {root}")
+    monkeypatch.setattr(
+        staging, "stage", lambda data, root, folder, results: f"{folder}/copy of {root}"
+    )
     monkeypatch.setattr(train, "run", lambda spec, site, folder: seen.update(site) or {})
     site = {"stage": "/scratch", "data_root": "images"}
     jobs.Job({"kind": "train", "data": {}}, site, str(tmp_path))()
