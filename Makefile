@@ -16,6 +16,7 @@ LOCK := $(or $(patsubst $(VENV)/.%,%,$(firstword $(wildcard $(VENV)/.requirement
 endif
 NEWEST_PYTHON = $(if $(findstring cuda13,$(LOCK)),14,13)
 
+MODELS = tests/models tests/evovit tests/baselines
 WAITING = tests/slurm tests/mirror
 ATMOST =
 
@@ -49,10 +50,12 @@ test: test-unit test-whole
 test-unit: $(INSTALLED)
 	@$(RUN) python -m pytest -n 2 --dist loadfile -m "not integration" $(TESTS)
 
-# The first ones compute, so one after another; two at once starved each other's jobs on two cores.
-# The last ones mostly wait, so three at once; CI ends them after half an hour (ATMOST).
+# The first ones compute on one core each. The next ones start jobs that compute, so one after another:
+# two at once starved each other's jobs on two cores. The last ones mostly wait, so three at once; CI
+# ends them after half an hour (ATMOST).
 test-whole: $(INSTALLED)
-	@$(RUN) python -m pytest --durations 10 -m integration $(addprefix --ignore ,$(WAITING)) $(TESTS)
+	@$(RUN) python -m pytest -n 2 --dist loadfile --durations 10 -m integration $(MODELS)
+	@$(RUN) python -m pytest --durations 10 -m integration $(addprefix --ignore ,$(MODELS) $(WAITING)) $(TESTS)
 	@$(RUN) $(ATMOST) python -m pytest -n 3 --dist loadfile --durations 10 -m integration $(WAITING) $(TESTS)
 
 ui: $(INSTALLED)
