@@ -105,7 +105,9 @@ def test_a_refusal_is_one_sentence_before_any_job(made, arguments, said):
     assert said in sentence
 
 
-@pytest.mark.parametrize("use", ["module evo:\n    snakefile: {!r}\n", "include: {!r}\n"])
+@pytest.mark.parametrize(
+    "use", ["module evo:\n    snakefile: {!r}\n\nuse rule * from evo\n", "include: {!r}\n"]
+)
 def test_use_by_another_workflow_is_refused(made, tmp_path, use):
     (tmp_path / "Snakefile").write_text(use.format(str(made / "Snakefile")))
     said = snakemake(tmp_path, "-n", code=1)
