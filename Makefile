@@ -16,13 +16,23 @@ LOCK := $(or $(patsubst $(VENV)/.%,%,$(firstword $(wildcard $(VENV)/.requirement
 endif
 NEWEST_PYTHON = $(if $(findstring cuda13,$(LOCK)),14,13)
 
+MODELS = tests/models tests/evovit tests/baselines
 WAITING = tests/slurm tests/mirror
 ATMOST =
 
 INSTALLED = $(VENV)/.$(notdir $(LOCK))
 RUN = PATH="$(abspath $(VENV))/bin:$$PATH"
 
-.PHONY: setup demo demo-full test test-unit test-whole ui lint locks
+# An environment's scripts name its folder, so in a clone that was moved or copied it is made anew.
+MOVED := $(shell test ! -e '$(VENV)/bin/activate' || \
+    { . '$(VENV)/bin/activate'; test "$$VIRTUAL_ENV" -ef '$(VENV)'; } || echo moved)
+
+# In a container the user may have no home; Snakemake needs one that it can write.
+ifneq ($(shell test -w "$$HOME" && echo yes),yes)
+export HOME := $(abspath $(VENV))/home
+endif
+
+.PHONY: moved setup demo demo-full test test-unit test-whole ui lint locks
 
 setup: $(VENV)/.device
 
@@ -40,10 +50,12 @@ test: test-unit test-whole
 test-unit: $(INSTALLED)
 	@$(RUN) python -m pytest -n 2 --dist loadfile -m "not integration" $(TESTS)
 
-# The first ones compute, so one after another; two at once starved each other's jobs on two cores.
-# The last ones mostly wait, so three at once; CI ends them after half an hour (ATMOST).
+# The first ones compute on one core each. The next ones start jobs that compute, so one after another:
+# two at once starved each other's jobs on two cores. The last ones mostly wait, so three at once; CI
+# ends them after half an hour (ATMOST).
 test-whole: $(INSTALLED)
-	@$(RUN) python -m pytest --durations 10 -m integration $(addprefix --ignore ,$(WAITING)) $(TESTS)
+	@$(RUN) python -m pytest -n 2 --dist loadfile --durations 10 -m integration $(MODELS)
+	@$(RUN) python -m pytest --durations 10 -m integration $(addprefix --ignore ,$(MODELS) $(WAITING)) $(TESTS)
 	@$(RUN) $(ATMOST) python -m pytest -n 3 --dist loadfile --durations 10 -m integration $(WAITING) $(TESTS)
 
 ui: $(INSTALLED)
@@ -65,7 +77,7 @@ locks: $(INSTALLED)
 
 # A changed lock makes the environment anew: nothing of the old one stays behind. Compiled here, once:
 # under PYTHONDONTWRITEBYTECODE, which containers often set, each job spent 8 seconds more on imports.
-$(INSTALLED): $(LOCK)
+$(INSTALLED): $(LOCK) $(MOVED)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, $(NEWEST_PYTHON)) \
 	    else "$(LOCK) needs Python 3.11 to 3.$(NEWEST_PYTHON), and $(PYTHON) is %d.%d; name another: make PYTHON=python3.12" % v)'
 	@echo "Setting up $(VENV) from $(LOCK) (torch with CUDA: about 6 GB) ..."
@@ -74,6 +86,9 @@ $(INSTALLED): $(LOCK)
 	@$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(VENV)/bin/python --requirement $(LOCK)
 	@$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --no-deps --editable .
 	@touch $@
+
+moved:
+	@echo "$(VENV) was set up in another folder, where this clone was moved or copied from."
 
 # Says which device is used, and stops here if the installed torch can't serve the GPU.
 $(VENV)/.device: $(INSTALLED)

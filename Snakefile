@@ -4,8 +4,14 @@ from contextlib import ExitStack
 
 from snakemake.utils import min_version
 
+if str(workflow.basedir) != str(workflow.current_basedir):
+    sys.exit(
+        f"{workflow.current_basedir}/Snakefile can't be a module or an include of another workflow: "
+        "clone the repository and start snakemake in the clone; another workflow may then read its results/."
+    )
 sys.path.insert(0, str(workflow.basedir))
 
+from workflow.command_line import check_folder, name_user
 from workflow.login import plan as planning
 from workflow.login import session, targets, tracking
 
@@ -15,8 +21,10 @@ min_version("9.0")
 report: "workflow/report/workflow.rst"
 
 
+name_user()
+check_folder()
 held = ExitStack()  # what snakemake holds until it ends
-plan = session.begin(workflow, held)
+plan, command_line = session.begin(workflow)
 mirror = []
 
 
@@ -44,7 +52,8 @@ include: "workflow/rules/whole.smk"
 
 
 onstart:
-    session.check_requests(workflow.dag.needrun_jobs(), workflow.global_resources)
+    session.check_requests(workflow.dag.needrun_jobs())
+    session.check_rights(workflow.dag.needrun_jobs())
     session.announce(plan, workflow.dag.needrun_jobs())
     mirror.append(tracking.start_mirror())
 
@@ -61,3 +70,6 @@ rule all:
     default_target: True
     input:
         targets.DEFAULT,
+
+
+session.start(workflow, plan, command_line, held)

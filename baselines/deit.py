@@ -6,7 +6,26 @@ from typing import Any
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-from torch import nn
+from torch import Tensor, fx, jit, nn
+
+
+class PlainVisionTransformer(VisionTransformer):
+    """timm's Vision Transformer, which says so where torch.fx can't trace it."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False):
+        """Images (B, 3, H, W) to logits (B, num_classes)."""
+        if not jit.is_scripting():
+            self._refuse_symbolic_tracing(x)
+        x = self.forward_features(x, attn_mask=attn_mask, is_causal=is_causal)
+        return self.forward_head(x)
+
+    def _refuse_symbolic_tracing(self, x: Tensor) -> None:
+        if isinstance(x, fx.Proxy) and self.blocks[0].attn.fused_attn:
+            raise NotImplementedError(
+                "torch.fx can't trace fused attention: use torch.export for the graph, "
+                "forward_intermediates() or features_only=True for features, or set "
+                "TIMM_FUSED_ATTN=0 before timm is imported"
+            )
 
 
 def pretrained_cfg(size: int) -> dict[str, Any]:
@@ -53,30 +72,40 @@ def create_deit(
 
 
 @register_model
-def plain_deit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+def plain_deit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> PlainVisionTransformer:
     """DeiT-T at 224 px."""
-    return create_deit(VisionTransformer, "plain_deit_tiny_patch16_224", pretrained, kwargs, TINY)
+    return create_deit(
+        PlainVisionTransformer, "plain_deit_tiny_patch16_224", pretrained, kwargs, TINY
+    )
 
 
 @register_model
-def plain_deit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+def plain_deit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> PlainVisionTransformer:
     """DeiT-S at 224 px."""
-    return create_deit(VisionTransformer, "plain_deit_small_patch16_224", pretrained, kwargs, SMALL)
+    return create_deit(
+        PlainVisionTransformer, "plain_deit_small_patch16_224", pretrained, kwargs, SMALL
+    )
 
 
 @register_model
-def plain_deit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+def plain_deit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> PlainVisionTransformer:
     """DeiT-B at 224 px."""
-    return create_deit(VisionTransformer, "plain_deit_base_patch16_224", pretrained, kwargs, BASE)
+    return create_deit(
+        PlainVisionTransformer, "plain_deit_base_patch16_224", pretrained, kwargs, BASE
+    )
 
 
 @register_model
-def plain_deit_small_patch16_384(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+def plain_deit_small_patch16_384(pretrained: bool = False, **kwargs: Any) -> PlainVisionTransformer:
     """DeiT-S at 384 px."""
-    return create_deit(VisionTransformer, "plain_deit_small_patch16_384", pretrained, kwargs, SMALL)
+    return create_deit(
+        PlainVisionTransformer, "plain_deit_small_patch16_384", pretrained, kwargs, SMALL
+    )
 
 
 @register_model
-def plain_deit_base_patch16_384(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+def plain_deit_base_patch16_384(pretrained: bool = False, **kwargs: Any) -> PlainVisionTransformer:
     """DeiT-B at 384 px."""
-    return create_deit(VisionTransformer, "plain_deit_base_patch16_384", pretrained, kwargs, BASE)
+    return create_deit(
+        PlainVisionTransformer, "plain_deit_base_patch16_384", pretrained, kwargs, BASE
+    )

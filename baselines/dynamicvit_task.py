@@ -62,6 +62,15 @@ class DynamicViTTask(ClassificationTask):
         for _, parameter in self._split()[1]:
             parameter.requires_grad_(epoch >= self.freeze_epochs)
 
+    def unreached(self, epochs: int) -> list[str]:
+        """A sentence if the backbone stands still in all ``epochs``."""
+        if self.freeze_epochs < epochs:
+            return []
+        return [
+            f"A training of {epochs} epochs never trains the backbone: freeze_epochs is "
+            f"{self.freeze_epochs}."
+        ]
+
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Parameter groups with timm's ``lr_scale``: predictors 1, backbone ``backbone_lr_scale``.
 

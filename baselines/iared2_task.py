@@ -53,6 +53,14 @@ class IARED2Task(ClassificationTask):
             learns = name.startswith(learning) if model.exploring else not policy
             parameter.requires_grad_(learns)
 
+    def unreached(self, epochs: int) -> list[str]:
+        """A sentence if a training of ``epochs`` is too short for every group's two phases."""
+        phases = 2 * len(unwrap_model(self.trainable_module).groups)
+        reached = len({phases * epoch // epochs for epoch in range(epochs)})
+        if reached == phases:
+            return []
+        return [f"A training of {epochs} epochs comes to {reached} of IA-RED2's {phases} phases."]
+
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, H, W) and targets to loss, logits (B, num_classes) and kept share."""
         output = self.trainable_module(input)

@@ -1,7 +1,7 @@
 """The dense deep-narrow reference: LeViT on timm's, registered as ``plain_levit_*``."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,15 +9,18 @@ import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._input import update_model_input_size
 from timm.models.levit import Attention, AttentionDownsample, Downsample, LevitDistilled, model_cfgs
 from torch import Tensor, nn
 
+from evovit.features import NoSymbolicGraph, refuse_empty_training
+from evovit.levit import STRIDE, source_grid, stage_grid
+from evovit.levit_layers import init_levit_layers
+
 from .weights import load_exactly
 
-STRIDE = 16  # of the stem
 
-
-class PlainLevit(LevitDistilled):
+class PlainLevit(NoSymbolicGraph, LevitDistilled):
     """timm's LeViT with its distillation head, for any image size.
 
     Modifications:
@@ -36,42 +39,91 @@ class PlainLevit(LevitDistilled):
         size = _checked(img_size)
         super().__init__(*args, img_size=size, **kwargs)
         self.img_size = size
+        self.register_load_state_dict_post_hook(PlainLevit._forget_gathered_biases)
+
+    def init_weights(self, needs_reset: bool = True) -> None:
+        """Initialize all weights and buffers, e.g. after ``to_empty``.
+
+        Args:
+            needs_reset: False does nothing, since every layer initializes itself when it is made.
+        """
+        if needs_reset:
+            init_levit_layers(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, 3, H, W) to the last grid's tokens (B, N, C)."""
+        self._check(x)
+        if x.shape[0] == 0:  # timm's attention can't view an empty batch
+            return self.forward_features(x.new_zeros(1, *x.shape[1:]))[:0]
+        self._forget_biases_with_gradients()
+        x = super().forward_features(x)
+        self._forget_biases_with_gradients()
+        return x
+
+    def forward_intermediates(
+        self, x: Tensor, indices: int | Sequence[int] | None = None, norm=False, stop_early=False,
+        output_fmt="NCHW", intermediates_only=False,
+    ) -> Any:  # fmt: skip
+        """timm's method: the map of each stage (B, C, H, W)."""
+        self._check(x)
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt={output_fmt!r}: LeViT's intermediates are NCHW")
+        if x.shape[0] == 0:
+            image = x.new_zeros(1, *x.shape[1:])
+            final, maps = self.forward_intermediates(image, indices, norm, stop_early)
+            maps = [feature[:0] for feature in maps]
+            return maps if intermediates_only else (final[:0], maps)
+        self._forget_biases_with_gradients()
+        result = super().forward_intermediates(
+            x, indices, norm, stop_early, output_fmt, intermediates_only
+        )
+        self._forget_biases_with_gradients()
+        return result
+
+    def _check(self, x: Tensor) -> None:
+        self.refuse_symbolic_tracing(x)
+        refuse_empty_training(self, x)
         if tuple(x.shape[-2:]) != self.img_size:
             raise ValueError(
                 f"images are {tuple(x.shape[-2:])}, the model was made for {self.img_size}: "
                 "use img_size=... or set_input_size()"
             )
-        if self.training or not torch.is_grad_enabled():
-            return super().forward_features(x)
+
+    def _forget_biases_with_gradients(self) -> None:
         # In evaluation timm keeps the gathered biases: with their graph they could not be copied
         # (EMA), made in inference mode they could not be differentiated.
-        self._forget_gathered_biases()
-        x = super().forward_features(x)
-        self._forget_gathered_biases()
-        return x
+        if not self.training and torch.is_grad_enabled():
+            self._forget_gathered_biases()
 
-    def _forget_gathered_biases(self) -> None:
+    def _forget_gathered_biases(self, *_: Any) -> None:
         for module in self.modules():
             if isinstance(module, Attention | AttentionDownsample):
                 module.attention_bias_cache = {}
 
-    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Make the model for another image size; the attention biases are resampled."""
+    def set_input_size(self, img_size: int | tuple[int, int] | None = None) -> None:
+        """Make the model for another image size; the attention biases are resampled.
+
+        Args:
+            img_size: height and width in pixels, multiples of 16; None changes nothing.
+
+        Raises:
+            ValueError: for a size that the stem can't divide.
+        """
+        if img_size is None:
+            return
         size = _checked(img_size)
-        grids = _grids(size, len(self.stages))
         for name, module in self.named_modules():
             if isinstance(module, Attention | AttentionDownsample | Downsample):
-                old, new = module.resolution, grids[_grid_of(name, module)]
+                old, new = module.resolution, stage_grid(size, _stage_of_keys(name, module))
                 module.resolution = new
             if isinstance(module, Attention | AttentionDownsample):
-                biases = resample_biases(module.attention_biases, old, new)
-                module.attention_biases = nn.Parameter(biases)
+                biases = module.attention_biases
+                resampled = resample_biases(biases, old, new)
+                module.attention_biases = nn.Parameter(resampled, biases.requires_grad)
                 module.attention_bias_idxs = module._compute_attention_bias_idxs(biases.device)
         self._forget_gathered_biases()
         self.img_size = size
+        update_model_input_size(self, size)
 
     def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights under facebookresearch/LeViT's keys, under ours."""
@@ -103,16 +155,8 @@ def _checked(img_size: int | tuple[int, int]) -> tuple[int, int]:
     return size
 
 
-def _grids(size: tuple[int, int], stages: int) -> list[tuple[int, int]]:
-    """Rows and columns of the tokens in each stage."""
-    grids = [tuple(side // STRIDE for side in size)]
-    for _ in range(stages - 1):
-        grids.append(tuple(-(-side // 2) for side in grids[-1]))
-    return grids
-
-
-def _grid_of(name: str, module: nn.Module) -> int:
-    """Index of the grid that a module's keys lie on; sub-sampling starts from the stage before."""
+def _stage_of_keys(name: str, module: nn.Module) -> int:
+    """Index of the stage whose grid a module's keys lie on; sub-sampling starts one before."""
     stage = int(name.split(".")[1])
     return stage if isinstance(module, Attention) else stage - 1
 
@@ -122,11 +166,13 @@ def resample_biases(biases: Tensor, old: tuple[int, int], new: tuple[int, int]) 
 
     The offset 0 keeps its bias, the largest stays the largest, what is between is interpolated.
     """
+    biases = biases.detach()
     if old == new:
-        return biases.detach()
-    table = biases.detach().unflatten(1, old).unsqueeze(0)
+        return biases
+    table = biases.unflatten(1, old).unsqueeze(0)
+    table = table.to(torch.promote_types(biases.dtype, torch.float32))
     table = F.interpolate(table, size=new, mode="bicubic", align_corners=True)
-    return table[0].flatten(1)
+    return table[0].flatten(1).to(biases.dtype)
 
 
 def resample_positions(state_dict: Mapping[str, Any], model: PlainLevit) -> dict[str, Any]:
@@ -135,12 +181,10 @@ def resample_positions(state_dict: Mapping[str, Any], model: PlainLevit) -> dict
     for name, module in model.named_modules():
         key = f"{name}.attention_biases"
         state_dict.pop(f"{name}.attention_bias_idxs", None)
-        if not isinstance(module, Attention | AttentionDownsample) or key not in state_dict:
-            continue
-        count = state_dict[key].shape[1]
-        if count != module.attention_biases.shape[1]:
-            side = round(count**0.5)  # published files are of square images
-            state_dict[key] = resample_biases(state_dict[key], (side, side), module.resolution)
+        if isinstance(module, Attention | AttentionDownsample) and key in state_dict:
+            stage = _stage_of_keys(name, module)
+            source = source_grid(model, state_dict[key].shape[1], stage)
+            state_dict[key] = resample_biases(state_dict[key], source, module.resolution)
     return state_dict
 
 
@@ -156,8 +200,8 @@ def load_official(model: PlainLevit, state_dict: Mapping[str, Tensor]) -> None:
 CFG = dict(
     url="", num_classes=1000, input_size=(3, 224, 224), pool_size=None, crop_pct=0.875,
     interpolation="bicubic", fixed_input_size=True, mean=IMAGENET_DEFAULT_MEAN,
-    std=IMAGENET_DEFAULT_STD, first_conv="stem.conv1.linear", classifier=("head", "head_dist"),
-    license="apache-2.0",
+    std=IMAGENET_DEFAULT_STD, first_conv="stem.conv1.linear",
+    classifier=("head.linear", "head_dist.linear"), license="apache-2.0",
 )  # fmt: skip
 SIZES = ("128s", "128", "192", "256", "384")
 default_cfgs = generate_default_cfgs({f"plain_levit_{size}": CFG for size in SIZES})

@@ -10,7 +10,7 @@ the width and starts as the average. At 224 px DeiT-T then needs 0.78 G MACs
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from timm.models import checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
+
+from evovit.features import NoSymbolicGraph, pack_intermediates
 
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
 from .weights import load_exactly
@@ -59,7 +61,7 @@ class PatchPool(nn.Module):
         return torch.cat((x[:, :1], patches.flatten(2).transpose(-2, -1)), dim=1)
 
 
-class PooledVisionTransformer(VisionTransformer):
+class PooledVisionTransformer(NoSymbolicGraph, VisionTransformer):
     """Vision Transformer whose patch grid is sub-sampled once, before ``pool_block``.
 
     Args (beside timm's):
@@ -67,7 +69,8 @@ class PooledVisionTransformer(VisionTransformer):
         pool_block: block before which the grid shrinks, counted from 0; the seventh layer is 6.
 
     Raises:
-        ValueError: for an unknown pooling, a block that is not there, or no class token.
+        ValueError: for an unknown pooling, a block that is not there, no class token, or a
+            ``patch_drop_rate``.
     """
 
     def __init__(self, *args: Any, pooling: str = "average", pool_block: int = 6, **kwargs: Any):
@@ -78,52 +81,63 @@ class PooledVisionTransformer(VisionTransformer):
             raise ValueError(f"pool_block={pool_block} must lie in 0..{len(self.blocks) - 1}")
         if not self.has_class_token or self.num_reg_tokens:
             raise ValueError("pooled DeiT needs the class token alone beside the patches")
+        if kwargs.get("patch_drop_rate"):
+            raise ValueError("patch_drop_rate drops tokens at random; pooling needs the whole grid")
         self.pool_block = pool_block
         self.patch_pool = PatchPool(pooling, self.embed_dim, **get_device_dtype(self))
+        for info in self.feature_info[pool_block:]:
+            info["reduction"] *= 2
 
-    def _grid(self, pooled: bool) -> tuple[int, int]:
-        grid = self.patch_embed.grid_size
-        return tuple(-(-side // 2) for side in grid) if pooled else grid
-
-    def _run(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Tokens after the last block, and after every block."""
+    def _run(self, images: Tensor, end: int) -> tuple[Tensor, list[Tensor], list[tuple[int, int]]]:
+        """Run the blocks before ``end``: the last tokens, and each block's tokens and grid."""
         x = self.norm_pre(self._pos_embed(self.patch_embed(images)))
+        grid = self.patch_embed.dynamic_feat_size(images.shape[-2:])
         recompute = self.grad_checkpointing and torch.is_grad_enabled()
-        seen = []
-        for index, block in enumerate(self.blocks):
+        tokens, grids = [], []
+        for index, block in zip(range(end), self.blocks, strict=False):
             if index == self.pool_block:
-                x = self.patch_pool(x, self._grid(False))
+                x = self.patch_pool(x, grid)
+                grid = tuple(-(-side // 2) for side in grid)
             x = checkpoint(block, x) if recompute else block(x)
-            seen.append(x)
-        return x, seen
+            tokens.append(x)
+            grids.append(grid)
+        return x, tokens, grids
+
+    def _refuse_masks(self, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> None:
+        self.refuse_symbolic_tracing(x)
+        if attn_mask is not None or is_causal:
+            raise ValueError("pooled DeiT changes its tokens on the way: no attention masks")
 
     def forward_features(self, x: Tensor, attn_mask=None, is_causal=False) -> Tensor:
         """Images to normed tokens (B, 1 + n, C); n patches of the smaller grid."""
-        if attn_mask is not None or is_causal:
-            raise ValueError("pooled DeiT changes its tokens on the way: no attention masks")
-        return self.norm(self._run(x)[0])
+        self._refuse_masks(x, attn_mask, is_causal)
+        return self.norm(self._run(x, len(self.blocks))[0])
 
     def forward_intermediates(
-        self, x: Tensor, indices=None, return_prefix_tokens=False, norm=False, stop_early=False,
-        output_fmt="NCHW", intermediates_only=False, **kwargs: Any,
+        self, x: Tensor, indices: int | Sequence[int] | None = None, return_prefix_tokens=False,
+        norm=False, stop_early=False, output_fmt="NCHW", intermediates_only=False,
+        output_dict=False, attn_mask=None, is_causal=False,
     ) -> Any:  # fmt: skip
         """timm's method; maps from ``pool_block`` on have half the resolution."""
-        if output_fmt not in ("NCHW", "NLC") or any(kwargs.values()):
-            raise ValueError(f"unsupported: output_fmt={output_fmt!r}, {kwargs}")
-        taken, _ = feature_take_indices(len(self.blocks), indices)
-        last, seen = self._run(x)
-        features = []
-        for index in taken:
-            out = self.norm(seen[index]) if norm else seen[index]
-            prefix, out = out[:, :1], out[:, 1:]
-            if output_fmt == "NCHW":
-                out = out.transpose(-2, -1).unflatten(2, self._grid(index >= self.pool_block))
-            features.append((out, prefix) if return_prefix_tokens else out)
-        return features if intermediates_only else (self.norm(last), features)
+        self._refuse_masks(x, attn_mask, is_causal)
+        taken, last = feature_take_indices(len(self.blocks), indices)
+        final, tokens, grids = self._run(x, last + 1 if stop_early else len(self.blocks))
+        return pack_intermediates(
+            [self.norm(tokens[i]) if norm else tokens[i] for i in taken],
+            [grids[i] for i in taken],
+            self.norm(final),
+            output_fmt=output_fmt,
+            return_prefix_tokens=return_prefix_tokens,
+            intermediates_only=intermediates_only,
+            output_dict=output_dict,
+        )
 
     def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True) -> list[int]:
-        """For timm's ``features_only``; nothing goes."""
-        return feature_take_indices(len(self.blocks), indices)[0]
+        """timm's method; the pooling goes with the block that it stands before."""
+        taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if self.pool_block >= len(self.blocks):
+            self.patch_pool = nn.Identity()
+        return taken
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """The pooling stands between two blocks and counts with the one after it."""

@@ -22,6 +22,8 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from evovit.features import NoSymbolicGraph
+
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
 from .svite_layers import Gate, GatedAttention, GatedLinear, GatedMlp, UnitGate
 from .weights import load_exactly
@@ -29,7 +31,7 @@ from .weights import load_exactly
 SPARSITIES = ("structured", "unstructured")
 
 
-class SparseVisionTransformer(VisionTransformer):
+class SparseVisionTransformer(NoSymbolicGraph, VisionTransformer):
     """Vision Transformer whose heads and neurons, or single weights, are gated.
 
     Args (beside timm's):
@@ -64,6 +66,16 @@ class SparseVisionTransformer(VisionTransformer):
             else:
                 block.attn.gate_heads = UnitGate(block.attn.num_heads, head_ratio, **dd)
                 block.mlp.gate_neurons = UnitGate(block.mlp.fc1.out_features, neuron_ratio, **dd)
+
+    def forward_features(self, x: Tensor, attn_mask=None, is_causal=False) -> Tensor:
+        """Images to normed tokens (B, 1 + N, C)."""
+        self.refuse_symbolic_tracing(x)
+        return super().forward_features(x, attn_mask=attn_mask, is_causal=is_causal)
+
+    def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """timm's method."""
+        self.refuse_symbolic_tracing(x)
+        return super().forward_intermediates(x, *args, **kwargs)
 
     def gated_layers(self) -> list[tuple[Gate, nn.Module]]:
         """Each gate with the layer whose units it counts; none in a deployed model."""

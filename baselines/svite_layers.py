@@ -52,6 +52,13 @@ class UnitGate(Gate):
         super().__init__((units,), share, **dd)
         self.register_buffer("taylor", torch.zeros(units, **dd))
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The units that live at first are drawn at random, and none has a score."""
+        super().reset_parameters()
+        if hasattr(self, "taylor"):  # not yet while the base class is being made
+            self.taylor.zero_()
+
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (..., units, C) of the units to the same shape, those of dead ones 0."""
         x = x * self.alive.unsqueeze(-1).to(x.dtype)

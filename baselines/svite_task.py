@@ -56,6 +56,13 @@ class SViTETask(ClassificationTask):
         count = min(self.updates, max(end - 1, 0))
         return sorted({1 + i * (end - 1) // count for i in range(count)})
 
+    def unreached(self, epochs: int) -> list[str]:
+        """A sentence if a training of ``epochs`` has no epoch for some of the updates."""
+        count = len(self.update_epochs(epochs))
+        if count == self.updates:
+            return []
+        return [f"A training of {epochs} epochs makes {count} of SViTE's {self.updates} updates."]
+
     def rate_at(self, epoch: int, epochs: int) -> float:
         """Share of the living units that die in this epoch."""
         return self.rate / 2 * (1 + math.cos(math.pi * epoch / (self.until * epochs)))

@@ -3,9 +3,11 @@
 Shapes as in ``tokens``.
 """
 
+import contextlib
+
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 
 def class_row(query: Tensor, keys: Tensor, scale: float) -> Tensor:
@@ -21,9 +23,25 @@ def class_row(query: Tensor, keys: Tensor, scale: float) -> Tensor:
         return torch.bmm(blocks, keys.to(dtype).transpose(1, 2)).softmax(dim=2)
 
 
-def _as_given(keys: Tensor) -> torch.autocast:
-    """A context without autocast."""
-    return torch.autocast("cpu" if keys.is_meta else keys.device.type, enabled=False)
+def _as_given(keys: Tensor) -> contextlib.AbstractContextManager:
+    """A context without autocast; none where there is no autocast, as exporters know none."""
+    device = "cpu" if keys.is_meta else keys.device.type
+    if not torch.is_autocast_enabled(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+def records_gradient(*inputs: Tensor | None) -> bool:
+    """Whether autograd records what is computed from the inputs, for the functions below.
+
+    Otherwise torch's own operations are to be used: nothing else can be exported, and only they
+    have derivatives in forward mode (torch.func.hessian).
+    """
+    if torch.jit.is_tracing() or torch.compiler.is_exporting() or not torch.is_grad_enabled():
+        return False
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        return False
+    return any(tensor is not None and tensor.requires_grad for tensor in inputs)
 
 
 class ClassAttention(Function):
@@ -31,12 +49,16 @@ class ClassAttention(Function):
     bits; and each key's gradient would be a product with all H rows of the block-diagonal query,
     of which one is not zero."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, query: Tensor, keys: Tensor, scale: float) -> Tensor:
-        row = class_row(query, keys, scale)
-        ctx.save_for_backward(query, keys, row)
-        ctx.scale = scale
-        return row
+    def forward(query: Tensor, keys: Tensor, scale: float) -> Tensor:
+        return class_row(query, keys, scale)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        query, keys, ctx.scale = inputs
+        ctx.save_for_backward(query, keys, output)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple:
@@ -50,20 +72,30 @@ class ClassAttention(Function):
         return by_head.diagonal(dim1=1, dim2=2).transpose(1, 2), grad_keys.flatten(2), None
 
 
-class PutBack(Function):
-    """``tokens.put_back`` into a new buffer. It keeps the rows, while torch's index_copy keeps all
-    that it copies."""
+def replaced_rows(tokens: Tensor, rows: Tensor, slow: Tensor, residual: Tensor | None) -> Tensor:
+    """Tokens (B, L, C) with the residual (B, 1, C) added, but ``slow`` (B * n, C) in the rows
+    (B * n,) of tokens.flatten(0, 1)."""
+    # Before, not after: torch 2.11 compiles a gradient of zero where an operation hands on the
+    # result as it is (no-op ``contiguous``, any in place on ``out``; pytorch/pytorch#180642).
+    tokens = tokens.contiguous()
+    tokens = tokens if residual is None else tokens + residual
+    return tokens.flatten(0, 1).index_copy(0, rows, slow.to(tokens.dtype)).reshape(tokens.shape)
+
+
+class ReplaceRows(Function):
+    """``replaced_rows``. It keeps the rows, while torch's index_copy keeps all that it copies."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx, tokens: Tensor, rows: Tensor, slow: Tensor, residual: Tensor | None) -> Tensor:
+    def forward(tokens: Tensor, rows: Tensor, slow: Tensor, residual: Tensor | None) -> Tensor:
+        return replaced_rows(tokens, rows, slow, residual)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        _, rows, _, residual = inputs
         ctx.save_for_backward(rows)
         ctx.fast = residual is not None
-        # Before, not after: torch 2.11 compiles a gradient of zero where an operation hands on the
-        # result as it is (no-op ``contiguous``, any in place on ``out``; pytorch/pytorch#180642).
-        tokens = tokens.contiguous()
-        out = tokens.clone() if residual is None else tokens + residual
-        out.view(-1, out.shape[2]).index_copy_(0, rows, slow.to(out.dtype))
-        return out
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple:

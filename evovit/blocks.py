@@ -22,7 +22,7 @@ class EvoAttention(Attention):
         """(B, L, C) -> (B, L, C), with ``scores`` also (B, H, L): one weight per head and token."""
         if scores is None:
             return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
-        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim))
+        qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
         if self.fused_attn and scores == "class":

@@ -1,18 +1,18 @@
 """Weights from elsewhere: plain DeiT's and the authors' published state dicts."""
 
 import argparse
-import logging
 import re
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import load_state_dict
+from timm.models import clean_state_dict, load_state_dict
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-_logger = logging.getLogger(__name__)
+OLD_SCHEDULE = "_extra_state"  # a key of older files; the schedule is metadata now
 
 
 def load_file(path: str | Path) -> dict[str, Tensor]:
@@ -21,23 +21,58 @@ def load_file(path: str | Path) -> dict[str, Tensor]:
     Files of the DeiT family also hold the training script's argparse.Namespace; nothing else
     beyond tensors is allowed.
     """
+    if str(path).endswith(".safetensors"):
+        return load_state_dict(str(path))
     with torch.serialization.safe_globals([argparse.Namespace]):
-        return load_state_dict(str(path), use_ema=False)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    name = next((name for name in ("state_dict", "model") if name in content), None)
+    content = content if name is None else content[name]
+    weights = OrderedDict(clean_state_dict(content))
+    # timm's own function loses torch's metadata, in which our files hold their schedule
+    metadata = {f"{name}." if name else "": value for name, value in _metadata(content).items()}
+    metadata = clean_state_dict(metadata)
+    if metadata:
+        weights._metadata = {name.removesuffix("."): value for name, value in metadata.items()}
+    return weights
+
+
+def _metadata(state_dict: Mapping[str, Tensor]) -> Mapping[str, dict]:
+    """What torch says of each module beside its weights."""
+    return getattr(state_dict, "_metadata", {})
 
 
 def load_official(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Load the authors' Evo-DeiT or Evo-LeViT weights into an ``evo_*`` model.
 
+    Their classifiers of the class token are loaded if the model has them, which is to say after
+    ``model.set_training_outputs(True)``; otherwise these are left out.
+
     Raises:
         ValueError: listing every missing, unexpected or misshapen key; nothing is loaded then.
     """
-    load_exactly(model, model.from_official(state_dict), fresh=("_extra_state",))
+    load_exactly(model, model.from_official(state_dict))
+
+
+def has_own_keys(state_dict: Mapping[str, Tensor], model: nn.Module) -> bool:
+    """Whether weights have the keys of an ``evo_*`` model, not those of the authors' code.
+
+    Keys of parts that only training needs say nothing of it: the authors name them as we do.
+    """
+    names = {key for key in state_dict if not key.startswith(_training_parts(model))}
+    return names - {OLD_SCHEDULE} <= model.state_dict().keys()
+
+
+def _training_parts(model: nn.Module) -> tuple[str, ...]:
+    """How the keys begin of the parts that only training needs."""
+    return tuple(f"{part}." for part in getattr(model, "training_parts", ()))
 
 
 def load_exactly(
     model: nn.Module, state_dict: Mapping[str, Tensor], fresh: Sequence[str] = ()
 ) -> list[str]:
     """Load every key or nothing; keys that start with one of ``fresh`` may be absent.
+
+    Keys of parts that only training needs are left out where the model has no such parts.
 
     Returns:
         The absent keys, which keep their fresh values.
@@ -46,9 +81,13 @@ def load_exactly(
         ValueError: listing every missing, unexpected or misshapen key.
     """
     own = model.state_dict()
+    parts = _training_parts(model)
+    unneeded = () if any(key.startswith(parts) for key in own) else parts
     absent = [key for key in own if key not in state_dict]
     faults = [f"missing {key}" for key in absent if not key.startswith(tuple(fresh))]
     for key, value in state_dict.items():
+        if key.startswith(unneeded) or (parts and key == OLD_SCHEDULE):
+            continue
         if key not in own:
             faults.append(f"unexpected {key}")
         elif value.shape != own[key].shape:
@@ -59,17 +98,21 @@ def load_exactly(
     return absent
 
 
-def complete_dense(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """timm's filter for pretrained weights: a plain DeiT gets the keys it lacks, and we say so."""
-    filtered = checkpoint_filter_fn(dict(state_dict), model)
-    fresh = {
-        key: value
-        for key, value in model.state_dict().items()
-        if key.startswith(model.fresh_keys) and key not in filtered
-    }
-    if fresh:
-        _logger.warning("plain DeiT weights, these keys start fresh: %s", ", ".join(fresh))
-    return {**filtered, **fresh}
+def filter_deit(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """timm's filter for pretrained weights of a plain DeiT or an Evo-DeiT."""
+    accept_saved_schedule(model)
+    return checkpoint_filter_fn(dict(state_dict), model)
+
+
+def accept_saved_schedule(model: nn.Module) -> None:
+    """Take over the schedule in the arguments that timm saved beside the weights, if it did.
+
+    Raises:
+        ValueError: if the model was built with another schedule.
+    """
+    saved = getattr(model, "pretrained_model_args", {}).get("schedule")
+    if saved is not None:
+        model.accept_schedule(saved)
 
 
 def deit_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

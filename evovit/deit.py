@@ -8,16 +8,23 @@ from typing import Any
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import get_device_dtype
-from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models import (
+    build_model_with_cfg,
+    checkpoint,
+    generate_default_cfgs,
+    named_apply,
+    register_model,
+)
 from timm.models._features import feature_take_indices
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import VisionTransformer, get_init_weights_vit
 from torch import Tensor, nn
 
 from . import plan
 from .blocks import EvoAttention, EvoBlock
-from .checkpoint import complete_dense, deit_from_official
+from .checkpoint import deit_from_official, filter_deit
 from .dispatch import functions_for
 from .evolve import Evolution, Observation, State, evolve
+from .features import fill_grid, pack_intermediates
 from .host import EvoHost
 
 
@@ -26,8 +33,8 @@ class EvoVisionTransformer(EvoHost, VisionTransformer):
 
     Modifications of timm's VisionTransformer:
     - the switches of ``evovit.plan``; blocks run by ``_evolve``,
-    - prediction from the mean of the patch tokens; a second head on the class token for Eq. 8,
-    - the schedule and whether tokens are selected travel with the state dict.
+    - prediction from the mean of the patch tokens; for Eq. 8 ``set_training_outputs`` adds a norm
+      and a head for the class token. Without them the state dict has the plain model's keys.
 
     Args (beside timm's; docs/switches.md has their symbols):
         variant: "paper" (the text) or "official" (the authors' code).
@@ -67,24 +74,28 @@ class EvoVisionTransformer(EvoHost, VisionTransformer):
         super().__init__(*args, block_fn=EvoBlock, attn_layer=EvoAttention, **kwargs,
                          weight_init="skip")  # fmt: skip
         self._refuse_unsupported(kwargs)
-        dd = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
         switches = plan.resolve(
             plan.Host(len(self.blocks)), variant, keep_ratio, start_block, tradeoff, placeholders,
             scores, blocks_per_stage, pool_placeholders, tile,
         )  # fmt: skip
         self.set_switches(switches, schedule)
         self._check_grid()
-        self.norm_cls = copy.deepcopy(self.norm)
-        self.head_cls = self._classifier(**dd)
         self.weight_init_mode = "reset" if weight_init == "skip" else weight_init
         if weight_init != "skip":
             self.init_weights(needs_reset=False)
 
+    training_parts = ("norm_cls", "head_cls")
+    training_classifiers = ("head_cls",)
     from_official = staticmethod(deit_from_official)
 
+    def _make_training_parts(self) -> dict[str, nn.Module]:
+        parts = {"norm_cls": copy.deepcopy(self.norm), "head_cls": self._classifier()}
+        for name, part in parts.items():
+            named_apply(get_init_weights_vit(self.weight_init_mode), part, name, include_root=True)
+        return parts
+
     def _refuse_unsupported(self, kwargs: dict[str, Any]) -> None:
-        if self.global_pool != "avg":
-            raise ValueError(f"global_pool={self.global_pool!r}: Evo-ViT predicts from the mean")
+        _refuse_pool(self.global_pool)
         if not self.has_class_token or self.num_reg_tokens:
             raise ValueError("Evo-ViT needs the class token (its attention is the score) alone")
         if kwargs.get("patch_drop_rate"):
@@ -105,8 +116,10 @@ class EvoVisionTransformer(EvoHost, VisionTransformer):
         tk = functions_for(x)
         return x, tk.patch_scores(row, self.switches.variant == "official", lets_gradients)
 
-    def _evolve(self, images: Tensor, observer: list[Observation] | None = None) -> Tensor:
-        """Images to tokens (B, 1 + n, C) after all blocks, before the last norm."""
+    def _evolve(
+        self, images: Tensor, observer: list[Observation] | None = None, end: int | None = None
+    ) -> Tensor:
+        """Images to tokens (B, 1 + n, C) after all blocks, or those before ``end``; not normed."""
         embedded = self.norm_pre(self._pos_embed(self.patch_embed(images)))
         num_patches = embedded.shape[1] - 1
         ranking = None
@@ -115,7 +128,8 @@ class EvoVisionTransformer(EvoHost, VisionTransformer):
         grid = torch.arange(num_patches, device=embedded.device) if observer is not None else None
         this = Evolution(self._block, self.switches, self.runs, self.switches.tradeoff,
                          num_patches, ranking, grid, observer)  # fmt: skip
-        return evolve(this, State(embedded), 0, len(self.blocks)).tokens
+        end = len(self.blocks) if end is None else end
+        return evolve(this, State(embedded), 0, end).tokens
 
     @torch.no_grad()
     def _last_class_attention(self, x: Tensor) -> Tensor:
@@ -130,9 +144,16 @@ class EvoVisionTransformer(EvoHost, VisionTransformer):
 
         With dropped or unpooled placeholders only the informative patches remain, in no order.
         """
+        self._refuse_masks(x, attn_mask, is_causal)
+        return self._normed(self._evolve(x))
+
+    def _refuse_masks(self, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> None:
+        self.refuse_symbolic_tracing(x)
         if attn_mask is not None or is_causal:
             raise ValueError("Evo-ViT ranks all tokens by class attention: no attention masks")
-        x = self._evolve(x)
+
+    def _normed(self, x: Tensor) -> Tensor:
+        """Norm the tokens here in the paper's variant; the official one norms their mean."""
         return self.norm(x) if self.switches.variant == "paper" else x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -149,52 +170,67 @@ class EvoVisionTransformer(EvoHost, VisionTransformer):
         """Logits; with ``set_training_outputs`` in training (average, class token), Eq. 8."""
         if not (self.training and self.training_outputs):
             return self.forward_head(self.forward_features(x, attn_mask, is_causal))
+        self._refuse_masks(x, attn_mask, is_causal)
         x = self._evolve(x)
         class_token = self.head_drop(self.norm_cls(x[:, 0]))
-        patches = self.norm(x) if self.switches.variant == "paper" else x
-        return self.forward_head(patches), self.head_cls(class_token)
+        return self.forward_head(self._normed(x)), self.head_cls(class_token)
 
     def observe(self, images: Tensor) -> tuple[list[Observation], Tensor]:
         """What every block did to images, for ``trace``; and the logits."""
         observed: list[Observation] = []
         x = self._evolve(images, observed)
-        x = self.norm(x) if self.switches.variant == "paper" else x
-        return observed, self.forward_head(x)
+        return observed, self.forward_head(self._normed(x))
 
     def forward_intermediates(
-        self, x: Tensor, indices=None, return_prefix_tokens=False, norm=False, stop_early=False,
-        output_fmt="NCHW", intermediates_only=False, **kwargs: Any,
+        self, x: Tensor, indices: int | Sequence[int] | None = None, return_prefix_tokens=False,
+        norm=False, stop_early=False, output_fmt="NCHW", intermediates_only=False,
+        output_dict=False, attn_mask=None, is_causal=False,
     ) -> Any:  # fmt: skip
-        """timm's method; placeholders stand where they are in the grid after each block."""
-        if output_fmt not in ("NCHW", "NLC") or any(kwargs.values()):
-            raise ValueError(f"unsupported: output_fmt={output_fmt!r}, {kwargs}")
-        if self.switches.placeholders == "drop" and output_fmt == "NCHW":
-            raise ValueError("placeholders='drop' leaves no grid: use output_fmt='NLC'")
-        taken, _ = feature_take_indices(len(self.blocks), indices)
+        """timm's method; after each block every patch has its place in the grid.
+
+        Placeholders have the value that they would have if the run of blocks ended there; dropped
+        ones keep their last value.
+        """
+        self._refuse_masks(x, attn_mask, is_causal)
+        taken, last = feature_take_indices(len(self.blocks), indices)
         grid = self.patch_embed.dynamic_feat_size(x.shape[-2:])
         observed: list[Observation] = []
-        last = self._evolve(x, observed)
-        features = []
-        for seen in (observed[i] for i in taken):
-            out = self.norm(seen.tokens) if norm else seen.tokens
-            prefix, out = out[:, :1], out[:, 1:]
-            out = out.mT.unflatten(2, grid) if output_fmt == "NCHW" else out
-            features.append((out, prefix) if return_prefix_tokens else out)
-        return features if intermediates_only else (self.norm(last), features)
+        final = self._evolve(x, observed, last + 1 if stop_early else None)
+        after = [observed[0].tokens]  # all tokens (B, 1 + N, C) after each block
+        for seen in observed[1:]:
+            dropped = seen.tokens.shape[1] < after[-1].shape[1]
+            after.append(fill_grid(seen.tokens, seen.kept, after[-1]) if dropped else seen.tokens)
+        return pack_intermediates(
+            [self.norm(after[i]) if norm else after[i] for i in taken],
+            [grid] * len(taken),
+            self._normed(final),
+            output_fmt=output_fmt,
+            return_prefix_tokens=return_prefix_tokens,
+            intermediates_only=intermediates_only,
+            output_dict=output_dict,
+        )
 
     def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True) -> list[int]:
-        """For timm's ``features_only``; nothing goes, since the plan counts on every block."""
-        return feature_take_indices(len(self.blocks), indices)[0]
+        """timm's method; ``scores="last_class"`` keeps all blocks, since the last one ranks."""
+        blocks = self.blocks
+        taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if self.switches.scores == "last_class":
+            self.blocks = blocks
+        if prune_head:
+            self.set_training_outputs(False)
+        return taken
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        if global_pool not in (None, "avg"):
-            raise ValueError(f"global_pool={global_pool!r}: Evo-ViT predicts from the mean")
-        super().reset_classifier(num_classes)
-        self.head_cls = self._classifier(**get_device_dtype(self))
+        _refuse_pool(global_pool or self.global_pool)
+        super().reset_classifier(num_classes, global_pool)
+        if self.training_outputs:
+            self.head_cls = self._classifier()
 
-    def _classifier(self, **dd: Any) -> nn.Module:
-        classes = self.num_classes
-        return nn.Linear(self.embed_dim, classes, **dd) if classes > 0 else nn.Identity()
+    def _classifier(self) -> nn.Module:
+        if self.num_classes <= 0:
+            return nn.Identity()
+        head = nn.Linear(self.embed_dim, self.num_classes, **get_device_dtype(self))
+        return head.train(self.training)
 
     def set_input_size(self, *args: Any, **kwargs: Any) -> None:
         super().set_input_size(*args, **kwargs)
@@ -205,13 +241,21 @@ class EvoVisionTransformer(EvoHost, VisionTransformer):
             self.switches.kept(self.patch_embed.num_patches, block)
 
 
+def _refuse_pool(global_pool: str) -> None:
+    if global_pool not in ("avg", ""):
+        raise ValueError(
+            f"global_pool={global_pool!r}: Evo-ViT predicts from the mean, so it is 'avg', or '' "
+            "for all tokens"
+        )
+
+
 def _cfg(size: int) -> dict[str, Any]:
     """timm's pretrained_cfg; crop_pct as in DeiT's evaluation: resize to 256 / 224 of the size."""
     return dict(
         url="", num_classes=1000, input_size=(3, size, size), pool_size=None, crop_pct=0.875,
         interpolation="bicubic", fixed_input_size=True, mean=IMAGENET_DEFAULT_MEAN,
         std=IMAGENET_DEFAULT_STD, first_conv="patch_embed.proj",
-        classifier=("head", "head_cls"), license="mit",
+        classifier="head", license="mit",
     )  # fmt: skip
 
 
@@ -227,7 +271,7 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any], **sizes: Any) -
         model_cls,
         name,
         pretrained,
-        pretrained_filter_fn=complete_dense,
+        pretrained_filter_fn=filter_deit,
         feature_cfg=dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter"),
         **{"patch_size": 16, **sizes, **kwargs},
     )

@@ -51,12 +51,12 @@ class State(NamedTuple):
     tokens: Tensor  # (B, 1 + n, C); n = N unless placeholders were dropped
     scores: Scores | None = None  # (B, n) evolved scores, where a later selection needs them
     positions: Tensor | None = None  # (B, n) grid positions, once tokens were dropped
-    owned: bool = False  # made here, so no hook on a block can hold these tokens
 
 
 def evolve(this: Evolution, state: State, first: int, end: int) -> State:
     """Blocks [first, end) of one stage of the host; one run of blocks after the other."""
-    runs = [run for run in this.runs if first <= run[0] < end]
+    # a run may reach beyond blocks that were pruned, or that are not asked for
+    runs = [(start, min(stop, end)) for start, stop in this.runs if first <= start < end]
     state = _dense(this, state, (first, runs[0][0] if runs else end))
     for run in runs:
         k = this.switches.kept(this.num_patches, run[0])
@@ -69,7 +69,7 @@ def evolve(this: Evolution, state: State, first: int, end: int) -> State:
 
 def _dense(this: Evolution, state: State, run: tuple[int, int]) -> State:
     """Blocks in which every token present is informative."""
-    x, scores, positions, _ = state
+    x, scores, positions = state
     for block in range(*run):
         x, row = this.run_block(block, x, this.observer is not None)
         if row is not None:
@@ -92,7 +92,7 @@ def _slow_fast(this: Evolution, state: State, run: tuple[int, int], k: int) -> S
     chosen = tk.select(ranking, k)
     if switches.evolves:
         scores = tk.selected_scores(ranking, chosen)
-        state = State(state.tokens, scores, state.positions, state.owned)
+        state = State(state.tokens, scores, state.positions)
     slow = tk.take_tokens(state.tokens, chosen)
     representative = None
     if switches.placeholders == "update":
@@ -105,12 +105,11 @@ def _slow_fast(this: Evolution, state: State, run: tuple[int, int], k: int) -> S
         if row is not None:
             scores = tk.evolve_kept(scores, state.scores, chosen, row, this.alpha(block))
         if observing:
-            seen = _merge(this, state, chosen, slow, scores, representative, False)
+            seen = _merge(this, state, chosen, slow, scores, representative)
             _note(this, block, block == run[0], _positions(state, tk.positions(chosen)), seen)
     if run[1] == switches.host.depth and not switches.pool_placeholders:
         return State(slow[:, : 1 + k])
-    inplace = state.owned and not (observing or torch.is_grad_enabled())
-    return _merge(this, state, chosen, slow, scores, representative, inplace)
+    return _merge(this, state, chosen, slow, scores, representative)
 
 
 def _ranking(this: Evolution, state: State) -> Scores:
@@ -131,7 +130,7 @@ def _positions(state: State, kept: Tensor) -> Tensor:
 
 def _merge(
     this: Evolution, state: State, chosen: Selection, slow: Tensor, scores: Scores | None,
-    representative: Tensor | None, inplace: bool,
+    representative: Tensor | None,
 ) -> State:  # fmt: skip
     """State after a run: informative tokens go back to their places, placeholders are updated."""
     tk = functions_for(state.tokens)
@@ -143,10 +142,10 @@ def _merge(
     if representative is not None:
         # x_rep^(1) + x_rep^(2) over the run: what the residual stream has gathered.
         residual = slow[:, 1 + num_kept :] - representative
-    merged = tk.put_back(state.tokens, chosen, slow[:, : 1 + num_kept], residual, inplace)
+    merged = tk.put_back(state.tokens, chosen, slow[:, : 1 + num_kept], residual)
     if scores is None:
-        return State(merged, state.scores, owned=True)
-    return State(merged, tk.put_back_scores(state.scores, chosen, scores), owned=True)
+        return State(merged, state.scores)
+    return State(merged, tk.put_back_scores(state.scores, chosen, scores))
 
 
 def _note(this: Evolution, block: int, selecting: bool, kept: Tensor | None, state: State) -> None:

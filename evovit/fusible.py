@@ -151,10 +151,8 @@ def representative_token(buffer: Tensor, weights: Tensor) -> Tensor:
     return (weights.unsqueeze(2) * buffer[:, 1:]).sum(dim=1, keepdim=True).to(buffer.dtype)
 
 
-def put_back(
-    buffer: Tensor, chosen: Selection, slow: Tensor, residual: Tensor | None, inplace: bool
-) -> Tensor:
-    """``tokens.put_back`` in one pass over the buffer; ``inplace`` or not, a compiler decides."""
+def put_back(buffer: Tensor, chosen: Selection, slow: Tensor, residual: Tensor | None) -> Tensor:
+    """``tokens.put_back`` in one pass over the buffer."""
     first = torch.zeros_like(chosen.places[:, :1])  # the class token, in front of both
     places = torch.cat((first, chosen.places + 1), dim=1)
     slow_row = torch.arange(len(slow), device=slow.device).unsqueeze(1) * slow.shape[1]

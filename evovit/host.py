@@ -1,18 +1,29 @@
-"""What both hosts share: the switches in force and what a checkpoint knows beside the weights."""
+"""What both hosts share: the switches in force, and what a checkpoint holds beside the weights."""
 
+import logging
 from collections.abc import Mapping
+from typing import Any
 
-import torch
-from torch import Tensor
+from timm.models._input import update_model_args
+from torch import Tensor, nn
 
 from . import plan
-from .checkpoint import load_exactly
+from .checkpoint import OLD_SCHEDULE, load_exactly
+from .features import NoSymbolicGraph
+
+_logger = logging.getLogger(__name__)
 
 
-class EvoHost:
-    """Mixed into a timm model that selects tokens; it stands before the timm class."""
+class EvoHost(NoSymbolicGraph):
+    """Mixed into a timm model that selects tokens; it stands before the timm class.
 
-    fresh_keys = ("norm_cls.", "head_cls.", "_extra_state")  # that no dense model has
+    The state dict holds weights alone. To which schedule they were trained travels as metadata:
+    of torch's state dicts, which ``torch.save`` keeps and ``load_state_dict`` reads, and in timm's
+    model arguments.
+    """
+
+    training_parts: tuple[str, ...] = ()  # modules that exist after set_training_outputs(True)
+    training_classifiers: tuple[str, ...] = ()  # their linear layers
 
     def set_switches(self, switches: plan.Switches, schedule: str | None) -> None:
         """Take over resolved switches. A ``schedule`` given here refuses other checkpoints."""
@@ -28,9 +39,12 @@ class EvoHost:
         self._scoring = plan.scoring_blocks(self.switches, self._runs)
         self.schedule = schedule
         self._schedule_was_given = False  # whoever calls this manages the schedule from here on
+        update_model_args(self, schedule=schedule)
 
     def set_selecting(self, enable: bool) -> None:
         """Switch token selection on or off; off, every block runs on all tokens."""
+        if enable != self.selecting:  # a model built with these arguments computes the same
+            update_model_args(self, keep_ratio=list(self.switches.keep_ratio) if enable else 1.0)
         self.selecting = enable
 
     @property
@@ -43,34 +57,132 @@ class EvoHost:
         """Blocks whose class attention counts now."""
         return self._scoring if self.selecting else frozenset()
 
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(
-            [plan.SCHEDULES.index(self.schedule), int(self.selecting)], dtype=torch.uint8
-        )
+    def metadata(self) -> dict[str, Any]:
+        """What a checkpoint says beside the weights, in plain values."""
+        return {"schedule": self.schedule, "selecting": self.selecting}
 
-    def set_extra_state(self, state: Tensor) -> None:
-        code, selecting = state.tolist()
-        schedule = plan.SCHEDULES[code]
-        if self._schedule_was_given and schedule != self.schedule:
+    def accept_metadata(self, metadata: Mapping[str, Any]) -> None:
+        """Take over what a checkpoint says beside the weights.
+
+        Raises:
+            ValueError: if the model was built with another schedule.
+        """
+        self.accept_schedule(metadata["schedule"])
+        self.set_selecting(metadata["selecting"])
+
+    def accept_schedule(self, schedule: str) -> None:
+        """Take over the schedule that weights were trained to.
+
+        Raises:
+            ValueError: if the model was built with another schedule.
+        """
+        if schedule == self.schedule:
+            return
+        if self._schedule_was_given:
             raise ValueError(
                 f"the checkpoint was trained to schedule={schedule!r}, the model was built with "
                 f"schedule={self.schedule!r}: build it without, and call set_schedule() after "
                 "loading if another schedule is wanted"
             )
         self.set_schedule(schedule)
-        self.set_selecting(bool(selecting))
+
+    def _save_to_state_dict(self, destination, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):
+            destination._metadata[prefix[:-1]].update(self.metadata())
+
+    def _load_from_state_dict(self, state_dict, prefix: str, local_metadata, *args: Any) -> None:
+        """torch's method for one module; called before those of the modules inside it."""
+        stored = state_dict.pop(f"{prefix}{OLD_SCHEDULE}", None)
+        if "schedule" in local_metadata:
+            self.accept_metadata(local_metadata)
+        elif stored is not None:
+            self.accept_metadata(self._read_extra_state(stored))
+        elif not local_metadata and not self._schedule_was_given:
+            _logger.warning(
+                "the weights do not say to which schedule they were trained, so the model keeps "
+                "schedule=%r; build it with schedule=... to choose",
+                self.schedule,
+            )
+        self._fit_training_parts(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def _read_extra_state(self, stored: Tensor) -> dict[str, Any]:
+        """The metadata in a tensor among the weights, as older files hold it.
+
+        Raises:
+            ValueError: for numbers that are none of its codes.
+        """
+        names, numbers = list(self.metadata()), stored.tolist()
+        whole = all(number in (0, 1) for number in numbers)
+        if not whole or len(numbers) != len(names):
+            raise ValueError(
+                f"the state dict's key {OLD_SCHEDULE} holds {numbers}, which names no schedule "
+                "(were weights of different schedules averaged?): delete the key to load the rest"
+            )
+        switches = [bool(number) for number in numbers[1:]]
+        return dict(zip(names, [plan.SCHEDULES[int(numbers[0])], *switches], strict=True))
 
     def load_pretrained_dense(self, state_dict: Mapping[str, Tensor]) -> list[str]:
-        """Load a plain DeiT; returns the keys that start fresh (the class head, the schedule).
+        """Load a plain model of the host's kind; returns the keys that start fresh: those of the
+        parts that only training needs, where the model has them.
 
         Raises:
             ValueError: listing every missing, unexpected or misshapen key; nothing is loaded then.
         """
-        return load_exactly(self, state_dict, fresh=self.fresh_keys)
+        return load_exactly(self, state_dict, fresh=self.training_parts)
 
     def set_tradeoff_learning(self, enable: bool) -> None:
         """For the hosts that learn their trade-offs; the others have numbers."""
 
     def set_training_outputs(self, enable: bool = True) -> None:
-        """Whether a forward pass in training returns all that the task's loss needs."""
+        """Whether a forward pass in training returns all that the task's loss needs.
+
+        The parts that only this needs (classifiers of the class token) are made when it is
+        switched on, with fresh weights, and go when it is switched off. Call it before an optimizer
+        or DDP takes the parameters.
+        """
+        if enable != self.training_outputs:
+            parts = self._make_training_parts() if enable else {}
+            for name in self.training_parts:
+                if enable:
+                    self.add_module(name, parts[name].train(self.training))
+                else:
+                    delattr(self, name)
+            self._name_classifiers(enable)
         self.training_outputs = enable
+
+    def _make_training_parts(self) -> dict[str, nn.Module]:
+        """Fresh modules, one for each of ``training_parts``."""
+        raise NotImplementedError
+
+    def _name_classifiers(self, training: bool) -> None:
+        """Let timm's ``pretrained_cfg["classifier"]`` name the layers that there are."""
+        cfg = getattr(self, "pretrained_cfg", None)
+        if cfg is None:  # not built by timm
+            return
+        names = cfg["classifier"]
+        names = [names] if isinstance(names, str) else names
+        names = [name for name in names if name not in self.training_classifiers]
+        names += self.training_classifiers if training else ()
+        classifier = names[0] if len(names) == 1 else tuple(names)
+        self.pretrained_cfg = self.default_cfg = {**cfg, "classifier": classifier}
+
+    def _fit_training_parts(self, state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Let weights with and without the parts that only training needs be loaded.
+
+        What the model has no part for is left out; a part that the weights lack stays fresh.
+        """
+        parts = tuple(f"{prefix}{name}." for name in self.training_parts)
+        given = [key for key in state_dict if key.startswith(parts)]
+        if not self.training_outputs:
+            for key in given:
+                del state_dict[key]
+            return
+        if given:
+            return
+        own = self.state_dict(prefix=prefix).items()
+        fresh = {key: value for key, value in own if key.startswith(parts)}
+        state_dict.update(fresh)
+        if fresh:
+            _logger.warning("these keys start fresh: %s", ", ".join(fresh))

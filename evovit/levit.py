@@ -17,25 +17,27 @@ from timm.layers import (
 )
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
+from timm.models._input import update_model_input_size
 from timm.models.levit import NormLinear, Stem16, model_cfgs
 from torch import Tensor, nn
 
 from . import plan
-from .checkpoint import levit_from_official
-from .levit_layers import EvoLevitBlock, EvoLevitStage, EvoLevitSubsample
+from .checkpoint import accept_saved_schedule, levit_from_official
+from .levit_layers import EvoLevitBlock, EvoLevitStage, EvoLevitSubsample, init_levit_layers
 from .pyramid import PyramidHost
 
 STRIDE = 16  # of the stem
-HEADS = ("head", "head_dist", "head_cls", "head_cls_dist")
+HEADS = ("head", "head_dist")
+TRAINING_HEADS = ("head_cls", "head_cls_dist")  # on the class token
 
 
 class EvoLevit(PyramidHost, nn.Module):
     """LeViT with structure-preserving token selection and slow-fast updating.
 
     Against timm's Levit: a class token; position embeddings at the input and before each
-    sub-sampling instead of attention biases; the switches of ``evovit.plan``; a second pair of
-    heads, on the class token, for Eq. 8. All tokens keep their places in the raster, so that
-    sub-sampling needs no order restored.
+    sub-sampling instead of attention biases; the switches of ``evovit.plan``; for Eq. 8
+    ``set_training_outputs`` adds a second pair of heads, on the class token. All tokens keep their
+    places in the raster, so that sub-sampling needs no order restored.
 
     Args (the sizes are timm's Levit's, one entry per stage):
         img_size: height and width in pixels, multiples of 16.
@@ -127,9 +129,38 @@ class EvoLevit(PyramidHost, nn.Module):
         self.learning_tradeoff = switches.learned
         self._set_classifiers(**dd)
 
+    training_parts = TRAINING_HEADS
+    training_classifiers = tuple(f"{head}.linear" for head in TRAINING_HEADS)
+
+    def _make_training_parts(self) -> dict[str, nn.Module]:
+        return {head: self._classifier(**get_device_dtype(self)) for head in TRAINING_HEADS}
+
+    @torch.no_grad()
+    def init_weights(self, needs_reset: bool = True) -> None:
+        """Initialize all weights and buffers, e.g. after ``to_empty``.
+
+        Args:
+            needs_reset: False does nothing, since every layer initializes itself when it is made.
+        """
+        if not needs_reset:
+            return
+        init_levit_layers(self)
+        nn.init.zeros_(self.cls_token)
+        trunc_normal_(self.pos_embed, std=0.02)
+        if self.tradeoff_logits is not None:
+            nn.init.zeros_(self.tradeoff_logits)
+
     def _set_pool(self, global_pool: str) -> None:
-        if global_pool != "avg":
-            raise ValueError(f"global_pool={global_pool!r}: Evo-ViT predicts from the mean")
+        if global_pool not in ("avg", ""):
+            raise ValueError(
+                f"global_pool={global_pool!r}: Evo-ViT predicts from the mean, so it is 'avg', or "
+                "'' for all tokens"
+            )
+        if not global_pool and self.num_classes > 0:
+            raise ValueError(
+                "global_pool='' leaves all tokens and LeViT's heads classify one vector: use it "
+                "with num_classes=0"
+            )
         self.global_pool = global_pool
 
     def _set_grids(self, img_size: int | tuple[int, int]) -> None:
@@ -146,21 +177,32 @@ class EvoLevit(PyramidHost, nn.Module):
         self.img_size, self.grids = size, tuple(grids)
 
     def _set_classifiers(self, **dd: Any) -> None:
-        for head in HEADS:
-            classifier = nn.Identity()
-            if self.num_classes > 0:
-                classifier = NormLinear(
-                    self.num_features, self.num_classes, drop=self.drop_rate, **dd
-                )
-            setattr(self, head, classifier.train(self.training))
+        for head in HEADS + (TRAINING_HEADS if self.training_outputs else ()):
+            setattr(self, head, self._classifier(**dd).train(self.training))
+
+    def _classifier(self, **dd: Any) -> nn.Module:
+        if self.num_classes <= 0:
+            return nn.Identity()
+        return NormLinear(self.num_features, self.num_classes, drop=self.drop_rate, **dd)
 
     def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The authors' keys in ours."""
         return levit_from_official(state_dict, [len(stage.blocks) for stage in self.stages])
 
     def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True) -> list[int]:
-        """For timm's ``features_only``; nothing goes, since the plan counts on every block."""
-        return feature_take_indices(len(self.stages), indices)[0]
+        """timm's method; the heads go with the last stage, which they are sized for."""
+        taken, last = feature_take_indices(len(self.stages), indices)
+        shortened = last < len(self.stages) - 1
+        self.stages = self.stages[: last + 1]
+        if shortened:
+            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+        if prune_head or shortened:
+            self.set_training_outputs(False)
+            self.reset_classifier(0, "")
+        blocks = sum(len(stage.blocks) for stage in self.stages)
+        if blocks <= self.switches.start_block:  # nothing is left that selects by the trade-offs
+            self.tradeoff_logits, self.learning_tradeoff = None, False
+        return taken
 
     def no_weight_decay(self) -> set[str]:
         return {
@@ -187,12 +229,21 @@ class EvoLevit(PyramidHost, nn.Module):
         return self.head, self.head_dist
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        self._set_pool(global_pool or "avg")
         self.num_classes = num_classes
+        self._set_pool(self.global_pool if global_pool is None else global_pool)
         self._set_classifiers(**get_device_dtype(self))
 
-    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Make the model for another image size; all position embeddings are resampled."""
+    def set_input_size(self, img_size: int | tuple[int, int] | None = None) -> None:
+        """Make the model for another image size; all position embeddings are resampled.
+
+        Args:
+            img_size: height and width in pixels, multiples of 16; None changes nothing.
+
+        Raises:
+            ValueError: for a size that the stem can't divide or that leaves too few patches.
+        """
+        if img_size is None:
+            return
         before = self.grids
         self._set_grids(img_size)
         self.pos_embed = _resampled(self.pos_embed, before[0], self.grids[0])
@@ -200,32 +251,66 @@ class EvoLevit(PyramidHost, nn.Module):
             downsample = stage.downsample  # it starts from the grid before
             downsample.grid = new
             downsample.pos_embed = _resampled(downsample.pos_embed, old, new)
+        update_model_input_size(self, self.img_size)
 
 
 def _resampled(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> nn.Parameter:
     """Position embeddings (1, 1 + N, C) of another grid; the class token keeps its own."""
-    if old == new:
-        return nn.Parameter(positions.detach())
-    return nn.Parameter(resample_abs_pos_embed(positions.detach(), new, old, num_prefix_tokens=1))
+    resampled = positions.detach()
+    if old != new:
+        resampled = resample_abs_pos_embed(resampled, new, old, num_prefix_tokens=1)
+    return nn.Parameter(resampled, requires_grad=positions.requires_grad)
 
 
 def resample_positions(state_dict: Mapping[str, Any], model: EvoLevit) -> dict[str, Any]:
     """timm's filter for pretrained weights: position embeddings resampled to the model's grids."""
+    accept_saved_schedule(model)
     state_dict = dict(state_dict.get("model", state_dict))
-    names = [f"stages.{stage}.downsample.pos_embed" for stage in range(1, len(model.stages))]
-    grids = (model.grids[0], *model.grids[:-1])  # sub-sampling starts from the grid before
-    for name, grid in zip(["pos_embed", *names], grids, strict=True):
-        count = state_dict[name].shape[1] - 1 if name in state_dict else 0
-        if count not in (0, grid[0] * grid[1]):
-            side = round(count**0.5)  # published files are of square images
-            state_dict[name] = _resampled(state_dict[name], (side, side), grid).data
+    stages = range(1, len(model.stages))
+    # sub-sampling starts from the grid of the stage before
+    steps = {"pos_embed": 0} | {f"stages.{i}.downsample.pos_embed": i - 1 for i in stages}
+    for name, step in steps.items():
+        if name in state_dict:
+            source = source_grid(model, state_dict[name].shape[1] - 1, step)
+            state_dict[name] = _resampled(state_dict[name], source, model.grids[step]).data
     return state_dict
+
+
+def stage_grid(size: Sequence[int], stage: int) -> tuple[int, int]:
+    """Rows and columns of the tokens in a stage of LeViT, counted from 0, for an image size."""
+    rows, columns = (side // STRIDE for side in size)
+    for _ in range(stage):
+        rows, columns = -(-rows // 2), -(-columns // 2)
+    return rows, columns
+
+
+def source_grid(model: nn.Module, tokens: int, stage: int) -> tuple[int, int]:
+    """Rows and columns of the tokens in a stage of the LeViT that pretrained weights come from.
+
+    Where the weights' own configuration does not explain how many there are, they are of square
+    images, as published files are.
+
+    Raises:
+        ValueError: if no grid explains the number.
+    """
+    source = getattr(model, "pretrained_model_args", {}).get("img_size")
+    source = to_2tuple(source or model.pretrained_cfg["input_size"][-2:])
+    side = round(tokens**0.5)
+    for grid in (stage_grid(source, stage), stage_grid(model.img_size, stage), (side, side)):
+        if grid[0] * grid[1] == tokens:
+            return grid
+    raise ValueError(
+        f"the weights hold positions of {tokens} patches in stage {stage}, which is no grid of "
+        f"{source[0]} x {source[1]} pixels: give the size of their images as "
+        "pretrained_cfg_overlay=dict(input_size=(3, height, width))"
+    )
 
 
 CFG = dict(
     url="", num_classes=1000, input_size=(3, 224, 224), pool_size=None, crop_pct=0.875,
     interpolation="bicubic", fixed_input_size=True, mean=IMAGENET_DEFAULT_MEAN,
-    std=IMAGENET_DEFAULT_STD, first_conv="stem.conv1.linear", classifier=HEADS, license="mit",
+    std=IMAGENET_DEFAULT_STD, first_conv="stem.conv1.linear",
+    classifier=tuple(f"{head}.linear" for head in HEADS), license="mit",
 )  # fmt: skip
 SIZES = ("128s", "128", "192", "256", "384")
 default_cfgs = generate_default_cfgs({f"evo_levit_{size}": CFG for size in SIZES})

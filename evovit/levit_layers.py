@@ -5,10 +5,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, trunc_normal_
-from timm.models.levit import LevitMlp, LinearNorm
+from timm.models.levit import Attention, LevitMlp, LinearNorm, NormLinear
 from torch import Tensor, nn
 
 from . import tokens
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, L, H * D) -> (B, L, H, D); torch's ONNX exporter takes the batch size that ``unflatten``
+    was traced with for a constant."""
+    return x.reshape(*x.shape[:2], num_heads, x.shape[2] // num_heads)
 
 
 def attend(
@@ -48,7 +54,7 @@ class EvoLevitAttention(nn.Module):
 
     def forward(self, x: Tensor, scores: str | None = None) -> tuple[Tensor, Tensor | None]:
         """(B, L, C) -> (B, L, C) and, with ``scores``, (B, H, L)."""
-        q, k, v = self.qkv(x).unflatten(2, (self.num_heads, -1)).split(self.widths, dim=3)
+        q, k, v = split_heads(self.qkv(x), self.num_heads).split(self.widths, dim=3)
         out, row = attend(q, k, v, self.scale, scores)
         return self.proj(out), row
 
@@ -90,7 +96,7 @@ class EvoLevitSubsample(nn.Module):
         self.num_heads, self.scale = in_dim // key_dim, key_dim**-0.5
         self.widths = (key_dim, 4 * key_dim)
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + grid[0] * grid[1], in_dim, **dd))
-        trunc_normal_(self.pos_embed, std=0.02)
+        self.reset_parameters()
         self.kv = LinearNorm(in_dim, self.num_heads * sum(self.widths), **dd)
         self.q = LinearNorm(in_dim, self.num_heads * key_dim, **dd)
         self.proj = nn.Sequential()
@@ -99,9 +105,13 @@ class EvoLevitSubsample(nn.Module):
         self.mlp = LevitMlp(out_dim, 2 * out_dim, act_layer=act_layer, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
+    def reset_parameters(self) -> None:
+        """Initialize the position embedding."""
+        trunc_normal_(self.pos_embed, std=0.02)
+
     def shrink(self, x: Tensor) -> Tensor:
         """(B, 1 + H * W, C) -> (B, 1 + ceil(H / 2) * ceil(W / 2), C)."""
-        patches = x[:, 1:].unflatten(1, self.grid)
+        patches = x[:, 1:].reshape(x.shape[0], *self.grid, x.shape[2])
         if self.merge:  # windows at an odd edge average what they hold
             patches = F.avg_pool2d(patches.permute(0, 3, 1, 2), 2, ceil_mode=True)
             patches = patches.permute(0, 2, 3, 1)
@@ -112,8 +122,8 @@ class EvoLevitSubsample(nn.Module):
     def forward(self, x: Tensor, scores: str | None = None) -> tuple[Tensor, Tensor | None]:
         """(B, 1 + H * W, C) to the smaller grid and, with ``scores``, (B, heads, 1 + H * W)."""
         x = x + self.pos_embed
-        k, v = self.kv(x).unflatten(2, (self.num_heads, -1)).split(self.widths, dim=3)
-        q = self.q(self.shrink(x)).unflatten(2, (self.num_heads, -1))
+        k, v = split_heads(self.kv(x), self.num_heads).split(self.widths, dim=3)
+        q = split_heads(self.q(self.shrink(x)), self.num_heads)
         out, row = attend(q, k, v, self.scale, scores)
         x = self.proj(out)
         return x + self.drop_path(self.mlp(x)), row
@@ -126,3 +136,22 @@ class EvoLevitStage(nn.Module):
         super().__init__()
         self.downsample = downsample
         self.blocks = nn.ModuleList(blocks)
+
+
+def init_levit_layers(model: nn.Module) -> None:
+    """Initialize all layers of a LeViT as their constructors do, buffers included.
+
+    timm's LeViT calls ``reset_parameters`` alone, which lets residual branches start at one and
+    classifiers at another scale.
+    """
+    for module in model.modules():
+        if module is not model and hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    for module in model.modules():
+        if isinstance(module, LevitMlp):
+            nn.init.zeros_(module.ln2.bn.weight)
+        elif isinstance(module, Attention | EvoLevitAttention):
+            nn.init.zeros_(module.proj.ln.bn.weight)
+        elif isinstance(module, NormLinear):
+            trunc_normal_(module.linear.weight, std=0.02)
+            nn.init.zeros_(module.linear.bias)

@@ -45,11 +45,7 @@ class Switches(NamedTuple):
     stage_starts: tuple[int, ...]  # blocks that select stage-wise
     pool_placeholders: bool
     tile: int  # a selection leaves a multiple of so many tokens, companions included
-
-    @property
-    def evolves(self) -> bool:
-        """Whether scores come from the blocks themselves, carried from one to the next."""
-        return self.scores in ("global", "class", "column_mean")
+    evolves: bool  # scores come from the blocks themselves, carried from one to the next
 
     def kept(self, num_patches: int, block: int) -> int:
         """Informative tokens of N patches in a block.
@@ -128,6 +124,7 @@ def resolve(
         stage_starts=starts,
         pool_placeholders=pool_placeholders,
         tile=tile,
+        evolves=scores in ("global", "class", "column_mean"),
     )
 
 

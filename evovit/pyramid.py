@@ -1,6 +1,6 @@
 """Running the deep-narrow host: stages on shrinking grids, with sub-sampling between them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +10,9 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from . import tokens as tk
+from .backward import records_gradient
 from .evolve import Evolution, Observation, State, evolve
+from .features import refuse_empty_training
 from .host import EvoHost
 
 
@@ -25,24 +27,27 @@ class PyramidHost(EvoHost):
         """Whether the heads stay apart from their distillation twins in training."""
         self.distilled_training = enable
 
-    def get_extra_state(self) -> Tensor:
-        return torch.cat((super().get_extra_state(), torch.tensor([self.learning_tradeoff])))
+    def metadata(self) -> dict[str, Any]:
+        """See EvoHost; and whether learned trade-offs count."""
+        return {**super().metadata(), "learning_tradeoff": self.learning_tradeoff}
 
-    def set_extra_state(self, state: Tensor) -> None:
-        super().set_extra_state(state[:-1])
-        self.set_tradeoff_learning(bool(state[-1]))
+    def accept_metadata(self, metadata: Mapping[str, Any]) -> None:
+        """See EvoHost."""
+        super().accept_metadata(metadata)
+        self.set_tradeoff_learning(metadata["learning_tradeoff"])
 
     def _tradeoffs(self) -> Sequence[float | Tensor]:
         """Weight of the previous score per attention; learned ones once they are to be."""
-        if self.tradeoff_logits is None:
+        if self.tradeoff_logits is None or not self.learning_tradeoff:
             return self.switches.tradeoff
-        learned = torch.sigmoid(self.tradeoff_logits)
-        if self.learning_tradeoff:
-            return learned.unbind()
-        if not torch.is_grad_enabled():
-            return self.switches.tradeoff
-        start = learned.new_tensor(self.switches.tradeoff)
-        return torch.lerp(start, learned, 0.0).unbind()  # gradients of zero: DDP wants some
+        return torch.sigmoid(self.tradeoff_logits).unbind()
+
+    def _class_token(self) -> Tensor:
+        """(1, 1, C). Through it trade-offs that nothing selects by get a gradient, of zero: DDP
+        wants one for each parameter."""
+        if self.tradeoff_logits is None or not records_gradient(self.tradeoff_logits):
+            return self.cls_token
+        return self.cls_token + 0.0 * torch.sigmoid(self.tradeoff_logits).sum()
 
     def _scores(self, row: Tensor) -> Tensor:
         """Mean over the heads; only Eq. 5's weights let a gradient through."""
@@ -66,18 +71,24 @@ class PyramidHost(EvoHost):
     def _blocks(self) -> list[nn.Module]:
         return [block for stage in self.stages for block in stage.blocks]
 
-    def _evolve(self, images: Tensor, observer: list[Observation] | None = None) -> Tensor:
-        """Images to tokens (B, 1 + N, C) of the last grid."""
+    def _evolve(
+        self, images: Tensor, observer: list[Observation] | None = None, stages: int | None = None
+    ) -> Tensor:
+        """Images to tokens (B, 1 + N, C) of the last grid, or that of the first ``stages``."""
+        self.refuse_symbolic_tracing(images)
+        refuse_empty_training(self, images)
         if tuple(images.shape[-2:]) != self.img_size:
             raise ValueError(
                 f"images are {tuple(images.shape[-2:])}, the model was made for {self.img_size}: "
                 "use img_size=... or set_input_size()"
             )
         x = self.stem(images).flatten(2).transpose(1, 2)
-        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1) + self.pos_embed
+        x = torch.cat((self._class_token().expand(x.shape[0], -1, -1), x), dim=1) + self.pos_embed
         state, host, alphas = State(x), self.switches.host, self._tradeoffs()
         grid = None if observer is None else torch.arange(x.shape[1] - 1, device=x.device)
-        for i, (first, end) in enumerate(pairwise((*host.stages, host.depth))):
+        bounds = list(pairwise((*host.stages, host.depth)))
+        stages = len(self.stages) if stages is None else stages
+        for i, (first, end) in enumerate(bounds[:stages]):
             if i > 0:
                 if observer is not None:
                     grid = grid.view(self.grids[i - 1])[::2, ::2].flatten()
@@ -121,7 +132,7 @@ class PyramidHost(EvoHost):
 
         In training with ``set_distilled_training`` the two stay apart, as in timm's LeViT.
         """
-        x = x[:, 1:].mean(dim=1)
+        x = x[:, 1:].mean(dim=1) if self.global_pool == "avg" else x
         return x if pre_logits else self._join(self.head(x), self.head_dist(x))
 
     def _join(self, label: Tensor, teacher: Tensor) -> Any:
@@ -149,10 +160,13 @@ class PyramidHost(EvoHost):
         """timm's method: the map of each stage (B, C, H, W); there is no norm to apply."""
         if output_fmt != "NCHW":
             raise ValueError(f"unsupported: output_fmt={output_fmt!r}")
-        taken, _ = feature_take_indices(len(self.stages), indices)
+        taken, deepest = feature_take_indices(len(self.stages), indices)
         observed: list[Observation] = []
-        last = self._evolve(x, observed)
+        last = self._evolve(x, observed, deepest + 1 if stop_early else None)
         host = self.switches.host
         ends = [host.attention_of(end - 1) for _, end in pairwise((*host.stages, host.depth))]
-        maps = [observed[ends[i]].tokens[:, 1:].mT.unflatten(2, self.grids[i]) for i in taken]
+        maps = [
+            observed[ends[i]].tokens[:, 1:].mT.unflatten(2, self.grids[i]).contiguous()
+            for i in taken
+        ]
         return maps if intermediates_only else (last, maps)

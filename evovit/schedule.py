@@ -71,6 +71,23 @@ class AssistedTokenTask(ClassificationTask):
                 model.set_schedule("stage" if stage else "layer")
             model.set_tradeoff_learning(_reached(epoch, epochs, self.learn_tradeoff_from or 0.0))
 
+    def unreached(self, epochs: int) -> list[str]:
+        """A sentence for each part of the schedule that a training of ``epochs`` never comes to."""
+        learned = unwrap_model(self.trainable_module).switches.learned
+        parts = {
+            "select_from": (self.select_from, "selects no tokens at all"),
+            "switch_at": (self.switch_at, "never becomes stage-wise, so it is no layer-to-stage"),
+            "learn_tradeoff_from": (
+                self.learn_tradeoff_from if learned else None,
+                "never learns its trade-offs",
+            ),
+        }
+        return [
+            f"A training of {epochs} epochs {what}: {name} is {share:.3g} of them."
+            for name, (share, what) in parts.items()
+            if share is not None and not _reached(epochs - 1, epochs, share)
+        ]
+
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, H, W) and targets to loss, logits (B, num_classes) and both terms."""
         average, class_token = self.trainable_module(input)

@@ -26,7 +26,7 @@ def class_attention(query: Tensor, keys: Tensor, scale: float) -> Tensor:
     Returns:
         (B, H, L), each row sums to 1.
     """
-    if torch.is_grad_enabled():
+    if backward.records_gradient(query, keys):
         return backward.ClassAttention.apply(query, keys, scale)
     return backward.class_row(query, keys, scale)
 
@@ -83,7 +83,7 @@ def subsample_scores(scores: Tensor, grid: tuple[int, int], keeps_tokens: bool) 
     Returns:
         (B, ceil(H / 2) * ceil(W / 2)).
     """
-    scores = scores.unflatten(1, grid)
+    scores = scores.reshape(scores.shape[0], *grid)
     if keeps_tokens:
         return scores[:, ::2, ::2].flatten(1)
     return F.max_pool2d(scores.unsqueeze(1), 2, ceil_mode=True).flatten(1)
@@ -109,21 +109,22 @@ def positions(kept: Tensor) -> Tensor:
     return kept
 
 
-def token_rows(kept: Tensor, num_tokens: int) -> Tensor:
+def token_rows(tokens: Tensor, kept: Tensor) -> Tensor:
     """Rows (B * (1 + k),) of the class token and the kept patches in tokens.flatten(0, 1).
 
     ``index_select`` and ``index_copy`` on whole rows are several times faster than ``gather`` and
     ``scatter`` with an index expanded to C.
     """
-    first = torch.arange(kept.shape[0], device=kept.device).unsqueeze(1) * num_tokens
+    batch, length, _ = tokens.shape
+    first = torch.arange(batch, device=kept.device).unsqueeze(1) * length
     return torch.cat((first, kept + (first + 1)), dim=1).flatten()
 
 
 def take_tokens(tokens: Tensor, kept: Tensor) -> Tensor:
     """Class token and informative tokens (B, 1 + k, C) of the buffer (B, 1 + N, C)."""
-    batch, length, channels = tokens.shape
-    rows = token_rows(kept, length)
-    return tokens.flatten(0, 1).index_select(0, rows).view(batch, -1, channels)
+    batch, _, channels = tokens.shape
+    rows = token_rows(tokens, kept)
+    return tokens.flatten(0, 1).index_select(0, rows).reshape(batch, 1 + kept.shape[1], channels)
 
 
 def placeholder_weights(scores: Tensor, kept: Tensor) -> Tensor:
@@ -140,9 +141,7 @@ def representative_token(tokens: Tensor, weights: Tensor) -> Tensor:
     return torch.bmm(weights, tokens)
 
 
-def put_back(
-    tokens: Tensor, kept: Tensor, slow: Tensor, residual: Tensor | None, inplace: bool
-) -> Tensor:
+def put_back(tokens: Tensor, kept: Tensor, slow: Tensor, residual: Tensor | None) -> Tensor:
     """Buffer (B, 1 + N, C) after slow-fast updating, Eqs. 6-7.
 
     Slowly updated tokens replace their old values; every placeholder receives the summed residuals
@@ -154,15 +153,11 @@ def put_back(
         kept: positions of the informative tokens.
         slow: updated class and informative tokens (B, 1 + k, C).
         residual: x_rep^(1) + x_rep^(2), summed over the blocks, (B, 1, C); None: no fast update.
-        inplace: overwrite ``tokens`` (only where no backward pass can follow).
     """
-    rows, slow = token_rows(kept, tokens.shape[1]), slow.flatten(0, 1)
-    if not inplace:
-        return backward.PutBack.apply(tokens, rows, slow, residual)
-    if residual is not None:
-        tokens.add_(residual)
-    tokens.view(-1, tokens.shape[2]).index_copy_(0, rows, slow.to(tokens.dtype))
-    return tokens
+    rows, slow = token_rows(tokens, kept), slow.flatten(0, 1)
+    if backward.records_gradient(tokens, slow, residual):
+        return backward.ReplaceRows.apply(tokens, rows, slow, residual)
+    return backward.replaced_rows(tokens, rows, slow, residual)
 
 
 def evolve_kept(

@@ -1,14 +1,26 @@
-"""Files that a reader never sees half written. Standard library only: launchers import this."""
+"""Files that a reader never sees half written, and who may write them. Standard library only:
+launchers import this."""
 
 import os
+import pwd
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+APPENDED = (".log", ".jsonl", ".lock")  # a job opens these again; it replaces all others
+
+
+class NotWritable(PermissionError):
+    """This user may not write there; the message names path, owner and remedy."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside this one to write to, renamed onto it if the block ends well, else removed."""
+    """A path beside this one to write to, renamed onto it if the block ends well, else removed.
+
+    Raises NotWritable if this user may not write in the folder.
+    """
+    check_writable(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.unlink(missing_ok=True)  # of a killed process with this number; it may be a link
@@ -23,3 +35,41 @@ def write(path: Path, content: str) -> None:
     """Replace the file by this text."""
     with replacing(path) as beside:
         beside.write_text(content, encoding="utf-8")
+
+
+def check_writable(path: Path) -> None:
+    """Raise NotWritable if this user may not write the path or, where it is missing, make it."""
+    existing = next(above for above in (path, *path.absolute().parents) if os.path.lexists(above))
+    if os.statvfs(existing).f_flag & os.ST_RDONLY:
+        raise NotWritable(f"{existing.absolute()} lies on a file system that is mounted read-only.")
+    if not os.access(existing, os.W_OK):
+        raise NotWritable(
+            f"{existing.absolute()} belongs to {owner(existing)}, and {user_name(os.geteuid())} "
+            "may not write it; in a clone that a group shares, each one sets `umask 002` before "
+            "each start and once `chmod -R g+rwX` on what is theirs; else work in a clone of "
+            "your own."
+        )
+
+
+def check_folder(folder: Path, appended: tuple[str, ...] = APPENDED) -> None:
+    """Raise NotWritable unless this user may write the folder, those below it, and the files in
+    them whose names end with one of `appended`."""
+    check_writable(folder)
+    for name, _, names in os.walk(folder):
+        check_writable(Path(name))
+        for file in names:
+            if file.endswith(appended):
+                check_writable(Path(name, file))
+
+
+def owner(path: Path) -> str:
+    """The name of the path's owner."""
+    return user_name(path.stat().st_uid)
+
+
+def user_name(number: int) -> str:
+    """A user's name; in a container it may have none."""
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"

@@ -1,12 +1,15 @@
 """A run's append-only journal: one JSON object a line, written by the job, read by everyone else.
 
-    {"event": "start", "time": ..., "epochs": 20, "epoch": 3}       (again after each resumption)
+    {"event": "start", "time": ..., "epochs": 20, "epoch": 3, "code": {"commit": ..., ...}}
+                                                                    (again after each resumption)
     {"event": "epoch", "time": ..., "epoch": 4, "metrics": {"loss": 1.2, "top1": 80.1}}
     {"event": "note", "time": ..., "text": "..."}
     {"event": "end", "time": ...}
 
 `epoch` counts completed epochs, from 1. An epoch may stand twice when a job died between the line
-and its checkpoint; the last one counts.
+and its checkpoint; the last one counts. Where a crash left NUL bytes or half a line, readers go on
+with the next whole line; a training writes lost epochs again, as its checkpoint knows them
+(`"restored": true`).
 """
 
 import json
@@ -14,6 +17,15 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+# what readers use of an event; without it a line is damaged
+KEYS = {
+    "epoch": {"epoch": int, "metrics": dict},
+    "layer": {"layer": int, "layers": int, "metrics": dict},
+    "progress": {"epoch": int, "step": int, "steps": int},
+    "deviation": {"update": int, "text": str},
+    "note": {"text": str},
+}
 
 
 class Journal:
@@ -42,7 +54,10 @@ class Journal:
 
 
 def read(path: str | Path, offset: int = 0) -> Iterator[tuple[dict, int]]:
-    """Yield (event, offset behind it) for every whole line from `offset`; a torn one is left."""
+    """Yield (event, offset behind it) for every whole line from `offset`.
+
+    A last line without its end is left, for it may still be written; damaged ones are passed over.
+    """
     if not os.path.exists(path):
         return
     with open(path, "rb") as stream:
@@ -51,7 +66,19 @@ def read(path: str | Path, offset: int = 0) -> Iterator[tuple[dict, int]]:
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            yield json.loads(line), offset
+            if (event := parse(line)) is not None:
+                yield event, offset
+
+
+def parse(line: bytes) -> dict | None:
+    """The event in a line; None if the line is damaged."""
+    try:
+        event = json.loads(line.strip(b"\0\n"))
+        keys = {"event": str, "time": float, **KEYS.get(event["event"], {})}
+        whole = all(isinstance(event[key], kind) for key, kind in keys.items())
+    except (ValueError, KeyError, TypeError):
+        return None
+    return event if whole else None
 
 
 def epochs(path: str | Path) -> list[dict]:
@@ -61,6 +88,12 @@ def epochs(path: str | Path) -> list[dict]:
         if event["event"] == "epoch":
             found[event["epoch"]] = {"epoch": event["epoch"], **event["metrics"]}
     return [found[epoch] for epoch in sorted(found)]
+
+
+def restored(path: str | Path) -> list[int]:
+    """The epochs whose lines were lost, and written again from a checkpoint."""
+    events = (event for event, _ in read(path) if event["event"] == "epoch")
+    return sorted({event["epoch"] for event in events if event.get("restored")})
 
 
 def deviations(path: str | Path) -> list[dict]:

@@ -4,12 +4,15 @@ Nodes exclude each other only on a file system that shares its flocks: NFS does,
 mounted with `flock`. With `localflock` each node has locks of its own, which nobody can tell here.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
 import time
 from contextlib import contextmanager
 from pathlib import Path
+
+from workflow import files
 
 NOT_HERE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
@@ -28,11 +31,13 @@ def exclusive(path: str | Path, patience_s: float = 0.0, shared: bool = False):
 
     `shared` holders keep out exclusive ones, not each other.
 
-    The file keeps the holder's process id and host, for whoever is refused.
+    The file keeps the holder's process id and host, for whoever is refused. Raises NotWritable if
+    this user may not write it.
     """
     path = Path(path)
+    files.check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # less what the umask forbids
     try:
         deadline = time.monotonic() + patience_s
         while not _take(descriptor, path, shared):
@@ -40,21 +45,26 @@ def exclusive(path: str | Path, patience_s: float = 0.0, shared: bool = False):
                 raise Held(f"{path} is held by {path.read_text().strip() or 'another process'}")
             time.sleep(0.1)
         if not shared:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+            with contextlib.suppress(OSError):  # on a full disk it is held without a name in it
+                os.ftruncate(descriptor, 0)
+                name = f"process {os.getpid()} on {os.uname().nodename}\n"
+                os.pwrite(descriptor, name.encode(), 0)
         yield
     finally:
         os.close(descriptor)
 
 
 def is_held(path: str | Path) -> bool:
-    """Whether a living process holds the lock (asking takes it for an instant)."""
+    """Whether a living process holds the lock alone (asking shares it for an instant).
+
+    Also answers a user who may only read the file.
+    """
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:
-        return not _take(descriptor, path)
+        return not _take(descriptor, path, shared=True)
     finally:
         os.close(descriptor)
 

@@ -5,18 +5,15 @@ by tables and figures.
 """
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 import time
 from pathlib import Path
 
-from workflow import files, runs
+from workflow import files, provenance, runs
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "torchvision", "timm", "numpy")
+ROOT = provenance.ROOT
 
 
 class RecordError(RuntimeError):
@@ -55,41 +52,37 @@ def read(path: str | Path, expected_hash: str | None = None) -> dict:
     return record
 
 
-def make(spec: dict, results: dict, started: float, **provenance) -> dict:
-    """A record of `results` for `spec`; `started` is the job's first time.time()."""
+def make(
+    spec: dict, results: dict, started: float, code: list[dict] | None = None, **facts
+) -> dict:
+    """A record of `results` for `spec`.
+
+    Args:
+        started: the job's first time.time().
+        code: the versions of the code that made the results, in their order, if there may be
+            several (workflow.provenance); mostly this process's alone.
+        facts: what else its provenance says.
+    """
     return {
         "kind": spec["kind"],
         "spec_hash": runs.spec_hash(spec),
         "spec": spec,
         "results": results,
         "provenance": {
-            **code_version(),
+            **provenance.summary(code or [provenance.running()]),
             "versions": versions(),
             "python": platform.python_version(),
             "host": platform.node(),
             "started": started,
             "wall_s": time.time() - started,
-            **provenance,
+            **facts,
         },
     }
 
 
 def versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
-
-
-def code_version() -> dict:
-    """The commit of the code and whether tracked files differ from it."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
-    except (OSError, subprocess.CalledProcessError):  # no git, or no repository: a copied tree
-        return {"commit": None, "dirty": None}
+    """The versions of the packages that this process computes with."""
+    return provenance.running()["versions"]
 
 
 def sha256(path: str | Path) -> str:

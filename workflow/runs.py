@@ -70,7 +70,7 @@ def model_of(config: Config, row: str, setting: str | None = None) -> dict:
 def data_of(config: Config, setting: str) -> dict:
     """What the data are, without where they lie and how many processes read them."""
     data = config.settings[setting]["data"]
-    named = ("name", "reader", "train", "val", "num_classes")
+    named = ("name", "reader", "image_column", "label_column", "train", "val", "num_classes")
     return {key: data[key] for key in named if key in data}
 
 

@@ -229,3 +229,9 @@ def test_an_image_whose_tokens_were_all_dropped_stays_finite():
     assert scores.isfinite().all()
     scores.sum().backward()
     assert tokens.grad.isfinite().all()
+
+
+def test_a_backbone_that_no_epoch_trains_is_told():
+    task = task_of(build(torch.float32), freeze_epochs=2)
+    assert task.unreached(3) == []
+    assert "never trains the backbone: freeze_epochs is 2" in task.unreached(2)[0]

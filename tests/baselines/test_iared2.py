@@ -192,3 +192,10 @@ def test_the_task_refuses_what_it_can_not_train():
         task_of(families.build("plain_deit"))
     with pytest.raises(ValueError, match="leave it out"):
         task_of(families.build(KEY, keep_profile=[0.9, 0.8, 0.7]))
+
+
+def test_phases_that_too_few_epochs_skip_are_told():
+    task = task_of(families.build(KEY))
+    phases = 2 * len(task.trainable_module.groups)
+    assert task.unreached(phases) == []
+    assert task.unreached(2) == [f"A training of 2 epochs comes to 2 of IA-RED2's {phases} phases."]

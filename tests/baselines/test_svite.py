@@ -264,3 +264,9 @@ def test_the_averaged_model_has_the_same_units(sparsity):
     assert list(alive(averaged).values()) == list(alive(model).values())
     with torch.no_grad():
         assert_close(averaged.eval().deployed()(images), averaged(images))
+
+
+def test_updates_that_too_few_epochs_have_no_room_for_are_told():
+    task = SViTETask(families.build(KEY), verbose=False, updates=4)
+    assert task.unreached(6) == []
+    assert task.unreached(2) == ["A training of 2 epochs makes 1 of SViTE's 4 updates."]

@@ -26,6 +26,7 @@ def build(about, dtype):
         drop_path_rate=0.0,
         **{k: ctor[k] for k in ("img_size", "patch_size", "embed_dim", "num_heads", "num_classes")},
     ).to(dtype)
+    model.set_training_outputs()
     load_official(model, reference.weights(about["shapes"], dtype))
     return model
 

@@ -24,6 +24,7 @@ def build(about, dtype):
         )  # fmt: skip
     schedule = about["mode"].removesuffix("-wise")
     model = timm.create_model("evo_levit_128s", variant="official", schedule=schedule, **sizes)
+    model.set_training_outputs()
     load_official(model.to(dtype), reference.weights(about["shapes"], dtype))
     model.set_tradeoff_learning(about["learn_tradeoff_mode"])
     return model

@@ -145,8 +145,19 @@ def test_without_gradients_tradeoffs_need_no_copy_to_the_device():
     model.set_tradeoff_learning(False)
     with torch.no_grad():
         assert all(isinstance(alpha, float) for alpha in model._tradeoffs())
-    zero = torch.autograd.grad(sum(model._tradeoffs()), model.tradeoff_logits)[0]
-    assert not zero.any()
+
+
+@pytest.mark.parametrize("change", ["keep_ratio", "selecting", "learning"])
+def test_tradeoffs_that_nothing_selects_by_have_gradients_of_zero(change, images):
+    """DDP waits for a gradient of every parameter."""
+    model = small.levit(tradeoff="learned", keep_ratio=1 if change == "keep_ratio" else 0.5)
+    if change == "selecting":
+        model.set_selecting(False)
+    elif change == "learning":
+        model.set_tradeoff_learning(False)
+    model(images).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert not model.tradeoff_logits.grad.any()
 
 
 def test_learned_tradeoffs_count_once_they_are_to(images):
@@ -154,9 +165,7 @@ def test_learned_tradeoffs_count_once_they_are_to(images):
     assert fixed.tradeoff_logits is None
     with torch.no_grad():
         learned.tradeoff_logits.fill_(3.0)
-    state = learned.state_dict()
-    learned.load_state_dict({**fixed.state_dict(), "tradeoff_logits": state["tradeoff_logits"],
-                             "_extra_state": state["_extra_state"]})  # fmt: skip
+    learned.load_state_dict({**fixed.state_dict(), "tradeoff_logits": learned.tradeoff_logits})
     assert not torch.allclose(learned(images), fixed(images))
     learned.set_tradeoff_learning(False)
     assert_close(learned(images), fixed(images), rtol=0, atol=1e-12)

@@ -24,6 +24,21 @@ def test_layer_wise_for_two_thirds_then_stage_wise(epochs):
     assert found == ["layer"] * (2 * epochs // 3) + ["stage"] * (epochs // 3)
 
 
+@pytest.mark.parametrize(
+    ("epochs", "parts", "sentences"),
+    [
+        (3, {}, []),
+        (2, {}, ["A training of 2 epochs never becomes stage-wise, so it is no layer-to-stage"]),
+        (1, {"switch_at": None, "select_from": 0.5}, ["A training of 1 epochs selects no tokens"]),
+        (2, {"switch_at": None, "select_from": 0.5}, []),
+    ],
+)
+def test_what_too_few_epochs_never_come_to_is_said(epochs, parts, sentences):
+    told = task_of(small.build(), **parts).unreached(epochs)
+    assert len(told) == len(sentences)
+    assert all(text.startswith(start) for text, start in zip(told, sentences, strict=True))
+
+
 def test_start_epoch_depends_on_its_arguments_alone():
     model = small.build()
     task = task_of(model, select_from=0.5)

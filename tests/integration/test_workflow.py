@@ -120,6 +120,16 @@ def test_6_a_forced_record_and_its_table_are_made_again_alone(tree):
     assert changed(before, times(tree)) == {record("evo_deit_tiny"), TABLE}
 
 
+def test_6_a_forced_check_does_not_hide_what_else_is_asked_for(tree):
+    data, before = "results/demo/data.json", times(tree)
+    (tree / TABLE).unlink()
+    snakemake(tree, TABLE, *DEMO, "--forcerun", data)
+    assert changed(before, times(tree)) == {data, TABLE}
+    before = times(tree)
+    snakemake(tree, TABLE, *DEMO, "--forcerun", data, TABLE)
+    assert changed(before, times(tree)) == {data, TABLE}
+
+
 def test_7_changing_a_runs_epochs_makes_it_and_what_starts_from_it_again(tree):
     before = times(tree)
     edit(tree, "runs", lambda c: c["deit_tiny"].update(overrides={"epochs": 3}))

@@ -1,6 +1,7 @@
 """Attempts as jobs leave them, and what MLflow shows of them."""
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -19,9 +20,11 @@ COMMAND = [sys.executable, "-m", "workflow.login.tracking", "--root"]
 
 @pytest.fixture(scope="session")
 def database(tmp_path_factory) -> Path:
-    """A root whose database is made once: MLflow takes 5 s for it."""
+    """A root whose database is made once: MLflow takes 5 s for it. A group may write it."""
     root = tmp_path_factory.mktemp("made")
+    before = os.umask(0o002)
     assert tracking.Mirror(root, f"sqlite:///{root}/mlflow.db").catch_up()
+    os.umask(before)
     return root / "mlflow.db"
 
 

@@ -106,3 +106,18 @@ def test_figures_and_claims_are_shown_beside_tables(tmp_path, config):
     note = shown["pareto"].tags[NOTE]
     assert "`snakemake --profile demo results/demo/pareto.png`" in note
     assert "Trained for it: deit_tiny, " in note
+
+
+def test_a_run_without_a_record_shows_the_code_of_its_last_start(tmp_path, config):
+    attempt = tmp_path / "results/demo/runs/deit_tiny/attempts/1"
+    runs.write_spec(attempt / "spec.json", runs.train_spec(config, "demo", "deit_tiny"))
+    log = Journal(attempt / "journal.jsonl")
+    known = {"commit": "a" * 40, "dirty": False, "reason": None}
+    unknown = {"commit": None, "dirty": None, "reason": "git is not installed where it ran"}
+    for code in (known, unknown):
+        log.write("start", epochs=20, epoch=0, step=0, code=code)
+    found = Results(tmp_path)
+    (source,) = found.attempts()
+    tags = found.describe(source).tags
+    assert (tags["commit"], tags["dirty"]) == ("unknown", "unknown")
+    assert tags["commit_reason"] == unknown["reason"]

@@ -37,7 +37,7 @@ ATTENTIONS += [f"stages.{i}.downsample.attn_downsample" for i in (1, 2)]
 FAMILIES = {
     "plain_deit": Family("plain_deit_tiny_patch16_224", DEIT, 32, 24, 17, maps=(4,) * 12),
     "evo_deit": Family(
-        "evo_deit_tiny_patch16_224", DEIT, 32, 24, 17, ("head", "head_cls"), maps=(4,) * 12
+        "evo_deit_tiny_patch16_224", DEIT, 32, 24, 17, maps=(4,) * 12
     ),
     "dynamic_deit": Family("dynamic_deit_tiny_patch16_224", DEIT, 32, 24, 6, maps=(4,) * 12),
     "pooled_deit": Family(
@@ -58,7 +58,7 @@ FAMILIES = {
         "stem.conv1.linear.weight", LEVIT_BLOCKS, (8, 4, 2),
     ),
     "evo_levit": Family(
-        "evo_levit_128s", LEVIT, 128, 32, 5, ("head", "head_dist", "head_cls", "head_cls_dist"),
+        "evo_levit_128s", LEVIT, 128, 32, 5, ("head.linear", "head_dist.linear"),
         ("cls_token", *POSITIONS), "stem.conv1.linear.weight", LEVIT_BLOCKS, (8, 4, 2),
     ),
 }  # fmt: skip

@@ -90,7 +90,7 @@ def test_selection_is_shown_at_the_epochs_that_were_kept_and_at_the_end(look):
 
 
 def test_a_model_that_selects_nothing_is_refused(look):
-    with pytest.raises(SpecError, match=r"deit_tiny is a VisionTransformer, which selects no"):
+    with pytest.raises(SpecError, match=r"deit_tiny is a PlainVisionTransformer, which selects no"):
         look("cka", computes="selection")
 
 

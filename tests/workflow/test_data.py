@@ -61,7 +61,7 @@ def test_a_bad_image_is_an_error_with_its_path_never_the_next_image(images, spli
     path.write_bytes(
         {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello"}[damage]
     )
-    dataset = sources.open_split({}, images, split, transform=lambda image: image)
+    dataset = sources.open_split({}, {"data_root": images}, split, transform=lambda image: image)
     index = dataset.filenames(absolute=True).index(str(path))
     with pytest.raises(DataError, match=f"{split}/4/1.png can't be decoded"):
         dataset[index]

@@ -16,8 +16,9 @@ from workflow.node import staging, train
 @pytest.fixture
 def environment(monkeypatch):
     """Two tasks as Slurm would start them; which one we are is `global_rank`."""
-    found = SimpleNamespace(global_rank=0, num_tasks=2)
+    found = SimpleNamespace(global_rank=0, num_tasks=2, cluster="slurm")
     monkeypatch.setattr(submitit, "JobEnvironment", lambda: found)
+    monkeypatch.setattr(jobs.shell, "clean", lambda: [])  # of pytest's own process
     distributed = SimpleNamespace(export=lambda **options: None)
     monkeypatch.setattr(submitit.helpers, "TorchDistributedEnvironment", lambda: distributed)
     return found
@@ -80,7 +81,9 @@ def test_a_resumed_job_forgets_what_stopped_it_before(tmp_path, environment, mon
 
 def test_images_are_staged_for_jobs_that_read_them(tmp_path, environment, monkeypatch):
     seen = {}
-    monkeypatch.setattr(staging, "stage", lambda data, root, folder: f"{folder}/copy of {root}")
+    monkeypatch.setattr(
+        staging, "stage", lambda data, root, folder, results: f"{folder}/copy of {root}"
+    )
     monkeypatch.setattr(train, "run", lambda spec, site, folder: seen.update(site) or {})
     site = {"stage": "/scratch", "data_root": "images"}
     jobs.Job({"kind": "train", "data": {}}, site, str(tmp_path))()

@@ -9,7 +9,9 @@ from workflow.node.digits import write_digits
 
 
 def listings(root, **data) -> dict:
-    return {split: sources.listing(data, root, split) for split in ("train", "val")}
+    return {
+        split: sources.open_reader(data, {"data_root": root}, split) for split in ("train", "val")
+    }
 
 
 def manifest_of(root) -> dict:
@@ -44,7 +46,7 @@ def damaged(images) -> dict:
         "train/4/1.png": (whole[: len(whole) // 2], ""),
         "train/7/0.png": (b"", "it is empty"),
         "val/2/1.png": (b"hello", "cannot identify image file"),
-        "val/2/notes.txt": (b"not an image", "cannot identify image file"),
+        "val/2/photo.webp": (b"not an image", "cannot identify image file"),
     }
     for name, (held, _) in content.items():
         (images / name).write_bytes(held)
@@ -55,8 +57,8 @@ def damaged(images) -> dict:
 def test_all_bad_images_are_named_at_once(workers, images, damaged, tmp_path, monkeypatch):
     monkeypatch.setattr(manifest, "TOGETHER", 7)  # several parts, also across processes
     with pytest.raises(DataError, match="4 of 61 files are no") as raised:
-        manifest.check_images(listings(images), workers, tmp_path / "undecodable.txt")
-    listed = (tmp_path / "undecodable.txt").read_text().splitlines()
+        manifest.check_images(listings(images), workers, tmp_path / "unusable.txt")
+    listed = (tmp_path / "unusable.txt").read_text().splitlines()
     assert {line.partition(": ")[0] for line in listed} == set(damaged)
     for path, reason in damaged.items():
         assert f"{path}: {reason}" in str(raised.value)
@@ -67,8 +69,8 @@ def test_a_long_list_is_cut_in_the_sentence_and_whole_in_the_file(images, tmp_pa
     for path in (images / "train/3").iterdir():
         path.write_bytes(b"")
     with pytest.raises(DataError, match="and 2 more"):
-        manifest.check_images(listings(images), 0, tmp_path / "undecodable.txt")
-    assert len((tmp_path / "undecodable.txt").read_text().splitlines()) == 4
+        manifest.check_images(listings(images), 0, tmp_path / "unusable.txt")
+    assert len((tmp_path / "unusable.txt").read_text().splitlines()) == 4
 
 
 def spec(images) -> dict:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from baselines.psvit_search import TopDownSearch
-from workflow import journal, records, runs
+from workflow import journal, provenance, records, runs
 from workflow.node import build, search, train
 from workflow.node.build import SpecError
 
@@ -55,7 +55,13 @@ def test_a_search_killed_in_the_middle_ends_the_same(specs, site, monkeypatch):
     with pytest.raises(Killed):
         search.run(specs["search"], site, folder(site, 2))
     monkeypatch.setattr(TopDownSearch, "next_layer", next_layer)
+    other = provenance.running() | {"commit": "b" * 40, "source_hash": "b" * 16}
+    monkeypatch.setattr(provenance, "running", lambda: other)
+    with pytest.raises(provenance.CodeError, match=r"of ps_deit_tiny was.*search:other_code=warn"):
+        search.run(specs["search"], site | {"other_code": "refuse"}, folder(site, 2))
     resumed = search.run(specs["search"], site, folder(site, 2))
+    assert resumed["provenance"]["commit"] == "mixed"
+    assert [code["from_layer"] for code in resumed["provenance"]["code"]] == [0, 3]
     for key in whole["results"].keys() - {"weights"}:
         assert whole["results"][key] == resumed["results"][key]
     assert whole["results"]["weights"]["sha256"]

@@ -7,25 +7,41 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
+from snakemake.cli import get_argument_parser
 from snakemake.resources import Resources
 
-from workflow import locks
+from workflow import locks, records
 from workflow.login import forecast, session
 from workflow.login.plan import Plan
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(tmp_path, monkeypatch, config):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(session.schema, "load", lambda: config)  # read once for all tests
 
 
-def begin(argv, resources=None, stack=None):
-    settings = SimpleNamespace(default_resources=resources, overwrite_resources={})
-    workflow = SimpleNamespace(resource_settings=settings, is_main_process=True)
-    return session.begin(workflow, stack or ExitStack(), argv)
+RULES = ("all", "prepare_data", "preflight", "train", "search", "table")
+LOCAL = ["--default-resources", "launcher=local"]
 
 
-LOCAL = {"launcher": "local"}
+def begin(argv, stack=None):
+    """What the Snakefile does, with rules of no content; -> Snakemake's workflow."""
+    settings = SimpleNamespace(nodes=None, cores=2)
+    rules = [
+        SimpleNamespace(
+            name=name,
+            has_wildcards=lambda name=name: name != "all",
+            is_producer=lambda path, name=name: path.endswith(f"{name}.json"),
+        )
+        for name in RULES
+    ]
+    workflow = SimpleNamespace(
+        resource_settings=settings, global_resources=Resources(), rules=rules, _build_dag=None
+    )
+    plan, command_line = session.begin(workflow, argv)
+    session.start(workflow, plan, command_line, stack or ExitStack())
+    return workflow
 
 
 @pytest.mark.parametrize(
@@ -44,24 +60,24 @@ def test_looking_needs_no_profile_and_no_data(here, argv):
     assert begin([*argv, "--", "results/table1.csv"] if argv != ["--lint"] else argv)
 
 
-@pytest.mark.parametrize("resources", [None, {"foo": 1}])
+@pytest.mark.parametrize("resources", [[], ["--default-resources", "runtime=1"]])
 def test_running_without_a_profile_names_the_profiles(here, resources):
     with pytest.raises(SystemExit, match=r"--profile slurm.*--profile demo"):
-        begin(["results/table1.csv"], resources)
+        begin(["results/table1.csv", *resources])
 
 
 def test_missing_data_stop_before_any_job_with_key_and_layout(here):
     with pytest.raises(SystemExit, match=r"settings.yaml, imagenet.data.root: .*expected"):
-        begin(["results/table1.csv"], LOCAL)
+        begin(["results/table1.csv", *LOCAL])
 
 
 def test_only_the_requested_settings_data_must_exist(here):
-    assert begin(["results/demo/table1.csv"], LOCAL)
+    assert begin(["results/demo/table1.csv", *LOCAL])
 
 
 def test_a_second_snakemake_in_the_folder_is_told_of_the_first(here):
     with locks.exclusive(session.LOCK), pytest.raises(SystemExit, match="Another snakemake"):
-        begin(["results/demo/table1.csv"], LOCAL)
+        begin(["results/demo/table1.csv", *LOCAL])
 
 
 def test_the_lock_is_let_go_before_python_takes_its_modules_apart(here, monkeypatch):
@@ -69,7 +85,7 @@ def test_the_lock_is_let_go_before_python_takes_its_modules_apart(here, monkeypa
     at_exit = []
     monkeypatch.setattr(session.atexit, "register", at_exit.append)
     stack = ExitStack()
-    begin(["results/demo/table1.csv"], LOCAL, stack)
+    begin(["results/demo/table1.csv", *LOCAL], stack)
     at_exit[0]()
     assert not locks.is_held(session.LOCK)
 
@@ -80,12 +96,12 @@ def test_a_folder_without_locks_stops_before_any_job(here, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(SystemExit, match="no file locks"):
-        begin(["results/demo/table1.csv"], LOCAL)
+        begin(["results/demo/table1.csv", *LOCAL])
 
 
 def test_the_lock_is_held_until_the_end(here):
     with ExitStack() as stack:
-        begin(["results/demo/table1.csv"], LOCAL, stack)
+        begin(["results/demo/table1.csv", *LOCAL], stack)
         assert locks.is_held(session.LOCK)
     assert not locks.is_held(session.LOCK)
 
@@ -93,7 +109,6 @@ def test_the_lock_is_held_until_the_end(here):
 @pytest.mark.parametrize(
     ("targets", "settings"),
     [
-        ([], ["imagenet"]),
         (["results/table1.csv"], ["imagenet"]),
         (["results/demo/table1.csv", "results/cifar10/table1.csv"], ["cifar10", "demo"]),
         (["results/runs/deit_tiny/train.json"], ["imagenet"]),
@@ -103,25 +118,17 @@ def test_the_path_alone_chooses_the_setting(config, targets, settings):
     assert Plan(config).settings_asked_for(targets) == settings
 
 
-def test_a_resource_on_the_command_line_leaves_the_profiles_others(tmp_path):
-    """Snakemake alone would drop a training's GPUs when its time limit is changed."""
-    (tmp_path / "config.yaml").write_text(
-        "set-resources: {train: {gpus: 8, runtime: 60}, search: {gpus: 1}}\n"
-    )
-    arguments = ["x", "--profile", str(tmp_path), "--set-resources", "train:runtime=600"]
-    options = session.arguments(arguments)
-    given = dict(options.set_resources)
-    session.keep_profile_resources(given, options)
-    found = {rule: {k: v.value for k, v in ones.items()} for rule, ones in given.items()}
-    assert found == {"train": {"gpus": 8, "runtime": 600}, "search": {"gpus": 1}}
-
-
 def training(launcher: str):
     """One of Snakemake's jobs."""
     return SimpleNamespace(
-        rule=SimpleNamespace(name="train", resources=Resources()),
+        rule=SimpleNamespace(
+            name="train", resources=Resources(), workflow=SimpleNamespace(async_run=None)
+        ),
+        wildcards=SimpleNamespace(root="results/demo"),
+        input=[],
+        attempt=2,
         output=["results/demo/runs/deit_tiny/train.json"],
-        resources={"launcher": launcher, "runtime": 60, "gpsu": 1},
+        resources={"launcher": launcher, "runtime": 60},
         params={"resources": "{}"},
     )
 
@@ -159,23 +166,165 @@ def test_what_slurm_can_never_run_ends_snakemake_once_for_all_its_jobs():
         asked.append(command)
         return "", "allocation failure: Invalid feature specification"
 
-    session.check_requests([training("local")], {}, ask)
-    with pytest.raises(SystemExit, match="did you mean 'gpus'"):
-        session.check_requests([training("slurm")], {}, ask)
+    session.check_requests([training("local")], ask)
     good = training("slurm")
-    del good.resources["gpsu"]
     with pytest.raises(SystemExit, match="Invalid feature"):
-        session.check_requests([good], {}, ask)
+        session.check_requests([good], ask)
     asked.clear()
-    session.check_requests([good] * 50, {}, lambda *command: asked.append(command) or ("", ""))
+    session.check_requests([good] * 50, lambda *command: asked.append(command) or ("", ""))
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize("launcher", ["local", "slurm"])
+@pytest.mark.parametrize(
+    ("resource", "said"),
+    [
+        ({"gpsu": 1}, "unknown resource 'gpsu' .*did you mean 'gpus'"),
+        ({"other_cod": "refuse"}, "did you mean 'other_code'"),
+        (
+            {"other_code": "refused"},
+            "Rule train has other_code: 'refused' .*; it is warn or refuse",
+        ),
+        ({"other_code": True}, "it is warn or refuse"),
+        ({"on_interrupt": "cancle"}, "it is cancel or leave"),
+    ],
+)
+def test_a_profiles_mistake_is_refused_wherever_jobs_run(launcher, resource, said):
+    job = training(launcher)
+    job.resources |= resource
+    with pytest.raises(SystemExit, match=said):
+        session.check_requests([job], lambda *command: ("", ""))
+
+
+@pytest.mark.parametrize("launcher", ["local", "slurm"])
+@pytest.mark.parametrize("policy", ["warn", "refuse"])
+def test_both_answers_to_other_code_are_taken(launcher, policy):
+    job = training(launcher)
+    job.resources |= {"other_code": policy}
+    session.check_requests([job], lambda *command: ("", ""))
 
 
 def test_a_job_that_snakemake_would_give_less_than_it_asks_for_ends_it():
     """A training would run on 4 GPUs instead of 8, without a word."""
-    job = training("local")
-    job.rule.resources = Resources.parse(["gpus=8", "slurm_partition=gpu"], allow_expressions=True)
     most = partial(Resources.parse, allow_expressions=False)
-    session.check_requests([job], most(["gpus=8", "device_share=100"]))
-    with pytest.raises(SystemExit, match="Rule train asks for gpus: 8, but all jobs together may "):
-        session.check_requests([job], most(["gpus=4"]))
+    for gpus in ("8", "4 * attempt if wildcards.root else 0"):
+        job = training("local")
+        job.rule.resources = Resources.parse([f"gpus={gpus}", "slurm_partition=gpu"],
+                                             allow_expressions=True)  # fmt: skip
+        session.check_caps(job, most(["gpus=8", "device_share=100"]))
+        with pytest.raises(SystemExit, match="Rule train asks for gpus: 8, but all jobs together"):
+            session.check_caps(job, most(["gpus=4"]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["results/demo/table9.csv"], "results/demo/table9.csv is no target; the nearest are"),
+        (["results/demo/table1.csv", "results/demo/tabel1.csv"], "results/demo/tabel1.csv is no"),
+        (["train"], "train is a rule that makes many files; .* such as results/.*train.json"),
+        (["prepare_dat"], "the rule that is nearest is prepare_data"),
+        (["results/demo/table1.csv", "--forcerun", "tabel"], "the rule that is nearest is table"),
+        (["results/demo/table1.csv", "--omit-from", "results/demo/dat.json"], "demo/data.json"),
+        (["results/demo/table1.csv", "--until", "serch"], "the rule that is nearest is search"),
+        (["results/demo/table1.csv", "--prioritize", "results/demo/x"], "is no target"),
+        (["{here}/results/demo/table1.csv"], "clone's folder; say results/demo/table1.csv there"),
+        (["--forcerun", "results/demo/data.json", "results/demo/table1.csv"],
+         "No target is named, as --forcerun takes .*snakemake <targets> --forcerun results/demo/"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("look", [["-n"], LOCAL])
+def test_a_name_that_no_rule_makes_is_refused(here, tmp_path, arguments, said, look):
+    with pytest.raises(SystemExit, match=said) as error:
+        begin([*(one.format(here=tmp_path) for one in arguments), *look])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["all"],
+        ["./results/demo//table1.csv", "results/demo/table1.md"],
+        ["results/demo/table1.csv", "--forcerun", "table", "results/demo/data.json"],
+        ["--forcerun", "results/runs/deit_tiny/train.json"],
+    ],
+)
+def test_names_that_rules_make_pass(here, arguments):
+    assert begin([*arguments, "-n"])
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["all"], ["results/demo/table1.csv", "--forcerun", "results/data.json"]]
+)
+def test_the_data_of_all_that_is_made_must_be_there(here, arguments):
+    with pytest.raises(SystemExit, match=r"imagenet\.data\.root"):
+        begin([*arguments, *LOCAL])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set-resources", "trian:gpus=1"], "no rule 'trian'; the nearest is 'train'"),
+        (["--set-resources", "train:gpu=1"], "of train: no job .* 'gpu'; the nearest is 'gpus'"),
+        (["--resources", "gpu=1"], "^resources: no job .* 'gpu'; the nearest is 'gpus'"),
+        (["--default-resources", "slurm_partion=x"], "the nearest is 'slurm_partition'"),
+        (["--consider-ancient", "tabel=x"], "no rule 'tabel'; the nearest is 'table'"),
+    ],
+)
+def test_a_rule_or_resource_that_nothing_has_is_refused(here, arguments, said):
+    with pytest.raises(SystemExit, match=said):
+        begin(["results/demo/table1.csv", "-n", *arguments])
+
+
+def jobs_of(*names: str):
+    """Snakemake's jobs, of rules and outputs of these names, none of which needs to run."""
+    jobs = [SimpleNamespace(rule=SimpleNamespace(name=name), output=[f"results/{name}"])
+            for name in names]  # fmt: skip
+    return SimpleNamespace(jobs=jobs, needrun_jobs=lambda: [])
+
+
+@pytest.mark.parametrize("option", ["--forcerun", "--until"])
+def test_what_is_forced_must_be_part_of_what_is_made(option):
+    for name in ("train", "results/train", "./results/train"):
+        given = get_argument_parser().parse_args(["x", "-n", option, name])
+        session.check_jobs(jobs_of("train", "table"), given, {})
+        with pytest.raises(SystemExit, match=f"{option} {name} would do nothing"):
+            session.check_jobs(jobs_of("table"), given, {})
+
+
+def test_a_dry_run_says_what_would_be_asked_of_slurm():
+    job = training("slurm")
+    job.resources = {"launcher": "slurm", "runtime": 60, "gpus": 8, "nodes": 2, "_cores": 1}
+    (line,) = session.requests([job, job, training("local")])
+    assert line.startswith("Request of rule train, 2 job(s): sbatch --time=60 --nodes=2 ")
+    assert "--gpus-per-node=4" in line
+    job.resources["gpus"] = 7
+    with pytest.raises(SystemExit, match="can't be shared equally"):
+        list(session.requests([job]))
+
+
+def test_touch_does_not_pass_an_outdated_record_off_as_current(here, tmp_path):
+    spec, record = tmp_path / "spec.json", tmp_path / "train.json"
+    spec.write_text('{"kind": "train"}')
+    job = SimpleNamespace(input={"spec": str(spec)}, output=[str(record)])
+    session.check_touch(job)  # there is nothing to touch
+    records.write_json(record, records.make({"kind": "train"}, {}, 0.0))
+    session.check_touch(job)
+    spec.write_text('{"kind": "train", "epochs": 3}')
+    with pytest.raises(SystemExit, match=r"--touch would pass .*train\.json"):
+        session.check_touch(job)
+
+
+def test_a_launcher_that_there_is_not_stops_before_any_job():
+    job = training("local")
+    session.check_launcher(job)
+    job.resources["launcher"] = "slrum"
+    with pytest.raises(SystemExit, match="Rule train has launcher: slrum, which is none of local"):
+        session.check_launcher(job)
+    del job.params["resources"]
+    session.check_launcher(job)  # it only reads records
+
+
+def test_forcing_nothing_is_refused(here):
+    with pytest.raises(SystemExit, match="--forcerun names nothing"):
+        begin(["results/demo/table1.csv", "-n", "--forcerun"])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -39,12 +40,14 @@ def test_a_copy_that_was_cut_short_does_not_count(images, tmp_path):
     assert files(copy) == files(images)
 
 
-def test_tar_files_are_copied_as_they_are(tmp_path):
-    for name in ("train.tar", "val.tar"):
-        (tmp_path / name).write_bytes(name.encode())
+def test_tar_files_are_copied_as_they_are(images, tmp_path):
+    for split in ("train", "val"):
+        with tarfile.open(tmp_path / f"{split}.tar", "w") as tar:
+            tar.add(images / split, split)
     data = {"train": "train.tar", "val": "val.tar"}
     copy = Path(staging.stage(data, str(tmp_path), str(tmp_path / "local")))
-    assert (copy / "val.tar").read_bytes() == b"val.tar"
+    assert (copy / "val.tar").read_bytes() == (tmp_path / "val.tar").read_bytes()
+    assert (copy / "val.tar").stat().st_mtime_ns == (tmp_path / "val.tar").stat().st_mtime_ns
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(images, tmp_path, monkeypatch):

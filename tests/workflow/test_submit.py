@@ -12,6 +12,7 @@ import pytest
 
 from workflow import records, runs
 from workflow.login import attempts, executors, submit
+from workflow.node import train
 
 pytestmark = pytest.mark.integration
 
@@ -21,18 +22,20 @@ PATIENCE_S = 300  # torch imports for long where much else runs
 
 @pytest.fixture
 def job(tmp_path, images, tiny_spec):
-    """A function that starts a launcher on a small training; `epochs` long."""
+    """A function that starts a launcher on a small training; `epochs` long, in a shell with the
+    variables of `environ`."""
 
-    def start(epochs: int = 2, **resources) -> subprocess.Popen:
+    def start(epochs: int = 2, workers: int = 0, environ=None, **resources) -> subprocess.Popen:
         spec = tiny_spec("deit_tiny", epochs=epochs)
         runs.write_spec(tmp_path / "demo/runs/deit_tiny/spec.json", spec)
         command = [sys.executable, "-m", "workflow.login.submit"]
         command += ["--spec", str(tmp_path / "demo/runs/deit_tiny/spec.json")]
         command += ["--output", str(tmp_path / "train.json"), "--log", str(tmp_path / "train.log")]
         command += ["--root", str(tmp_path / "demo")]
-        command += ["--data", json.dumps({"root": str(images), "workers": 0})]
+        command += ["--data", json.dumps({"root": str(images), "workers": workers})]
         command += ["--resources", json.dumps({"launcher": "local", **resources})]
-        return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        shell = {**os.environ, **(environ or {})}
+        return subprocess.Popen(command, cwd=ROOT, env=shell, stderr=subprocess.PIPE, text=True)
 
     return start
 
@@ -123,8 +126,49 @@ def test_our_own_errors_reach_the_user_as_one_sentence(job, tmp_path, images):
     assert not (tmp_path / "train.json").exists()
 
 
-def test_two_processes_train_together(job, tmp_path):
-    launcher = job(tasks=2)
+def test_what_a_shell_has_left_behind_changes_no_record(job, tmp_path, images, tiny_spec):
+    """An interactive allocation, torchrun's leftovers, other digits, a TMPDIR too long for sockets:
+    the record is that of a training in an empty shell."""
+    long = tmp_path / ("t" * 90)
+    long.mkdir()
+    leftovers = {
+        **{"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "nowhere.invalid"},
+        **{"MASTER_PORT": "1", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "1"},
+        **{"OMPI_COMM_WORLD_SIZE": "2", "SUBMITIT_EXECUTOR": "slurm"},
+        **{
+            "SUBMITIT_PREEMPT_SIGNAL": "KILL",
+            "TIMM_FUSED_ATTN": "0",
+            "ATEN_CPU_CAPABILITY": "default",
+        },
+        **{"OMP_THREAD_LIMIT": "1", "ONEDNN_DEFAULT_FPMATH_MODE": "BF16", "PYTHONOPTIMIZE": "2"},
+        **{"PYTHONWARNINGS": "error", "LC_ALL": "C", "TMPDIR": str(long)},
+    }
+    launcher = job(workers=1, environ=leftovers)
+    _, said = launcher.communicate(timeout=PATIENCE_S)
+    assert launcher.returncode == 0, said
+    assert "Not passed on to the job: ATEN_CPU_CAPABILITY, " in said
+    assert "is too long for the sockets of loader processes" in said
+    record = records.read(tmp_path / "train.json")
+    assert record["provenance"]["world_size"] == 1
+    site = {
+        "root": str(tmp_path / "alone"),
+        "data_root": str(images),
+        "workers": 0,
+        "device": "cpu",
+    }
+    alone = train.run(tiny_spec("deit_tiny"), site, tmp_path / "alone/runs/deit_tiny/attempts/1")
+    for key in ("loss", "val_loss", "top1"):
+        assert record["results"][key] == alone["results"][key]
+
+
+def test_two_processes_train_together_whatever_a_shell_has_left_behind(job, tmp_path):
+    leftovers = {
+        "WORLD_SIZE": "8",
+        "RANK": "7",
+        "MASTER_ADDR": "nowhere.invalid",
+        "MASTER_PORT": "1",
+    }
+    launcher = job(tasks=2, environ=leftovers)
     _, said = launcher.communicate(timeout=PATIENCE_S)
     assert launcher.returncode == 0, said
     assert records.read(tmp_path / "train.json")["provenance"]["world_size"] == 2

@@ -41,10 +41,10 @@ def demo(tmp_path, monkeypatch, config):
     """A function that writes the demo's records of these analyses into an empty tree."""
     monkeypatch.chdir(tmp_path)
 
-    def write(*names: str) -> Records:
+    def write(*names: str, **results_of) -> Records:
         for name in names:
             spec = runs.analysis_spec(config, "demo", name)
-            results = {"images": 2, "names": ["0/a.png", "1/b.png"]}
+            results = {"images": 2, "names": ["0/a.png", "1/b.png"], **results_of.get(name, {})}
             if name in CURVES:
                 results["curves"] = {key: values.tolist() for key, values in CURVES[name].items()}
                 results["half_widths"] = {key: [0.01] * 12 for key in CURVES[name]}
@@ -86,6 +86,20 @@ def test_it_is_drawn_with_what_it_shows_in_words(name, demo, config, tmp_path):
     assert "trained on digits" in said
     if name in ("figure4a", "figure4b"):
         assert "2 validation images" in said
+    plt.close(figure)
+
+
+def test_figure5_says_where_a_training_never_became_stage_wise(demo, monkeypatch):
+    """One of two epochs is layer-wise to its end; as many columns as of the layer-wise one."""
+    monkeypatch.setitem(ARRAYS, "selection_stage", ARRAYS["selection"])
+    found = demo("selection", "selection_stage", selection_stage={"schedule": "layer"})
+    style.apply()
+    figure, numbers = token_maps.figure5(found)
+    shown = " ".join(text.get_text() for text in figure.findobj(plt.Text))
+    assert "No layer-to-stage here: the training of evo_deit_tiny was too short" in shown
+    assert "from layer" not in shown
+    selections = numbers[numbers["group"] == "still layer-wise"]["selection"]
+    assert list(selections.unique()) == ["layer 5", "layer 8", "layer 12"]
     plt.close(figure)
 
 

@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 
 from workflow import records, runs
+from workflow.login import executors
 
 ELSEWHERE = "taken_in"
 
@@ -50,7 +51,8 @@ class Attempt:
     def note_job(self, **values) -> None:
         for error in self.folder.glob("error-rank*.json"):
             error.unlink()  # of the job before
-        records.write_json(self.folder / "job.json", values)
+        noted = {**values, "place": executors.place(self.folder)}
+        records.write_json(self.folder / "job.json", noted)
 
     def note_cancelled(self) -> None:
         """Its job was ended from here; while it dies, another may already be submitted."""

@@ -3,28 +3,47 @@
 A job is known by what was noted beside its attempt: {"launcher", "job_id", "host", ...}.
 """
 
-import contextlib
 import os
 import signal
 import time
 from pathlib import Path
 
-from workflow import locks
+import psutil
+
+from workflow import files, locks
 from workflow.login import slurm_queue
 from workflow.login.slurm_queue import Queue, Status
+
+CLOCK_STEP_S = 10.0  # a start is told by the system's clock, which may be set meanwhile
 
 
 def status(job: dict, attempt_folder: Path, queue: Queue | None = None) -> Status:
     """How the job stands; on Slurm as of at most half a minute ago."""
     if job.get("cancelled"):
         return Status("CANCELLED")
+    if was_copied(job, attempt_folder):
+        return Status(slurm_queue.UNKNOWN, note="its job is that of the folder it was copied from")
     if job["launcher"] == "slurm":
         return (queue or Queue()).status(job["job_id"], job.get("submitted", 0.0))
     if locks.is_held(attempt_folder / "rank0.lock"):
         return Status("RUNNING")
-    here = job["host"] == os.uname().nodename and job["started"] is not None
-    lives = here and process_start(job["job_id"]) == job["started"]
+    here = job["host"] == os.uname().nodename
+    lives = here and is_same_process(job["job_id"], job["started"])
     return Status("RUNNING" if lives else slurm_queue.UNKNOWN)
+
+
+def place(attempt_folder: Path) -> dict:
+    """What tells an attempt's folder from a copy: its path, and a number that a move keeps."""
+    return {"folder": str(attempt_folder.resolve()), "inode": attempt_folder.stat().st_ino}
+
+
+def was_copied(job: dict, attempt_folder: Path) -> bool:
+    """Whether the attempt's folder is a copy of the one in which the job works.
+
+    The job is then the original's, to be neither followed nor ended from here.
+    """
+    noted, here = job.get("place"), place(attempt_folder)
+    return noted is not None and all(noted[key] != here[key] for key in here)
 
 
 def is_alive(job: dict, attempt_folder: Path, queue: Queue | None = None) -> bool:
@@ -41,18 +60,28 @@ def cancel(job: dict, attempt_folder: Path) -> str:
     if job["launcher"] == "slurm":
         error = slurm_queue.ask("scancel", job["job_id"])[1]
         return "" if "Invalid job id" in error else error  # it is gone already
-    with contextlib.suppress(ProcessLookupError):
+    try:
         os.killpg(job["session"], signal.SIGKILL)
+    except PermissionError:  # macOS says so of a group of zombies, too
+        if is_alive(job, attempt_folder):
+            return f"it is {files.owner(attempt_folder / 'job.json')}'s job"
+    except ProcessLookupError:
+        pass
     while is_alive(job, attempt_folder):
         time.sleep(0.05)
     return ""
 
 
-def process_start(pid: int | str) -> str | None:
-    """When the process began, in kernel ticks: tells a reused process id from the same one."""
+def process_start(pid: int | str) -> float | None:
+    """When the process began, in seconds since 1970; None if it is gone or a zombie."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
+        process = psutil.Process(int(pid))
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.Error:
         return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] == "Z" else fields[19]
+
+
+def is_same_process(pid: int | str, started: float | str | None) -> bool:
+    """Whether the process that began at `started` still lives; its number may be reused."""
+    now = process_start(pid)
+    return None not in (now, started) and abs(now - float(started)) < CLOCK_STEP_S

@@ -1,6 +1,5 @@
 """Fetch weights of timm's hub on the login node, since compute nodes are often offline."""
 
-import argparse
 import json
 import sys
 import time
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
-from workflow import records
+from workflow import command_line, provenance, records
 from workflow.login.progress import Log
 
 FILE = "model.safetensors"
@@ -53,12 +52,13 @@ def fetch(spec: dict, folder: Path) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line.parser(__doc__)
     parser.add_argument("--spec", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True, help="the record")
     parser.add_argument("--log", type=Path, required=True)
     arguments = parser.parse_args()
     started = time.time()
+    provenance.running()  # noted now, whatever is committed while the weights arrive
     with Log(arguments.log, str(arguments.output.with_suffix(""))) as log:
         try:
             spec = json.loads(arguments.spec.read_text())
@@ -71,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

@@ -98,12 +98,14 @@ def _from_epochs(path: str, spec: dict) -> Cost | None:
     seeds = [mine, *mine.parent.glob(f"{spec['row']}-s[0-9]*"), mine.parent / spec["row"]]
     for folder in seeds:
         for attempt in sorted(folder.glob("attempts/*"), key=_number, reverse=True):
-            epochs = journal.epochs(attempt / "journal.jsonl")
+            epochs = [
+                epoch for epoch in journal.epochs(attempt / "journal.jsonl") if "epoch_s" in epoch
+            ]  # one whose metrics were lost has no time
             known = _read(attempt / "spec.json")
             alike = all(known.get(key) == spec[key] for key in ("model", "data"))
             if epochs and alike:
                 going_on = folder == mine and known == spec
-                left = spec["recipe"]["epochs"] - (len(epochs) if going_on else 0)
+                left = spec["recipe"]["epochs"] - (epochs[-1]["epoch"] if going_on else 0)
                 resources = _read(attempt / "job.json").get("resources", {})
                 devices = max(1, resources.get("gpus", 0))
                 epoch_s = statistics.median(epoch["epoch_s"] for epoch in epochs)

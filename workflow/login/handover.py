@@ -42,11 +42,7 @@ def slurm_executor(attempt: Attempt, resources: dict) -> submitit.Executor:
 
 
 def to_slurm(attempt: Attempt, job: Job, resources: dict) -> None:
-    found = os.environ.get("SLURM_CONF")
-    with submitit.helpers.clean_env():  # what an allocation around us set is not the job's
-        if found is not None:  # but this says which Slurm
-            os.environ["SLURM_CONF"] = found
-        submitted = slurm_executor(attempt, resources).submit(job)
+    submitted = slurm_executor(attempt, resources).submit(job)
     attempt.note_job(
         launcher="slurm", job_id=submitted.job_id, submitted=time.time(), resources=resources
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import submitit
 
-from workflow import locks, records
+from workflow import command_line, loaders, locks, records, shell
 
 MODULES = {
     "analysis": "workflow.node.analysis",
@@ -34,23 +34,30 @@ class Job(submitit.helpers.Checkpointable):
     """One spec and the attempt folder it works in.
 
     `site` holds what must not change the result: root (the setting's results), data_root, workers,
-    device ("auto", "cpu" or "cuda"); of a local job also device_lock and visible_gpus.
+    device ("auto", "cpu" or "cuda"), other_code (the profile's); of a local job also device_lock
+    and visible_gpus.
     """
 
     def __init__(self, spec: dict, site: dict, folder: str):
         self.spec, self.site, self.folder = spec, site, folder
 
     def __call__(self) -> None:
+        command_line.name_user()  # a node's container may know others than the login node
         environment = submitit.JobEnvironment()
+        shell.clean()  # of what this node's scripts set
         if environment.global_rank > 0 and self.spec["kind"] not in DISTRIBUTED:
             return  # resources for several processes were given to a job that is one
         if environment.num_tasks > 1:
             # each process chooses its GPU by local rank; hiding the others would number them anew
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        if environment.num_tasks > 1 and environment.cluster == "local":
+            os.environ["MASTER_ADDR"] = "127.0.0.1"  # a laptop may not know itself by its name
         if self.site.get("visible_gpus") is not None:  # submitit numbers a local job's anew
             os.environ["CUDA_VISIBLE_DEVICES"] = self.site["visible_gpus"]
         folder = Path(self.folder)
         rank = environment.global_rank
+        # before any wait, so that all of this process is of the code that it notes as its own
+        importlib.import_module(MODULES[self.spec["kind"]])
         # A requeued job may find its predecessor alive, on a node that Slurm holds to be dead. Only
         # one may write: this one waits, and goes on where the other ends.
         with locks.exclusive(folder / f"rank{rank}.lock", UNTIL_THE_TIME_LIMIT_S):
@@ -58,6 +65,7 @@ class Job(submitit.helpers.Checkpointable):
                 return
             error_note(folder, rank).unlink(missing_ok=True)  # of this job's last start
             try:
+                shell.shorten_temporary_folder()
                 self._wait_for_device()
                 record = self._run(folder)
             except SystemExit:  # submitit's, after it has requeued the job
@@ -72,9 +80,16 @@ class Job(submitit.helpers.Checkpointable):
         site = self.site
         if site.get("stage") and self.spec["kind"] in READ_IMAGES:
             staging = importlib.import_module("workflow.node.staging")
-            copy = staging.stage(self.spec["data"], site["data_root"], site["stage"])
+            place = site["data_root"], site["stage"], site.get("root")
+            copy = staging.stage(self.spec["data"], *place)
             site = {**site, "data_root": copy}
-        return importlib.import_module(MODULES[self.spec["kind"]]).run(self.spec, site, folder)
+        module = importlib.import_module(MODULES[self.spec["kind"]])
+        try:
+            return module.run(self.spec, site, folder)
+        except loaders.FAULTS as error:
+            if sentence := loaders.explain(error):
+                raise loaders.LoaderError(sentence) from error
+            raise
 
     def _wait_for_device(self) -> None:
         """Locally a measurement waits until no other job computes, and the others for it.

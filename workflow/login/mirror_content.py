@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from workflow import runs
+from workflow import journal, provenance, runs
 from workflow.campaign import Config
 from workflow.login import executors, mirror_note, mirror_points
 from workflow.login.attempts import Attempt
@@ -112,12 +112,28 @@ def figure_tag(figures: Iterable[str]) -> dict[str, str]:
     return {"figure": found} if found else {}
 
 
+def code_tags(known: dict) -> dict[str, str]:
+    """The commit, whether files differed from it, why both are unknown, and which versions of the
+    code made which part; from a record's provenance or one version of the code."""
+    values = {key: known.get(key) for key in ("commit", "dirty")}
+    tags = {key: "unknown" if value is None else str(value) for key, value in values.items()}
+    more = {"commit_reason": provenance.unknown_reason(known), "code": provenance.spans(known)}
+    return tags | {key: text for key, text in more.items() if text}
+
+
 def provenance_tags(record: dict) -> dict[str, str]:
     known = record["provenance"]
-    named = {key: known.get(key) for key in ("commit", "dirty", "device", "host")}
-    tags = {key: str(value) for key, value in named.items() if value is not None}
+    named = {key: known.get(key) for key in ("device", "host")}
+    tags = {key: str(value) for key, value in named.items() if value is not None} | code_tags(known)
     versions = known.get("versions", {})
     return tags | {"versions": ", ".join(f"{name} {is_}" for name, is_ in versions.items())}
+
+
+def running_tags(attempt: Attempt) -> dict[str, str]:
+    """The code of an attempt without a record: that of its last start."""
+    starts = [event["code"] for event, _ in journal.read(attempt.journal)
+              if event["event"] == "start" and "code" in event]  # fmt: skip
+    return code_tags(starts[-1]) if starts else {}
 
 
 def describe_attempt(root: Path, source: Source, config: Config, queue: Queue) -> Content:
@@ -144,7 +160,7 @@ def describe_attempt(root: Path, source: Source, config: Config, queue: Queue) -
             **({"host": job["host"]} if "host" in job else {}),
             **({"launcher": job["launcher"]} if job else {}),
             **({"slurm_job_id": job["job_id"]} if job.get("launcher") == "slurm" else {}),
-            **(provenance_tags(record) if record else {}),
+            **(provenance_tags(record) if record else running_tags(attempt)),
             mirror_note.NOTE: mirror_note.of_attempt(
                 config, spec, source.setting, folder.relative_to(root), record
             ),

@@ -4,6 +4,7 @@ again. Markdown; standard library only.
 
 from pathlib import Path
 
+from workflow import provenance
 from workflow.campaign import Config
 from workflow.login import captions, targets
 
@@ -41,10 +42,17 @@ def of_attempt(config: Config, spec: dict, setting: str, folder: Path, record: d
             lines.append(f"- {does} `{spec[role]['run']}`")
     if "seed" in spec:
         lines.append(f"- seed: {spec['seed']}")
-    if commit := record and record["provenance"].get("commit"):
-        dirty = ", with changes that are not committed" if record["provenance"].get("dirty") else ""
-        lines.append(f"- code: commit {commit[:10]}{dirty}")
+    if record:
+        lines.append(f"- code: {code(record['provenance'])}")
     return "\n".join([*lines, "", "Again:", "", f"    {command(config, spec, setting, folder)}"])
+
+
+def code(known: dict) -> str:
+    """The commit behind a record, or why it is unknown, or which ones made which part."""
+    if reason := provenance.unknown_reason(known):
+        return f"unknown commit: {reason}"
+    dirty = ", with changes that are not committed" if known.get("dirty") else ""
+    return provenance.spans(known) or f"commit {known['commit'][:10]}{dirty}"
 
 
 def model(found: dict) -> str:

@@ -21,6 +21,7 @@ FINISH_S = 30.0
 LOOK_S = 2.0
 TAKE_OVER_S = 120.0  # longer than a mirror lives that has nothing to wait for
 FILE = "sqlite:///"
+UNUSABLE = 3  # exit code of a mirror whose database MLflow can't open at all
 LOG = ".snakemake/log/mlflow-mirror.log"
 
 
@@ -29,6 +30,11 @@ def tracking_uri(root: Path) -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{FILE}{root.resolve()}/mlflow.db"
     path = uri.removeprefix(FILE)
     return uri if path == uri else f"{FILE}{Path(path).resolve()}"
+
+
+def database_file(uri: str) -> Path | None:
+    """The file of an SQLite database; None for any other."""
+    return Path(uri.removeprefix(FILE)) if uri.startswith(FILE) else None
 
 
 def lock_path(root: Path, uri: str) -> Path:
@@ -49,7 +55,7 @@ class Followed:
         self.started = executors.process_start(pid) if pid else None
 
     def lives(self) -> bool:
-        return self.started is not None and executors.process_start(self.pid) == self.started
+        return executors.is_same_process(self.pid, self.started)
 
 
 class Stop:
@@ -137,6 +143,9 @@ def finish_mirror(
     if code:
         say(f"Not everything is in MLflow yet ({root / LOG} says why); "
             "`python -m workflow.login.tracking --once` catches up.")  # fmt: skip
+        if (log := root / LOG).exists():
+            lines = log.read_text(errors="replace").splitlines()
+            say("\n".join(f"  {line}" for line in lines[-2:-1]))  # the reason, then that it ended
         return
     own = uri == f"{FILE}{root.resolve()}/mlflow.db"
     say(f"MLflow: {'`mlflow ui` shows every run' if own else without_password(uri)}.")

@@ -14,7 +14,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.io import ancient
 
-from workflow import measurements, points, records, runs
+from workflow import files, measurements, points, records, runs
 from workflow.campaign import CLAIMS, FILES, Config, run_name
 from workflow.login import captions, targets
 
@@ -53,6 +53,14 @@ def for_order(paths: list[str], record: str, spec: dict) -> list[str]:
     except records.RecordError:
         return paths
     return [ancient(path) for path in paths]
+
+
+def write_spec(path: str | Path, spec: dict) -> str:
+    """Write a job's spec unless it is there already; -> its path."""
+    try:
+        return runs.write_spec(path, spec)
+    except files.NotWritable as error:
+        sys.exit(str(error))  # an exception would come with Snakemake's traceback
 
 
 def own_resources(resources) -> dict:
@@ -134,7 +142,7 @@ class Plan:
         """Spec; the data's manifest, the preflight and the jobs it starts from, only for order."""
         first = [f"{root}/{name}" for name in runs.first_records(spec)]
         return {
-            "spec": runs.write_spec(f"{root}/{path}", spec),
+            "spec": write_spec(f"{root}/{path}", spec),
             "first": for_order(first, f"{root}/{record}", spec),
         }
 
@@ -166,7 +174,7 @@ class Plan:
                 f"{root}/weights/{tag}.json: no checkpoint in workflow/config/settings.yaml says "
                 f"`timm: {tag}`."
             ) from None
-        return runs.write_spec(f"{root}/weights/{tag}/spec.json", spec)
+        return write_spec(f"{root}/weights/{tag}/spec.json", spec)
 
     def throughput_inputs(self, wildcards) -> dict:
         root = wildcards.root
@@ -180,7 +188,7 @@ class Plan:
         spec = measurements.throughput_spec(self.config, setting, wildcards.section, point)
         first = [f"{root}/{name}" for name in runs.first_records(spec)]
         return {
-            "spec": runs.write_spec(Path(record).with_suffix("") / "spec.json", spec),
+            "spec": write_spec(Path(record).with_suffix("") / "spec.json", spec),
             "first": for_order(first, record, spec),
         }
 
@@ -191,18 +199,18 @@ class Plan:
         record = measurements.training_cost_path(root, wildcards.section, point)
         spec = measurements.training_cost_spec(self.config, setting, wildcards.section, point)
         return {
-            "spec": runs.write_spec(Path(record).with_suffix("") / "spec.json", spec),
+            "spec": write_spec(Path(record).with_suffix("") / "spec.json", spec),
             "first": for_order([f"{root}/preflight.json"], record, spec),
         }
 
     def data_spec(self, wildcards) -> str:
         spec = runs.data_spec(self.config, self.config.setting_of(wildcards.root))
-        return runs.write_spec(f"{wildcards.root}/data/spec.json", spec)
+        return write_spec(f"{wildcards.root}/data/spec.json", spec)
 
     def preflight_spec(self, wildcards) -> str:
         """The spec of the check that every model of the setting builds."""
         spec = runs.preflight_spec(self.config, self.config.setting_of(wildcards.root))
-        return runs.write_spec(f"{wildcards.root}/preflight/spec.json", spec)
+        return write_spec(f"{wildcards.root}/preflight/spec.json", spec)
 
     # -- what a table needs -----------------------------------------------------------------
 
@@ -251,9 +259,9 @@ class Plan:
     # -- before anything starts -------------------------------------------------------------
 
     def settings_asked_for(self, wanted) -> list[str]:
-        """The settings whose results the targets name; all of ImageNet's where none is named."""
+        """The settings whose results the targets name."""
         found = set()
-        for target in wanted or [targets.DEFAULT]:
+        for target in wanted:
             with contextlib.suppress(targets.TargetError):
                 found.add(targets.split_root(self.config, str(target))[0])
         return sorted(found)

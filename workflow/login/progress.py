@@ -1,5 +1,6 @@
 """What a person reads while a job runs: its journal, on the terminal and in the rule's log."""
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -12,7 +13,10 @@ ERROR = "ERROR: "  # before the last line of a launcher that failed
 
 
 class Log:
-    """Says each line on the terminal, under the job's name, and in the rule's log."""
+    """Says each line on the terminal, under the job's name, and in the rule's log.
+
+    A terminal that is gone (a lost connection, `snakemake 2>&1 | head`) stops no job.
+    """
 
     def __init__(self, path: Path, name: str):
         self.path, self.name = path, name
@@ -27,7 +31,8 @@ class Log:
 
     def say(self, text: str) -> None:
         for line in text.splitlines():
-            print(f"[{self.name}] {line}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                print(f"[{self.name}] {line}", file=sys.stderr, flush=True)
             print(time.strftime(TIME) + line, file=self._stream, flush=True)
 
 
@@ -61,7 +66,7 @@ class Follower:
         return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min left"
 
     def _start(self, event: dict) -> str | None:
-        if event["epoch"] or event["step"]:
+        if event.get("epoch") or event.get("step"):
             return (
                 f"resumed after epoch {event['epoch']} of {event['epochs']}, step {event['step']}"
             )
@@ -77,7 +82,9 @@ class Follower:
             f"epoch {event['epoch'] + 1}/{self.epochs}, step {event['step']}/{event['steps']}{left}"
         )
 
-    def _epoch(self, event: dict) -> str:
+    def _epoch(self, event: dict) -> str | None:
+        if event.get("restored"):  # a note says so
+            return None
         found, epoch = event["metrics"], event["epoch"]
         self.epoch_s = found["epoch_s"]
         left = self._left(self.epochs - epoch)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from workflow import locks, records
+from workflow import files, locks, records, shell
 
 ALIVE = {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "SPECIAL_EXIT"}
 ALIVE |= {"REQUEUE_HOLD", "REQUEUE_FED", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED"}
@@ -59,8 +59,9 @@ def ask(*command: str) -> tuple[str, str]:
     """(output, "") or ("", why there is none)."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=PATIENCE_S
-        )
+            command, capture_output=True, text=True, check=False, timeout=PATIENCE_S,
+            env=shell.for_slurm_commands(),
+        )  # fmt: skip
     except FileNotFoundError:
         return "", f"no {command[0]} here"
     except subprocess.TimeoutExpired:
@@ -107,6 +108,7 @@ class Queue:
         self.ask, self.max_age_s, self.list_only = ask, max_age_s, list_only
         self._alone: dict[str, tuple[float, Status]] = {}
         self._failures: dict[str, int] = {}
+        self._kept = {"asked": 0.0, "answered": 0.0, "error": "", "jobs": {}}
 
     def status(self, job_id: str, submitted: float) -> Status:
         """The job's status; `submitted` (time.time()) tells a new job from a forgotten one."""
@@ -131,26 +133,30 @@ class Queue:
                     answer = self._renew(answer)
         except locks.Held:  # someone asks just now; until then the last answer is good enough
             pass
+        except files.NotWritable:  # a clone that this user only looks at: nothing is shared
+            answer = self._kept = self._ask_for_all(answer)
         return answer
 
     def _read(self) -> dict:
         try:
             return json.loads(self.path.read_text())
         except (FileNotFoundError, json.JSONDecodeError):
-            return {"asked": 0.0, "answered": 0.0, "error": "", "jobs": {}}
+            return self._kept
 
     def _renew(self, answer: dict) -> dict:
+        answer = self._ask_for_all(answer)
+        records.write_json(self.path, answer)
+        return answer
+
+    def _ask_for_all(self, answer: dict) -> dict:
         asked = time.time()
         command = ("squeue", "--me", "--states=all", "--noheader", f"--format={FORMAT}")
         shown, error = self.ask(*command)
         if error:
-            answer = {**answer, "asked": asked, "error": error}
-        else:
-            jobs = {number: [s.state, s.reason, s.node, s.start]
-                    for number, s in parse(shown).items()}  # fmt: skip
-            answer = {"asked": asked, "answered": asked, "error": "", "jobs": jobs}
-        records.write_json(self.path, answer)
-        return answer
+            return {**answer, "asked": asked, "error": error}
+        jobs = {number: [s.state, s.reason, s.node, s.start]
+                for number, s in parse(shown).items()}  # fmt: skip
+        return {"asked": asked, "answered": asked, "error": "", "jobs": jobs}
 
     def _ask_alone(self, job_id: str) -> Status:
         """Of a job that is not in the shared answer: someone else's, or forgotten."""

@@ -8,15 +8,18 @@ import re
 import shlex
 from pathlib import Path
 
+from workflow import provenance
 from workflow.login import slurm_queue
 
 PROFILE = "workflow/profiles/slurm/config.yaml or its copy"
 RESOURCES = {
     *("launcher", "checkpoint_minutes", "on_interrupt", "signal_delay_s", "setup", "stage"),
+    "other_code",
     *("slurm_partition", "slurm_account", "slurm_qos", "constraint", "slurm_extra", "gres"),
     *("runtime", "nodes", "gpus", "tasks", "cpus_per_task", "mem_mb", "exclusive"),
     *("device_share", "disk_mb"),
 }
+CHOICES = {"on_interrupt": ("cancel", "leave"), "other_code": provenance.POLICIES}
 LONG_MIN = 24 * 60 * 365
 TEMPORARY = (
     *("Unable to contact", "timed out", "Connection refused", "Communication connection failure"),
@@ -112,11 +115,7 @@ def check(rule: str, resources: dict, ask=slurm_queue.ask) -> None:
 
     A controller that is away refuses nothing here: submission waits for it.
     """
-    known = sorted(RESOURCES)
-    for name in sorted(set(resources) - RESOURCES):
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
-        raise RequestError(f"Rule {rule} has an unknown resource {name!r} ({PROFILE}); {hint}")
+    check_names(rule, resources)
     given = options(resources)
     setup_lines(resources)
     wanted = " ".join(flags(given))
@@ -129,6 +128,21 @@ def check(rule: str, resources: dict, ask=slurm_queue.ask) -> None:
     if error and not is_temporary(error) and not nodes_are_away(error, given, ask):
         reason = error.splitlines()[-1].removeprefix("allocation failure: ")
         raise RequestError(f"Slurm can't run rule {rule} ({wanted}): {reason.strip()}; {mend}.")
+
+
+def check_names(rule: str, resources: dict, profile: str = PROFILE) -> None:
+    """Raise RequestError for an unknown resource, or a word that is none of those it may be."""
+    known = sorted(RESOURCES)
+    for name in sorted(set(resources) - RESOURCES):
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
+        raise RequestError(f"Rule {rule} has an unknown resource {name!r} ({profile}); {hint}")
+    for name, values in CHOICES.items():
+        if name in resources and resources[name] not in values:
+            raise RequestError(
+                f"Rule {rule} has {name}: {resources[name]!r} ({profile}); it is "
+                f"{' or '.join(values)}."
+            )
 
 
 def nodes_are_away(error: str, given: dict, ask) -> bool:

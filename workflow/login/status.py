@@ -5,13 +5,12 @@
 Looks and writes nothing but the CSV; a running snakemake is not disturbed.
 """
 
-import argparse
 import csv
 import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from workflow import journal, locks
+from workflow import command_line, journal, locks
 from workflow.campaign import Config, ConfigError
 from workflow.login import attempts, executors, forecast, progress, schema, targets
 from workflow.login.progress import ERROR, STAMP
@@ -93,6 +92,8 @@ def ended(path: str, attempt: attempts.Attempt, status: Status, stands: str) -> 
         return Row(path, "failed", stands, last, logs)
     if errors:
         return Row(path, "stopped", stands, "the next start of snakemake resumes it", logs)
+    if executors.was_copied(attempt.job(), attempt.folder):
+        return Row(path, "stopped", stands, f"{status.note}; the next start resumes it", logs)
     state = status.note or f"ended as {status.state} without a record"
     return Row(path, "failed", stands, f"{state}; the next start resumes it", logs)
 
@@ -125,7 +126,7 @@ def show(target: str, rows: list[Row]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line.parser(__doc__)
     parser.add_argument("targets", nargs="*", default=[targets.DEFAULT], metavar="TARGET")
     parser.add_argument("--csv", type=Path, help="write the rows there, too")
     arguments = parser.parse_args()
@@ -153,4 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main, in_clone=True)

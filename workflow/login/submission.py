@@ -8,6 +8,7 @@ import os
 import signal
 import time
 
+from workflow import shell
 from workflow.login import executors, slurm_queue, slurm_request
 from workflow.login.attempts import Attempt
 
@@ -83,7 +84,10 @@ def try_once(attempt: Attempt, site: dict, resources: dict) -> str:
 
 
 def _hand_over(attempt: Attempt, site: dict, resources: dict) -> None:
-    from workflow.login import handover
+    shell.clean()
+    shell.leave_allocation()
+    shell.shorten_temporary_folder()
+    from workflow.login import handover  # submitit reads the environment when it is imported
 
     handover.hand_over(attempt, site, resources)
 

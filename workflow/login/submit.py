@@ -13,7 +13,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from workflow import locks, records, runs
+from workflow import command_line, layout, locks, records, runs, shell
 from workflow.login import attempts, executors, following, progress
 from workflow.login.attempts import Attempt
 from workflow.login.slurm_queue import Queue
@@ -21,6 +21,7 @@ from workflow.login.slurm_request import RequestError
 from workflow.login.submission import INTERRUPTS, LOCK, LaunchError, end_replaced, submit
 
 LAUNCHERS = ("local", "slurm")
+REFUSALS = (LaunchError, RequestError, records.RecordError, layout.DataError)
 WAIT_FOR_TWIN_S = 7 * 24 * 3600
 
 
@@ -58,6 +59,18 @@ def publish(attempt: Attempt, spec_path: Path, output: Path) -> None:
     attempt.published.touch()
 
 
+def say_what_stays_behind(resources: dict, say) -> None:
+    """Name what of the user's shell the job does not get."""
+    if removed := shell.clean(dict(os.environ)):
+        say(f"Not passed on to the job: {', '.join(removed)} (workflow/shell.py says why).")
+    folder = shell.too_long_for_sockets()
+    if folder and resources.get("launcher") == "local":
+        say(
+            f"TMPDIR={folder} is too long for the sockets of loader processes; the job takes the "
+            "system's temporary folder."
+        )
+
+
 def attach(attempt: Attempt, site: dict, resources: dict, say) -> bool:
     """See to it that the attempt's job lives; True if it is one that was left running."""
     job = attempt.job()
@@ -65,6 +78,7 @@ def attach(attempt: Attempt, site: dict, resources: dict, say) -> bool:
     status = executors.status(job, attempt.folder, Queue(max_age_s=2)) if job else None
     found = status is not None and status.alive
     if not found:
+        say_what_stays_behind(resources, say)
         job = submit(attempt, site, resources, say)
     verb = ": re-attached to" if found else ":"
     logs = attempt.folder / "logs"
@@ -113,7 +127,9 @@ def site_of(arguments: argparse.Namespace) -> dict:
     """What the job needs to know of this place, none of it part of the spec."""
     data = {} if arguments.data is None else json.loads(arguments.data)
     resources = json.loads(arguments.resources)
-    device, local = "auto", {}
+    device, local, data_root = "auto", {}, None
+    if data:
+        data_root = str(layout.expand(data["root"], "settings.yaml, data.root").resolve())
     if resources["launcher"] == "slurm":  # a GPU that was asked for and is not there is an error
         device = "cuda" if resources.get("gpus") else "cpu"
     else:
@@ -122,10 +138,11 @@ def site_of(arguments: argparse.Namespace) -> dict:
     return {
         **local,
         "root": arguments.root,
-        "data_root": str(Path(data["root"]).resolve()) if data else None,
+        "data_root": data_root,
         "workers": data.get("workers", 0),
         "checkpoint_minutes": resources.get("checkpoint_minutes", 15),
         "device": device,
+        "other_code": resources.get("other_code", "warn"),
         "stage": resources.get("stage"),
     }
 
@@ -135,7 +152,7 @@ def interrupt(number, frame):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line.parser(__doc__)
     parser.add_argument("--spec", type=Path, required=True, help="the spec, in the job's folder")
     parser.add_argument("--output", type=Path, required=True, help="where to publish the record")
     parser.add_argument("--log", type=Path, required=True)
@@ -159,7 +176,7 @@ def main() -> None:
                 say(f"Waiting for {lock}: {lock.read_text().strip()} is launching the same job.")
             stack.enter_context(locks.exclusive(lock, WAIT_FOR_TWIN_S))
             launch(arguments.spec, arguments.output, site_of(arguments), resources, say)
-        except (LaunchError, RequestError, records.RecordError, locks.Held, OSError) as error:
+        except (*REFUSALS, locks.Held, OSError) as error:
             say(progress.ERROR + " ".join(str(error).splitlines()))
             sys.exit(1)
         except Interrupted:
@@ -167,4 +184,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

@@ -7,11 +7,10 @@ node/fresh.py make them). A record is taken only if it is of what workflow/confi
 snakemake then finds the target made.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from workflow import records, runs
+from workflow import command_line, records, runs
 from workflow.campaign import Config, ConfigError
 from workflow.login import attempts, schema, targets
 
@@ -53,7 +52,7 @@ def take(config: Config, path: Path, target: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line.parser(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--root", default="results", help="the setting's results folder")
     arguments = parser.parse_args()
@@ -77,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main, in_clone=True)

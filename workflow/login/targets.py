@@ -3,7 +3,9 @@
 Snakemake plans with rules; this is for those who only look (status, forecast) and write nothing.
 """
 
+import difflib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from workflow import measurements, points, runs, statements
@@ -33,7 +35,14 @@ def profile(config: Config, setting: str) -> str:
 
 
 class TargetError(ValueError):
-    """No rule of the workflow makes the target."""
+    """No rule of the workflow makes the target; the message names those that are like it."""
+
+    @classmethod
+    def of(cls, config: Config, target: str, reason: str = "") -> "TargetError":
+        """An error that says why, if known, and what may be meant."""
+        near = difflib.get_close_matches(target, every(config), n=3, cutoff=0.4)
+        nearest = f"the nearest are {', '.join(near)}" if near else "README.md lists all"
+        return cls(f"{target} is no target{reason}; {nearest}.")
 
 
 def split_root(config: Config, target: str) -> tuple[str, str, str]:
@@ -42,7 +51,7 @@ def split_root(config: Config, target: str) -> tuple[str, str, str]:
     for name, setting in by_length:
         if target.startswith(setting["results"] + "/"):
             return name, setting["results"], target.removeprefix(setting["results"] + "/")
-    raise TargetError(f"{target} lies in no setting's results (workflow/config/settings.yaml).")
+    raise TargetError.of(config, target, ": it lies in no setting's results")
 
 
 def item_records(config: Config, root: str, item: str) -> list[str]:
@@ -86,6 +95,42 @@ def whole(config: Config) -> list[str]:
     return [*tables, *figures, f"{CLAIMS}.csv"]
 
 
+def every(config: Config) -> list[str]:
+    """All targets; of measurements those that the settings' tables show."""
+    return [f"{setting['results']}/{path}" for name, setting in config.settings.items()
+            for path in _below(config, name)]  # fmt: skip
+
+
+def _below(config: Config, setting: str) -> Iterator[str]:
+    """A setting's targets below its results."""
+    scale = config.settings[setting]
+    yield from ("data.json", "preflight.json", "whole")
+    for item in (*config.items["tables"], CLAIMS):
+        yield from (f"{item}.{end}" for end in ("csv", "md", "html"))
+        yield from (f"{item}.partial.{end}" for end in ("csv", "md", "html"))
+    for item in config.items["figures"]:
+        yield from (f"{item}.{end}" for end in ("png", "svg", "csv"))
+    for row in config.runs:
+        for seed in config.seeds(row):
+            yield f"runs/{run_name(row, seed)}/train.json"
+            if "search" in runs.recipe_of(config, setting, row):
+                yield f"runs/{run_name(row, seed)}/search.json"
+    yield from (f"evaluations/{name}.json" for name in scale.get("evaluations", {}))
+    yield from (f"analyses/{name}.json" for name in config.items["analyses"])
+    yield from (f"weights/{one['timm']}.json" for one in checkpoints(scale) if "timm" in one)
+    cost = measurements.training_cost_point(config, setting)
+    for section in config.items["sections"]:
+        shown = measurements.throughput_point(config, setting, section)
+        yield measurements.throughput_path("", section, shown).removeprefix("/")
+        yield measurements.training_cost_path("", section, cost).removeprefix("/")
+
+
+def checkpoints(scale: dict) -> list[dict]:
+    """The weights that a setting's `checkpoints` and `evaluations` name."""
+    evaluated = [one["checkpoint"] for one in scale.get("evaluations", {}).values()]
+    return [*scale.get("checkpoints", {}).values(), *evaluated]
+
+
 def spec_of(config: Config, target: str) -> dict | None:
     """The spec of the record at this path; None for a table. Raises TargetError."""
     setting, _, name = split_root(config, target)
@@ -93,9 +138,11 @@ def spec_of(config: Config, target: str) -> dict | None:
         if found := pattern.fullmatch(name):
             try:
                 return _spec(config, setting, kind, found.groupdict())
-            except (KeyError, StopIteration, points.PointError):
+            except points.PointError as error:
+                raise TargetError.of(config, target, f" ({str(error).rstrip('.')})") from None
+            except (KeyError, StopIteration):
                 break
-    raise TargetError(f"{target} is no table and no record of a run in workflow/config/.")
+    raise TargetError.of(config, target)
 
 
 def _spec(config: Config, setting: str, kind: str, named: dict) -> dict | None:
@@ -111,7 +158,10 @@ def _spec(config: Config, setting: str, kind: str, named: dict) -> dict | None:
     if kind == "train":
         return runs.train_spec(config, setting, named["run"])
     if kind == "search":
-        return runs.search_spec(config, setting, named["run"])
+        spec = runs.search_spec(config, setting, named["run"])
+        if spec["recipe"] is None:
+            raise KeyError(named["run"])
+        return spec
     if kind == "evaluate":
         return runs.evaluation_spec(config, setting, named["name"])
     if kind == "analysis":
@@ -134,9 +184,7 @@ def fetch_spec(config: Config, setting: str, tag: str) -> dict:
 
     Raises KeyError if none does.
     """
-    scale = config.settings[setting]
-    given = [*scale.get("checkpoints", {}).values()]
-    given += [one["checkpoint"] for one in scale.get("evaluations", {}).values()]
+    given = checkpoints(config.settings[setting])
     return runs.fetch_spec({one.get("timm"): one for one in given}[tag])
 
 

@@ -12,15 +12,20 @@ import argparse
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 
-from workflow import locks, records
+from workflow import command_line, files, locks, records
 from workflow.campaign import ConfigError
+from workflow.login import mirror_artifacts, mirror_troubles
 from workflow.login.mirror_content import Content
 from workflow.login.mirror_points import Point
 from workflow.login.mirror_process import (
+    FILE,
+    UNUSABLE,
     Followed,
     Stop,
+    database_file,
     finish_mirror,
     lock_path,
     start_mirror,
@@ -35,7 +40,7 @@ __all__ = ["Mirror", "finish_mirror", "start_mirror"]
 POLL_S = 5.0
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # we say ourselves what went wrong, in one sentence
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
     # mlflow must not repeat a request by itself: a run that was made but whose answer got lost
@@ -51,6 +56,7 @@ class Held:
 
     def __init__(self, run, new: bool = False):
         self.run_id, self.tags, self.status = run.info.run_id, run.data.tags, run.info.status
+        self.artifacts = run.info.artifact_uri
         self.params, self.metrics = run.data.params, run.data.metrics
         self.deleted = run.info.lifecycle_stage == "deleted"
         self.points: set[tuple[str, int]] | None = set() if new else None
@@ -62,11 +68,15 @@ class Mirror:
     def __init__(self, root: Path, uri: str, say=print):
         self.root, self.uri, self.say = root, uri, say
         self.results = Results(root)
+        self.database = database_file(uri)
+        self.unusable = False
         self.client = None
         self.experiments: dict[str, str] = {}
+        self.deleted: dict[str, str] = {}  # experiments, and their numbers
+        self.deleted_runs: set[str] = set()
         self.held: dict[str, Held] = {}
         self.seen: dict[Path, str] = {}
-        self.troubles: dict[Path | None, str] = {}
+        self.troubles: dict[Path | str | None, str] = {}
 
     def catch_up(self) -> bool:
         """One pass over all that changed; False if something is left for the next."""
@@ -76,38 +86,85 @@ class Mirror:
             self._trouble(None, "The results can't be read", error)
             return False
         try:
-            if self.client is None:
+            if self.client is None or (
+                any(map(self._is_new, sources)) and self._experiments_changed()
+            ):
                 self._connect()
-            for source in sources:
-                if self.seen.get(source.path) != source.signature:
+            for source in filter(self._is_new, sources):
+                if source.setting in self.deleted:
+                    self._say_deleted(source.setting)
+                else:
                     self._mirror(source)
         except Exception as error:  # whatever mlflow and its many parts may raise
             self.client = None
+            self.unusable = mirror_troubles.is_unusable(str(error))
             self._trouble(None, f"MLflow at {self.uri} can't be written", error)
             return False
         if self.troubles.pop(None, None):
             self.say(f"MLflow at {without_password(self.uri)} is up to date again.")
         return not self.troubles
 
-    def _trouble(self, path: Path | None, what: str, error: Exception) -> None:
+    def _is_new(self, source: Source) -> bool:
+        return self.seen.get(source.path) != source.signature
+
+    def _trouble(self, key: Path | str | None, what: str, error: Exception | str) -> None:
         """Said once, until it is another; the disk keeps everything, so nothing is lost."""
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        text = without_password(f"{what} ({reason}); results/ has everything, it is tried again.")
-        if self.troubles.get(path) != text:
-            self.troubles[path] = text
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:400]
+        reason = reason.split(". ")[0].rstrip(".")  # MLflow adds advice that does not apply here
+        if remedy := mirror_troubles.remedy(reason, self.uri, self.database):
+            reason = f"{reason}: {remedy}"
+        text = without_password(f"{what}: {reason}; results/ has everything, it is tried again.")
+        if self.troubles.get(key) != text:
+            self.troubles[key] = text
             self.say(text)
+
+    def _say_deleted(self, setting: str) -> None:
+        """One sentence about an experiment that somebody deleted in MLflow's UI."""
+        number, uri = self.deleted[setting], without_password(self.uri)
+        self._trouble(
+            setting,
+            f"The experiment {setting!r} was deleted in MLflow",
+            f"to have it and its runs again, MLFLOW_TRACKING_URI={uri} mlflow experiments restore "
+            f"--experiment-id {number}",
+        )
+
+    def _say_deleted_run(self, name: str, run_id: str) -> None:
+        """One sentence, once: somebody did not want the run, so it is no trouble."""
+        if run_id not in self.deleted_runs:
+            self.deleted_runs.add(run_id)
+            self.say(
+                f"The run {name!r} was deleted in MLflow and gets nothing more; to have it again, "
+                f"MLFLOW_TRACKING_URI={without_password(self.uri)} mlflow runs restore "
+                f"--run-id {run_id}"
+            )
+
+    def _experiments_changed(self) -> bool:
+        """Whether an experiment was deleted or restored since the last pass."""
+        known, self.deleted = self.deleted, {}
+        for setting in self.results.config.settings:
+            self.experiments[setting] = self._experiment(self.client, setting)
+        for setting in known.keys() - self.deleted:
+            self.troubles.pop(setting, None)
+        return known != self.deleted
 
     def _connect(self) -> None:
         """Open, or make, the database and one experiment a setting; read which runs it holds."""
         os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
         for name in ("alembic", "mlflow"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         from mlflow import MlflowClient
         from mlflow.entities import ViewType
 
+        if self.database:
+            mirror_troubles.check_rights(self.database)
+            if not self.database.exists() or not self.database.stat().st_size:
+                self._make_database()
         client = MlflowClient(self.uri)
+        self.deleted = {}
         for setting in self.results.config.settings:
             self.experiments[setting] = self._experiment(client, setting)
+        if self.database:
+            mirror_artifacts.follow_clone(self.database, self.root, self.experiments)
         self.held, self.seen, token = {}, {}, None
         while token != "":
             page = client.search_runs(
@@ -120,6 +177,21 @@ class Mirror:
                 self._hold(client, run)
             token = page.token or ""
         self.client = client
+
+    def _make_database(self) -> None:
+        """Make the whole database or none: MLflow can't go on with one that it half made before a
+        kill or a full disk."""
+        from mlflow import MlflowClient
+
+        with files.replacing(self.database) as beside:
+            # a new name each time: MLflow keeps its connections to a file by name
+            new = beside.with_name(f"{beside.name}.{time.time_ns()}")
+            try:
+                new.touch()  # with the umask's rights; SQLite would give none to a group
+                MlflowClient(f"{FILE}{new}").search_experiments(max_results=1)
+                new.replace(beside)
+            finally:
+                new.unlink(missing_ok=True)
 
     def _hold(self, client, run) -> None:
         """Take the run for what MLflow holds of its attempt, or of its table, the last one.
@@ -137,10 +209,12 @@ class Mirror:
 
     def _experiment(self, client, setting: str) -> str:
         if found := client.get_experiment_by_name(setting):
+            if found.lifecycle_stage == "deleted":
+                self.deleted[setting] = found.experiment_id
             return found.experiment_id
         artifacts = None  # a server knows its own place for them
         if "://" in self.uri and not self.uri.startswith("http"):
-            artifacts = (self.root.resolve() / "mlruns" / setting).as_uri()
+            artifacts = mirror_artifacts.location(self.root, setting)
         return client.create_experiment(setting, artifact_location=artifacts)
 
     def _mirror(self, source: Source) -> None:
@@ -156,7 +230,9 @@ class Mirror:
         except MlflowException as error:
             if error.error_code not in REFUSED:
                 raise
-            if not self._was_deleted(content):
+            if self._was_deleted(content):
+                self._say_deleted_run(content.name, self.held[content.key].run_id)
+            else:
                 self._trouble(source.path, f"MLflow does not take {source.path}", error)
         else:
             self.troubles.pop(source.path, None)
@@ -166,13 +242,19 @@ class Mirror:
     def _send(self, content: Content, signature: str) -> None:
         """Everything of one run; its tag `mirrored` comes last and says that all before arrived."""
         held = self._run(content)
-        if held.deleted or (
-            held.tags.get("mirrored") == signature and held.status == content.status
-        ):
+        if held.tags.get("mirrored") == signature and held.status == content.status:
+            return
+        if held.deleted and self._was_deleted(content):
+            self._say_deleted_run(content.name, held.run_id)
             return
         self._log(held, content)
         closed = content.status != "RUNNING"
         if closed:
+            if self.database:
+                experiment, run_id = content.experiment, held.run_id
+                mirror_artifacts.keep_run_here(
+                    self.database, self.root, experiment, run_id, held.artifacts
+                )
             for path in content.artifacts:
                 self.client.log_artifact(held.run_id, str(path))
             if content.table:
@@ -248,15 +330,18 @@ def run(arguments: argparse.Namespace, stop: Stop) -> int:
     except locks.Held as error:
         print(f"Another mirror is at work ({error}); it sends everything, this one ends.")
         return 0
+    except OSError as error:  # the lock can't be made: no rights, no room, no locks
+        print(f"Nothing is mirrored in {without_password(uri)}: {error}", file=sys.stderr)
+        return 1
     if done:
         print(f"{len(mirror.held)} runs mirrored in {without_password(uri)}.")
         return 0
     print("Not everything is mirrored; `python -m workflow.login.tracking --once` catches up.")
-    return 1
+    return UNUSABLE if mirror.unusable else 1
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line.parser(__doc__)
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--once", action="store_true", help="catch up and end")
     mode.add_argument("--follow", action="store_true", help="keep up while a job lives")
@@ -267,4 +352,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from workflow import records
-from workflow.login.mirror_process import tracking_uri, without_password
+from workflow import command_line, records
+from workflow.login.mirror_process import UNUSABLE, tracking_uri, without_password
 
 
 def command(uri: str) -> list[str]:
@@ -21,9 +21,13 @@ def command(uri: str) -> list[str]:
 
 
 def main(root: Path = records.ROOT) -> None:
-    """Catch up, and open the UI even if that failed: it shows what is there, and was said why."""
+    """Catch up, and open the UI even if that failed: it shows what is there, and was said why.
+
+    A database that MLflow can't open at all was explained as well; its UI would add a traceback.
+    """
     catch_up = [sys.executable, "-m", "workflow.login.tracking", "--once"]
-    subprocess.run(catch_up, cwd=root, check=False)
+    if subprocess.run(catch_up, cwd=root, check=False).returncode == UNUSABLE:
+        sys.exit(1)
     uri = tracking_uri(root)
     if given := command(uri):
         os.execv(given[0], given)
@@ -31,4 +35,4 @@ def main(root: Path = records.ROOT) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

@@ -52,7 +52,7 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
     journal = Journal(folder / "journal.jsonl")
     journal.write("note", text=f"{spec['computes']} of {spec['run']}: {results['images']} images")
     journal.write("end")
-    seen = {"device": device.describe(where), "manifest": manifest.hash_of(site)}
+    seen = {"device": device.describe(where), **manifest.of_images(site)}
     return records.make(spec, results, started, **seen)
 
 
@@ -218,6 +218,7 @@ def selection(subject: Subject) -> Found:
         in_turn = torch.stack([*firsts, at_end[0]])  # (epochs, n, N)
         values["by_next_epoch"] = maps.shared(in_turn[:-1], in_turn[1:])
     results |= {"images": at_end.shape[1], **maps.over_images(values)}
+    results["schedule"] = model.schedule  # of a training that was too short, "layer" to its end
     return results | {"layers": layers, "at_epochs": [*epochs, end]}, arrays
 
 

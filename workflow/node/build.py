@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import baselines  # noqa: F401 (registers its models with timm)
 import evovit  # noqa: F401
+from evovit.schedule import AssistedTokenTask
 from workflow.node import checkpoints
 
 TASK_PACKAGES = ("timm.task", "evovit", "baselines")
@@ -84,7 +85,11 @@ def task_class(path: str) -> type:
 
 def build_started(spec: dict, site: dict) -> nn.Module:
     """The spec's model with the weights that it starts from, if it names any."""
-    model = build_model(spec["model"])
+    return load_start(build_model(spec["model"]), spec, site)
+
+
+def load_start(model: nn.Module, spec: dict, site: dict) -> nn.Module:
+    """Load the weights that the spec's model starts from, if it names any; -> the model."""
     if "start" in spec:
         weights = checkpoints.final_weights(site, spec["start"])
         if spec["start"]["model"]["name"] == spec["model"]["name"]:
@@ -123,7 +128,13 @@ def build_task(spec: dict, site: dict, device: torch.device) -> TrainingTask:
     Raises SpecError for a task that is none and for what it or the device refuses.
     """
     recipe = spec["recipe"]
-    model = build_started(spec, site)
+    cls = task_class(recipe["task"])
+    if not issubclass(cls, TrainingTask):
+        raise SpecError(f"{recipe['task']!r} is no timm TrainingTask.")
+    model = build_model(spec["model"])
+    if issubclass(cls, AssistedTokenTask) and hasattr(model, "training_parts"):
+        model.set_training_outputs()  # the weights to start from may hold these parts, too
+    load_start(model, spec, site)
     if recipe["batch_norm"] == "sync":
         model = synchronise_statistics(model, device)
     extra = {}
@@ -132,9 +143,6 @@ def build_task(spec: dict, site: dict, device: torch.device) -> TrainingTask:
         teacher.load_state_dict(checkpoints.final_weights(site, spec["teacher"]))
         extra["teacher"] = teacher.to(device).eval().requires_grad_(False)
     mixes = recipe["mixup"] > 0 or recipe["cutmix"] > 0
-    cls = task_class(recipe["task"])
-    if not issubclass(cls, TrainingTask):
-        raise SpecError(f"{recipe['task']!r} is no timm TrainingTask.")
     extra |= recipe.get("task_args", {})
     criterion = {"soft_targets": True} if mixes else {"smoothing": recipe["smoothing"]}
     extra["criterion_kwargs"] = criterion

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import torch
 
 from workflow import points, records
-from workflow.node import fresh
+from workflow.node import fresh, sensors
 
 LEAST_ROUNDS = 5
 
@@ -35,7 +34,7 @@ def parser(command: str, description: str, sweeps: str = "") -> argparse.Argumen
     made.add_argument("--channels-last", action="store_true", help="memory layout of all tensors")
     made.add_argument("--cuda-graphs", type=int, default=16, metavar="N",
                       help="replay batches of up to N images as CUDA graphs (16)")  # fmt: skip
-    made.add_argument("--threads", type=int, default=min(8, len(os.sched_getaffinity(0))),
+    made.add_argument("--threads", type=int, default=min(8, len(sensors.processors())),
                       help="of the processor; on a GPU of its host")  # fmt: skip
     return made
 

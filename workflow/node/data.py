@@ -7,6 +7,7 @@ from timm.data import create_transform
 from timm.data.loader import PrefetchLoader, fast_collate
 from torch.utils.data import DataLoader
 
+from workflow import loaders
 from workflow.layout import DataError
 from workflow.node.order import EpochSampler, SeededDraws, SeededErasing, stream_seed
 from workflow.node.place import Place
@@ -35,7 +36,7 @@ class TrainLoader:
             std=model_cfg["std"],
             use_prefetcher=True,
         )
-        dataset = open_split(data, site["data_root"], data["train"], transform)
+        dataset = open_split(data, site, data["train"], transform)
         batch_size, repeats = recipe["batch_size"], recipe["repeated_augmentation"]
         self.batch_size, self.accumulate = shares(recipe, place.world_size)
         self.sampler = EpochSampler(
@@ -46,9 +47,8 @@ class TrainLoader:
             SeededDraws(dataset),
             batch_size=self.batch_size,
             sampler=self.sampler,
-            num_workers=site["workers"],
-            collate_fn=fast_collate,
             pin_memory=place.device.type == "cuda",
+            **in_processes(site["workers"], stay=True),
         )
         self.prefetcher = PrefetchLoader(
             loader,
@@ -97,7 +97,7 @@ def eval_loader(data: dict, site: dict, recipe: dict, model_cfg: dict, place) ->
     dataset = eval_dataset(data, site, "val", recipe, model_cfg)
     mine = range(place.rank, len(dataset), place.world_size)
     batch_size = max(1, min(256, 2 * recipe["batch_size"]) // place.world_size)
-    return plain_loader(dataset, mine, batch_size, site, model_cfg, place.device)
+    return plain_loader(dataset, mine, batch_size, site, model_cfg, place.device, stay=True)
 
 
 def sample(
@@ -150,19 +150,41 @@ def eval_dataset(
         std=model_cfg["std"],
         use_prefetcher=True,
     )
-    return open_split(data, site["data_root"], data[split], transform)
+    return open_split(data, site, data[split], transform)
+
+
+def in_processes(workers: int, stay: bool) -> dict:
+    """Options of a DataLoader: so many processes, which `stay` from one epoch to the next.
+
+    Started anew they would import torch each time, unless the system forks them.
+    """
+    if not workers:
+        return {"collate_fn": fast_collate}
+    return {
+        "collate_fn": fast_collate,
+        "num_workers": workers,
+        "persistent_workers": stay,
+        "multiprocessing_context": loaders.context(),
+        "worker_init_fn": loaders.in_process,
+    }
 
 
 def plain_loader(
-    dataset: StrictImageDataset, indices, batch_size: int, site: dict, model_cfg: dict, device
+    dataset: StrictImageDataset,
+    indices,
+    batch_size: int,
+    site: dict,
+    model_cfg: dict,
+    device,
+    stay: bool = False,
 ) -> PrefetchLoader:
-    """Batches of these images in this order, normalised on the device."""
+    """Batches of these images in this order, normalised on the device; its processes `stay` if it
+    is iterated again and again."""
     loader = DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=indices,
-        num_workers=site["workers"],
-        collate_fn=fast_collate,
         pin_memory=device.type == "cuda",
+        **in_processes(site["workers"], stay),
     )
     return PrefetchLoader(loader, mean=model_cfg["mean"], std=model_cfg["std"], device=device)

@@ -4,7 +4,6 @@
 torch has no kernels for.
 """
 
-import argparse
 import gc
 import json
 import platform
@@ -13,6 +12,8 @@ import sys
 from pathlib import Path
 
 import torch
+
+from workflow import command_line
 
 CPU_INFO = Path("/proc/cpuinfo")
 # in messages that tell of too little memory without being torch.OutOfMemoryError
@@ -112,6 +113,10 @@ def describe(device: torch.device) -> str:
         for line in (CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else [])
         if line.startswith("model name")
     ]
+    if sys.platform == "darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        told = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        names = [told.strip()] if told.strip() else []
     return names[0] if names else (platform.processor() or platform.machine())
 
 
@@ -126,7 +131,7 @@ def ask(wanted: str) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line.parser(__doc__)
     parser.add_argument("--json", metavar="DEVICE", help="of this one, for programs")
     wanted = parser.parse_args().json
     try:
@@ -141,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

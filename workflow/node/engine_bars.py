@@ -8,7 +8,6 @@ the engine's overhead over a bare loop of the same model on the same random tens
 Ends with code 1 if that is not under its bar.
 """
 
-import argparse
 import csv
 import statistics
 import sys
@@ -19,9 +18,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from workflow import runs
+from workflow import command_line, runs
 from workflow.campaign import Config
-from workflow.node import build, data, stop
+from workflow.node import build, data, fresh, stop
 from workflow.node.checkpoints import Checkpoints
 from workflow.node.place import Place
 from workflow.node.training import Training
@@ -135,11 +134,12 @@ def overhead_pct(config: Config, rounds: int) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line.parser(__doc__)
     parser.add_argument("--images", type=Path, help="folder of class folders with photographs")
     parser.add_argument("--rounds", type=int, default=15, help="of engine and bare loop")
     parser.add_argument("--output", type=Path, help="write the numbers to this CSV too")
     arguments = parser.parse_args()
+    fresh.settle({"threads": 1, "device": "cpu"}, __spec__.name)
     torch.set_num_threads(1)
     config, rows = Config.load(), []
 
@@ -171,4 +171,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

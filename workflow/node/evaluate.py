@@ -56,11 +56,12 @@ def run(spec: dict, site: dict, folder: Path) -> dict | None:
     if not where.first:
         return None
     if "evaluation" not in spec:  # others may start from it
-        results["weights"] = checkpoints.save_weights(folder, model, spec)
+        classes = loader.loader.dataset.reader.classes
+        results["weights"] = checkpoints.save_weights(folder, model, spec, classes)
     results["val_images"] = len(loader.loader.dataset)
     journal = Journal(folder / "journal.jsonl")
     given = spec["checkpoint"].get("file") or f"timm/{spec['checkpoint']['timm']}"
     journal.write("note", text=f"{given}: top-1 {results['top1']:.2f} %")
     journal.write("end")
-    seen = {"device": device.describe(where.device), "manifest": manifest.hash_of(site)}
+    seen = {"device": device.describe(where.device), **manifest.of_images(site)}
     return records.make(spec, results, started, world_size=where.world_size, **seen)

@@ -7,7 +7,7 @@ threads that wander between processors vary more than the models differ.
     python -m workflow.node.fresh --spec spec.json --output record.json
 """
 
-import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -16,11 +16,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import torch
 
-from workflow import layout, records
+from workflow import command_line, layout, loaders, records, shell
 from workflow.node import build, checkpoints, device, sensors
 from workflow.node.parts import FOLDER
 
@@ -33,6 +35,7 @@ ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
     "MALLOC_TRIM_THRESHOLD_": "16000000000",
 }
+GIVEN = ("LD_PRELOAD", "PYTORCH_CUDA_ALLOC_CONF")  # of the shell, not removed (workflow/shell.py)
 FAULT = ".fault"  # beside the output: why there is none
 TOPOLOGY = Path("/sys/devices/system/cpu")
 
@@ -51,6 +54,7 @@ def environment() -> dict:
         "processors": sorted(sensors.processors()),
         "bound": os.environ.get("OMP_PROC_BIND"),
         "allocator": {name: os.environ.get(name) for name in ALLOCATOR},
+        "given": {name: os.environ.get(name) for name in GIVEN},
         "tf32": {
             "matmul": torch.backends.cuda.matmul.allow_tf32,
             "cudnn": torch.backends.cudnn.allow_tf32,
@@ -80,19 +84,35 @@ def choose_processors(count: int, allowed: set[int], topology: Path = TOPOLOGY) 
     return set([*first, *second][:count])
 
 
-def pin(spec: dict) -> None:
+def shell_environment(spec: dict) -> dict[str, str]:
+    """This process's variables without those of the shell that change a speed, and with `tuned`."""
+    environ = dict(os.environ)
+    shell.clean(environ)
+    return {**environ, **tuned(spec)}
+
+
+@contextlib.contextmanager
+def pinned(spec: dict) -> Iterator[None]:
     """Keep this process, and what it starts, on as many processors as it has threads; a GPU's host
-    threads may go where they like."""
-    if spec["device"] == "cpu":
-        os.sched_setaffinity(0, choose_processors(spec["threads"], os.sched_getaffinity(0)))
+    threads may go where they like, and so may all on macOS, which binds none."""
+    process = psutil.Process()
+    if spec["device"] != "cpu" or not hasattr(process, "cpu_affinity"):
+        yield
+        return
+    before = process.cpu_affinity()
+    process.cpu_affinity(sorted(choose_processors(spec["threads"], set(before))))
+    try:
+        yield
+    finally:
+        process.cpu_affinity(before)
 
 
 def settle(spec: dict, module: str) -> None:
     """Start this command (`python -m module`) once more, tuned and pinned, unless it is."""
     if any(os.environ.get(name) != value for name, value in tuned(spec).items()):
-        pin(spec)
         command = [sys.executable, "-m", module, *sys.argv[1:]]
-        os.execve(sys.executable, command, {**os.environ, **tuned(spec)})
+        with pinned(spec):
+            os.execve(sys.executable, command, shell_environment(spec))
 
 
 def run(spec: dict, site: dict, folder: Path) -> dict:
@@ -104,9 +124,8 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
     command += ["--spec", str(spec_path), "--output", str(output), "--site", json.dumps(site)]
     fault = output.with_suffix(FAULT)
     fault.unlink(missing_ok=True)
-    done = subprocess.run(
-        command, env={**os.environ, **tuned(spec)}, preexec_fn=lambda: pin(spec), check=False
-    )
+    with pinned(spec):
+        done = subprocess.run(command, env=shell_environment(spec), check=False)
     if fault.exists():
         raise MeasurementError(fault.read_text())
     if done.returncode == -signal.SIGKILL:
@@ -120,7 +139,7 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line.parser(__doc__)
     parser.add_argument("--spec", required=True, type=Path, help="JSON file: what to measure")
     parser.add_argument("--output", required=True, type=Path, help="the record to write")
     parser.add_argument(
@@ -137,6 +156,11 @@ def main() -> None:
     except (MeasurementError, *UNUSABLE) as error:
         arguments.output.with_suffix(FAULT).write_text(str(error))
         sys.exit(str(error))
+    except loaders.FAULTS as error:
+        if (sentence := loaders.explain(error)) is None:
+            raise
+        arguments.output.with_suffix(FAULT).write_text(sentence)
+        sys.exit(sentence)
     record = records.make(spec, results, started, device=results["device"])
     records.write_json(arguments.output, record)
     shutil.rmtree(arguments.output.parent / FOLDER, ignore_errors=True)
@@ -145,4 +169,4 @@ def main() -> None:
 if __name__ == "__main__":
     from workflow.node import fresh  # the module whose MeasurementError the measurements raise
 
-    fresh.main()
+    command_line.run(fresh.main)

@@ -9,91 +9,117 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from workflow import layout, records
-from workflow.layout import DataError
+from workflow.layout import DataError, printable
 from workflow.node import sources
-from workflow.node.sources import UNREADABLE, Folder, Listed
+from workflow.node.data import in_processes
+from workflow.node.sources import ImageError, ImageReader, decode
 
-Listing = Folder | Listed
 TOGETHER = 256  # images that a process decodes before it takes others
 SHOWN = 20
 
 
-def manifest(listings: dict[str, Listing]) -> dict:
-    """Classes, image counts, bytes and a hash over every path and size of all splits."""
-    digest, found = hashlib.sha256(), {}
-    for split, listing in listings.items():
-        for name, size in zip(listing.names, listing.sizes, strict=True):
+def manifest(readers: dict[str, ImageReader]) -> dict:
+    """Return classes, image counts, bytes and a hash over every path and size of all splits.
+
+    `listing` is a split's hash over names and labels alone, with which each job compares what it
+    reads: that asks the disk for no file.
+    """
+    digest, splits = hashlib.sha256(), {}
+    for split, reader in readers.items():
+        sizes = reader.sizes()
+        named = zip(reader.names, sizes, strict=True)
+        for name, size in sorted(named, key=lambda image: image[0].split("/")):
             digest.update(f"{split}/{name} {size}\n".encode())
-        found[split] = {
-            "classes": len(listing.classes),
-            "images": len(listing.names),
-            "bytes": sum(listing.sizes),
+        splits[split] = {
+            "classes": len(reader.classes),
+            "images": len(reader),
+            "bytes": sum(sizes),
+            "listing": reader.digest(),
         }
-    return {"splits": found, "hash": digest.hexdigest()[:16]}
+    train = next(iter(readers.values()))
+    return {"splits": splits, "hash": digest.hexdigest()[:16], "classes": train.classes}
 
 
-def check_classes(setting: str, num_classes: int, listings: dict[str, Listing]) -> None:
-    """Raise DataError unless all splits have the same classes, as many as the YAML says."""
-    train, val = listings.values()
+def check_classes(setting: str, num_classes: int, readers: dict[str, ImageReader]) -> None:
+    """Raise DataError unless all splits have the same classes, as many as the YAML says, and the
+    training split has an image of each."""
+    train, val = next(iter(readers.values())), next(reversed(readers.values()))
+    key = f"workflow/config/settings.yaml, {setting}.data"
+    for split, reader in readers.items():
+        if len(reader.classes) == 1 < num_classes:
+            raise DataError(
+                f"All {len(reader)} images of {setting}'s {split} lie in one class, "
+                f"{reader.classes[0]!r} ({key}); put each into its class folder."
+            )
     if len(train.classes) != num_classes or train.classes != val.classes:
         odd = sorted(set(train.classes) ^ set(val.classes))
+        difference = f", {odd[0]!r} only one of them" if odd else ""
+        if not odd and len(train.classes) == len(val.classes) and train.classes != val.classes:
+            difference = ", but in another order"
         raise DataError(
             f"The splits of {setting} have {len(train.classes)} and {len(val.classes)} classes"
-            f"{f', {odd[0]!r} only one of them' if odd else ''}; needed are the same {num_classes} "
-            f"in both (workflow/config/settings.yaml, {setting}.data)."
+            f"{difference}; needed are the same {num_classes} in both ({key})."
+        )
+    if missing := sorted(set(range(num_classes)) - set(train.labels)):
+        raise DataError(
+            f"The training split of {setting} has no image of {len(missing)} of {num_classes} "
+            f"classes, the first {train.classes[missing[0]]!r}; add some, or correct num_classes "
+            f"({key})."
         )
 
 
-def hash_of(site: dict) -> str | None:
-    """The hash of the setting's manifest; None outside the workflow, where there is none."""
-    path = Path(site["root"]) / "data.json"
-    return records.read(path)["results"]["hash"] if path.exists() else None
+def of_images(site: dict) -> dict:
+    """Return what a record says of the images: their manifest's hash and the list of classes.
+
+    Both are None outside the workflow, where there is no manifest.
+    """
+    seen = sources.looked_through(site) or {}
+    return {"manifest": seen.get("hash"), "classes": seen.get("classes")}
 
 
 class Decoding(Dataset):
-    """Of each of a listing's files None, or why it is no whole image."""
+    """Of each of a split's images None, or why it can't be used."""
 
-    def __init__(self, listing: Listing):
-        self.listing = listing
+    def __init__(self, reader: ImageReader):
+        self.reader, self.sizes = reader, reader.sizes()
 
     def __len__(self) -> int:
-        return len(self.listing.names)
+        return len(self.reader)
 
     def __getitem__(self, index: int) -> str | None:
         try:
-            with self.listing.open(index) as stream, Image.open(stream) as image:
-                image.convert("RGB")
-        except UNREADABLE as error:
-            empty = not self.listing.sizes[index]
-            reason = "it is empty" if empty else str(error).partition(": ")[0]
-            return f"{self.listing.place(index)}: {reason}"
+            with self.reader.open(index) as stream:
+                decode(stream)
+        except (OSError, ImageError) as error:
+            reason = str(error) if self.sizes[index] else "it is empty"
+            return f"{printable(self.reader.place(index))}: {reason}"
         return None
 
 
-def undecodable(listing: Listing, workers: int) -> Iterator[str]:
-    """Decode every file, by so many processes; -> those that are no whole image."""
-    loader = DataLoader(
-        Decoding(listing), batch_size=TOGETHER, num_workers=workers, collate_fn=list
-    )
+def unusable(reader: ImageReader, workers: int) -> Iterator[str]:
+    """Decode every image, by so many processes; -> those that can't be used, and why."""
+    options = in_processes(workers, stay=False) | {"collate_fn": list}
+    loader = DataLoader(Decoding(reader), batch_size=TOGETHER, **options)
     return (reason for reasons in loader for reason in reasons if reason)
 
 
-def check_images(listings: dict[str, Listing], workers: int, listed: Path) -> None:
-    """Raise DataError naming the files that are no whole images; `listed` takes all of them."""
-    faults = [fault for one in listings.values() for fault in undecodable(one, workers)]
+def check_images(readers: dict[str, ImageReader], workers: int, listed: Path) -> None:
+    """Raise DataError naming the files that can't be used; `listed` takes all of them."""
+    faults = [fault for reader in readers.values() for fault in unusable(reader, workers)]
     if not faults:
         return
     listed.parent.mkdir(parents=True, exist_ok=True)
-    listed.write_text("\n".join(faults) + "\n")
-    count = sum(len(one.names) for one in listings.values())
+    listed.write_text("\n".join(faults) + "\n", encoding="utf-8")
+    count = sum(map(len, readers.values()))
     more = f"\n... and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
     raise DataError(
-        f"{len(faults)} of {count} files are no whole images; replace them with the originals or "
-        f"delete what is none (all are listed in {listed}):\n" + "\n".join(faults[:SHOWN]) + more
+        f"{len(faults)} of {count} files are no whole images, or hold what 8-bit RGB can't; "
+        f"replace them with the originals, convert or delete them (all are listed in {listed}):\n"
+        + "\n".join(faults[:SHOWN])
+        + more
     )
 
 
@@ -107,12 +133,13 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
         write_digits(site["data_root"], data["train"], data["val"])
     layout.check(spec["setting"], {**data, "root": site["data_root"]})
     splits = (data["train"], data["val"])
-    listings = {split: sources.listing(data, site["data_root"], split) for split in splits}
-    check_classes(spec["setting"], data["num_classes"], listings)
-    found = manifest(listings)
-    decoded = Path(site["root"]) / "data" / f"decoded-{found['hash']}"
-    if not decoded.exists():
-        check_images(listings, site["workers"], folder / "undecodable.txt")
-        decoded.parent.mkdir(parents=True, exist_ok=True)
-        decoded.touch()
+    readers = {split: sources.open_reader(data, site, split) for split in splits}
+    check_classes(spec["setting"], data["num_classes"], readers)
+    found = manifest(readers)
+    # another name than `decoded-...`, which did not look at modes
+    checked = Path(site["root"]) / "data" / f"checked-{found['hash']}"
+    if not checked.exists():
+        check_images(readers, site["workers"], folder / "unusable.txt")
+        checked.parent.mkdir(parents=True, exist_ok=True)
+        checked.touch()
     return records.make(spec, found, started)

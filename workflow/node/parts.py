@@ -1,24 +1,19 @@
 """What a long measurement has so far, on disk: killed and started again, it goes on from there."""
 
-import hashlib
 import json
 import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from workflow import records, runs
+from workflow import provenance, records, runs
 
 FOLDER = "parts"
-CODE = ("evovit", "baselines", "workflow/node")
 
 
 def code_hash() -> str:
     """Of the code that measures and is measured: a commit does not tell of uncommitted changes."""
-    digest = hashlib.sha256()
-    for path in sorted(path for name in CODE for path in (records.ROOT / name).glob("**/*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return provenance.running()["source_hash"]
 
 
 class Parts:

@@ -1,6 +1,7 @@
 """Images to look at, of the validation split and photographs: as model input, and as shown."""
 
 import hashlib
+import mimetypes
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,11 +12,10 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
-from workflow import runs
-from workflow.layout import DataError
+from workflow import layout, runs
+from workflow.layout import DataError, printable
 from workflow.node import data, sources
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
 SHOWN = 224  # pixels at least, so that people can see what a small model sees in 24
 
 
@@ -49,7 +49,7 @@ def gather(spec: dict, site: dict, model_cfg: dict, grid: int) -> Pictures:
 def _images(spec: dict, site: dict) -> Iterator[tuple[str, str | None, Image.Image]]:
     """Name, hash and RGB image, one after the other."""
     split, wanted = spec["data"]["val"], spec["images"]
-    dataset = sources.open_split(spec["data"], site["data_root"], split, transform=_same)
+    dataset = sources.open_split(spec["data"], site, split, transform=_same)
     for index in data.spaced(len(dataset), wanted["validation"]):
         yield f"{split}/{dataset.filename(index)}", None, dataset[index][0]
     if place := wanted.get("photographs"):
@@ -72,24 +72,36 @@ def _sample_images() -> Iterator[tuple[str, Image.Image]]:
 
 
 def _folder(place: str, setting: str) -> Iterator[tuple[str, Image.Image]]:
-    """The user's photographs, by name. Raises DataError if there are none or one is no image."""
-    folder = Path(place)
-    paths = sorted(folder.glob("*")) if folder.is_dir() else []
-    paths = [path for path in paths if path.suffix.lower() in SUFFIXES]
+    """Yield the user's photographs, upright, by name.
+
+    Raises DataError if there are none, or for a picture that is not read or is no image.
+    """
     key = f"workflow/config/settings.yaml, {setting}.photographs"
+    folder = layout.expand(place, key)
+    paths = sorted(folder.glob("*")) if folder.is_dir() else []
+    paths = [path for path in paths if _is_picture(path)]
     if not paths:
         raise DataError(
-            f"{folder} ({key}) holds no {', '.join(SUFFIXES)} files; put photographs there, or say "
-            f"`photographs: {runs.SAMPLE_IMAGES}`."
+            f"{folder} ({key}) holds no {', '.join(layout.IMAGE_SUFFIXES)} files; put photographs "
+            f"there, or say `photographs: {runs.SAMPLE_IMAGES}`."
         )
     for path in paths:
+        if fault := layout.image_fault(path.name):
+            raise DataError(f"{printable(path)} ({key}) {fault}.")
+    for path in paths:
         try:
-            with Image.open(path) as image:
-                yield path.name, image.convert("RGB")
-        except sources.UNREADABLE as error:
+            with open(path, "rb") as stream:
+                yield path.name, sources.decode(stream, upright=True)
+        except (OSError, sources.ImageError) as error:
             raise DataError(
-                f"{path} ({key}) can't be decoded ({error}); replace or delete it."
+                f"{printable(path)} ({key}) can't be decoded ({error}); replace or delete it."
             ) from None
+
+
+def _is_picture(path: Path) -> bool:
+    """Return whether a file is meant as a picture, also of a kind that is not read (.heic)."""
+    kind = mimetypes.guess_type(path.name)[0] or ""
+    return path.is_file() and kind.startswith("image/") and not layout.is_ignored(path.name)
 
 
 def _transform(spec: dict, size: tuple[int, int, int], mean: tuple, std: tuple):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from workflow import provenance
 from workflow.node import device as devices
 
 
@@ -62,7 +63,7 @@ class Place:
 def join(wanted: str) -> Place:
     """Join the job's other processes, if the environment (RANK, WORLD_SIZE, ...) says so.
 
-    One process per GPU over NCCL; on CPUs over gloo.
+    One process per GPU over NCCL; on CPUs over gloo. Raises CodeError if they run different code.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
@@ -72,9 +73,12 @@ def join(wanted: str) -> Place:
         torch.cuda.set_device(device)
     if device.type == "cpu":
         dist.init_process_group("gloo")
-        return Place(device, dist.get_rank(), world_size)
-    dist.init_process_group("nccl")
-    return Place(device, dist.get_rank(), world_size, dist.new_group(backend="gloo"))
+        place = Place(device, dist.get_rank(), world_size)
+    else:
+        dist.init_process_group("nccl")
+        place = Place(device, dist.get_rank(), world_size, dist.new_group(backend="gloo"))
+    provenance.check_ranks(place.gather(provenance.running()))
+    return place
 
 
 def leave(place: Place) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from workflow import command_line
 from workflow.node import build, by_hand, device, fresh, modes, throughput, timing
 from workflow.node.fresh import MeasurementError
 
@@ -111,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from timm.data import resolve_model_data_config
 
-from workflow import layout, records
+from workflow import layout, provenance, records
 from workflow.journal import Journal
 from workflow.node import build, checkpoints, data, device, macs, manifest
 
@@ -33,26 +33,35 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
     layout.check(spec["setting"], {**spec["data"], "root": site["data_root"]})
     where = device.choose(site["device"])
     journal = Journal(folder / "journal.jsonl")
+    images = manifest.of_images(site)
     saved = checkpoints.Checkpoints(
         folder / "checkpoints",
         records.runs.spec_hash(spec),
         lambda text: journal.write("note", text=text),
+        images=images,
     )
     search = begin(spec, site, where)
+    code = provenance.extended([], from_layer=0)
     if state := saved.load():
+        made_by = state.get("code", [{**provenance.UNREPORTED, "from_layer": 0}])
+        policy = site.get("other_code", provenance.WARN)
+        if warning := provenance.check_resumed(spec, made_by, policy):
+            journal.write("note", text=warning)
         search.load_state_dict(state["search"])
+        code = provenance.extended(made_by, from_layer=len(search.found))
+    journal.write("start", layer=len(search.found), code=provenance.running())
     while not search.done:
         found = search.next_layer()
         metrics = {"patches": len(found.patches), "error": found.error}
         journal.write("layer", layer=1 + found.layer, layers=search.model.depth, metrics=metrics)
-        saved.save(len(search.found), {"search": search.state_dict()})
+        saved.save(len(search.found), {"search": search.state_dict(), "code": code})
     size = tuple(search.images.shape[1:])
     results = {
         **search.summary(),
         "images": len(search.images),
         "macs_g": macs.count(search.model, size) / 1e9,
-        "weights": checkpoints.save_weights(folder, search.model, spec),
+        "weights": checkpoints.save_weights(folder, search.model, spec, images["classes"]),
     }
     journal.write("end")
-    seen = {"device": device.describe(where), "manifest": manifest.hash_of(site)}
-    return records.make(spec, results, started, **seen)
+    seen = {"device": device.describe(where), **manifest.of_images(site)}
+    return records.make(spec, results, started, code, **seen)

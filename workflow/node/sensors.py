@@ -1,17 +1,19 @@
-"""What a processor tells of itself while it works: through /proc and, where they may be read, its
+"""What a processor tells of itself while it works: through psutil and, where they may be read, its
 energy counters. What can't be seen is None.
 """
 
 import contextlib
-import os
 import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 RAPL = Path("/sys/class/powercap")
 CPUS = Path("/sys/devices/system/cpu")
+WORKING = ("user", "nice", "system", "irq", "softirq", "steal")
 
 
 @dataclass(frozen=True)
@@ -62,20 +64,30 @@ def _read(paths: list[Path]) -> list[float]:
 
 def processors() -> set[int]:
     """Those that this process may use: of all its threads together, for OpenMP's are bound."""
-    found: set[int] = set()
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(ProcessLookupError):
-            found |= os.sched_getaffinity(int(task.name))
-    return found
+    process = psutil.Process()
+    if not hasattr(process, "cpu_affinity"):  # macOS binds no process to processors
+        return set(range(psutil.cpu_count()))
+    allowed: set[int] = set()
+    for thread in process.threads():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            allowed |= set(psutil.Process(thread.id).cpu_affinity())
+    return allowed
 
 
-def busy_s(cpus: Iterable[int], stat: Path = Path("/proc/stat")) -> float:
+def busy_s(cpus: Iterable[int]) -> float:
     """Seconds that the processors have worked, for anyone, other guests of the host included."""
-    names = {f"cpu{number}" for number in cpus}
-    total = 0.0
-    for line in stat.read_text().splitlines():
-        name, *numbers = line.split()
-        if name in names:
-            user, nice, system, _idle, _wait, irq, soft, steal = map(float, numbers[:8])
-            total += user + nice + system + irq + soft + steal
-    return total / os.sysconf("SC_CLK_TCK")
+    times = dict(zip(online(), psutil.cpu_times(percpu=True), strict=False))
+    return sum(
+        sum(getattr(times[number], name, 0.0) for name in WORKING)
+        for number in cpus
+        if number in times
+    )
+
+
+def online(cpus: Path = CPUS) -> list[int]:
+    """The numbers of the processors that work; where the system does not tell, from 0 on."""
+    try:
+        spans = [span.split("-") for span in (cpus / "online").read_text().strip().split(",")]
+        return [number for span in spans for number in range(int(span[0]), int(span[-1]) + 1)]
+    except (OSError, ValueError):
+        return list(range(psutil.cpu_count()))

@@ -9,14 +9,13 @@ threads pinned) and ends with code 1 if one is missed. The CPU's bars are ratios
 with bf16 units; without those, bf16 tells less.
 """
 
-import argparse
 import csv
 import re
 import sys
 import tempfile
 from pathlib import Path
 
-from workflow import points, records
+from workflow import command_line, points, records
 from workflow.campaign import Config
 from workflow.node import by_hand, fresh
 from workflow.runs import recipe_of
@@ -170,7 +169,7 @@ def write(path: Path, rows: list[dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line.parser(__doc__)
     parser.add_argument(
         "--rounds",
         type=int,
@@ -218,4 +217,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

@@ -10,9 +10,13 @@ from contextlib import nullcontext
 import torch
 from timm.data import resolve_model_data_config
 
+from workflow import provenance
 from workflow.node import build, data, precision, recipes
 from workflow.node.order import seed_everything, stream_seed
 from workflow.node.place import Place
+
+# of a checkpoint that was saved before code versions were noted
+CODE_OF_OLD = [{**provenance.UNREPORTED, "from_epoch": 0, "from_step": 0}]
 
 
 class Stepper:
@@ -21,7 +25,8 @@ class Stepper:
     It stands before step `step` of epoch `epoch`; `sums` are this rank's sums over the epoch's
     steps so far, `spent_s` the seconds they took. `skipped` are updates (steps of the whole
     training) left out because their loss was not finite; `unseen` are losses at which nobody has
-    looked yet, by update.
+    looked yet, by update. `history` are the metrics of each completed epoch, `code` the versions of
+    the code that trained it so far.
     """
 
     def __init__(self, spec: dict, site: dict, where: Place, loader=None):
@@ -52,6 +57,8 @@ class Stepper:
         self.sums: dict[str, torch.Tensor] = {}
         self.skipped: list[int] = []
         self.unseen: dict[int, torch.Tensor] = {}
+        self.history: list[dict] = []
+        self.code = provenance.extended([], from_epoch=0, from_step=0)
 
     # -- its state --------------------------------------------------------------------------
 
@@ -68,6 +75,8 @@ class Stepper:
             "spent_s": self.spent_s,
             "skipped": self.skipped,
             "sums": sums,
+            "history": self.history,
+            "code": self.code,
         }
 
     def load(self, state: dict) -> None:
@@ -81,6 +90,9 @@ class Stepper:
         self.epoch, self.step, self.spent_s = state["epoch"], state["step"], state["spent_s"]
         self.skipped = list(state["skipped"])
         self.sums = self.where.share_of(state["sums"])
+        self.history = list(state.get("history", []))
+        made_by = state.get("code", CODE_OF_OLD)
+        self.code = provenance.extended(made_by, from_epoch=self.epoch, from_step=self.step)
 
     @property
     def update(self) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from workflow import locks, measurements, points, records, runs
+from workflow import command_line, locks, measurements, points, records, runs
 from workflow.campaign import Config, ConfigError
 from workflow.node import by_hand, device, fresh
 
@@ -100,9 +100,7 @@ def measure(spec: dict, point: dict, output: Path, here: str) -> dict:
 
 
 def parser(config: Config) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m workflow.node.survey", description=__doc__.splitlines()[0]
-    )
+    made = command_line.parser(__doc__, prog="python -m workflow.node.survey")
     made.add_argument("--output", type=Path, required=True, help="folder of the records")
     made.add_argument("--device", choices=points.DEVICES,
                       default="cuda" if torch.cuda.is_available() else "cpu")  # fmt: skip
@@ -165,4 +163,4 @@ def measure_all(
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

@@ -236,6 +236,7 @@ def measure_section(spec: dict, site: dict | None = None, folder: Path | None = 
 
 
 if __name__ == "__main__":
+    from workflow import command_line
     from workflow.node import by_hand
 
-    by_hand.main()
+    command_line.run(by_hand.main)

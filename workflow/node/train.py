@@ -1,5 +1,6 @@
 """Training: one spec, one folder -> a record, resumable after every step."""
 
+import signal
 import time
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import torch
 from timm.utils import unwrap_model
 
 from workflow import journal as journals
-from workflow import layout, records
+from workflow import layout, loaders, records
 from workflow.journal import Journal
 from workflow.node import device, macs, manifest, place
 from workflow.node.checkpoints import Checkpoints, describe_snapshots, save_weights
@@ -19,18 +20,23 @@ CHECKPOINT_MINUTES = 15
 
 
 def summarise(metrics: list[dict], epochs: int) -> dict:
-    """The record's numbers: the last epoch's, with the best and the averaged weights' beside."""
-    if [entry["epoch"] for entry in metrics] != list(range(1, epochs + 1)):
-        raise TrainingError(f"The journal has {len(metrics)} of {epochs} epochs.")
+    """The record's numbers: the last epoch's, with the best and the averaged weights' beside.
+
+    `metrics` may lack epochs that a crash took; the best one is then of those that are known, and
+    `train_s` is None.
+    """
     last = metrics[-1]
     best = max(metrics, key=lambda entry: entry["top1"])
+    timed = {entry["epoch"]: entry["train_s"] for entry in metrics if "train_s" in entry}
+    lost = [epoch for epoch in range(1, epochs + 1) if epoch not in timed]
     return {
-        **{key: last[key] for key in ("top1", "top5", "val_loss", "loss")},
+        **{key: last.get(key) for key in ("top1", "top5", "val_loss", "loss")},
         "epochs": epochs,
         "best_top1": best["top1"],
         "best_epoch": best["epoch"],
         "ema_top1": last.get("ema_top1"),
-        "train_s": sum(entry["train_s"] for entry in metrics),
+        "train_s": None if lost else sum(timed.values()),
+        "lost_epochs": lost,
         "history": metrics,
     }
 
@@ -41,16 +47,18 @@ def run(spec: dict, site: dict, folder: Path) -> dict | None:
     torch.set_num_threads(spec["recipe"]["threads"])
     layout.check(spec["setting"], {**spec["data"], "root": site["data_root"]})
     where = place.join(site["device"])
-    results = fit(spec, site, folder, where)
+    fitted = fit(spec, site, folder, where)
     place.leave(where)
     if not where.first:
         return None
-    seen = {"device": device.describe(where.device), "manifest": manifest.hash_of(site)}
-    return records.make(spec, results, started, world_size=where.world_size, **seen)
+    results, code = fitted
+    seen = {"device": device.describe(where.device), **manifest.of_images(site)}
+    return records.make(spec, results, started, code, world_size=where.world_size, **seen)
 
 
-def fit(spec: dict, site: dict, folder: Path, where: Place) -> dict | None:
-    """Train and keep the weights; -> the record's results on rank 0, None elsewhere."""
+def fit(spec: dict, site: dict, folder: Path, where: Place) -> tuple[dict, list[dict]] | None:
+    """Train and keep the weights; -> the record's results and the versions of the code that
+    trained, on rank 0; None elsewhere."""
     journal = Journal(folder / "journal.jsonl") if where.first else None
 
     def report(text: str) -> None:
@@ -58,12 +66,18 @@ def fit(spec: dict, site: dict, folder: Path, where: Place) -> dict | None:
             journal.write("note", text=text)
 
     minutes = site.get("checkpoint_minutes", CHECKPOINT_MINUTES)
-    saved = Checkpoints(folder / "checkpoints", records.runs.spec_hash(spec), report, minutes)
+    images = manifest.of_images(site)
+    spec_hash = records.runs.spec_hash(spec)
+    saved = Checkpoints(folder / "checkpoints", spec_hash, report, minutes, images)
     training = Training(spec, site, where, journal)
     with StopFlag() as stop:
         try:
             finished = training.fit(saved, stop)
-        except RuntimeError as error:
+        except loaders.FAULTS as error:
+            if stop.received is not None and -signal.SIGTERM in loaders.lost():
+                # Slurm asks all processes of a job at once, and the loaders obeyed first
+                report("Asked to stop: goes on from the last checkpoint.")
+                stop.hand_on(where.first)
             if not device.is_out_of_memory(error):
                 raise
             raise TrainingError(
@@ -77,11 +91,13 @@ def fit(spec: dict, site: dict, folder: Path, where: Place) -> dict | None:
             stop.hand_on(where.first)
     if not where.first:
         return None
-    results = summarise(journals.epochs(journal.path), spec["recipe"]["epochs"])
-    results["weights"] = save_weights(folder, unwrap_model(training.model), spec)
+    results = summarise(training.history, spec["recipe"]["epochs"])
+    results["restored_epochs"] = journals.restored(journal.path)
+    results["weights"] = save_weights(folder, unwrap_model(training.model), spec, images["classes"])
     if "snapshots" in spec:
         results["snapshots"] = describe_snapshots(saved.folder, spec)
-    results["deviations"] = journals.deviations(journal.path)
+    results["deviations"] = training.deviations()
+    results["unreached"] = training.unreached()
     results["val_images"] = len(training.val_loader.loader.dataset)
     model = unwrap_model(training.model)
     if getattr(model, "cost_varies", False):
@@ -90,4 +106,4 @@ def fit(spec: dict, site: dict, folder: Path, where: Place) -> dict | None:
     else:
         results["macs_g"] = macs.count(model, training.config["input_size"]) / 1e9
     journal.write("end")
-    return results
+    return results, training.code

@@ -11,11 +11,13 @@ import torch
 from timm.data.loader import PrefetchLoader
 from timm.utils import distribute_bn, unwrap_model
 
+from workflow import journal as journals
+from workflow import provenance
 from workflow.journal import Journal
 from workflow.node import data, evaluate, macs
 from workflow.node.checkpoints import Checkpoints, snapshot_epochs
 from workflow.node.place import Place
-from workflow.node.stepping import Stepper
+from workflow.node.stepping import CODE_OF_OLD, Stepper
 from workflow.node.stop import StopFlag
 
 REPORT_EVERY_S = 20
@@ -37,6 +39,16 @@ class NotFinite(ArithmeticError):
         self.update, self.loss = update, loss
 
 
+def listed(epochs: list[int]) -> str:
+    """Epochs for people: "epoch 3", "epochs 3, 4"."""
+    return f"epoch{'s' * (len(epochs) > 1)} {', '.join(map(str, epochs))}"
+
+
+def plain(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics as Python's own numbers, which a checkpoint is loaded with."""
+    return {name: float(value) for name, value in metrics.items()}
+
+
 class Training(Stepper):
     """A training from wherever it stands to its end, by `fit`."""
 
@@ -52,12 +64,17 @@ class Training(Stepper):
         return data.eval_loader(spec["data"], self.site, self.recipe, self.config, self.where)
 
     def fit(self, saved: Checkpoints, stop: StopFlag) -> bool:
-        """Train to the recipe's last epoch from the newest checkpoint; False: asked to stop."""
-        if state := self.newest(saved):
-            self.load(state)
-        else:
-            self.save(saved)  # something to go back to
-        self.note("start", epochs=self.recipe["epochs"], epoch=self.epoch, step=self.step)
+        """Train to the recipe's last epoch from the newest checkpoint; False: asked to stop.
+
+        Raises CodeError where other code made the checkpoint and the profile refuses that.
+        """
+        warning = self.resume(saved)
+        place = {"epochs": self.recipe["epochs"], "epoch": self.epoch, "step": self.step}
+        self.note("start", **place, code=provenance.running())
+        if warning:
+            self.note("note", text=warning)
+        for text in self.unreached() if self.update == 0 else ():
+            self.note("note", text=text)
         while self.epoch < self.recipe["epochs"]:
             try:
                 if not self.train_epoch(saved, stop):
@@ -65,7 +82,79 @@ class Training(Stepper):
                 self.end_epoch(saved)
             except NotFinite as found:
                 self.go_back(found, saved)
+        self.complete_history()
         return True
+
+    def resume(self, saved: Checkpoints) -> str | None:
+        """Load the newest checkpoint, or save the first; -> a warning if other code made it."""
+        state, warning = self.newest(saved), None
+        if state:
+            policy = self.site.get("other_code", provenance.WARN)
+            made_by = state.get("code", CODE_OF_OLD)
+            if state["epoch"] == state["step"] == 0:  # nothing was trained yet: begin by this code
+                state = None if provenance.is_other(made_by[-1], provenance.running()) else state
+            else:
+                warning = provenance.check_resumed(self.spec, made_by, policy)
+        if state:
+            self.load(state)
+            self.restore_journal()
+        else:
+            self.save(saved)  # something to go back to
+        return warning
+
+    def load(self, state: dict) -> None:
+        super().load(state)
+        if "history" not in state and self.journal is not None:  # of an older version of this code
+            known = journals.epochs(self.journal.path)
+            self.history = [entry for entry in known if entry["epoch"] <= self.epoch]
+            if lost := self.lost_epochs():
+                self.note("note", text=f"The journal has lost {listed(lost)}, and the checkpoint "
+                          "is too old to know them: their metrics are gone.")  # fmt: skip
+
+    def lost_epochs(self) -> list[int]:
+        """The completed epochs of which nobody knows the metrics."""
+        known = {entry["epoch"] for entry in self.history}
+        return [epoch for epoch in range(1, self.epoch + 1) if epoch not in known]
+
+    def restore_journal(self) -> None:
+        """Write the epochs that the journal has lost, as the checkpoint knows them."""
+        if self.journal is None:
+            return
+        known = {entry["epoch"] for entry in journals.epochs(self.journal.path)}
+        lost = [entry for entry in self.history if entry["epoch"] not in known]
+        if lost:
+            epochs = listed([entry["epoch"] for entry in lost])
+            self.note("note", text=f"The journal has lost {epochs}; restored from the checkpoint.")
+        for entry in lost:
+            metrics = {key: value for key, value in entry.items() if key != "epoch"}
+            self.note("epoch", epoch=entry["epoch"], metrics=metrics, restored=True)
+
+    def complete_history(self) -> None:
+        """See to it that the last epoch's metrics are known, and the journal has all that are."""
+        if self.where.from_first(self.epoch in self.lost_epochs()):
+            self.history.append({"epoch": self.epoch, **plain(self.evaluate_all())})
+        self.restore_journal()
+
+    def deviations(self) -> list[dict]:
+        """The steps that were left out, each once: update, time and why."""
+        known = {one["update"]: one for one in journals.deviations(self.journal.path)}
+        return [known.get(update, self.lost_deviation(update)) for update in sorted(self.skipped)]
+
+    def lost_deviation(self, update: int) -> dict:
+        epoch, step = divmod(update, self.loader.steps)
+        text = (
+            f"The loss was not finite in epoch {epoch + 1}, step {step + 1}: the step is left out"
+        )
+        return {
+            "update": update,
+            "time": None,
+            "text": f"{text} (its line in the journal is lost).",
+        }
+
+    def unreached(self) -> list[str]:
+        """A sentence for each part of the task's own schedule that so few epochs never come to."""
+        told = getattr(self.task, "unreached", None)
+        return told(self.recipe["epochs"]) if told else []
 
     def train_epoch(self, saved: Checkpoints, stop: StopFlag) -> bool:
         """The rest of the epoch's steps; False: asked to stop, and the checkpoint is saved.
@@ -126,12 +215,11 @@ class Training(Stepper):
         """Evaluate, note the epoch's metrics, and save."""
         started, metrics = time.time(), self.means()
         metrics["lr"] = max(group["lr"] for group in self.optimizer.param_groups)
-        metrics |= self.evaluate()
-        if self.task.has_ema():
-            metrics |= {f"ema_{key}": value for key, value in self.evaluate(ema=True).items()}
+        metrics |= self.evaluate_all()
         spent = self.spent_s
         metrics |= {"train_s": spent, "epoch_s": spent + time.time() - started}
         self.note("epoch", epoch=self.epoch + 1, metrics=metrics)
+        self.history = [*self.history, {"epoch": self.epoch + 1, **plain(metrics)}]
         self.epoch, self.step, self.spent_s, self.sums = self.epoch + 1, 0, 0.0, {}
         # before the checkpoint: killed in between, the epoch is done again and so is this
         if self.where.first and self.epoch in snapshot_epochs(self.spec):
@@ -155,6 +243,13 @@ class Training(Stepper):
         ranks = self.where.gather({name: value.cpu() for name, value in self.sums.items()})
         names = ranks[0]
         return {name: (sum(rank[name] for rank in ranks) / counted).item() for name in names}
+
+    def evaluate_all(self) -> dict[str, float]:
+        """What `evaluate` says of the weights, and of their average where there is one."""
+        metrics = self.evaluate()
+        if self.task.has_ema():
+            metrics |= {f"ema_{key}": value for key, value in self.evaluate(ema=True).items()}
+        return metrics
 
     def evaluate(self, ema: bool = False) -> dict[str, float]:
         """{"val_loss", "top1", "top5"} in percent over the whole validation split."""

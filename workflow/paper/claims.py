@@ -11,14 +11,13 @@ paper's batch size; memory on a GPU in fp16 alone; who is faster, and MACs, anyw
 measurement that is suspect, or too close to tell.
 """
 
-import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from workflow import records, statements
+from workflow import command_line, records, statements
 from workflow.campaign import Config, ConfigError
 from workflow.paper import sheet
 from workflow.paper.evidence import BATCH, Evidence, Printed, margin
@@ -205,7 +204,7 @@ def readable(frame: pd.DataFrame) -> sheet.Sheet:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = command_line.parser(__doc__)
     parser.add_argument("--root", required=True, help="the setting's results folder")
     parser.add_argument("--output", required=True, type=Path, help="claims[.partial].csv")
     arguments = parser.parse_args()
@@ -218,4 +217,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main, in_clone=True)

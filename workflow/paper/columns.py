@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from workflow import measurements, points, records, runs
+from workflow import measurements, points, provenance, records, runs
 from workflow.campaign import Config, run_name
 from workflow.paper import training_costs
 from workflow.paper.found import interval
@@ -147,6 +147,10 @@ def accuracy(trained: list[dict], config: Config) -> dict:
     low, high = interval(top1, images)
     ways = dict.fromkeys(describe_training(record, config) for record in trained)
     left_out = sum(len(record["results"].get("deviations", [])) for record in trained)
+    flags = [f"{left_out} training steps left out, their loss not finite"] * bool(left_out)
+    flags += dict.fromkeys(
+        flag for one in trained for flag in [*provenance.flags(one), *lost_flags(one)]
+    )
     return {
         "top1": mean_top1(trained),
         "top1_sd": statistics.stdev(top1) if len(top1) > 1 else None,
@@ -155,8 +159,20 @@ def accuracy(trained: list[dict], config: Config) -> dict:
         "seeds": len(top1),
         "val_images": images,
         "said": [f"top1: {'; '.join(ways)}"],
-        "flags": [f"{left_out} training steps left out, their loss not finite"] * bool(left_out),
+        "flags": flags,
     }
+
+
+def lost_flags(record: dict) -> list[str]:
+    """Which epochs' lines a crash took from a training's journal."""
+    results, run, flags = record["results"], record["spec"]["run"], []
+    lost = results.get("lost_epochs", [])
+    if lost:
+        flags.append(f"the metrics of {run}'s epochs {', '.join(map(str, lost))} are lost")
+    if restored := [epoch for epoch in results.get("restored_epochs", []) if epoch not in lost]:
+        flags.append(f"{run}'s journal has lost epochs {', '.join(map(str, restored))}, restored "
+                     "from the checkpoint")  # fmt: skip
+    return flags
 
 
 def joined(parts: list[dict]) -> tuple[dict, str | None, str | None]:
@@ -166,7 +182,7 @@ def joined(parts: list[dict]) -> tuple[dict, str | None, str | None]:
                    for key in ("said", "flags"))  # fmt: skip
     both = {key: value for part in parts for key, value in part.items()}
     values = {key: value for key, value in both.items() if key not in ("said", "flags")}
-    return values, "; ".join(said) or None, "; ".join(flags) or None
+    return values, "; ".join(said) or None, "; ".join(dict.fromkeys(flags)) or None
 
 
 def speed_columns(run: str, section: str, found: Records) -> dict:
@@ -192,6 +208,7 @@ def speed_columns(run: str, section: str, found: Records) -> dict:
                     for name, ratio in method["ceilings"].items()}  # fmt: skip
         why = [*method["suspect"], *record["results"]["suspect"]]
         flags += [f"suspect: {', '.join(why)}"] if why else []
+    flags += provenance.flags(record)
     size = f"the paper's model at full size, {method['weights']} weights"
     said = [f"throughput, macs_g, params_m: {size}, {method['resolution']} px"]
     if "macs_per_image" in method:
@@ -215,20 +232,27 @@ def timed_on(frame: pd.DataFrame) -> str:
 def describe_epochs(record: dict, dense: list[dict]) -> list[str]:
     """How long an epoch's training steps take; beside the dense row's, where it was trained on the
     same device, and beside the MACs of both."""
-    history = record["results"].get("history")
-    if history is None:  # its weights were given
+    seconds = mean_seconds(record)
+    if seconds is None:  # its weights were given
         return []
-    seconds = statistics.mean(epoch["train_s"] for epoch in history)
     said = f"epochs of {seconds:.1f} s"
     place = ("device", "world_size")
-    if not dense or "history" not in dense[0]["results"] or dense[0]["spec"] == record["spec"]:
+    dense_seconds = mean_seconds(dense[0]) if dense else None
+    if dense_seconds is None or dense[0]["spec"] == record["spec"]:
         return [said]
     if any(dense[0]["provenance"][key] != record["provenance"][key] for key in place):
         return [said]
     other = dense[0]["results"]
-    faster = statistics.mean(epoch["train_s"] for epoch in other["history"]) / seconds
+    faster = dense_seconds / seconds
     fewer = other["macs_g"] / record["results"]["macs_g"]
     return [f"{said}, the dense one's over this {faster:.2f}, its MACs over these {fewer:.2f}"]
+
+
+def mean_seconds(record: dict) -> float | None:
+    """How long an epoch's steps took, of the epochs whose metrics are known; None if of none."""
+    history = record["results"].get("history", [])
+    known = [epoch["train_s"] for epoch in history if "train_s" in epoch]
+    return statistics.mean(known) if known else None
 
 
 def describe_training(record: dict, config: Config) -> str:

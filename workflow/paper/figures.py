@@ -2,12 +2,11 @@
 results/demo/pareto.png` writes that PNG, and beside it the SVG and the numbers as CSV.
 """
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
 
-from workflow import files, records
+from workflow import command_line, files, records
 from workflow.campaign import Config, ConfigError
 from workflow.paper import (
     architectures,
@@ -32,7 +31,7 @@ FIGURES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line.parser(__doc__)
     parser.add_argument("--root", required=True, help="the setting's results folder")
     parser.add_argument("--output", required=True, type=Path, help="<figure>.png")
     arguments = parser.parse_args()
@@ -47,4 +46,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main, in_clone=True)

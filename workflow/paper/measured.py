@@ -4,11 +4,10 @@ sizes, as Markdown:
 python -m workflow.paper.measured results/measured/<device> --points fused-fp32 fused-bf16
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from workflow import points, records
+from workflow import command_line, points, records
 from workflow.campaign import Config, ConfigError
 from workflow.paper import printed
 from workflow.paper.sheet import Sheet
@@ -112,7 +111,7 @@ def legend(folder: Path) -> list[str]:
     if not found:
         raise records.RecordError(f"{folder} has no throughput/<section>/<point>.json.")
     devices = sorted({record["results"]["device"] for record in found})
-    commits = sorted({str(record["provenance"]["commit"])[:7] for record in found})
+    commits = sorted({(record["provenance"]["commit"] or "unknown")[:7] for record in found})
     return [
         f"Timed on {', '.join(devices)}; commits {', '.join(commits)}. Behind speed-ups stand "
         "their 95 % intervals.",
@@ -122,7 +121,7 @@ def legend(folder: Path) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line.parser(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--points", nargs="+", default=[], metavar="MODE-PRECISION[-bN]")
     try:
@@ -150,4 +149,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

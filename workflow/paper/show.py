@@ -1,11 +1,12 @@
 """Print a compiled table for people: `python -m workflow.paper.show results/demo/table1.csv`."""
 
-import argparse
 from pathlib import Path
+
+from workflow import command_line
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line.parser(__doc__)
     parser.add_argument("table", type=Path)
     arguments = parser.parse_args()
     for_people = arguments.table.with_suffix(".md")
@@ -15,4 +16,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

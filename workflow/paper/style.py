@@ -18,6 +18,7 @@ DATA = {"imagenet": "ImageNet", "cifar10": "CIFAR-10"}  # as titles say it
 
 def apply() -> None:
     mpl.use("Agg")
+    mpl.rcdefaults()  # not the user's matplotlibrc
     sns.set_theme(context="paper", style="ticks", palette="colorblind")
     mpl.rcParams |= {
         "font.size": 8, "axes.labelsize": 8, "axes.titlesize": 8, "legend.fontsize": 7,

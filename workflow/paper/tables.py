@@ -5,13 +5,12 @@ CSV and, beside it, the same as Markdown and as a page; one called *.partial.csv
 whatever records exist.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import pandas as pd
 
-from workflow import records
+from workflow import command_line, records
 from workflow.campaign import Config, ConfigError
 from workflow.paper import columns, printed, readable, sheet
 from workflow.paper.columns import Records
@@ -98,7 +97,7 @@ def printed_columns(line: dict, base: dict | None, names: list) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line.parser(__doc__)
     parser.add_argument("--root", required=True, help="the setting's results folder")
     parser.add_argument("--output", required=True, type=Path, help="<table>[.partial].csv")
     arguments = parser.parse_args()
@@ -112,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main, in_clone=True)

@@ -80,14 +80,24 @@ def figure5(found: Records) -> tuple[Figure, pd.DataFrame]:
     first = FIRST if FIRST in layers else layers[0]
     masks = [layerwise["kept"][-1, layers.index(layer)] for layer in shown]
     masks += list(layerwise["kept"][:, layers.index(first)])
-    masks += list(stagewise["kept"][-1])
+    reached = staged["results"].get("schedule", "stage") == "stage"
+    if not reached:  # as many columns as of the layer-wise training, not one of each layer
+        stages = [layer for layer in shown if layer in stages]
+    masks += [stagewise["kept"][-1, list(stagewise["layers"]).index(layer)] for layer in stages]
     groups = [
         Group("", ["image"]),
         Group("layer-wise, at the end", [f"layer {layer}" for layer in shown]),
         Group(f"layer-wise, layer {first}", [f"epoch {epoch}" for epoch in layerwise["epochs"]]),
-        Group("layer-to-stage", [f"from layer {layer}" for layer in stages]),
+        Group("layer-to-stage", [f"from layer {layer}" for layer in stages])
+        if reached
+        else Group("still layer-wise", [f"layer {layer}" for layer in stages]),
     ]
     note = f"{describe(record, found)}\nlayer-to-stage: {staged['spec']['run']}, likewise."
+    if not reached:
+        note = (
+            f"{describe(record, found)}\nNo layer-to-stage here: the training of "
+            f"{staged['spec']['run']} was too short to become stage-wise, and is layer-wise."
+        )
     figure, axes, _ = image_grid.make(len(layerwise["images"]), groups, note)
     for index, (image, row) in enumerate(zip(layerwise["images"], axes, strict=True)):
         row[0].imshow(image)

@@ -1,5 +1,7 @@
 """What a record of training costs says of a row: whether a step fits into memory."""
 
+from workflow import provenance
+
 
 def columns(row: dict, record: dict | None) -> dict:
     """Whether a training step at the row's batch size fits into memory, and how much it needs."""
@@ -12,7 +14,8 @@ def columns(row: dict, record: dict | None) -> dict:
         measured = ", ".join(map(str, record["spec"]["batch_sizes"]))
         said += f", on the line through batches of {measured}"
     gib = None if needed is None else needed / 2**30
-    return {"out_of_memory": not fits, "memory_gib": gib, "run": row["run"], "said": [said]}
+    return {"out_of_memory": not fits, "memory_gib": gib, "run": row["run"], "said": [said],
+            "flags": provenance.flags(record)}  # fmt: skip
 
 
 def step_at(record: dict, run: str, batch_size: int) -> tuple[bool, int | None] | None:

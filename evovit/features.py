@@ -1,0 +1,99 @@
+"""Feature maps after any block, in the form that timm's ``forward_intermediates`` gives them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+
+def fill_grid(tokens: Tensor, kept: Tensor, before: Tensor) -> Tensor:
+    """Return all tokens of the grid; a patch that was dropped keeps its last value.
+
+    Args:
+        tokens: class token and the patches still present (B, 1 + n, C).
+        kept: positions (B, n) of these patches on the grid of N patches.
+        before: all tokens (B, 1 + N, C) as they were earlier.
+    """
+    positions = F.pad(kept + 1, (1, 0)).unsqueeze(2).expand_as(tokens)  # the class token's is 0
+    return before.scatter(1, positions, tokens.to(before.dtype))
+
+
+def pack_intermediates(
+    intermediates: Sequence[Tensor],
+    grids: Sequence[tuple[int, int]],
+    final: Tensor,
+    *,
+    output_fmt: str = "NCHW",
+    return_prefix_tokens: bool = False,
+    intermediates_only: bool = False,
+    output_dict: bool = False,
+) -> Any:
+    """Return what timm's ``VisionTransformer.forward_intermediates`` returns.
+
+    Args:
+        intermediates: class token and all patches (B, 1 + H * W, C) after each block asked for.
+        grids: height and width (H, W) of each of them.
+        final: the tokens that ``forward_features`` returns.
+        output_fmt: "NCHW" for maps (B, C, H, W) or "NLC" for patches (B, H * W, C).
+
+    Raises:
+        ValueError: for another ``output_fmt``.
+    """
+    if output_fmt not in ("NCHW", "NLC"):
+        raise ValueError(f"output_fmt={output_fmt!r} is not one of NCHW, NLC")
+    prefixes = [tokens[:, :1] for tokens in intermediates]
+    features = [tokens[:, 1:] for tokens in intermediates]
+    if output_fmt == "NCHW":
+        features = [
+            patches.mT.unflatten(2, grid).contiguous()
+            for patches, grid in zip(features, grids, strict=True)
+        ]
+    if output_dict:
+        result: dict[str, Any] = {"image_intermediates": features}
+        if return_prefix_tokens:
+            result["image_intermediates_prefix"] = prefixes
+        return result if intermediates_only else {**result, "image_features": final}
+    if return_prefix_tokens:
+        features = list(zip(features, prefixes, strict=True))
+    return features if intermediates_only else (final, features)
+
+
+class NoSymbolicGraph:
+    """Mixed into a model that neither TorchScript nor torch.fx can capture, to say so.
+
+    torch.fx hands placeholders to ``forward`` instead of tensors; a model refuses them with
+    ``refuse_symbolic_tracing`` before its own checks answer with another reason.
+    """
+
+    def __prepare_scriptable__(self) -> None:
+        """Refuse ``torch.jit.script``, which asks for this method before it compiles a module."""
+        raise NotImplementedError(
+            f"TorchScript can't compile {type(self).__name__}: use torch.jit.trace or torch.export"
+        )
+
+    def refuse_symbolic_tracing(self, x: Any) -> None:
+        """Refuse ``torch.fx.symbolic_trace`` and what is built on it (feature_cls="fx").
+
+        Raises:
+            NotImplementedError: if ``x`` is a placeholder of torch.fx.
+        """
+        if isinstance(x, fx.Proxy):
+            raise NotImplementedError(
+                f"torch.fx can't trace {type(self).__name__}: use torch.export for its graph, "
+                "forward_intermediates() or features_only=True for its features"
+            )
+
+
+def refuse_empty_training(model: torch.nn.Module, x: Tensor) -> None:
+    """Refuse a batch without images where it would make NaN of BatchNorm's statistics.
+
+    Raises:
+        ValueError: in training, if ``x`` (B, 3, H, W) holds no image.
+    """
+    if model.training and x.shape[0] == 0:
+        raise ValueError(
+            "a batch without images in training: BatchNorm's statistics would become NaN, so "
+            "leave such batches out"
+        )

@@ -1,0 +1,47 @@
+"""The demo's jobs where nothing is that only Linux has: no /proc, no os.sched_*, no fork.
+
+A Mac was not at hand; this hides Linux's interfaces instead.
+"""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.integration.project import command, edit, environment
+from workflow import measurements, records
+from workflow.campaign import FILES, Config
+
+ROOT = Path(__file__).parent.parent.parent
+HOOK = ROOT / "tests/workflow/like_macos"
+# device.py names the processor by it where it is, loaders.py tells how large it is where it is
+GUARDED = {"/proc/cpuinfo": "node/device.py", "/dev/shm": "loaders.py"}
+
+
+def test_no_code_but_the_guarded_asks_for_linux():
+    for path in (ROOT / "workflow").rglob("*.py"):
+        for name in re.findall(r"/proc/\w+|/dev/shm|os\.sched_\w+|preexec_fn", path.read_text()):
+            assert str(path).endswith(GUARDED.get(name, "never")), f"{path}: {name}"
+
+
+@pytest.mark.integration
+def test_the_demos_jobs_run(tree):
+    """The data job, a training of one epoch with a loader process, and a measured section."""
+    edit(tree, "settings", lambda c: c["demo"]["recipe"].update(epochs=1, warmup_epochs=0))
+    edit(tree, "settings", lambda c: c["demo"]["data"].update(workers=1))
+    config = Config.load({name: tree / path.relative_to(ROOT) for name, path in FILES.items()})
+    point = measurements.throughput_point(config, "demo", "deit_tiny")
+    throughput = measurements.throughput_path("results/demo", "deit_tiny", point)
+    training = "results/demo/runs/deit_tiny/train.json"
+    here = environment(tree)
+    here["PYTHONPATH"] = f"{HOOK}:{here['PYTHONPATH']}"
+    done = subprocess.run(
+        command("--profile", "demo", training, throughput), cwd=tree, env=here,
+        capture_output=True, text=True, timeout=1200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert records.read(tree / training)["results"]["epochs"] == 1
+    measured = records.read(tree / throughput)["results"]
+    assert len(measured["methods"]) > 1
+    assert measured["methods"][0]["images_per_s"] > 0

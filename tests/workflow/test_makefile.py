@@ -1,0 +1,65 @@
+"""The Makefile in a clone that was moved, whose path has a space, or whose user has no home."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parent.parent.parent
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+
+
+@pytest.fixture
+def clone(tmp_path) -> Path:
+    """A clone whose environment looks set up."""
+    clone = tmp_path / "first clone"
+    clone.mkdir()
+    for name in ("Makefile", "requirements.lock"):
+        shutil.copy(REPO / name, clone)
+    command = [sys.executable, "-m", "venv", "--without-pip", ".venv"]
+    subprocess.run(command, cwd=clone, check=True)
+    (clone / ".venv/.requirements.lock").touch()
+    (clone / ".venv/.device").touch()
+    return clone
+
+
+def would_do(clone: Path, target: str, **variables) -> str:
+    """What make would run, without running it."""
+    environment = {**os.environ, "HOME": str(clone), **variables}
+    done = subprocess.run(["make", "--dry-run", target], cwd=clone, env=environment,
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    return done.stdout
+
+
+def test_where_it_was_set_up_nothing_is_set_up_again(clone):
+    assert "Nothing to be done" in would_do(clone, "setup")
+    assert f'PATH="{clone}/.venv/bin:$PATH" snakemake' in would_do(clone, "demo")
+
+
+@pytest.mark.parametrize("way", [shutil.move, shutil.copytree])
+def test_a_moved_or_copied_clone_sets_up_its_environment_anew(clone, way):
+    """Its scripts name the old folder: `snakemake: not found`."""
+    new = clone.with_name("second")
+    way(clone, new)
+    for target in ("setup", "demo", "ui"):
+        steps = would_do(new, target)
+        assert "was set up in another folder" in steps
+        assert "-m venv --clear .venv" in steps
+
+
+def test_another_name_of_the_same_folder_is_no_move(clone):
+    link = clone.with_name("link")
+    link.symlink_to(clone)
+    assert "Nothing to be done" in would_do(link, "setup", VENV=f"{link}/.venv")
+
+
+@pytest.mark.parametrize("home", ["", "/missing"])
+def test_a_user_without_a_home_gets_one(clone, home):
+    (clone / "more.mk").write_text("include Makefile\nshow:\n\t@echo $$HOME\n")
+    environment = {**os.environ, "HOME": home}
+    done = subprocess.run(["make", "-f", "more.mk", "show"], cwd=clone, env=environment,
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert done.stdout.strip() == f"{clone}/.venv/home"

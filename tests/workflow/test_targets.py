@@ -1,0 +1,49 @@
+"""Names of targets: those that exist, and what a mistyped one is told."""
+
+import pytest
+
+from workflow.login import targets
+
+
+def test_all_targets_are_ones(config):
+    names = targets.every(config)
+    assert len(set(names)) == len(names)
+    for name in names:
+        if name.startswith("results/demo/"):
+            targets.spec_of(config, name)
+
+
+@pytest.mark.parametrize(
+    ("mistyped", "nearest"),
+    [
+        ("results/demo/table9.csv", "results/demo/table4.csv"),
+        ("results/dmeo/table1.csv", "results/demo/table1.csv"),
+        ("results/demo/runs/evo_deit_tiy/train.json", "results/demo/runs/evo_deit_tiny/train.json"),
+        ("results/demo/runs/deit_tiny/search.json", "results/demo/runs/ps_deit_tiny/search.json"),
+        ("results/demo/runs/evo_deit_tiny", "results/demo/runs/evo_deit_tiny/train.json"),
+        ("results/demo/figure7.png", "results/demo/figure6.png"),
+        ("results/demo/analyses/ska.json", "results/demo/analyses/cka.json"),
+        ("results/throughput/deit_smal/cuda-paper-fp32-b256.json",
+         "results/throughput/deit_small/cuda-paper-fp32-b256.json"),
+        ("results/throughput/deit_small/cuda-papr-fp32-b256.json",
+         "results/throughput/deit_small/cuda-paper-fp32-b256.json"),
+        ("results/training/deit_small/cuda-paper-fp61.json",
+         "results/training/deit_small/cuda-paper-fp16.json"),
+        ("results/weights/regnety_160.deit_in1.json", "results/weights/regnety_160.deit_in1k.json"),
+        ("results/tabel1.csv", "results/table1.csv"),
+        ("table1.csv", "results/table1.csv"),
+        ("results/demo/claims.cvs", "results/demo/claims.csv"),
+        ("results/demo/hole", "results/demo/whole"),
+    ],
+)  # fmt: skip
+def test_a_mistyped_target_names_the_nearest(config, mistyped, nearest):
+    with pytest.raises(targets.TargetError) as error:
+        targets.spec_of(config, mistyped)
+    assert str(error.value).startswith(f"{mistyped} is no target")
+    assert nearest in str(error.value).split("nearest are ")[1]
+    assert "\n" not in str(error.value)
+
+
+def test_a_point_that_can_not_be_measured_says_why(config):
+    with pytest.raises(targets.TargetError, match="mode paper is fp32"):
+        targets.spec_of(config, "results/throughput/deit_small/cuda-paper-bf16-b256.json")

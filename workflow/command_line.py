@@ -1,0 +1,81 @@
+"""What the command lines of the workflow share: description, user, folder, and how they end.
+
+Standard library only: launchers and node programs import this.
+"""
+
+import argparse
+import getpass
+import os
+import select
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BROKEN_PIPE, INTERRUPTED = 141, 130  # what a shell shows for a program that the signal ended
+
+
+def parser(documentation: str | None, **options) -> argparse.ArgumentParser:
+    """Return a parser described by the first sentence or line of a module's documentation.
+
+    Python drops docstrings under PYTHONOPTIMIZE=2; the parser then has no description.
+    """
+    description = (documentation or "").split("\n\n")[0] or None
+    return argparse.ArgumentParser(description=description, **options)
+
+
+def run(main: Callable[[], None], in_clone: bool = False) -> None:
+    """Run a program's main function, and end quietly on Ctrl-C or when nobody reads its output.
+
+    `in_clone`: the program uses paths below the clone, so refuse to start in another folder.
+    """
+    name_user()
+    if in_clone:
+        check_folder()
+    try:
+        try:
+            main()
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        unread = [number for number in (1, 2) if _has_no_reader(number)]
+        if not unread:
+            raise  # another pipe than our output
+        for number in unread:  # Python flushes both once more when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        sys.exit(BROKEN_PIPE)
+
+
+def name_user() -> None:
+    """Give this process and its children a user's name and a home where the system knows none.
+
+    So it is in a container that runs as a mere number: torch, MLflow and Snakemake ask for them.
+    """
+    number = os.getuid()
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # by Python's version
+        os.environ["USER"] = os.environ["LOGNAME"] = f"uid{number}"
+    if os.path.expanduser("~") == "~":
+        home = os.path.join(tempfile.gettempdir(), f"home-uid{number}")
+        os.makedirs(home, mode=0o700, exist_ok=True)
+        os.environ["HOME"] = home
+
+
+def check_folder() -> None:
+    """End the program with one sentence unless it was started in the folder of the clone."""
+    if not ROOT.samefile(Path.cwd()):
+        sys.exit(
+            f"This was started in {Path.cwd()}, but results are kept in the clone's own folder; "
+            f"first: cd {ROOT}"
+        )
+
+
+def _has_no_reader(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
