@@ -98,9 +98,10 @@ class PlainLevit(NoSymbolicGraph, LevitDistilled):
             self._forget_gathered_biases()
 
     def _forget_gathered_biases(self, *_: Any) -> None:
+        kinds = (Attention, AttentionDownsample)  # torch 2.7 can't export "|" of types
         for module in self.modules():
-            if isinstance(module, Attention | AttentionDownsample):
-                module.attention_bias_cache = {}
+            if isinstance(module, kinds):
+                module.attention_bias_cache.clear()
 
     def set_input_size(self, img_size: int | tuple[int, int] | None = None) -> None:
         """Make the model for another image size; the attention biases are resampled.
