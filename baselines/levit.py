@@ -91,8 +91,10 @@ class PlainLevit(NoSymbolicGraph, LevitDistilled):
 
     def _forget_biases_with_gradients(self) -> None:
         # In evaluation timm keeps the gathered biases: with their graph they could not be copied
-        # (EMA), made in inference mode they could not be differentiated.
-        if not self.training and torch.is_grad_enabled():
+        # (EMA), made in inference mode they could not be differentiated, and while torch.export
+        # runs the model they hold no numbers.
+        exporting = torch.compiler.is_exporting()
+        if not self.training and (torch.is_grad_enabled() or exporting):
             self._forget_gathered_biases()
 
     def _forget_gathered_biases(self, *_: Any) -> None:
