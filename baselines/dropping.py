@@ -12,6 +12,8 @@ from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from evovit.features import NoSymbolicGraph, pack_intermediates
+
 
 class FeatureMaps:
     """Collects the tokens of the whole grid after chosen blocks while a model drops patches.
@@ -56,7 +58,7 @@ class FeatureMaps:
             self.maps.append(self._grid)
 
 
-class TokenDroppingTransformer(VisionTransformer):
+class TokenDroppingTransformer(NoSymbolicGraph, VisionTransformer):
     """A Vision Transformer that drops patches on the way and predicts from its class token.
 
     A subclass defines ``forward_tokens``.
@@ -117,29 +119,20 @@ class TokenDroppingTransformer(VisionTransformer):
         Raises:
             ValueError: for another ``output_fmt``, or an attention mask.
         """
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt={output_fmt!r} must be 'NCHW' or 'NLC'")
         self.check_inputs(x, attn_mask, is_causal)
         taken, last = feature_take_indices(len(self.blocks), indices)
         maps = FeatureMaps(taken, last + 1 if stop_early else len(self.blocks))
         tokens = self.forward_tokens(x, maps)
-        height, width = self.patch_embed.dynamic_feat_size(x.shape[-2:])
-        features, prefixes = [], []
-        for grid in maps.maps:
-            grid = self.norm(grid) if norm else grid
-            prefixes.append(grid[:, :1])
-            patches = grid[:, 1:]
-            if output_fmt == "NCHW":
-                patches = patches.transpose(-2, -1).unflatten(2, (height, width)).contiguous()
-            features.append(patches)
-        if output_dict:
-            result = {"image_intermediates": features}
-            if return_prefix_tokens:
-                result["image_intermediates_prefix"] = prefixes
-            return result if intermediates_only else {**result, "image_features": tokens}
-        if return_prefix_tokens:
-            features = list(zip(features, prefixes, strict=True))
-        return features if intermediates_only else (tokens, features)
+        grid = self.patch_embed.dynamic_feat_size(x.shape[-2:])
+        return pack_intermediates(
+            [self.norm(features) if norm else features for features in maps.maps],
+            [grid] * len(maps.maps),
+            tokens,
+            output_fmt=output_fmt,
+            return_prefix_tokens=return_prefix_tokens,
+            intermediates_only=intermediates_only,
+            output_dict=output_dict,
+        )
 
     def check_inputs(self, images: Any, attn_mask: Any, is_causal: Any) -> None:
         """Refuse what the model can't do with its inputs.
@@ -148,19 +141,8 @@ class TokenDroppingTransformer(VisionTransformer):
             NotImplementedError: while torch.fx traces the model.
             ValueError: for an attention mask.
         """
-        if isinstance(images, torch.fx.Proxy):
-            raise NotImplementedError(
-                f"torch.fx can't trace {type(self).__name__}, which drops patches: use "
-                "torch.export or torch.jit.trace, and forward_intermediates for features"
-            )
+        self.refuse_symbolic_tracing(images)
         if attn_mask is not None or is_causal:
             raise ValueError(
                 f"{type(self).__name__} drops patches on the way: leave out attn_mask and is_causal"
             )
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """Refuse TorchScript's compiler, which calls this method first."""
-        raise NotImplementedError(
-            f"torch.jit.script can't compile {type(self).__name__}, which drops patches: use "
-            "torch.jit.trace or torch.export"
-        )

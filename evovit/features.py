@@ -47,7 +47,7 @@ def pack_intermediates(
     features = [tokens[:, 1:] for tokens in intermediates]
     if output_fmt == "NCHW":
         features = [
-            patches.mT.unflatten(2, grid).contiguous()
+            patches.transpose(-2, -1).unflatten(2, grid).contiguous()
             for patches, grid in zip(features, grids, strict=True)
         ]
     if output_dict:

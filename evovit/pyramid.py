@@ -166,7 +166,11 @@ class PyramidHost(EvoHost):
         host = self.switches.host
         ends = [host.attention_of(end - 1) for _, end in pairwise((*host.stages, host.depth))]
         maps = [
-            observed[ends[i]].tokens[:, 1:].mT.unflatten(2, self.grids[i]).contiguous()
+            observed[ends[i]]
+            .tokens[:, 1:]
+            .transpose(-2, -1)
+            .unflatten(2, self.grids[i])
+            .contiguous()
             for i in taken
         ]
         return maps if intermediates_only else (last, maps)

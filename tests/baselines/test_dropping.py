@@ -135,7 +135,7 @@ def test_options_of_forward_intermediates(key):
         assert isinstance(pruned.norm, torch.nn.Identity)
         assert_close(pruned.forward_intermediates(batch, [4], intermediates_only=True), early)
         assert_close(early[0], maps[4])
-    with pytest.raises(ValueError, match="'NCHW' or 'NLC'"):
+    with pytest.raises(ValueError, match="output_fmt='NHWC'"):
         model.forward_intermediates(batch, output_fmt="NHWC")
 
 
