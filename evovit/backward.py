@@ -78,8 +78,26 @@ def replaced_rows(tokens: Tensor, rows: Tensor, slow: Tensor, residual: Tensor |
     # Before, not after: torch 2.11 compiles a gradient of zero where an operation hands on the
     # result as it is (no-op ``contiguous``, any in place on ``out``; pytorch/pytorch#180642).
     tokens = tokens.contiguous()
-    tokens = tokens if residual is None else tokens + residual
-    return tokens.flatten(0, 1).index_copy(0, rows, slow.to(tokens.dtype)).reshape(tokens.shape)
+    if _is_captured():
+        out = tokens if residual is None else tokens + residual
+        return out.flatten(0, 1).index_copy(0, rows, slow.to(out.dtype)).reshape(out.shape)
+    out = tokens.clone() if residual is None else tokens + residual
+    out.view(-1, out.shape[2]).index_copy_(0, rows, slow.to(out.dtype))
+    return out
+
+
+def _is_captured() -> bool:
+    """Whether a compiler, an exporter or a function transform runs the code instead of torch.
+
+    They get the form without writing through a view: torch 2.7's ONNX exporter loses such a write,
+    and vmap refuses one of a batched tensor into one that is not.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch.compiler.is_exporting()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+    )
 
 
 class ReplaceRows(Function):
