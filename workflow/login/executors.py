@@ -81,7 +81,8 @@ def process_start(pid: int | str) -> float | None:
         return None
 
 
-def is_same_process(pid: int | str, started: float | str | None) -> bool:
-    """Whether the process that began at `started` still lives; its number may be reused."""
-    now = process_start(pid)
-    return None not in (now, started) and abs(now - float(started)) < CLOCK_STEP_S
+def is_same_process(pid: int | str | None, started: float | str | None) -> bool:
+    """Whether the process that began at `started` (None: never) still lives; its number may be
+    another's by now."""
+    now = process_start(pid) if started is not None else None
+    return now is not None and abs(now - float(started)) < CLOCK_STEP_S
