@@ -41,7 +41,10 @@ def check_writable(path: Path) -> None:
     """Raise NotWritable if this user may not write the path or, where it is missing, make it."""
     existing = next(above for above in (path, *path.absolute().parents) if os.path.lexists(above))
     if os.statvfs(existing).f_flag & os.ST_RDONLY:
-        raise NotWritable(f"{existing.absolute()} lies on a file system that is mounted read-only.")
+        raise NotWritable(
+            f"{existing.absolute()} lies on a file system that is mounted read-only; "
+            "work in a clone elsewhere, or have it mounted writable."
+        )
     if not os.access(existing, os.W_OK):
         raise NotWritable(
             f"{existing.absolute()} belongs to {owner(existing)}, and {user_name(os.geteuid())} "

@@ -242,8 +242,8 @@ def check(setting: str, data: dict) -> None:
             continue
         if os.path.isfile(folder):
             raise DataError(
-                f"{folder} is neither a folder nor a file *.tar (workflow/config/{key}); expected "
-                f"{shape}, or an uncompressed tar file of it."
+                f"{folder} is neither a folder nor a file *.tar (workflow/config/{key}); unpack it "
+                "(gunzip) and name it *.tar, or unpack it into class folders."
             )
         if not os.path.isdir(folder):
             raise DataError(
@@ -260,12 +260,13 @@ def check(setting: str, data: dict) -> None:
         if len(names) != data["num_classes"]:
             raise DataError(
                 f"{folder} holds {len(names)} class folders, not {data['num_classes']} "
-                f"(workflow/config/{key}); expected {shape}{'; '.join(['', *odd])}."
+                f"(workflow/config/{key}); expected {shape}{'; '.join(['', *odd])}; "
+                "add what is missing, or move what is no class elsewhere."
             )
     if odd:
         raise DataError(
             f"{odd[0]}, which the other split has (workflow/config/{key}); both splits need the "
-            "same class folders."
+            "same class folders: add it here, or move it elsewhere there."
         )
 
 

@@ -21,6 +21,10 @@ import tempfile
 from collections.abc import Iterable, MutableMapping
 from fnmatch import fnmatchcase
 
+PYTHON_SWITCHES = (
+    "PYTHONOPTIMIZE PYTHONWARNINGS PYTHONINSPECT PYTHONDEVMODE PYTHONMALLOC PYTHONIOENCODING "
+    "PYTHON_GIL PYTHON_JIT"
+)
 REMOVED = (  # patterns of names, and why a job must not see them
     (
         "WORLD_SIZE RANK LOCAL_RANK LOCAL_WORLD_SIZE NODE_RANK GROUP_RANK GROUP_WORLD_SIZE "
@@ -46,8 +50,7 @@ REMOVED = (  # patterns of names, and why a job must not see them
         "They slow a measurement down, or speed it up.",
     ),
     (
-        "PYTHONOPTIMIZE PYTHONWARNINGS PYTHONINSPECT PYTHONDEVMODE PYTHONMALLOC PYTHONIOENCODING "
-        "PYTHON_GIL PYTHON_JIT",
+        PYTHON_SWITCHES,
         "They change how Python runs a job, down to ending it at a warning.",
     ),
 )
@@ -111,6 +114,13 @@ def for_slurm_commands() -> dict[str, str]:
     """The environment in which squeue, scontrol and the like answer as they are asked."""
     environ = dict(os.environ)
     _remove(environ, OF_SLURM_COMMANDS)
+    return environ
+
+
+def for_mlflow() -> dict[str, str]:
+    """The environment in which MLflow works: it needs its docstrings, and warns of much."""
+    environ = dict(os.environ)
+    _remove(environ, PYTHON_SWITCHES)
     return environ
 
 

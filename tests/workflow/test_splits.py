@@ -335,7 +335,7 @@ IN_TARS = {
     "flat": ({"names": ("0.png", "1.png")}, "train.tar is flat: its 2 images lie in no class"),
     "one folder": (
         {"names": ("x/0.png",)},
-        "All 1 images of made's train.tar lie in one class, 'x'",
+        "made have 1 and 3 classes, 'a' only one of them",
     ),
 }
 TARS = {"train": "train.tar", "val": "val.tar"}
@@ -490,3 +490,25 @@ def test_home_and_variables_are_replaced(monkeypatch):
     ):
         with pytest.raises(DataError, match=sentence):
             layout.expand(given, "root")
+
+
+def test_an_index_of_one_tar_file_is_not_taken_for_another(tmp_path):
+    """Packed reproducibly, two tar files have equal names, sizes and times."""
+    for split in ("train", "val"):
+        folder = tmp_path / split
+        folder.mkdir()
+        with tarfile.open(folder / "data.tar", "w") as tar:
+            content = io.BytesIO()
+            picture().save(content, "PNG")
+            for name in (f"cat/{split}.png", f"dog/{split}.png"):
+                info = tarfile.TarInfo(name)
+                info.size = len(content.getvalue())
+                tar.addfile(info, io.BytesIO(content.getvalue()))
+        os.utime(folder / "data.tar", (1, 1))
+    site = {"data_root": str(tmp_path), "root": str(tmp_path / "results")}
+    for split in ("train", "val"):
+        reader = sources.open_reader({}, site, f"{split}/data.tar")
+        assert [name.split("/")[-1] for name in reader.names] == [f"{split}.png"] * 2
+    for index in (tmp_path / "results/data").glob("tar-index-*.json"):
+        index.write_text(index.read_text()[:20])  # damaged: the tar file is read again
+    assert len(sources.open_reader({}, site, "val/data.tar")) == 2

@@ -13,7 +13,7 @@ import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from workflow import locks, records
+from workflow import locks, records, shell
 from workflow.login import executors
 from workflow.login.mirror_sources import Results
 
@@ -105,6 +105,7 @@ def start_mirror(root: Path = records.ROOT) -> subprocess.Popen:
             return subprocess.Popen(
                 command,
                 cwd=records.ROOT,
+                env=shell.for_mlflow(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

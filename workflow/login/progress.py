@@ -66,7 +66,8 @@ class Follower:
         return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min left"
 
     def _start(self, event: dict) -> str | None:
-        if event.get("epoch") or event.get("step"):
+        whole = {"epoch", "epochs", "step"} <= event.keys()
+        if whole and (event["epoch"] or event["step"]):
             return (
                 f"resumed after epoch {event['epoch']} of {event['epochs']}, step {event['step']}"
             )
@@ -83,9 +84,11 @@ class Follower:
         )
 
     def _epoch(self, event: dict) -> str | None:
+        found, epoch = event["metrics"], event["epoch"]
         if event.get("restored"):  # a note says so
             return None
-        found, epoch = event["metrics"], event["epoch"]
+        if not {"epoch_s", "loss", "top1"} <= found.keys():  # a damaged line that is still JSON
+            return None
         self.epoch_s = found["epoch_s"]
         left = self._left(self.epochs - epoch)
         return (
@@ -93,8 +96,10 @@ class Follower:
             f"{self.epoch_s:.1f} s, {left}"
         )
 
-    def _layer(self, event: dict) -> str:
+    def _layer(self, event: dict) -> str | None:
         found = event["metrics"]
+        if not {"patches", "error"} <= found.keys():
+            return None
         return (
             f"layer {event['layer']} of {event['layers']} keeps {found['patches']} patches, "
             f"error {found['error']:.4f}"

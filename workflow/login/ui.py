@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from workflow import command_line, records
+from workflow import command_line, records, shell
 from workflow.login.mirror_process import UNUSABLE, tracking_uri, without_password
 
 
@@ -26,7 +26,10 @@ def main(root: Path = records.ROOT) -> None:
     A database that MLflow can't open at all was explained as well; its UI would add a traceback.
     """
     catch_up = [sys.executable, "-m", "workflow.login.tracking", "--once"]
-    if subprocess.run(catch_up, cwd=root, check=False).returncode == UNUSABLE:
+    if (
+        subprocess.run(catch_up, cwd=root, env=shell.for_mlflow(), check=False).returncode
+        == UNUSABLE
+    ):
         sys.exit(1)
     uri = tracking_uri(root)
     if given := command(uri):

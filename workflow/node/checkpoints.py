@@ -135,7 +135,7 @@ class Checkpoints:
         if None in (before, now) or before == now:
             return
         difference = f"manifest {before} then, {now} now"
-        if (classes := state.get("classes")) != self.images["classes"]:
+        if (classes := state.get("classes")) not in (None, self.images["classes"]):
             difference = sources.class_difference(classes, self.images["classes"])
         raise WeightsError(
             f"{path} was trained on other images than there are now ({difference}); restore them, "

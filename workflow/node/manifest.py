@@ -49,7 +49,7 @@ def check_classes(setting: str, num_classes: int, readers: dict[str, ImageReader
     train, val = next(iter(readers.values())), next(reversed(readers.values()))
     key = f"workflow/config/settings.yaml, {setting}.data"
     for split, reader in readers.items():
-        if len(reader.classes) == 1 < num_classes:
+        if {len(other.classes) for other in readers.values()} == {1} and num_classes > 1:
             raise DataError(
                 f"All {len(reader)} images of {setting}'s {split} lie in one class, "
                 f"{reader.classes[0]!r} ({key}); put each into its class folder."

@@ -4,6 +4,7 @@ Every job opens them by `open_split`, and the data job looks through what `open_
 what is checked is what is read. Whatever lies in a split and is not used is refused by its path.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -181,12 +182,15 @@ class TarReader(ImageReader):
 
     def _members(self, index_folder: Path | None) -> list[Member]:
         """Return all images in the tar files, from their index if it is of the same files."""
-        status = [(tar.name, tar.stat().st_size, tar.stat().st_mtime_ns) for tar in self.tars]
         if index_folder is None:
             return self._scan()
+        # the path belongs to it: tar files packed reproducibly have equal names, sizes and times
+        status = [(str(tar), tar.stat().st_size, tar.stat().st_mtime_ns) for tar in self.tars]
         key = hashlib.sha256(json.dumps(status).encode()).hexdigest()[:16]
         index = index_folder / f"tar-index-{key}.json"
-        if index.exists():
+        with contextlib.suppress(
+            FileNotFoundError, ValueError, TypeError
+        ):  # none, or a damaged one
             return [Member(*values) for values in json.loads(index.read_text())]
         members = self._scan()
         files.write(index, json.dumps(members))
