@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,12 +24,23 @@ def load_file(path: str | Path) -> dict[str, Tensor]:
     """
     if str(path).endswith(".safetensors"):
         return load_state_dict(str(path))
+    return _weights_in(_read_pickled(path), ("state_dict", "model"))
+
+
+def _read_pickled(path: str | Path, mmap: bool = False) -> dict[str, Any]:
+    """Return the content of a file of ``torch.save``."""
     with torch.serialization.safe_globals([argparse.Namespace]):
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    name = next((name for name in ("state_dict", "model") if name in content), None)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def _weights_in(content: Mapping[str, Any], names: Sequence[str]) -> dict[str, Tensor]:
+    """Return the state dict under the first of the names that is there, else the content itself.
+
+    timm's own function loses torch's metadata, in which our files hold their schedule.
+    """
+    name = next((name for name in names if content.get(name) is not None), None)
     content = content if name is None else content[name]
     weights = OrderedDict(clean_state_dict(content))
-    # timm's own function loses torch's metadata, in which our files hold their schedule
     metadata = {f"{name}." if name else "": value for name, value in _metadata(content).items()}
     metadata = clean_state_dict(metadata)
     if metadata:
@@ -100,19 +112,34 @@ def load_exactly(
 
 def filter_deit(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """timm's filter for pretrained weights of a plain DeiT or an Evo-DeiT."""
-    accept_saved_schedule(model)
-    return checkpoint_filter_fn(dict(state_dict), model)
+    return add_saved_metadata(checkpoint_filter_fn(dict(state_dict), model), model)
 
 
-def accept_saved_schedule(model: nn.Module) -> None:
-    """Take over the schedule in the arguments that timm saved beside the weights, if it did.
+def add_saved_metadata(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Return pretrained weights with the metadata that timm lost, so that the model can check it.
 
-    Raises:
-        ValueError: if the model was built with another schedule.
+    The schedule stands in the file that ``pretrained_cfg_overlay`` names, or in the arguments that
+    timm saved beside the weights.
     """
-    saved = getattr(model, "pretrained_model_args", {}).get("schedule")
-    if saved is not None:
-        model.accept_schedule(saved)
+    state_dict = OrderedDict(state_dict)
+    metadata = _metadata_of_source(getattr(model, "pretrained_cfg", None) or {})
+    schedule = getattr(model, "pretrained_model_args", {}).get("schedule")
+    if "schedule" not in metadata.get("", {}) and schedule is not None:
+        metadata = {**metadata, "": {**model.metadata(), "schedule": schedule}}
+    if metadata:
+        state_dict._metadata = metadata
+    return state_dict
+
+
+def _metadata_of_source(cfg: Mapping[str, Any]) -> Mapping[str, dict]:
+    """Return torch's metadata in the file that timm loads by a ``pretrained_cfg``."""
+    path = cfg.get("file")
+    if not path or cfg.get("state_dict") or not Path(path).is_file():
+        return {}  # of a state dict given there, timm hands on a copy without metadata
+    if not zipfile.is_zipfile(path):  # safetensors, or a format older than our metadata
+        return {}
+    names = ("state_dict_ema", "model_ema", "state_dict", "model")  # timm's order
+    return _metadata(_weights_in(_read_pickled(path, mmap=True), names))
 
 
 def deit_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

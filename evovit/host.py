@@ -98,11 +98,15 @@ class EvoHost(NoSymbolicGraph):
             self.accept_metadata(local_metadata)
         elif stored is not None:
             self.accept_metadata(self._read_extra_state(stored))
-        elif not local_metadata and not self._schedule_was_given:
+        elif "version" not in local_metadata:  # weights without torch's metadata
+            remedy = "; build it with schedule=... to choose"
+            if self._schedule_was_given:
+                remedy = ", which could not be checked: load a .pt file with torch.load() to do so"
             _logger.warning(
                 "the weights do not say to which schedule they were trained, so the model keeps "
-                "schedule=%r; build it with schedule=... to choose",
+                "schedule=%r%s",
                 self.schedule,
+                remedy,
             )
         self._fit_training_parts(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)

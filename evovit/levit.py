@@ -22,7 +22,7 @@ from timm.models.levit import NormLinear, Stem16, model_cfgs
 from torch import Tensor, nn
 
 from . import plan
-from .checkpoint import accept_saved_schedule, levit_from_official
+from .checkpoint import add_saved_metadata, levit_from_official
 from .levit_layers import EvoLevitBlock, EvoLevitStage, EvoLevitSubsample, init_levit_layers
 from .pyramid import PyramidHost
 
@@ -264,7 +264,6 @@ def _resampled(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) ->
 
 def resample_positions(state_dict: Mapping[str, Any], model: EvoLevit) -> dict[str, Any]:
     """timm's filter for pretrained weights: position embeddings resampled to the model's grids."""
-    accept_saved_schedule(model)
     state_dict = dict(state_dict.get("model", state_dict))
     stages = range(1, len(model.stages))
     # sub-sampling starts from the grid of the stage before
@@ -273,7 +272,7 @@ def resample_positions(state_dict: Mapping[str, Any], model: EvoLevit) -> dict[s
         if name in state_dict:
             source = source_grid(model, state_dict[name].shape[1] - 1, step)
             state_dict[name] = _resampled(state_dict[name], source, model.grids[step]).data
-    return state_dict
+    return add_saved_metadata(state_dict, model)
 
 
 def stage_grid(size: Sequence[int], stage: int) -> tuple[int, int]:

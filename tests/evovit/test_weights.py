@@ -1,5 +1,6 @@
 """State dicts hold weights alone, which other tools change; the schedule travels beside them."""
 
+import functools
 import json
 import logging
 
@@ -13,6 +14,8 @@ from tests.evovit import small
 
 HOSTS = {"deit": small.build, "levit": small.levit}
 SIZES = {"deit": 32, "levit": 128}
+NAMES = {"deit": "evo_deit_tiny_patch16_224", "levit": "evo_levit_128s"}
+ARGUMENTS = {"deit": small.SIZES, "levit": small.LEVIT}
 every_host = pytest.mark.parametrize("host", HOSTS)
 
 
@@ -76,7 +79,33 @@ def test_weights_that_say_no_schedule_are_reported(caplog):
     assert "do not say to which schedule" in caplog.text
     caplog.clear()
     small.build(schedule="layer").load_state_dict(state)
+    assert "schedule='layer', which could not be checked" in caplog.text
+    caplog.clear()
+    small.build().load_state_dict(
+        timm.create_model("deit_tiny_patch16_224", **small.SIZES).state_dict()
+    )
+    assert not caplog.text  # a plain model has none
+
+
+@every_host
+@pytest.mark.parametrize("wrapping", ["plain", "state_dict", "state_dict_ema", "module."])
+def test_files_that_timm_loads_say_their_schedule(host, wrapping, tmp_path, caplog):
+    trained = HOSTS[host](torch.float32, schedule="layer")
+    state = trained.state_dict()
+    if wrapping == "module.":
+        state = torch.nn.ModuleDict({"module": trained}).state_dict()
+    content = {wrapping: state, "epoch": 3} if wrapping.startswith("state") else state
+    torch.save(content, tmp_path / "weights.pt")
+    build = functools.partial(timm.create_model, NAMES[host], **ARGUMENTS[host])
+    cfg = dict(file=str(tmp_path / "weights.pt"), num_classes=5)
+    model = build(pretrained=True, pretrained_cfg_overlay=cfg).eval()
+    images = small.images(2, SIZES[host], torch.float32)
+    assert torch.equal(model(images), trained(images))
     assert not caplog.text
+    with pytest.raises(ValueError, match="trained to schedule='layer'"):
+        build(pretrained=True, pretrained_cfg_overlay=cfg, schedule="stage")
+    build(checkpoint_path=str(tmp_path / "weights.pt"), schedule="stage")  # timm has no hook here
+    assert "schedule='stage', which could not be checked" in caplog.text
 
 
 @every_host
