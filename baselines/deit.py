@@ -8,8 +8,10 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, fx, jit, nn
 
+from evovit.features import TokenPooling
 
-class PlainVisionTransformer(VisionTransformer):
+
+class PlainVisionTransformer(TokenPooling, VisionTransformer):
     """timm's Vision Transformer, which says so where torch.fx can't trace it."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False):

@@ -12,7 +12,7 @@ from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from evovit.features import NoSymbolicGraph, pack_intermediates
+from evovit.features import NoSymbolicGraph, TokenPooling, pack_intermediates
 
 
 class FeatureMaps:
@@ -58,7 +58,7 @@ class FeatureMaps:
             self.maps.append(self._grid)
 
 
-class TokenDroppingTransformer(NoSymbolicGraph, VisionTransformer):
+class TokenDroppingTransformer(NoSymbolicGraph, TokenPooling, VisionTransformer):
     """A Vision Transformer that drops patches on the way and predicts from its class token.
 
     A subclass defines ``forward_tokens``.
@@ -91,12 +91,6 @@ class TokenDroppingTransformer(NoSymbolicGraph, VisionTransformer):
         if global_pool is not None:
             self._check_pool(global_pool)
         super().reset_classifier(num_classes, global_pool)
-
-    def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
-        """Tokens (B, 1 + n, C) to the class token (B, C), or to themselves where pooling is ''."""
-        pool_type = self.global_pool if pool_type is None else pool_type
-        # not x[:, 0]: torch 2.7 then exports no batch without an upper limit
-        return x.select(1, 0) if pool_type == "token" else super().pool(x, pool_type)
 
     def forward_tokens(self, images: Tensor, maps: FeatureMaps | None = None) -> Tensor:
         """Images (B, 3, H, W) to normed tokens (B, 1 + n, C); fills ``maps`` on the way."""

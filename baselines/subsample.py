@@ -21,7 +21,7 @@ from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from evovit.features import NoSymbolicGraph, pack_intermediates
+from evovit.features import NoSymbolicGraph, TokenPooling, pack_intermediates
 
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
 from .weights import load_exactly
@@ -51,17 +51,19 @@ class PatchPool(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """Class token and patches (B, 1 + H * W, C) to (B, 1 + ceil(H / 2) * ceil(W / 2), C)."""
-        patches = x[:, 1:].transpose(-2, -1).unflatten(2, grid)
+        patches = x[..., 1:, :].transpose(-2, -1)
+        # not unflatten: torch's ONNX exporter would keep the example's batch size
+        patches = patches.reshape(x.shape[0], x.shape[2], *grid)
         if self.conv is not None:
             patches = self.conv(F.pad(patches, (0, grid[1] % 2, 0, grid[0] % 2)))
         elif self.pooling == "max":
             patches = F.max_pool2d(patches, 2, ceil_mode=True)
         else:
             patches = F.avg_pool2d(patches, 2, ceil_mode=True, count_include_pad=False)
-        return torch.cat((x[:, :1], patches.flatten(2).transpose(-2, -1)), dim=1)
+        return torch.cat((x[..., :1, :], patches.flatten(2).transpose(-2, -1)), dim=1)
 
 
-class PooledVisionTransformer(NoSymbolicGraph, VisionTransformer):
+class PooledVisionTransformer(NoSymbolicGraph, TokenPooling, VisionTransformer):
     """Vision Transformer whose patch grid is sub-sampled once, before ``pool_block``.
 
     Args (beside timm's):

@@ -22,7 +22,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from evovit.features import NoSymbolicGraph
+from evovit.features import NoSymbolicGraph, TokenPooling
 
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
 from .svite_layers import Gate, GatedAttention, GatedLinear, GatedMlp, UnitGate
@@ -31,7 +31,7 @@ from .weights import load_exactly
 SPARSITIES = ("structured", "unstructured")
 
 
-class SparseVisionTransformer(NoSymbolicGraph, VisionTransformer):
+class SparseVisionTransformer(NoSymbolicGraph, TokenPooling, VisionTransformer):
     """Vision Transformer whose heads and neurons, or single weights, are gated.
 
     Args (beside timm's):

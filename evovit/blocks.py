@@ -29,7 +29,7 @@ class EvoAttention(Attention):
             dropout = self.attn_drop.p if self.training else 0.0
             out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
             keys = k.transpose(1, 2).flatten(2)
-            row = functions_for(x).class_attention(q[:, :, 0], keys, self.scale)
+            row = functions_for(x).class_attention(q.select(2, 0), keys, self.scale)
         else:
             attn = ((q * self.scale) @ k.transpose(-2, -1)).softmax(dim=-1)
             out = self.attn_drop(attn) @ v

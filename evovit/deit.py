@@ -24,11 +24,11 @@ from .blocks import EvoAttention, EvoBlock
 from .checkpoint import deit_from_official, filter_deit
 from .dispatch import functions_for
 from .evolve import Evolution, Observation, State, evolve
-from .features import fill_grid, pack_intermediates
+from .features import TokenPooling, fill_grid, pack_intermediates
 from .host import EvoHost
 
 
-class EvoVisionTransformer(EvoHost, VisionTransformer):
+class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
     """Vision Transformer with structure-preserving token selection and slow-fast updating.
 
     Modifications of timm's VisionTransformer:
@@ -172,7 +172,7 @@ class EvoVisionTransformer(EvoHost, VisionTransformer):
             return self.forward_head(self.forward_features(x, attn_mask, is_causal))
         self._refuse_masks(x, attn_mask, is_causal)
         x = self._evolve(x)
-        class_token = self.head_drop(self.norm_cls(x[:, 0]))
+        class_token = self.head_drop(self.norm_cls(x.select(1, 0)))
         return self.forward_head(self._normed(x)), self.head_cls(class_token)
 
     def observe(self, images: Tensor) -> tuple[list[Observation], Tensor]:

@@ -108,7 +108,7 @@ def _slow_fast(this: Evolution, state: State, run: tuple[int, int], k: int) -> S
             seen = _merge(this, state, chosen, slow, scores, representative)
             _note(this, block, block == run[0], _positions(state, tk.positions(chosen)), seen)
     if run[1] == switches.host.depth and not switches.pool_placeholders:
-        return State(slow[:, : 1 + k])
+        return State(slow[..., : 1 + k, :])
     return _merge(this, state, chosen, slow, scores, representative)
 
 
@@ -141,8 +141,8 @@ def _merge(
     residual = None
     if representative is not None:
         # x_rep^(1) + x_rep^(2) over the run: what the residual stream has gathered.
-        residual = slow[:, 1 + num_kept :] - representative
-    merged = tk.put_back(state.tokens, chosen, slow[:, : 1 + num_kept], residual)
+        residual = slow[..., 1 + num_kept :, :] - representative
+    merged = tk.put_back(state.tokens, chosen, slow[..., : 1 + num_kept, :], residual)
     if scores is None:
         return State(merged, state.scores)
     return State(merged, tk.put_back_scores(state.scores, chosen, scores))

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import global_pool_nlc
 from torch import Tensor, fx
 
 
@@ -43,8 +44,8 @@ def pack_intermediates(
     """
     if output_fmt not in ("NCHW", "NLC"):
         raise ValueError(f"output_fmt={output_fmt!r} is not one of NCHW, NLC")
-    prefixes = [tokens[:, :1] for tokens in intermediates]
-    features = [tokens[:, 1:] for tokens in intermediates]
+    prefixes = [tokens[..., :1, :] for tokens in intermediates]
+    features = [tokens[..., 1:, :] for tokens in intermediates]
     if output_fmt == "NCHW":
         features = [
             patches.transpose(-2, -1).unflatten(2, grid).contiguous()
@@ -58,6 +59,27 @@ def pack_intermediates(
     if return_prefix_tokens:
         features = list(zip(features, prefixes, strict=True))
     return features if intermediates_only else (final, features)
+
+
+class TokenPooling:
+    """Mixed into a timm Vision Transformer, so that torch.export takes batches without a limit."""
+
+    def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
+        """Pool tokens (B, L, C) to (B, C), or to themselves where pooling is ''.
+
+        This is timm's method without its slices of all images, which torch 2.7 takes for a limit.
+        """
+        pool_type = self.global_pool if pool_type is None else pool_type
+        if self.attn_pool is None:
+            if pool_type == "":
+                return x
+            if pool_type == "token":
+                return x.select(1, 0)
+        if not self.pool_include_prefix:
+            x = x[..., self.num_prefix_tokens :, :]
+        if self.attn_pool is not None:
+            return self.attn_pool(x)
+        return global_pool_nlc(x, pool_type, reduce_include_prefix=True)
 
 
 class NoSymbolicGraph:

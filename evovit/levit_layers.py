@@ -111,13 +111,13 @@ class EvoLevitSubsample(nn.Module):
 
     def shrink(self, x: Tensor) -> Tensor:
         """(B, 1 + H * W, C) -> (B, 1 + ceil(H / 2) * ceil(W / 2), C)."""
-        patches = x[:, 1:].reshape(x.shape[0], *self.grid, x.shape[2])
+        patches = x[..., 1:, :].reshape(x.shape[0], *self.grid, x.shape[2])
         if self.merge:  # windows at an odd edge average what they hold
             patches = F.avg_pool2d(patches.permute(0, 3, 1, 2), 2, ceil_mode=True)
             patches = patches.permute(0, 2, 3, 1)
         else:
-            patches = patches[:, ::2, ::2]
-        return torch.cat((x[:, :1], patches.flatten(1, 2)), dim=1)
+            patches = patches[..., ::2, ::2, :]
+        return torch.cat((x[..., :1, :], patches.flatten(1, 2)), dim=1)
 
     def forward(self, x: Tensor, scores: str | None = None) -> tuple[Tensor, Tensor | None]:
         """(B, 1 + H * W, C) to the smaller grid and, with ``scores``, (B, heads, 1 + H * W)."""

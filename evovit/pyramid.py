@@ -132,7 +132,7 @@ class PyramidHost(EvoHost):
 
         In training with ``set_distilled_training`` the two stay apart, as in timm's LeViT.
         """
-        x = x[:, 1:].mean(dim=1) if self.global_pool == "avg" else x
+        x = x[..., 1:, :].mean(dim=1) if self.global_pool == "avg" else x
         return x if pre_logits else self._join(self.head(x), self.head_dist(x))
 
     def _join(self, label: Tensor, teacher: Tensor) -> Any:
@@ -144,7 +144,7 @@ class PyramidHost(EvoHost):
         x = self.forward_features(x)
         if not (self.training and self.training_outputs):
             return self.forward_head(x)
-        token = x[:, 0]
+        token = x.select(1, 0)
         return self.forward_head(x), self._join(self.head_cls(token), self.head_cls_dist(token))
 
     def observe(self, images: Tensor) -> tuple[list[Observation], Tensor]:
@@ -167,7 +167,7 @@ class PyramidHost(EvoHost):
         ends = [host.attention_of(end - 1) for _, end in pairwise((*host.stages, host.depth))]
         maps = [
             observed[ends[i]]
-            .tokens[:, 1:]
+            .tokens[..., 1:, :]
             .transpose(-2, -1)
             .unflatten(2, self.grids[i])
             .contiguous()

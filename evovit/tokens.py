@@ -4,6 +4,9 @@ Shapes: B images, N patch tokens, C channels, H heads, D = C / H. ``tokens`` is 
 (B, 1 + N, C): the class token, then the patches in raster order. ``kept`` (B, k) holds the patch
 positions (class token not counted) of the informative tokens, in no particular order: nothing
 below depends on it, so no feature is ever sorted and no order has to be restored.
+
+Slices begin with ``...`` and not with ``:``, which torch.export of 2.7 takes for a limit of the
+batch size.
 """
 
 import torch
@@ -42,8 +45,8 @@ def attention_scores(attn: Tensor, q: Tensor, k: Tensor, scale: float, kind: str
     if kind == "column_mean":
         return attn.to(torch.promote_types(attn.dtype, torch.float32)).mean(dim=2)
     if torch.finfo(q.dtype).bits < 32:  # the row of this matrix would tie at the cut
-        return class_attention(q[:, :, 0], k.transpose(1, 2).flatten(2), scale)
-    return attn[:, :, 0].clone()  # a view would keep the matrix alive
+        return class_attention(q.select(2, 0), k.transpose(1, 2).flatten(2), scale)
+    return attn.select(2, 0).clone()  # a view would keep the matrix alive
 
 
 def patch_scores(row: Tensor, sums: bool, lets_gradients: bool) -> Tensor:
@@ -53,7 +56,7 @@ def patch_scores(row: Tensor, sums: bool, lets_gradients: bool) -> Tensor:
         sums: over the heads, as the authors' code does; else their mean.
         lets_gradients: through the scores to what they were made of.
     """
-    row = row[:, :, 1:].sum(dim=1) if sums else row[:, :, 1:].mean(dim=1)
+    row = row[..., 1:].sum(dim=1) if sums else row[..., 1:].mean(dim=1)
     return row if lets_gradients else row.detach()
 
 
@@ -85,7 +88,7 @@ def subsample_scores(scores: Tensor, grid: tuple[int, int], keeps_tokens: bool) 
     """
     scores = scores.reshape(scores.shape[0], *grid)
     if keeps_tokens:
-        return scores[:, ::2, ::2].flatten(1)
+        return scores[..., ::2, ::2].flatten(1)
     return F.max_pool2d(scores.unsqueeze(1), 2, ceil_mode=True).flatten(1)
 
 
@@ -166,7 +169,7 @@ def evolve_kept(
     """Eq. 4 for the kept tokens (B, k) alone, whose scores are those ``before`` (B, N) at first; of
     the row (B, L - 1) theirs come first."""
     scores = before.gather(1, kept) if scores is None else scores
-    return evolve_scores(scores, row[:, : kept.shape[1]], tradeoff)
+    return evolve_scores(scores, row[..., : kept.shape[1]], tradeoff)
 
 
 def kept_scores(scores: Tensor, kept: Tensor) -> Tensor:
