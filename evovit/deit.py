@@ -70,7 +70,12 @@ class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
         **kwargs: Any,
     ):
         weight_init = kwargs.pop("weight_init", "")
-        kwargs = {"global_pool": "avg", "fc_norm": False, **kwargs}
+        if kwargs.get("fc_norm"):
+            raise ValueError(
+                "fc_norm=True: variant says where Evo-ViT's norm stands, before the mean of the "
+                "patches (paper) or behind it (official); leave fc_norm out"
+            )
+        kwargs = {"global_pool": "avg", **kwargs, "fc_norm": False}  # None: timm would choose
         super().__init__(*args, block_fn=EvoBlock, attn_layer=EvoAttention, **kwargs,
                          weight_init="skip")  # fmt: skip
         self._refuse_unsupported(kwargs)

@@ -36,6 +36,7 @@ from tests.evovit import small
         (dict(tile=0), "tile=0 must be at least 1"),
         (dict(tile=64), "in tiles of 64, keeps -2"),
         (dict(global_pool="token"), "predicts from the mean"),
+        (dict(fc_norm=True), "leave fc_norm out"),
         (dict(class_token=False), "needs the class token"),
         (dict(patch_drop_rate=0.1), "keeps the grid whole"),
     ],
@@ -177,3 +178,7 @@ def test_tokens_come_in_tiles(name, kwargs, kept):
         found = evovit.trace(model, torch.randn(1, 3, 224, 224))
     assert found.kept[0].shape[1] == kept
     assert sizes[-1] % model.switches.tile == 0
+
+
+def test_no_choice_of_fc_norm_leaves_the_models_norm():
+    assert torch.equal(small.build(fc_norm=None)(small.images()), small.build()(small.images()))
