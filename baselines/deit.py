@@ -8,7 +8,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, fx, jit, nn
 
-from evovit.features import TokenPooling
+from evovit.features import TokenPooling, of_no_images
 
 
 class PlainVisionTransformer(TokenPooling, VisionTransformer):
@@ -20,6 +20,12 @@ class PlainVisionTransformer(TokenPooling, VisionTransformer):
             self._refuse_symbolic_tracing(x)
         x = self.forward_features(x, attn_mask=attn_mask, is_causal=is_causal)
         return self.forward_head(x)
+
+    def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return timm's intermediates, also of a batch without images."""
+        if x.shape[0] == 0:
+            return of_no_images(super().forward_intermediates, x, *args, **kwargs)
+        return super().forward_intermediates(x, *args, **kwargs)
 
     def _refuse_symbolic_tracing(self, x: Tensor) -> None:
         if isinstance(x, fx.Proxy) and self.blocks[0].attn.fused_attn:

@@ -13,7 +13,7 @@ from timm.models._input import update_model_input_size
 from timm.models.levit import Attention, AttentionDownsample, Downsample, LevitDistilled, model_cfgs
 from torch import Tensor, nn
 
-from evovit.features import NoSymbolicGraph, refuse_empty_training
+from evovit.features import NoSymbolicGraph, of_no_images, refuse_empty_training
 from evovit.levit import STRIDE, source_grid, stage_grid
 from evovit.levit_layers import init_levit_layers
 
@@ -54,7 +54,7 @@ class PlainLevit(NoSymbolicGraph, LevitDistilled):
         """Images (B, 3, H, W) to the last grid's tokens (B, N, C)."""
         self._check(x)
         if x.shape[0] == 0:  # timm's attention can't view an empty batch
-            return self.forward_features(x.new_zeros(1, *x.shape[1:]))[:0]
+            return of_no_images(self.forward_features, x)
         self._forget_biases_with_gradients()
         x = super().forward_features(x)
         self._forget_biases_with_gradients()
@@ -69,10 +69,10 @@ class PlainLevit(NoSymbolicGraph, LevitDistilled):
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt={output_fmt!r}: LeViT's intermediates are NCHW")
         if x.shape[0] == 0:
-            image = x.new_zeros(1, *x.shape[1:])
-            final, maps = self.forward_intermediates(image, indices, norm, stop_early)
-            maps = [feature[:0] for feature in maps]
-            return maps if intermediates_only else (final[:0], maps)
+            return of_no_images(
+                self.forward_intermediates, x, indices, norm, stop_early, output_fmt,
+                intermediates_only,
+            )  # fmt: skip
         self._forget_biases_with_gradients()
         result = super().forward_intermediates(
             x, indices, norm, stop_early, output_fmt, intermediates_only

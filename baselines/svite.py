@@ -22,7 +22,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from evovit.features import NoSymbolicGraph, TokenPooling
+from evovit.features import NoSymbolicGraph, TokenPooling, of_no_images
 
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
 from .svite_layers import Gate, GatedAttention, GatedLinear, GatedMlp, UnitGate
@@ -75,6 +75,8 @@ class SparseVisionTransformer(NoSymbolicGraph, TokenPooling, VisionTransformer):
     def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """timm's method."""
         self.refuse_symbolic_tracing(x)
+        if x.shape[0] == 0:
+            return of_no_images(super().forward_intermediates, x, *args, **kwargs)
         return super().forward_intermediates(x, *args, **kwargs)
 
     def gated_layers(self) -> list[tuple[Gate, nn.Module]]:

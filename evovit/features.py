@@ -1,12 +1,13 @@
 """Feature maps after any block, in the form that timm's ``forward_intermediates`` gives them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import global_pool_nlc
 from torch import Tensor, fx
+from torch.utils._pytree import tree_map
 
 
 def fill_grid(tokens: Tensor, kept: Tensor, before: Tensor) -> Tensor:
@@ -106,6 +107,15 @@ class NoSymbolicGraph:
                 f"torch.fx can't trace {type(self).__name__}: use torch.export for its graph, "
                 "forward_intermediates() or features_only=True for its features"
             )
+
+
+def of_no_images(method: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Return what a model's method gives for a batch without images (0, 3, H, W).
+
+    timm's methods can't reshape such a batch, so this cuts the results for one black image.
+    """
+    results = method(x.new_zeros(1, *x.shape[1:]), *args, **kwargs)
+    return tree_map(lambda result: result[:0], results)
 
 
 def refuse_empty_training(model: torch.nn.Module, x: Tensor) -> None:

@@ -13,6 +13,7 @@ from timm.models._hub import save_for_hf
 from timm.models._manipulate import reinit_non_persistent_buffers
 from torch import nn
 from torch.testing import assert_close
+from torch.utils._pytree import tree_leaves
 
 from evovit.features import fill_grid
 from tests.models.families import FAMILIES, NAMES, build, images
@@ -237,6 +238,13 @@ def test_fine_tuning_by_timms_own_path(key, num_classes, tmp_path):
     assert (num_classes == 1000) == torch.equal(tuned(batch), source(batch)[:, :expected])
 
 
+INTERMEDIATES = (
+    dict(output_fmt="NLC", return_prefix_tokens=True),
+    dict(indices=2, stop_early=True, norm=True, intermediates_only=True),
+    dict(output_dict=True),
+)
+
+
 @pytest.mark.parametrize("key", cases(FAMILIES))
 def test_an_empty_batch_gives_empty_logits(key):
     model, nothing = build(key).eval(), images(key)[:0]
@@ -250,6 +258,17 @@ def test_an_empty_batch_gives_empty_logits(key):
     else:
         assert model(nothing).shape == (0, 5)
     assert all(buffer.isfinite().all() for buffer in model.buffers())
+
+
+@pytest.mark.parametrize("key", cases(FAMILIES))
+def test_an_empty_batch_gives_empty_intermediates(key):
+    fixed = {"keep_profile": PROFILE} if key == "ia_red2_deit" else {}  # else images say how many
+    model = build(key, **fixed).eval()
+    options = [{}] if key in LEVITS else [{}, *INTERMEDIATES]
+    for kwargs in options:
+        some, none = (model.forward_intermediates(images(key)[:n], **kwargs) for n in (1, 0))
+        some, none = tree_leaves(some), tree_leaves(none)
+        assert [part[:0].shape for part in some] == [part.shape for part in none], kwargs
 
 
 @pytest.mark.parametrize("form", cases(FORMS))
