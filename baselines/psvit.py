@@ -23,7 +23,14 @@ from torch import Tensor, nn
 
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
 from .dropping import FeatureMaps, TokenDroppingTransformer
-from .weights import SplitsWeights, complete_dense, joined_weights, load_exactly, split_weights
+from .weights import (
+    SplitsWeights,
+    complete_dense,
+    joined_weights,
+    load_exactly,
+    refuse_averaged_masks,
+    split_weights,
+)
 
 
 class RowAttention(SplitsWeights, Attention):
@@ -129,6 +136,7 @@ class SlimVisionTransformer(TokenDroppingTransformer):
         shape = (len(self.blocks), self.patch_embed.num_patches)
         self.register_buffer("kept", self.cls_token.new_ones(shape, dtype=torch.bool))
         self.set_patches(self._central(keep_profile) if keep_profile is not None else None)
+        self.register_load_state_dict_pre_hook(refuse_averaged_masks)
         self.register_load_state_dict_post_hook(_read_kept)
 
     @property

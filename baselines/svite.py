@@ -26,7 +26,7 @@ from evovit.features import NoSymbolicGraph, TokenPooling, of_no_images
 
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
 from .svite_layers import Gate, GatedAttention, GatedLinear, GatedMlp, UnitGate
-from .weights import load_exactly
+from .weights import load_exactly, refuse_averaged_masks
 
 SPARSITIES = ("structured", "unstructured")
 
@@ -66,6 +66,8 @@ class SparseVisionTransformer(NoSymbolicGraph, TokenPooling, VisionTransformer):
             else:
                 block.attn.gate_heads = UnitGate(block.attn.num_heads, head_ratio, **dd)
                 block.mlp.gate_neurons = UnitGate(block.mlp.fc1.out_features, neuron_ratio, **dd)
+        self.register_load_state_dict_pre_hook(refuse_averaged_masks)
+        self.register_load_state_dict_pre_hook(_refuse_other_shares)
 
     def forward_features(self, x: Tensor, attn_mask=None, is_causal=False) -> Tensor:
         """Images to normed tokens (B, 1 + N, C)."""
@@ -115,6 +117,27 @@ class SparseVisionTransformer(NoSymbolicGraph, TokenPooling, VisionTransformer):
         """
         fresh = tuple(key for key in self.state_dict() if ".gate_" in key)
         return load_exactly(self, state_dict, fresh=fresh)
+
+
+def _refuse_other_shares(
+    model: SparseVisionTransformer, state_dict: Mapping[str, Tensor], prefix: str, *_: Any
+) -> None:
+    """Before loading weights: refuse a gate that lets through another number of units.
+
+    Raises:
+        ValueError: naming the gate; nothing is loaded then.
+    """
+    for name, gate in model.named_modules():
+        alive = state_dict.get(f"{prefix}{name}.alive") if isinstance(gate, Gate) else None
+        if alive is None or alive.is_meta or alive.shape != gate.alive.shape:
+            continue
+        count = int(alive.sum())
+        if count != gate.kept:
+            raise ValueError(
+                f"the state dict's {prefix}{name}.alive lets {count} of {gate.units} units live, "
+                f"the model {gate.kept}: build it with the head_ratio, neuron_ratio or "
+                "weight_ratio that the weights were trained with"
+            )
 
 
 def _gate_weights(block: nn.Module, share: float, dd: dict[str, Any]) -> None:

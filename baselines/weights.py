@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -63,6 +64,27 @@ def _split_before_loading(
     layer: SplitsWeights, state_dict: dict[str, Tensor], prefix: str, *_: Any
 ) -> None:
     layer.split(state_dict, prefix)
+
+
+def refuse_averaged_masks(
+    model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: Any
+) -> None:
+    """Before loading weights: refuse values of a mask (a bool buffer) that are neither 0 nor 1.
+
+    torch would take each of them for True.
+
+    Raises:
+        ValueError: naming the mask; nothing is loaded then.
+    """
+    for name, buffer in model.named_buffers():
+        mask = state_dict.get(f"{prefix}{name}")
+        if buffer.dtype != torch.bool or mask is None or mask.dtype == torch.bool or mask.is_meta:
+            continue
+        if not ((mask == 0) | (mask == 1)).all():
+            raise ValueError(
+                f"the state dict's mask {prefix}{name} holds values beside 0 and 1 (were weights "
+                "with different masks averaged?): average only weights that share their masks"
+            )
 
 
 def split_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

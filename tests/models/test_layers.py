@@ -3,6 +3,8 @@
 So each layer that owns parameters must be called, and be called alone for what it computes.
 """
 
+import copy
+
 import pytest
 import torch
 from timm.utils import ModelEmaV3
@@ -137,3 +139,35 @@ def test_peft():
     with torch.no_grad():
         expected = adapted(batch)
         assert_close(adapted.merge_and_unload()(batch), expected, rtol=1e-4, atol=1e-5)
+
+
+AVERAGED = {
+    "ps_deit": ({}, "kept"),
+    "svite_deit": ({}, "blocks.0.attn.gate_heads.alive"),
+    "unstructured": (dict(sparsity="unstructured"), "blocks.0.attn.qkv.gate_weights.alive"),
+}
+
+
+@pytest.mark.parametrize("case", AVERAGED)
+def test_averaged_masks_are_refused_by_name(case):
+    kwargs, mask = AVERAGED[case]
+    model = families.build("svite_deit" if case == "unstructured" else case, **kwargs)
+    weights = {key: value.double() for key, value in model.state_dict().items()}
+    model.load_state_dict(weights)  # masks of 0 and 1 as numbers are masks
+    weights[mask].view(-1)[:2] = 0.5
+    before = copy.deepcopy(model.state_dict())
+    weights["norm.weight"] += 1
+    with pytest.raises(ValueError, match=rf"mask {mask} holds values beside 0 and 1"):
+        copy.deepcopy(model).load_state_dict(weights)
+    with pytest.raises(ValueError, match=rf"mask model.{mask} holds"):
+        torch.nn.ModuleDict({"model": model}).load_state_dict(
+            {f"model.{key}": value for key, value in weights.items()}
+        )
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("ratio", ["head_ratio", "neuron_ratio"])
+def test_gates_of_another_share_are_refused(ratio):
+    weights = families.build("svite_deit", **{ratio: 0.4}).state_dict()
+    with pytest.raises(ValueError, match=r"units live, the model .* build it with the head_ratio"):
+        families.build("svite_deit").load_state_dict(weights)
