@@ -90,7 +90,6 @@ class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
             self.init_weights(needs_reset=False)
 
     training_parts = ("norm_cls", "head_cls")
-    training_classifiers = ("head_cls",)
     from_official = staticmethod(deit_from_official)
 
     def _make_training_parts(self) -> dict[str, nn.Module]:

@@ -23,7 +23,6 @@ class EvoHost(NoSymbolicGraph):
     """
 
     training_parts: tuple[str, ...] = ()  # modules that exist after set_training_outputs(True)
-    training_classifiers: tuple[str, ...] = ()  # their linear layers
 
     def set_switches(self, switches: plan.Switches, schedule: str | None) -> None:
         """Take over resolved switches. A ``schedule`` given here refuses other checkpoints."""
@@ -153,40 +152,29 @@ class EvoHost(NoSymbolicGraph):
                     self.add_module(name, parts[name].train(self.training))
                 else:
                     delattr(self, name)
-            self._name_classifiers(enable)
         self.training_outputs = enable
 
     def _make_training_parts(self) -> dict[str, nn.Module]:
         """Fresh modules, one for each of ``training_parts``."""
         raise NotImplementedError
 
-    def _name_classifiers(self, training: bool) -> None:
-        """Let timm's ``pretrained_cfg["classifier"]`` name the layers that there are."""
-        cfg = getattr(self, "pretrained_cfg", None)
-        if cfg is None:  # not built by timm
-            return
-        names = cfg["classifier"]
-        names = [names] if isinstance(names, str) else names
-        names = [name for name in names if name not in self.training_classifiers]
-        names += self.training_classifiers if training else ()
-        classifier = names[0] if len(names) == 1 else tuple(names)
-        self.pretrained_cfg = self.default_cfg = {**cfg, "classifier": classifier}
-
     def _fit_training_parts(self, state_dict: dict[str, Tensor], prefix: str) -> None:
         """Let weights with and without the parts that only training needs be loaded.
 
         What the model has no part for is left out; a part that the weights lack stays fresh.
         """
-        parts = tuple(f"{prefix}{name}." for name in self.training_parts)
-        given = [key for key in state_dict if key.startswith(parts)]
+        lacking = []
+        for part in (f"{prefix}{name}." for name in self.training_parts):
+            given = [key for key in state_dict if key.startswith(part)]
+            if not given:
+                lacking.append(part)
+            elif not self.training_outputs:
+                for key in given:
+                    del state_dict[key]
         if not self.training_outputs:
-            for key in given:
-                del state_dict[key]
-            return
-        if given:
             return
         own = self.state_dict(prefix=prefix).items()
-        fresh = {key: value for key, value in own if key.startswith(parts)}
+        fresh = {key: value for key, value in own if key.startswith(tuple(lacking))}
         state_dict.update(fresh)
         if fresh:
             _logger.warning("these keys start fresh: %s", ", ".join(fresh))

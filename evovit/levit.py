@@ -130,7 +130,6 @@ class EvoLevit(PyramidHost, nn.Module):
         self._set_classifiers(**dd)
 
     training_parts = TRAINING_HEADS
-    training_classifiers = tuple(f"{head}.linear" for head in TRAINING_HEADS)
 
     def _make_training_parts(self) -> dict[str, nn.Module]:
         return {head: self._classifier(**get_device_dtype(self)) for head in TRAINING_HEADS}

@@ -1,5 +1,6 @@
 """State dicts hold weights alone, which other tools change; the schedule travels beside them."""
 
+import copy
 import functools
 import json
 import logging
@@ -129,12 +130,39 @@ def test_parts_of_training_load_both_ways(host, caplog):
 
 
 @every_host
+def test_a_part_of_training_that_weights_lack_starts_fresh(host, caplog):
+    model, other = HOSTS[host](), HOSTS[host](seed=1)
+    for each in (model, other):
+        each.set_training_outputs()
+    for lacking in model.training_parts:
+        own = copy.deepcopy(model.state_dict())
+        given = {k: v for k, v in other.state_dict().items() if not k.startswith(f"{lacking}.")}
+        caplog.clear()
+        model.load_state_dict(given)
+        assert f"these keys start fresh: {lacking}." in caplog.text
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, {**own, **given}[key]), key
+
+
+@every_host
+def test_a_model_saved_in_training_is_restored_without_its_parts(host, tmp_path):
+    model = timm.create_model(NAMES[host], **ARGUMENTS[host])
+    named = model.pretrained_cfg["classifier"]
+    model.set_training_outputs()
+    save_for_hf(model, tmp_path)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    names = again.pretrained_cfg["classifier"]
+    assert [names] == [named] if isinstance(named, str) else tuple(names) == named
+    images = small.images(2, SIZES[host], torch.float32)
+    assert torch.equal(again.eval()(images), model.eval()(images))
+
+
+@every_host
 def test_parts_of_training_come_and_go(host):
     model = HOSTS[host]()
     before, named = model.state_dict().keys(), model.pretrained_cfg["classifier"]
     model.set_training_outputs()
-    for name in model.pretrained_cfg["classifier"]:
-        assert model.get_submodule(name).out_features == 5
+    assert model.pretrained_cfg["classifier"] == named  # timm saves it for models without the parts
     model.reset_classifier(3)
     average, token = model.train()(small.images(2, SIZES[host]))
     assert average.shape == token.shape == (2, 3)
