@@ -58,7 +58,7 @@ FAMILIES = {
         "stem.conv1.linear.weight", LEVIT_BLOCKS, (8, 4, 2),
     ),
     "evo_levit": Family(
-        "evo_levit_128s", LEVIT, 128, 32, 5, ("head.linear", "head_dist.linear"),
+        "evo_levit_128s", LEVIT, 128, 32, 5, ("head", "head_dist"),
         ("cls_token", *POSITIONS), "stem.conv1.linear.weight", LEVIT_BLOCKS, (8, 4, 2),
     ),
 }  # fmt: skip

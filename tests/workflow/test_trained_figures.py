@@ -152,7 +152,7 @@ def test_a_figure_needs_its_analyses_and_their_trainings(setting, config):
         f"{root}/analyses/selection_stage.json"
     )
     assert targets.job_folder(f"{root}/analyses/cka.json") == Path(f"{root}/analyses/cka")
-    with pytest.raises(targets.TargetError, match="is no table and no record"):
+    with pytest.raises(targets.TargetError, match="is no target"):
         targets.spec_of(config, f"{root}/analyses/cak.json")
 
 
