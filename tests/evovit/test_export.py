@@ -8,6 +8,8 @@ from torch.testing import assert_close
 
 from tests.evovit import small
 
+pytestmark = pytest.mark.integration  # minutes, all in all
+
 OPTIONS = {
     "deit-stage": ("deit", {}),
     "deit-layer": ("deit", {"schedule": "layer"}),
@@ -72,7 +74,6 @@ def test_onnx(options, tmp_path):
     assert_equal_at_every_batch(in_onnx_runtime(tmp_path / "model.onnx"), model, images)
 
 
-@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("options", ["deit-stage", "levit-stage"])
 def test_onnx_by_way_of_torch_export(options, tmp_path):
@@ -98,11 +99,12 @@ def test_a_random_selection_is_exported_too(host, tmp_path):
     ("options", "strict"),
     [
         ("deit-stage", False),
-        *(pytest.param(options, strict, marks=pytest.mark.integration)
-          for options, strict in [("deit-stage", True), ("deit-drop", True), ("levit-stage", True),
-                                  ("levit-average", False)]),
+        ("deit-stage", True),
+        ("deit-drop", True),
+        ("levit-stage", True),
+        ("levit-average", False),
     ],
-)  # fmt: skip
+)
 def test_torch_export(options, strict):
     model, images = example(options)
     shapes = batch_of_any_size()

@@ -8,7 +8,10 @@ from torch.testing import assert_close
 
 from tests.evovit import small
 
-pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
+pytestmark = [
+    pytest.mark.integration,  # minutes, all in all
+    pytest.mark.filterwarnings("ignore:There is a performance drop"),
+]
 
 HOSTS = {
     "deit": lambda **kwargs: small.build(depth=4, start_block=2, blocks_per_stage=1, **kwargs),
@@ -110,7 +113,7 @@ def test_second_derivatives():
 
 @pytest.mark.parametrize(
     "host",
-    ["deit", *(pytest.param(host, marks=pytest.mark.integration) for host in ("drop", "levit"))],
+    ["deit", "drop", "levit"],
 )
 @pytest.mark.parametrize("training", [False, True])
 def test_compiled_with_dynamic_shapes(host, training):

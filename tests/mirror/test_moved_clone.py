@@ -11,6 +11,8 @@ from tests.mirror.conftest import finish, shown, write_epochs
 from workflow import runs
 from workflow.login import mirror_artifacts, tracking
 
+pytestmark = pytest.mark.integration  # minutes, all in all
+
 
 def catch_up(root: Path, uri: str | None = None) -> None:
     said = []

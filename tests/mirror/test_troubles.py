@@ -12,6 +12,8 @@ import pytest
 from tests.mirror.conftest import COMMAND, REPO, expected, finish, shown, write_epochs
 from workflow.login import mirror_process, mirror_troubles, tracking, ui
 
+pytestmark = pytest.mark.integration  # minutes, all in all
+
 
 def change(database: Path, statement: str) -> None:
     with closing(sqlite3.connect(database)) as connection, connection:
@@ -170,7 +172,6 @@ def can_mount(root: Path) -> bool:
         return False
 
 
-@pytest.mark.integration
 def test_a_full_disk_is_one_sentence_and_caught_up_with_later(root, attempt):
     if not can_mount(root):
         pytest.skip("a small file system needs root on Linux")

@@ -8,6 +8,8 @@ import torch
 
 from tests.models import families
 
+pytestmark = pytest.mark.integration  # minutes, all in all
+
 SHALLOW = {
     "plain_deit": dict(depth=3),
     "dynamic_deit": dict(depth=3, prune_blocks=(1, 2)),
@@ -74,7 +76,6 @@ def test_onnx(key):
     check(key, model, in_onnx_runtime(file.getvalue()))
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("key", SHALLOW)
 def test_onnx_by_torch_export(key, tmp_path):
     model = build(key)
@@ -86,7 +87,6 @@ def test_onnx_by_torch_export(key, tmp_path):
     check(key, model, in_onnx_runtime(tmp_path / "model.onnx"))
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("key", SHALLOW)
 def test_torch_export(key, strict):

@@ -18,6 +18,8 @@ from torch.utils._pytree import tree_leaves
 from evovit.features import fill_grid
 from tests.models.families import FAMILIES, NAMES, build, images
 
+pytestmark = pytest.mark.integration  # minutes, all in all
+
 DEITS = [key for key in FAMILIES if key.endswith("deit")]
 LEVITS = [key for key in FAMILIES if key.endswith("levit")]
 PROFILE = [0.8, 0.64, 0.512]  # IA-RED2's shares, where no image may say how many patches stay
@@ -35,15 +37,6 @@ FORMS = {**{key: (key, {}) for key in FAMILIES}, **OPTIONS}
 DEIT_FORMS = [form for form, (key, _) in FORMS.items() if key in DEITS]
 
 
-def cases(keys):
-    """Parameters of a test; further forms of a family run among the integration tests."""
-    parameters = []
-    for key in sorted(keys):
-        marks = [pytest.mark.integration] if key in OPTIONS else []
-        parameters.append(pytest.param(key, marks=marks))
-    return parameters
-
-
 def make(form, **kwargs):
     key, options = FORMS[form]
     return build(key, **{**options, **kwargs})
@@ -59,7 +52,7 @@ def classifiers(model):
     return heads if isinstance(heads, tuple) else (heads,)
 
 
-@pytest.mark.parametrize("form", cases(FORMS))
+@pytest.mark.parametrize("form", sorted(FORMS))
 def test_forward_is_finite_and_recomputation_changes_nothing(form):
     model, batch = make(form).eval(), images(FORMS[form][0])
     out = model(batch)
@@ -69,7 +62,7 @@ def test_forward_is_finite_and_recomputation_changes_nothing(form):
     assert_close(model(batch), out)
 
 
-@pytest.mark.parametrize("form", cases(FORMS))
+@pytest.mark.parametrize("form", sorted(FORMS))
 def test_every_parameter_gets_a_gradient_from_a_plain_loss(form):
     model = make(form, num_classes=7).train()
     out = model(images(FORMS[form][0]))
@@ -79,7 +72,6 @@ def test_every_parameter_gets_a_gradient_from_a_plain_loss(form):
     assert not without_gradient(model)
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("name", NAMES)
 def test_default_configuration(name):
     """Full size, on the meta device, where IA-RED2 has to know how many patches stay."""
@@ -180,7 +172,7 @@ def saved(model, folder, **kwargs):
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
-@pytest.mark.parametrize("form", cases(FORMS))
+@pytest.mark.parametrize("form", sorted(FORMS))
 def test_what_is_saved_for_the_hub_comes_back(form, tmp_path, caplog):
     key = FORMS[form][0]
     model = make(form, in_chans=1).eval()
@@ -245,7 +237,7 @@ INTERMEDIATES = (
 )
 
 
-@pytest.mark.parametrize("key", cases(FAMILIES))
+@pytest.mark.parametrize("key", sorted(FAMILIES))
 def test_an_empty_batch_gives_empty_logits(key):
     model, nothing = build(key).eval(), images(key)[:0]
     assert model(nothing).shape == (0, 5)
@@ -260,7 +252,7 @@ def test_an_empty_batch_gives_empty_logits(key):
     assert all(buffer.isfinite().all() for buffer in model.buffers())
 
 
-@pytest.mark.parametrize("key", cases(FAMILIES))
+@pytest.mark.parametrize("key", sorted(FAMILIES))
 def test_an_empty_batch_gives_empty_intermediates(key):
     fixed = {"keep_profile": PROFILE} if key == "ia_red2_deit" else {}  # else images say how many
     model = build(key, **fixed).eval()
@@ -271,7 +263,7 @@ def test_an_empty_batch_gives_empty_intermediates(key):
         assert [part[:0].shape for part in some] == [part.shape for part in none], kwargs
 
 
-@pytest.mark.parametrize("form", cases(FORMS))
+@pytest.mark.parametrize("form", sorted(FORMS))
 def test_init_weights_after_to_empty(form):
     key, options = FORMS[form]
     arguments = {**FAMILIES[key].small, **options}
@@ -293,7 +285,7 @@ def test_init_weights_after_to_empty(form):
             assert 0.5 < tensor.std() / twin.std() < 2, name
 
 
-@pytest.mark.parametrize("form", cases(FORMS))
+@pytest.mark.parametrize("form", sorted(FORMS))
 def test_weights_loaded_after_to_empty(form):
     key, options = FORMS[form]
     source = make(form).eval()
@@ -306,7 +298,7 @@ def test_weights_loaded_after_to_empty(form):
     assert_close(model(images(key)), source(images(key)))
 
 
-@pytest.mark.parametrize("key", cases(FAMILIES))
+@pytest.mark.parametrize("key", sorted(FAMILIES))
 def test_fx_and_torchscript_are_refused_with_a_sentence(key):
     model = build(key).eval()
     with pytest.raises(NotImplementedError, match=r"fx can't trace .*torch\.export"):
@@ -325,7 +317,7 @@ def test_fx_and_torchscript_are_refused_with_a_sentence(key):
 ANY_SIZE = [form for form in DEIT_FORMS if form != "ps_deit"]  # whose sets belong to one grid
 
 
-@pytest.mark.parametrize("form", cases(ANY_SIZE))
+@pytest.mark.parametrize("form", sorted(ANY_SIZE))
 def test_images_of_any_size(form):
     model, batch = make(form, dynamic_img_size=True).eval(), torch.randn(2, 3, 48, 64)
     assert model(batch).shape == (2, 5)
@@ -333,7 +325,7 @@ def test_images_of_any_size(form):
     assert last.shape[-2:] == ((3, 4) if form.startswith("pooled") else (6, 8))
 
 
-@pytest.mark.parametrize("form", cases(FORMS))
+@pytest.mark.parametrize("form", sorted(FORMS))
 def test_forward_intermediates(form):
     key = FORMS[form][0]
     model, batch = make(form).eval(), images(key)
@@ -360,7 +352,7 @@ def test_forward_intermediates(form):
     assert_close(model.forward_intermediates(batch), (final, maps))
 
 
-@pytest.mark.parametrize("form", cases(DEIT_FORMS))
+@pytest.mark.parametrize("form", sorted(DEIT_FORMS))
 def test_intermediates_in_other_forms(form):
     model, batch = make(form).eval(), images(FORMS[form][0])
     final, maps = model.forward_intermediates(batch, norm=True)
@@ -399,7 +391,7 @@ def test_fill_grid_puts_patches_at_their_positions():
     assert filled.tolist() == [[[20, 21], [24, 25], [4, 5], [6, 7], [22, 23]]]
 
 
-@pytest.mark.parametrize("form", cases(FORMS))
+@pytest.mark.parametrize("form", sorted(FORMS))
 def test_features_only(form):
     key = FORMS[form][0]
     model, batch = make(form).eval(), images(key)
@@ -414,7 +406,7 @@ def test_features_only(form):
     assert sides == [feature.shape[-1] for feature in features]
 
 
-@pytest.mark.parametrize("form", cases(FORMS))
+@pytest.mark.parametrize("form", sorted(FORMS))
 def test_pruning_leaves_out_what_the_features_do_not_need(form):
     key = FORMS[form][0]
     model, batch = make(form).eval(), images(key)
@@ -442,7 +434,7 @@ ALL_STAY = "evo_deit, last class"  # its last block ranks the patches, so nothin
 
 @pytest.mark.parametrize(
     "form",
-    cases(FORMS.keys() - {ALL_STAY}),
+    sorted(FORMS.keys() - {ALL_STAY}),
 )
 def test_no_parameter_is_left_without_a_gradient_after_pruning(form):
     key, last = FORMS[form][0], len(make(form).feature_info) - 1
@@ -455,8 +447,7 @@ def test_no_parameter_is_left_without_a_gradient_after_pruning(form):
         assert not without_gradient(pruned), index
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize("key", cases(FAMILIES))
+@pytest.mark.parametrize("key", sorted(FAMILIES))
 def test_torch_export(key):
     options = dict(keep_profile=PROFILE) if key == "ia_red2_deit" else {}
     model, batch = build(key, **options).eval(), images(key, batch=3)
