@@ -18,6 +18,7 @@ from timm.models import (
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer, get_init_weights_vit
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from . import plan
 from .blocks import EvoAttention, EvoBlock
@@ -85,6 +86,9 @@ class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
         )  # fmt: skip
         self.set_switches(switches, schedule)
         self._check_grid()
+        # Drawn and let go: the class token's head was made here once, and a seed must go on giving
+        # the weights that it gave, for recorded trainings are found by their seed.
+        self._classifier()
         self.weight_init_mode = "reset" if weight_init == "skip" else weight_init
         if weight_init != "skip":
             self.init_weights(needs_reset=False)
@@ -93,7 +97,11 @@ class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
     from_official = staticmethod(deit_from_official)
 
     def _make_training_parts(self) -> dict[str, nn.Module]:
-        parts = {"norm_cls": copy.deepcopy(self.norm), "head_cls": self._classifier()}
+        head = nn.Identity()
+        if self.num_classes > 0:  # drawn once, by timm's function below
+            sizes = self.embed_dim, self.num_classes
+            head = skip_init(nn.Linear, *sizes, **get_device_dtype(self))
+        parts = {"norm_cls": copy.deepcopy(self.norm), "head_cls": head}
         for name, part in parts.items():
             named_apply(get_init_weights_vit(self.weight_init_mode), part, name, include_root=True)
         return parts
