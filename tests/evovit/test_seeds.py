@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 import evovit  # noqa: F401 (registers its models)
 
-WEIGHTS = {  # the first of each layer at commit 5244e83, where class-token heads came with the model
+WEIGHTS = {  # the first of each layer at 5244e83, whose models had class-token heads at once
     "evo_deit_tiny_patch16_224": {
         "blocks.11.mlp.fc2.weight": 0.0173329,
         "head.weight": 0.0200204,
