@@ -1,4 +1,4 @@
-"""Which files of the images' folders are images, and of which class.
+"""Decide which files are images, and which class each belongs to.
 
 This is the one definition of a split in class folders: check, training, evaluation, search, figures
 and staging list it here. Standard library only: the login node asks before anything is launched.
@@ -141,7 +141,7 @@ def class_folders(split: Path) -> list[str]:
         elif kind == stat.S_IFREG:
             unused.add(
                 entry.path,
-                "lies beside the class folders, so it has no class; move it into one of them, or "
+                "is not in a class folder, so it has no class; move it into one of them, or "
                 "elsewhere",
             )
         else:
@@ -195,7 +195,7 @@ def class_images(split: Path, classes: Iterable[str]) -> list[tuple[str, int]]:
 def tar_files(split: Path) -> list[Path]:
     """Return the tar files that a split consists of: itself, or those in its folder; mostly none.
 
-    Raises DataError for anything that lies beside tar files.
+    Raises DataError for anything else in a folder of tar files.
     """
     if split.suffix == ".tar" and os.path.isfile(split):
         return [split]
@@ -207,7 +207,9 @@ def tar_files(split: Path) -> list[Path]:
         if kind == stat.S_IFREG and entry.name.endswith(".tar") and is_utf8(entry.name):
             tars.append(Path(entry.path))
         else:
-            unused.add(entry.path, "lies beside tar files and is none; move it elsewhere")
+            unused.add(
+                entry.path, "is in a folder of tar files and is none itself; move it elsewhere"
+            )
     if tars and folders:
         raise DataError(
             f"{split} holds tar files ({min(tars).name}) and folders ({printable(folders[0])}); "

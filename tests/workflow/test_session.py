@@ -277,7 +277,7 @@ def test_a_rule_or_resource_that_nothing_has_is_refused(here, arguments, said):
 
 
 def jobs_of(*names: str):
-    """Snakemake's jobs, of rules and outputs of these names, none of which needs to run."""
+    """Return Snakemake's jobs of rules with these names; none needs to run."""
     jobs = [SimpleNamespace(rule=SimpleNamespace(name=name), output=[f"results/{name}"])
             for name in names]  # fmt: skip
     return SimpleNamespace(jobs=jobs, needrun_jobs=lambda: [])

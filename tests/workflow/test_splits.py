@@ -1,4 +1,4 @@
-"""What a split is: which files are images, of which class, and what is refused by its path."""
+"""Test which files of a split are images, their classes, and what is refused by its path."""
 
 import io
 import json
@@ -127,7 +127,7 @@ UNUSED = {
     link_to_itself: "train/a/x.png is a symbolic link that leads nowhere",
     link_to_nothing: "val/b/x.png is a symbolic link that leads nowhere",
     class_linked_to_nothing: "val/d is a symbolic link that leads nowhere",
-    loose_image: "val/x.png lies beside the class folders",
+    loose_image: "val/x.png is not in a class folder",
     unread_suffix: r"val/a/x.gif is not read as an image \(only .jpg, .*\); convert it",
     no_image: "train/c/notes.txt is not read as an image",
     pipe: "train/b/x.png is no regular file",

@@ -100,7 +100,7 @@ def _given(parser, options) -> Iterator[tuple[str, str]]:
 def _lists(argv: list[str], *profiles: Path) -> dict:
     """The words of each option that takes many, None where it is absent, as one layer has them.
 
-    `repeated` are the options that stand twice, of which Snakemake keeps the last, `empty` those
+    `repeated` are the options that are given twice (Snakemake keeps the last), `empty` those
     that nothing follows.
     """
     parser = cli.get_argument_parser(profiles=profiles)

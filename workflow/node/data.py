@@ -154,7 +154,7 @@ def eval_dataset(
 
 
 def in_processes(workers: int, stay: bool) -> dict:
-    """Options of a DataLoader: so many processes, which `stay` from one epoch to the next.
+    """Return options of a DataLoader with `workers` processes; they `stay` from epoch to epoch.
 
     Started anew they would import torch each time, unless the system forks them.
     """

@@ -100,7 +100,7 @@ class Decoding(Dataset):
 
 
 def unusable(reader: ImageReader, workers: int) -> Iterator[str]:
-    """Decode every image, by so many processes; -> those that can't be used, and why."""
+    """Decode every image in `workers` processes; yield those that can't be used, and why."""
     options = in_processes(workers, stay=False) | {"collate_fn": list}
     loader = DataLoader(Decoding(reader), batch_size=TOGETHER, **options)
     return (reason for reasons in loader for reason in reasons if reason)

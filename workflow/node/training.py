@@ -112,7 +112,7 @@ class Training(Stepper):
                           "is too old to know them: their metrics are gone.")  # fmt: skip
 
     def lost_epochs(self) -> list[int]:
-        """The completed epochs of which nobody knows the metrics."""
+        """Return the completed epochs whose metrics are lost."""
         known = {entry["epoch"] for entry in self.history}
         return [epoch for epoch in range(1, self.epoch + 1) if epoch not in known]
 
