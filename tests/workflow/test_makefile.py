@@ -60,6 +60,7 @@ def test_another_name_of_the_same_folder_is_no_move(clone):
 def test_a_user_without_a_home_gets_one(clone, home):
     (clone / "more.mk").write_text("include Makefile\nshow:\n\t@echo $$HOME\n")
     environment = {**os.environ, "HOME": home}
-    done = subprocess.run(["make", "-f", "more.mk", "show"], cwd=clone, env=environment,
+    command = ["make", "--no-print-directory", "-f", "more.mk", "show"]
+    done = subprocess.run(command, cwd=clone, env=environment,
                           capture_output=True, text=True, check=True)  # fmt: skip
     assert done.stdout.strip() == f"{clone}/.venv/home"
