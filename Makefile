@@ -59,7 +59,7 @@ test-whole: $(INSTALLED)
 	@$(RUN) $(ATMOST) python -m pytest -n 3 --dist loadfile --durations 10 -m integration $(WAITING) $(TESTS)
 
 ui: $(INSTALLED)
-	@$(RUN) python -m workflow.login.ui
+	@$(RUN) python -m workflow.tracking.ui
 
 lint: $(INSTALLED)
 	@$(RUN) ruff check
@@ -92,5 +92,5 @@ moved:
 
 # Says which device is used, and stops here if the installed torch can't serve the GPU.
 $(VENV)/.device: $(INSTALLED)
-	@$(RUN) python -m workflow.node.device
+	@$(RUN) python -m workflow.runtime.device
 	@touch $@

@@ -12,8 +12,9 @@ if str(workflow.basedir) != str(workflow.current_basedir):
 sys.path.insert(0, str(workflow.basedir))
 
 from workflow.command_line import check_folder, name_user
-from workflow.login import plan as planning
-from workflow.login import session, targets, tracking
+from workflow.campaign import rule_inputs, targets
+from workflow.launch import startup
+from workflow.tracking import sync
 
 min_version("9.0")
 
@@ -24,7 +25,7 @@ report: "workflow/report/workflow.rst"
 name_user()
 check_folder()
 held = ExitStack()  # what snakemake holds until it ends
-plan, command_line = session.begin(workflow)
+plan, command_line = startup.begin(workflow)
 mirror = []
 
 
@@ -52,18 +53,18 @@ include: "workflow/rules/whole.smk"
 
 
 onstart:
-    session.check_requests(workflow.dag.needrun_jobs())
-    session.check_rights(workflow.dag.needrun_jobs())
-    session.announce(plan, workflow.dag.needrun_jobs())
-    mirror.append(tracking.start_mirror())
+    startup.check_requests(workflow.dag.needrun_jobs())
+    startup.check_rights(workflow.dag.needrun_jobs())
+    startup.announce(plan, workflow.dag.needrun_jobs())
+    mirror.append(sync.start_mirror())
 
 
 onsuccess:
-    tracking.finish_mirror(mirror.pop())
+    sync.finish_mirror(mirror.pop())
 
 
 onerror:
-    tracking.finish_mirror(mirror.pop())
+    sync.finish_mirror(mirror.pop())
 
 
 rule all:
@@ -72,4 +73,4 @@ rule all:
         targets.DEFAULT,
 
 
-session.start(workflow, plan, command_line, held)
+startup.start(workflow, plan, command_line, held)

@@ -12,9 +12,7 @@ baseline, evo = tiny.loc["Baseline"], tiny.loc["Evo-ViT"]
 (measured,) = Path(sys.argv[1]).parent.glob("throughput/deit_tiny/*.json")
 methods = json.loads(measured.read_text())["results"]["methods"]
 least, most = next(m["speedup_interval"] for m in methods if m["run"] == "evo_deit_tiny")
-print(
-    f"baseline {baseline['top1']:.2f} %, Evo-ViT {evo['top1']:.2f} %, +{evo['speedup_pct']:.1f} %"
-)
+print(f"baseline {baseline['top1']:.2f} %, Evo-ViT {evo['top1']:.2f} %, +{evo['speedup_pct']:.1f} %")
 assert baseline["top1"] >= 93, "the baseline is below 93 %"
 assert evo["top1"] >= baseline["top1"] - 3, "Evo-ViT is more than 3 points below the baseline"
 for method in ("PS-ViT", "SViTE", "IA-RED2"):

@@ -11,17 +11,18 @@ import torch
 from timm.data import resolve_model_data_config
 
 import evovit
-from workflow.node import build, data
-from workflow.node.place import Place
+from workflow.data import loaders
+from workflow.runtime.distributed import Place
+from workflow.train import factory
 
 folder = Path(sys.argv[1])
 record = json.loads((folder / "train.json").read_text())
 spec = record["spec"]
-model = build.build_model(spec["model"]).eval()
+model = factory.build_model(spec["model"]).eval()
 model.load_state_dict(torch.load(folder / record["results"]["weights"]["path"], weights_only=True))
 site = {"data_root": folder.parent.parent / "digits", "workers": 0}
-config = resolve_model_data_config(model) | {"input_size": (3, *build.image_size(model))}
-loader = data.eval_loader(spec["data"], site, spec["recipe"], config, Place(torch.device("cpu")))
+config = resolve_model_data_config(model) | {"input_size": (3, *factory.image_size(model))}
+loader = loaders.eval_loader(spec["data"], site, spec["recipe"], config, Place(torch.device("cpu")))
 same = total = 0
 for images, _ in loader:
     exact = evovit.trace(model, images).kept[0]

@@ -82,38 +82,28 @@ def create_deit(
 @register_model
 def plain_deit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> PlainVisionTransformer:
     """DeiT-T at 224 px."""
-    return create_deit(
-        PlainVisionTransformer, "plain_deit_tiny_patch16_224", pretrained, kwargs, TINY
-    )
+    return create_deit(PlainVisionTransformer, "plain_deit_tiny_patch16_224", pretrained, kwargs, TINY)
 
 
 @register_model
 def plain_deit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> PlainVisionTransformer:
     """DeiT-S at 224 px."""
-    return create_deit(
-        PlainVisionTransformer, "plain_deit_small_patch16_224", pretrained, kwargs, SMALL
-    )
+    return create_deit(PlainVisionTransformer, "plain_deit_small_patch16_224", pretrained, kwargs, SMALL)
 
 
 @register_model
 def plain_deit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> PlainVisionTransformer:
     """DeiT-B at 224 px."""
-    return create_deit(
-        PlainVisionTransformer, "plain_deit_base_patch16_224", pretrained, kwargs, BASE
-    )
+    return create_deit(PlainVisionTransformer, "plain_deit_base_patch16_224", pretrained, kwargs, BASE)
 
 
 @register_model
 def plain_deit_small_patch16_384(pretrained: bool = False, **kwargs: Any) -> PlainVisionTransformer:
     """DeiT-S at 384 px."""
-    return create_deit(
-        PlainVisionTransformer, "plain_deit_small_patch16_384", pretrained, kwargs, SMALL
-    )
+    return create_deit(PlainVisionTransformer, "plain_deit_small_patch16_384", pretrained, kwargs, SMALL)
 
 
 @register_model
 def plain_deit_base_patch16_384(pretrained: bool = False, **kwargs: Any) -> PlainVisionTransformer:
     """DeiT-B at 384 px."""
-    return create_deit(
-        PlainVisionTransformer, "plain_deit_base_patch16_384", pretrained, kwargs, BASE
-    )
+    return create_deit(PlainVisionTransformer, "plain_deit_base_patch16_384", pretrained, kwargs, BASE)

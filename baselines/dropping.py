@@ -137,6 +137,4 @@ class TokenDroppingTransformer(NoSymbolicGraph, TokenPooling, VisionTransformer)
         """
         self.refuse_symbolic_tracing(images)
         if attn_mask is not None or is_causal:
-            raise ValueError(
-                f"{type(self).__name__} drops patches on the way: leave out attn_mask and is_causal"
-            )
+            raise ValueError(f"{type(self).__name__} drops patches on the way: leave out attn_mask and is_causal")

@@ -57,9 +57,7 @@ class DynamicVisionTransformer(TokenDroppingTransformer):
         self.prune_blocks = prune_blocks
         self.keep_ratios = tuple(keep_ratio ** (i + 1) for i in range(len(prune_blocks)))
         dd = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
-        self.score_predictor = nn.ModuleList(
-            ScorePredictor(self.embed_dim, **dd) for _ in prune_blocks
-        )
+        self.score_predictor = nn.ModuleList(ScorePredictor(self.embed_dim, **dd) for _ in prune_blocks)
         self.training_outputs = False
         self._check_grid(self.patch_embed.num_patches)
         self.weight_init_mode = "reset" if weight_init == "skip" else weight_init
@@ -153,9 +151,7 @@ class DynamicVisionTransformer(TokenDroppingTransformer):
         ranks = self.score_predictor[stage].rank(x.narrow(1, 1, x.shape[1] - 1))
         return torch.topk(ranks, keep, dim=1, sorted=False).indices
 
-    def _masked(
-        self, images: Tensor, maps: FeatureMaps | None = None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _masked(self, images: Tensor, maps: FeatureMaps | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Training: all tokens stay, sampled decisions mask the attention from there on."""
         x = self._embed(images)
         policy, decisions = None, []

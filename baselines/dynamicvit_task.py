@@ -66,10 +66,7 @@ class DynamicViTTask(ClassificationTask):
         """A sentence if the backbone stands still in all ``epochs``."""
         if self.freeze_epochs < epochs:
             return []
-        return [
-            f"A training of {epochs} epochs never trains the backbone: freeze_epochs is "
-            f"{self.freeze_epochs}."
-        ]
+        return [f"A training of {epochs} epochs never trains the backbone: freeze_epochs is {self.freeze_epochs}."]
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Parameter groups with timm's ``lr_scale``: predictors 1, backbone ``backbone_lr_scale``.
@@ -121,10 +118,7 @@ class DynamicViTTask(ClassificationTask):
 
 def ratio_loss(decisions: tuple[Tensor, ...], targets: tuple[float, ...]) -> Tensor:
     """Mean over stages and images of (kept share - target)^2; decisions (B, N)."""
-    parts = [
-        (stage.mean(dim=1) - target).square().mean()
-        for stage, target in zip(decisions, targets, strict=True)
-    ]
+    parts = [(stage.mean(dim=1) - target).square().mean() for stage, target in zip(decisions, targets, strict=True)]
     return torch.stack(parts).mean()
 
 

@@ -79,16 +79,12 @@ class InterpretedVisionTransformer(TokenDroppingTransformer):
         if keep_profile is not None:
             falling = all(a >= b for a, b in zip((1.0, *keep_profile), keep_profile, strict=False))
             if len(keep_profile) != len(self.groups) or not falling or min(keep_profile) <= 0:
-                raise ValueError(
-                    f"keep_profile={keep_profile} must hold a share per group, none above the last"
-                )
+                raise ValueError(f"keep_profile={keep_profile} must hold a share per group, none above the last")
         self.keep_profile = keep_profile
         self.acting: int | None = None  # in training: the first groups whose interpreters act
         self.exploring = False  # in training: sample the last of them
         dd = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
-        self.interpreters = nn.ModuleList(
-            Interpreter(self.embed_dim, interpreter_heads, **dd) for _ in self.groups
-        )
+        self.interpreters = nn.ModuleList(Interpreter(self.embed_dim, interpreter_heads, **dd) for _ in self.groups)
         self.set_training_outputs(False)
 
     def set_training_outputs(self, enable: bool = True) -> None:
@@ -99,9 +95,7 @@ class InterpretedVisionTransformer(TokenDroppingTransformer):
         """Images to tokens (B, 1 + N, C) before the first group."""
         return self.norm_pre(self._pos_embed(self.patch_embed(images)))
 
-    def run_group(
-        self, group: int, x: Tensor, keys: Tensor | None, maps: FeatureMaps | None = None
-    ) -> Tensor:
+    def run_group(self, group: int, x: Tensor, keys: Tensor | None, maps: FeatureMaps | None = None) -> Tensor:
         """The blocks of a group on (B, L, C); keys (B, L) or None, where all count."""
         first = sum(self.groups[:group])
         end = first + self.groups[group]
@@ -171,9 +165,7 @@ class InterpretedVisionTransformer(TokenDroppingTransformer):
             return self.explore(x)
         return self.forward_head(self.forward_features(x, attn_mask, is_causal))
 
-    def gathered(
-        self, images: Tensor, maps: FeatureMaps | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
+    def gathered(self, images: Tensor, maps: FeatureMaps | None = None) -> tuple[Tensor, list[Tensor]]:
         """Only kept tokens through the blocks: normed tokens, and per group how many (B,).
 
         Raises:
@@ -251,38 +243,28 @@ default_cfgs = generate_default_cfgs({name: pretrained_cfg(int(name[-3:])) for n
 
 def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     sizes = SIZES[name.split("_")[3]]
-    return create_deit(
-        InterpretedVisionTransformer, name, pretrained, kwargs, sizes, complete_dense
-    )
+    return create_deit(InterpretedVisionTransformer, name, pretrained, kwargs, sizes, complete_dense)
 
 
 @register_model
-def ia_red2_deit_tiny_patch16_224(
-    pretrained: bool = False, **kwargs: Any
-) -> InterpretedVisionTransformer:
+def ia_red2_deit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> InterpretedVisionTransformer:
     """DeiT-T with interpreters."""
     return _create("ia_red2_deit_tiny_patch16_224", pretrained, kwargs)
 
 
 @register_model
-def ia_red2_deit_small_patch16_224(
-    pretrained: bool = False, **kwargs: Any
-) -> InterpretedVisionTransformer:
+def ia_red2_deit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> InterpretedVisionTransformer:
     """DeiT-S with interpreters."""
     return _create("ia_red2_deit_small_patch16_224", pretrained, kwargs)
 
 
 @register_model
-def ia_red2_deit_base_patch16_224(
-    pretrained: bool = False, **kwargs: Any
-) -> InterpretedVisionTransformer:
+def ia_red2_deit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> InterpretedVisionTransformer:
     """DeiT-B with interpreters."""
     return _create("ia_red2_deit_base_patch16_224", pretrained, kwargs)
 
 
 @register_model
-def ia_red2_deit_base_patch16_384(
-    pretrained: bool = False, **kwargs: Any
-) -> InterpretedVisionTransformer:
+def ia_red2_deit_base_patch16_384(pretrained: bool = False, **kwargs: Any) -> InterpretedVisionTransformer:
     """DeiT-B at 384 px with interpreters."""
     return _create("ia_red2_deit_base_patch16_384", pretrained, kwargs)

@@ -74,9 +74,7 @@ class PlainLevit(NoSymbolicGraph, LevitDistilled):
                 intermediates_only,
             )  # fmt: skip
         self._forget_biases_with_gradients()
-        result = super().forward_intermediates(
-            x, indices, norm, stop_early, output_fmt, intermediates_only
-        )
+        result = super().forward_intermediates(x, indices, norm, stop_early, output_fmt, intermediates_only)
         self._forget_biases_with_gradients()
         return result
 

@@ -17,9 +17,7 @@ class HardDistillationTask(TokenDistillationTask):
         ValueError: for a model without a distillation head, or a weight outside [0, 1].
     """
 
-    def __init__(
-        self, model: nn.Module, *, teacher: nn.Module, distill_weight: float = 0.5, **kwargs: Any
-    ):
+    def __init__(self, model: nn.Module, *, teacher: nn.Module, distill_weight: float = 0.5, **kwargs: Any):
         if not 0 <= distill_weight <= 1:
             raise ValueError(f"distill_weight={distill_weight} must lie in [0, 1]")
         weights = {"task_loss_weight": 1 - distill_weight, "distill_loss_weight": distill_weight}

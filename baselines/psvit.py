@@ -164,9 +164,7 @@ class SlimVisionTransformer(TokenDroppingTransformer):
         before = set(range(total))
         for layer, wanted in enumerate(patches):
             if len(set(wanted)) != len(wanted) or not before.issuperset(wanted):
-                raise ValueError(
-                    f"layer {layer} must compute patches of the layer before it, each once"
-                )
+                raise ValueError(f"layer {layer} must compute patches of the layer before it, each once")
             before = set(wanted)
         self._index([[0, *sorted(1 + index for index in wanted)] for wanted in patches])
 
@@ -280,9 +278,7 @@ def _read_kept(model: SlimVisionTransformer, incompatible: Any) -> None:
 
 
 SIZES = {"tiny": TINY, "small": SMALL, "base": BASE}
-default_cfgs = generate_default_cfgs(
-    {f"ps_deit_{size}_patch16_224": pretrained_cfg(224) for size in SIZES}
-)
+default_cfgs = generate_default_cfgs({f"ps_deit_{size}_patch16_224": pretrained_cfg(224) for size in SIZES})
 
 
 def _create(size: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:

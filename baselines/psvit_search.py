@@ -112,10 +112,7 @@ class TopDownSearch:
             "patches": sets,
             "counts": [len(patches) for patches in sets],
             "of_patches": self.model.patch_embed.num_patches,
-            "layers": [
-                {"layer": found.layer, "error": found.error, "rounds": found.rounds}
-                for found in self.found
-            ],
+            "layers": [{"layer": found.layer, "error": found.error, "rounds": found.rounds} for found in self.found],
         }
 
     def next_layer(self) -> LayerFound:
@@ -128,9 +125,7 @@ class TopDownSearch:
         order = scores.argsort(descending=True, stable=True).tolist()
         candidates = [index for index in order if index not in above]
         dense = {k: v.clone() for k, v in self.model.blocks[layer].state_dict().items()}
-        optimizer = torch.optim.AdamW(
-            self.model.blocks[layer].parameters(), lr=self.lr, weight_decay=0
-        )
+        optimizer = torch.optim.AdamW(self.model.blocks[layer].parameters(), lr=self.lr, weight_decay=0)
         generator = torch.Generator().manual_seed(self.seed * self.model.depth + layer)
         rounds: list[tuple[int, float]] = []
         for joined in range(0, len(candidates) + self.granularity, self.granularity):
@@ -165,8 +160,7 @@ class TopDownSearch:
         with torch.no_grad():
             parts = zip(x.split(self.batch_size), wanted.split(self.batch_size), strict=True)
             lost = sum(
-                (self.model.run(part, layer, layer + 2) - right).double().square().sum()
-                for part, right in parts
+                (self.model.run(part, layer, layer + 2) - right).double().square().sum() for part, right in parts
             )
             return (lost / wanted.double().square().sum()).item()
 

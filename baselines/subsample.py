@@ -166,37 +166,27 @@ def complete_dense(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str,
 
 
 SIZES = {"tiny": TINY, "small": SMALL, "base": BASE}
-default_cfgs = generate_default_cfgs(
-    {f"pooled_deit_{size}_patch16_224": pretrained_cfg(224) for size in SIZES}
-)
+default_cfgs = generate_default_cfgs({f"pooled_deit_{size}_patch16_224": pretrained_cfg(224) for size in SIZES})
 
 
 def _create(size: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     name = f"pooled_deit_{size}_patch16_224"
-    return create_deit(
-        PooledVisionTransformer, name, pretrained, kwargs, SIZES[size], complete_dense
-    )
+    return create_deit(PooledVisionTransformer, name, pretrained, kwargs, SIZES[size], complete_dense)
 
 
 @register_model
-def pooled_deit_tiny_patch16_224(
-    pretrained: bool = False, **kwargs: Any
-) -> PooledVisionTransformer:
+def pooled_deit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> PooledVisionTransformer:
     """DeiT-T, sub-sampled at the seventh layer."""
     return _create("tiny", pretrained, kwargs)
 
 
 @register_model
-def pooled_deit_small_patch16_224(
-    pretrained: bool = False, **kwargs: Any
-) -> PooledVisionTransformer:
+def pooled_deit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> PooledVisionTransformer:
     """DeiT-S, sub-sampled at the seventh layer."""
     return _create("small", pretrained, kwargs)
 
 
 @register_model
-def pooled_deit_base_patch16_224(
-    pretrained: bool = False, **kwargs: Any
-) -> PooledVisionTransformer:
+def pooled_deit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> PooledVisionTransformer:
     """DeiT-B, sub-sampled at the seventh layer."""
     return _create("base", pretrained, kwargs)

@@ -83,12 +83,7 @@ class SparseVisionTransformer(NoSymbolicGraph, TokenPooling, VisionTransformer):
 
     def gated_layers(self) -> list[tuple[Gate, nn.Module]]:
         """Each gate with the layer whose units it counts; none in a deployed model."""
-        return [
-            (gate, layer)
-            for layer in self.modules()
-            for gate in layer.children()
-            if isinstance(gate, Gate)
-        ]
+        return [(gate, layer) for layer in self.modules() for gate in layer.children() if isinstance(gate, Gate)]
 
     def set_collecting(self, enable: bool) -> None:
         """Whether backward passes score the units."""
@@ -148,9 +143,7 @@ def _gate_weights(block: nn.Module, share: float, dd: dict[str, Any]) -> None:
 
 RATIOS = {"tiny": dict(neuron_ratio=0.7), "small": {}, "base": {}}
 SIZES = {"tiny": TINY, "small": SMALL, "base": BASE}
-default_cfgs = generate_default_cfgs(
-    {f"svite_deit_{size}_patch16_224": pretrained_cfg(224) for size in SIZES}
-)
+default_cfgs = generate_default_cfgs({f"svite_deit_{size}_patch16_224": pretrained_cfg(224) for size in SIZES})
 
 
 def _create(size: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
@@ -166,9 +159,7 @@ def svite_deit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> Spar
 
 
 @register_model
-def svite_deit_small_patch16_224(
-    pretrained: bool = False, **kwargs: Any
-) -> SparseVisionTransformer:
+def svite_deit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> SparseVisionTransformer:
     """DeiT-S with 4 of 6 heads and 0.6 of the neurons."""
     return _create("small", pretrained, kwargs)
 

@@ -210,9 +210,7 @@ def kept_units(units: int, share: float) -> int:
     return kept
 
 
-def _cut(
-    linear: nn.Linear | GatedLinear, rows: Tensor | None = None, columns: Tensor | None = None
-) -> nn.Linear:
+def _cut(linear: nn.Linear | GatedLinear, rows: Tensor | None = None, columns: Tensor | None = None) -> nn.Linear:
     """The linear layer with these outputs (rows) and inputs (columns) alone."""
     weight, bias = linear.weight, linear.bias
     if rows is not None:

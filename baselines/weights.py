@@ -11,9 +11,7 @@ from torch import Tensor, nn
 _logger = logging.getLogger(__name__)
 
 
-def load_exactly(
-    model: nn.Module, state_dict: Mapping[str, Tensor], fresh: tuple[str, ...] = ()
-) -> list[str]:
+def load_exactly(model: nn.Module, state_dict: Mapping[str, Tensor], fresh: tuple[str, ...] = ()) -> list[str]:
     """Load every key or nothing; keys that start with one of ``fresh`` may be absent.
 
     Returns:
@@ -60,15 +58,11 @@ class SplitsWeights(nn.Module):
         raise NotImplementedError
 
 
-def _split_before_loading(
-    layer: SplitsWeights, state_dict: dict[str, Tensor], prefix: str, *_: Any
-) -> None:
+def _split_before_loading(layer: SplitsWeights, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
     layer.split(state_dict, prefix)
 
 
-def refuse_averaged_masks(
-    model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: Any
-) -> None:
+def refuse_averaged_masks(model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
     """Before loading weights: refuse values of a mask (a bool buffer) that are neither 0 nor 1.
 
     torch would take each of them for True.

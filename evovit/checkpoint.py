@@ -79,9 +79,7 @@ def _training_parts(model: nn.Module) -> tuple[str, ...]:
     return tuple(f"{part}." for part in getattr(model, "training_parts", ()))
 
 
-def load_exactly(
-    model: nn.Module, state_dict: Mapping[str, Tensor], fresh: Sequence[str] = ()
-) -> list[str]:
+def load_exactly(model: nn.Module, state_dict: Mapping[str, Tensor], fresh: Sequence[str] = ()) -> list[str]:
     """Load every key or nothing; keys that start with one of ``fresh`` may be absent.
 
     Keys of parts that only training needs are left out where the model has no such parts.
@@ -159,9 +157,7 @@ def deit_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def levit_from_official(
-    state_dict: Mapping[str, Tensor], depths: Sequence[int]
-) -> dict[str, Tensor]:
+def levit_from_official(state_dict: Mapping[str, Tensor], depths: Sequence[int]) -> dict[str, Tensor]:
     """Evo-LeViT: one list of blocks, sub-sampling attentions and their MLPs among them.
 
     Args:
@@ -208,9 +204,7 @@ def _without_twins(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     blocks = [key for key in state_dict if key.startswith("blocks.")]
     twins = [key for key in state_dict if key.startswith("stage_blocks.")]
     if twins and len(twins) != len(blocks):
-        raise ValueError(
-            f"the state dict does not fit: {len(twins)} keys stage_blocks.*, {len(blocks)} blocks.*"
-        )
+        raise ValueError(f"the state dict does not fit: {len(twins)} keys stage_blocks.*, {len(blocks)} blocks.*")
     for key, twin in zip(blocks, twins, strict=False):
         ends_alike = key.rsplit(".", 1)[1] == twin.rsplit(".", 1)[1]
         if not (ends_alike and torch.equal(state_dict[key], state_dict[twin])):

@@ -128,9 +128,7 @@ class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
         tk = functions_for(x)
         return x, tk.patch_scores(row, self.switches.variant == "official", lets_gradients)
 
-    def _evolve(
-        self, images: Tensor, observer: list[Observation] | None = None, end: int | None = None
-    ) -> Tensor:
+    def _evolve(self, images: Tensor, observer: list[Observation] | None = None, end: int | None = None) -> Tensor:
         """Images to tokens (B, 1 + n, C) after all blocks, or those before ``end``; not normed."""
         embedded = self.norm_pre(self._pos_embed(self.patch_embed(images)))
         num_patches = embedded.shape[1] - 1
@@ -256,8 +254,7 @@ class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
 def _refuse_pool(global_pool: str) -> None:
     if global_pool not in ("avg", ""):
         raise ValueError(
-            f"global_pool={global_pool!r}: Evo-ViT predicts from the mean, so it is 'avg', or '' "
-            "for all tokens"
+            f"global_pool={global_pool!r}: Evo-ViT predicts from the mean, so it is 'avg', or '' for all tokens"
         )
 
 

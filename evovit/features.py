@@ -126,6 +126,5 @@ def refuse_empty_training(model: torch.nn.Module, x: Tensor) -> None:
     """
     if model.training and x.shape[0] == 0:
         raise ValueError(
-            "a batch without images in training: BatchNorm's statistics would become NaN, so "
-            "leave such batches out"
+            "a batch without images in training: BatchNorm's statistics would become NaN, so leave such batches out"
         )

@@ -126,9 +126,7 @@ def kept_scores(scores: Tensor | Pending, chosen: Selection) -> Tensor:
     return scores if isinstance(scores, Tensor) else settled(scores).gather(1, chosen.kept)
 
 
-def put_back_scores(
-    scores: Tensor | Pending, chosen: Selection, updated: Tensor | Pending
-) -> Tensor | Pending:
+def put_back_scores(scores: Tensor | Pending, chosen: Selection, updated: Tensor | Pending) -> Tensor | Pending:
     """``tokens.put_back_scores``."""
     if isinstance(updated, Pending):
         return updated

@@ -102,8 +102,7 @@ class EvoHost(NoSymbolicGraph):
             if self._schedule_was_given:
                 remedy = ", which could not be checked: load a .pt file with torch.load() to do so"
             _logger.warning(
-                "the weights do not say to which schedule they were trained, so the model keeps "
-                "schedule=%r%s",
+                "the weights do not say to which schedule they were trained, so the model keeps schedule=%r%s",
                 self.schedule,
                 remedy,
             )

@@ -221,9 +221,7 @@ if triton is not None:
             rank += tl.sum((ahead | tie).to(tl.int32), axis=1)
         informative = here & (rank < k)
         tl.store(kept + image * k + rank, patch.to(tl.int64), mask=informative)
-        tl.store(
-            new_places + first + patch, tl.where(informative, rank, -1).to(tl.int64), mask=here
-        )
+        tl.store(new_places + first + patch, tl.where(informative, rank, -1).to(tl.int64), mask=here)
         rest = tl.where(here & (rank >= k), score, 0.0)
         total = tl.sum(rest, axis=0)
         weight = rest / tl.where(total < 1.1754943508222875e-38, 1.1754943508222875e-38, total)

@@ -96,9 +96,7 @@ class EvoLevit(PyramidHost, nn.Module):
         self.grad_checkpointing = self.distilled_training = False
         self._set_pool(global_pool)
         host = plan.Host(sum(depth), tuple(sum(depth[:i]) for i in range(len(depth))))
-        switches = plan.resolve(
-            host, variant, keep_ratio, start_block, tradeoff, placeholders, scores, tile=tile
-        )
+        switches = plan.resolve(host, variant, keep_ratio, start_block, tradeoff, placeholders, scores, tile=tile)
         self.set_switches(switches, schedule)
         self._set_grids(img_size)
         act = get_act_layer(act_layer)
@@ -116,10 +114,7 @@ class EvoLevit(PyramidHost, nn.Module):
                     embed_dim[i - 1], dim, key_dim, self.grids[i - 1], subsample == "average",
                     act, drop_path_rate, **dd,
                 )  # fmt: skip
-            blocks = [
-                EvoLevitBlock(dim, key_dim, *of_block, act, drop_path_rate, **dd)
-                for _ in range(count)
-            ]
+            blocks = [EvoLevitBlock(dim, key_dim, *of_block, act, drop_path_rate, **dd) for _ in range(count)]
             self.stages.append(EvoLevitStage(downsample, blocks))
             info = dict(num_chs=dim, reduction=STRIDE * 2**i, module=f"stages.{i}")
             self.feature_info.append(info)
@@ -152,13 +147,11 @@ class EvoLevit(PyramidHost, nn.Module):
     def _set_pool(self, global_pool: str) -> None:
         if global_pool not in ("avg", ""):
             raise ValueError(
-                f"global_pool={global_pool!r}: Evo-ViT predicts from the mean, so it is 'avg', or "
-                "'' for all tokens"
+                f"global_pool={global_pool!r}: Evo-ViT predicts from the mean, so it is 'avg', or '' for all tokens"
             )
         if not global_pool and self.num_classes > 0:
             raise ValueError(
-                "global_pool='' leaves all tokens and LeViT's heads classify one vector: use it "
-                "with num_classes=0"
+                "global_pool='' leaves all tokens and LeViT's heads classify one vector: use it with num_classes=0"
             )
         self.global_pool = global_pool
 
@@ -205,9 +198,7 @@ class EvoLevit(PyramidHost, nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         return {
-            name
-            for name, _ in self.named_parameters()
-            if name.endswith(("pos_embed", "cls_token", "tradeoff_logits"))
+            name for name, _ in self.named_parameters() if name.endswith(("pos_embed", "cls_token", "tradeoff_logits"))
         }
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -17,9 +17,7 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
     return x.reshape(*x.shape[:2], num_heads, x.shape[2] // num_heads)
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, scores: str | None
-) -> tuple[Tensor, Tensor | None]:
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, scores: str | None) -> tuple[Tensor, Tensor | None]:
     """LeViT's attention, with the whole matrix: values are wider than keys, so that PyTorch's
     fused attention would take its slow path, and the class row is then free.
 

@@ -99,9 +99,7 @@ def resolve(
     if placeholders == "drop" and not pool_placeholders:
         raise ValueError("pool_placeholders=False with placeholders='drop': none are left to pool")
     if host.subsamples and placeholders == "drop":
-        raise ValueError(
-            "placeholders='drop' leaves no grid to sub-sample between the stages; use 'keep'"
-        )
+        raise ValueError("placeholders='drop' leaves no grid to sub-sample between the stages; use 'keep'")
     if host.subsamples and scores == "last_class":
         raise ValueError(
             "scores='last_class': the last block's attention has no score for the patches that "
@@ -197,9 +195,7 @@ def _per_entry(name: str, value: Sequence[float], count: int, of: str) -> tuple[
     return tuple(float(entry) for entry in value)
 
 
-def _keep_ratios(
-    value: float | Sequence[float], depth: int, start: int, placeholders: str
-) -> tuple[float, ...]:
+def _keep_ratios(value: float | Sequence[float], depth: int, start: int, placeholders: str) -> tuple[float, ...]:
     if isinstance(value, int | float):
         value = [1.0] * start + [value] * (depth - start)
     ratios = _per_entry("keep_ratio", value, depth, "blocks")
@@ -243,9 +239,7 @@ def _tradeoffs(
     scores: str,
 ) -> tuple[float, ...]:
     if value is not None and scores != "global":
-        raise ValueError(
-            f"tradeoff={value} mixes the global class attention, not scores={scores!r}"
-        )
+        raise ValueError(f"tradeoff={value} mixes the global class attention, not scores={scores!r}")
     if scores != "global":
         return (0.0,) * host.attentions
     if value is None or isinstance(value, str):

@@ -71,9 +71,7 @@ class PyramidHost(EvoHost):
     def _blocks(self) -> list[nn.Module]:
         return [block for stage in self.stages for block in stage.blocks]
 
-    def _evolve(
-        self, images: Tensor, observer: list[Observation] | None = None, stages: int | None = None
-    ) -> Tensor:
+    def _evolve(self, images: Tensor, observer: list[Observation] | None = None, stages: int | None = None) -> Tensor:
         """Images to tokens (B, 1 + N, C) of the last grid, or that of the first ``stages``."""
         self.refuse_symbolic_tracing(images)
         refuse_empty_training(self, images)
@@ -166,11 +164,7 @@ class PyramidHost(EvoHost):
         host = self.switches.host
         ends = [host.attention_of(end - 1) for _, end in pairwise((*host.stages, host.depth))]
         maps = [
-            observed[ends[i]]
-            .tokens[..., 1:, :]
-            .transpose(-2, -1)
-            .unflatten(2, self.grids[i])
-            .contiguous()
+            observed[ends[i]].tokens[..., 1:, :].transpose(-2, -1).unflatten(2, self.grids[i]).contiguous()
             for i in taken
         ]
         return maps if intermediates_only else (last, maps)

@@ -36,9 +36,7 @@ class AssistedTokenTask(ClassificationTask):
         **kwargs: Any,
     ):
         super().__init__(model, *args, **kwargs)
-        shares = dict(
-            switch_at=switch_at, select_from=select_from, learn_tradeoff_from=learn_tradeoff_from
-        )
+        shares = dict(switch_at=switch_at, select_from=select_from, learn_tradeoff_from=learn_tradeoff_from)
         for name, share in shares.items():
             if share is not None and not 0 <= share <= 1:
                 raise ValueError(f"{name}={share} is a share of the training, from 0 to 1")
@@ -152,9 +150,7 @@ class AssistedDistillationTask(AssistedTokenTask):
             predicted = self.teacher(images).argmax(dim=-1)
         average_loss = self.criterion(average, target)
         class_loss = self.criterion(token, target)
-        distill_loss = self._weigh(
-            F.cross_entropy(average_dist, predicted), F.cross_entropy(token_dist, predicted)
-        )
+        distill_loss = self._weigh(F.cross_entropy(average_dist, predicted), F.cross_entropy(token_dist, predicted))
         label_loss = self._weigh(average_loss, class_loss)
         return {
             "loss": torch.lerp(label_loss, distill_loss, self.distill_weight),

@@ -163,9 +163,7 @@ def put_back(tokens: Tensor, kept: Tensor, slow: Tensor, residual: Tensor | None
     return backward.replaced_rows(tokens, rows, slow, residual)
 
 
-def evolve_kept(
-    scores: Tensor | None, before: Tensor, kept: Tensor, row: Tensor, tradeoff: float | Tensor
-) -> Tensor:
+def evolve_kept(scores: Tensor | None, before: Tensor, kept: Tensor, row: Tensor, tradeoff: float | Tensor) -> Tensor:
     """Eq. 4 for the kept tokens (B, k) alone, whose scores are those ``before`` (B, N) at first; of
     the row (B, L - 1) theirs come first."""
     scores = before.gather(1, kept) if scores is None else scores

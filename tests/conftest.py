@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from tests.integration.project import edit
-from workflow import records, runs
-from workflow.campaign import Config
-from workflow.node import train
+from workflow.campaign import specs
+from workflow.campaign.config import Config
+from workflow.storage import records
+from workflow.train import train
 
 TRACKED = ("Snakefile", "environment.yml", "pyproject.toml", "workflow", "evovit", "baselines")
 
@@ -68,10 +69,10 @@ def with_needed(tiny_spec, site):
     """A function: the spec, once the runs that it starts or learns from are trained."""
 
     def make(spec: dict) -> dict:
-        for role in runs.ROLES:
+        for role in specs.ROLES:
             if role in spec:
                 needed = with_needed_of(spec[role]["run"])
-                spec[role] = runs.reference(needed)
+                spec[role] = specs.reference(needed)
         return spec
 
     def with_needed_of(run: str) -> dict:
@@ -94,7 +95,7 @@ def tiny_spec(config):
     }
 
     def make(run: str, epochs: int = 2, **recipe) -> dict:
-        spec = copy.deepcopy(runs.train_spec(config, "demo", run))
+        spec = copy.deepcopy(specs.train_spec(config, "demo", run))
         families = [config.runs[spec["row"]]["family"]]
         families += [config.settings["demo"]["models"].get(spec["row"], {}).get("family")]
         spec["model"]["kwargs"] |= small[families[-1] or families[0]]

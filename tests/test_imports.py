@@ -10,95 +10,108 @@ import pytest
 ROOT = Path(__file__).parent.parent
 STDLIB = set(sys.stdlib_module_names)
 HEAVY = {"torch", "timm", "mlflow", "pandas", "seaborn", "matplotlib"}
-# package or file -> third-party packages and own packages that it may import
-ALLOWED = {
-    "evovit": {"torch", "timm", "evovit"},
+# package or file -> third-party packages that it may import; the longest prefix counts
+LIBRARIES = {
+    "evovit": {"torch", "timm"},
     "evovit/kernels.py": {"torch", "triton"},  # which comes with torch where there are GPUs
-    "baselines": {"torch", "timm", "baselines", "evovit"},
-    "workflow/campaign.py": {"yaml"},
-    "workflow/files.py": set(),
-    "workflow/runs.py": {"workflow"},
-    "workflow/measurements.py": {"workflow"},
-    "workflow/records.py": {"workflow"},
-    "workflow/provenance.py": set(),
-    "workflow/journal.py": set(),
-    "workflow/layout.py": set(),
-    "workflow/statements.py": {"workflow"},
-    "workflow/points.py": set(),
-    "workflow/locks.py": {"workflow"},
-    "workflow/command_line.py": set(),
-    "workflow/shell.py": set(),
-    "workflow/loaders.py": set(),
-    "workflow/login": {"workflow", "snakemake", "jsonschema", "psutil"},
-    "workflow/login/jobs.py": {"workflow", "submitit"},
-    "workflow/login/handover.py": {"workflow", "submitit"},
-    "workflow/login/fetch.py": {"workflow", "huggingface_hub"},
-    "workflow/login/tracking.py": {"workflow", "mlflow"},
-    "workflow/node": {
-        *("workflow", "evovit", "baselines", "torch", "torchvision", "timm", "numpy", "PIL"),
-        *("sklearn", "psutil"),
+    "baselines": {"torch", "timm"},
+    "workflow": set(),
+    "workflow/campaign": {"yaml", "jsonschema", "snakemake"},
+    "workflow/launch": {"snakemake", "psutil"},
+    "workflow/launch/handover.py": {"submitit"},
+    "workflow/launch/fetch_weights.py": {"huggingface_hub"},
+    "workflow/tracking/sync.py": {"mlflow"},
+    "workflow/runtime": {"torch"},
+    "workflow/runtime/job.py": {"submitit"},
+    "workflow/data": {"torch", "timm", "numpy", "PIL", "sklearn", "datasets"},
+    "workflow/data/layout.py": set(),
+    "workflow/train": {"torch", "timm"},
+    "workflow/bench": {"torch", "timm", "numpy", "psutil"},
+    "workflow/analysis": {"torch", "timm", "numpy", "PIL", "sklearn"},
+    "workflow/analysis/gradient_relevance.py": {"torch", "timm", "captum"},
+    "workflow/paper": {"numpy", "pandas", "seaborn", "matplotlib", "scipy", "tabulate"},
+}
+# package -> own packages that it may import
+OWN = {
+    "evovit": set(),
+    "baselines": {"evovit"},
+    "workflow.campaign": {"workflow.storage"},
+    "workflow.storage": {"workflow.campaign"},
+    "workflow.launch": {"workflow.campaign", "workflow.storage", "workflow.tracking"},
+    "workflow.tracking": {"workflow.campaign", "workflow.storage", "workflow.launch"},
+    "workflow.paper": {"workflow.campaign", "workflow.storage"},
+    "workflow.runtime": {"workflow.storage"},
+    "workflow.data": {"workflow.storage", "workflow.runtime"},
+    "workflow.train": {"workflow.storage", "workflow.runtime", "workflow.data", "evovit", "baselines"},
+    "workflow.bench": {
+        *("workflow.campaign", "workflow.storage", "workflow.runtime", "workflow.data", "workflow.train"),
     },
-    "workflow/node/sources.py": {"workflow", "timm", "PIL", "datasets"},
-    "workflow/node/interpretability.py": {"workflow", "torch", "timm", "captum"},
-    "workflow/paper": {"workflow", "numpy", "pandas", "seaborn", "matplotlib"},
-    "workflow/paper/found.py": {"scipy"},
-    "workflow/paper/sheet.py": {"workflow", "pandas", "tabulate"},
+    "workflow.analysis": {
+        *("workflow.campaign", "workflow.storage", "workflow.runtime", "workflow.data", "workflow.train", "evovit"),
+    },
+}
+# modules that every package of the workflow may import
+SHARED = {"workflow.command_line", "workflow.job_environment"}
+# file -> modules that it may import besides
+BESIDES = {
+    "workflow/launch/startup.py": {"workflow.data.layout"},
+    "workflow/launch/submit.py": {"workflow.data.layout"},
+    "workflow/launch/handover.py": {"workflow.runtime.job"},
+    "workflow/runtime/job.py": {"workflow.data.worker_processes"},
 }
 
 
 def files() -> list[str]:
-    found = [
-        path for name in ("evovit", "baselines", "workflow") for path in (ROOT / name).rglob("*.py")
-    ]
+    found = [path for name in ("evovit", "baselines", "workflow") for path in (ROOT / name).rglob("*.py")]
     return sorted(str(path.relative_to(ROOT)) for path in found)
 
 
 def imported(path: str) -> set[str]:
+    """Return the full names of all that the file imports, with `from a import b` as a.b."""
     tree = ast.parse((ROOT / path).read_text())
+    package = path.removesuffix(".py").replace("/", ".").rpartition(".")[0]
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names.add("." if node.level else node.module)
+            module = node.module if not node.level else ".".join(filter(None, (package, node.module)))
+            names |= {f"{module}.{alias.name}" for alias in node.names}
     return names
 
 
+def is_own(name: str) -> bool:
+    return name.partition(".")[0] in ("evovit", "baselines", "workflow")
+
+
+def package_of(name: str) -> str:
+    """Return the package whose border counts: evovit, baselines or one of the workflow's."""
+    return ".".join(name.split(".")[: 2 if name.startswith("workflow.") else 1])
+
+
 @pytest.mark.parametrize("path", files())
-def test_imports_stay_within_their_layer(path):
-    rule = max((prefix for prefix in ALLOWED if path.startswith(prefix)), key=len, default=None)
-    if rule is None:
-        assert path == "workflow/__init__.py"
-        return
-    tops = {name.partition(".")[0] for name in imported(path)} - STDLIB
-    if rule in ("evovit", "baselines"):
-        tops -= {""}  # relative imports stay within the package
-    assert tops <= ALLOWED[rule], f"{path} imports {sorted(tops - ALLOWED[rule])}"
+def test_a_file_imports_only_what_its_package_may(path):
+    rule = max((prefix for prefix in LIBRARIES if path.startswith(prefix)), key=len)
+    libraries = {name.partition(".")[0] for name in imported(path) if not is_own(name)} - STDLIB
+    assert libraries <= LIBRARIES[rule], f"{path} imports {sorted(libraries - LIBRARIES[rule])}"
 
-
-@pytest.mark.parametrize("layer", ["login", "node", "paper"])
-def test_layers_do_not_import_each_other(layer):
-    others = {"login", "node", "paper"} - {layer}
-    for path in files():
-        if path.startswith(f"workflow/{layer}/"):
-            found = {
-                name for name in imported(path) for other in others if f"workflow.{other}" in name
-            }
-            assert not found, f"{path} imports {sorted(found)}"
+    package = package_of(path.removesuffix(".py").replace("/", "."))
+    allowed = {package} | OWN.get(package, set())
+    for name in filter(is_own, imported(path)):
+        module = next((m for m in SHARED | BESIDES.get(path, set()) if name == m or name.startswith(m + ".")), None)
+        assert module or package_of(name) in allowed, f"{path} imports {name}"
 
 
 def test_the_launcher_is_light():
     """Under 40 MB resident, with no heavy package; submitit is its short-lived child's."""
     code = (
-        "import sys, workflow.login.submit\n"
+        "import sys, workflow.launch.submit\n"
         "from pathlib import Path\n"
         f"print(sorted({HEAVY | {'submitit', 'snakemake', 'numpy'}!r} & sys.modules.keys()))\n"
         "status = Path('/proc/self/status').read_text()\n"
         "print(int(status.partition('VmRSS:')[2].split()[0]) // 1024)\n"
     )
-    shown = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded, megabytes = shown.stdout.splitlines()
     assert loaded == "[]"
     assert int(megabytes) < 40

@@ -69,10 +69,7 @@ def name_user() -> None:
 def check_folder() -> None:
     """End the program with one sentence unless it was started in the folder of the clone."""
     if not ROOT.samefile(Path.cwd()):
-        sys.exit(
-            f"This was started in {Path.cwd()}, but results are kept in the clone's own folder; "
-            f"first: cd {ROOT}"
-        )
+        sys.exit(f"This was started in {Path.cwd()}, but results are kept in the clone's own folder; first: cd {ROOT}")
 
 
 def _has_no_reader(descriptor: int) -> bool:

@@ -115,9 +115,7 @@ def test_options_of_forward_intermediates(key):
     model, batch = build(key).eval(), images(key)
     with torch.no_grad():
         final, maps = model.forward_intermediates(batch)
-        both = model.forward_intermediates(
-            batch, [2, 7], return_prefix_tokens=True, norm=True, output_fmt="NLC"
-        )[1]
+        both = model.forward_intermediates(batch, [2, 7], return_prefix_tokens=True, norm=True, output_fmt="NLC")[1]
         for block, (patches, prefix) in zip((2, 7), both, strict=True):
             assert patches.shape == (3, 16, 24)
             assert prefix.shape == (3, 1, 24)

@@ -25,9 +25,7 @@ def test_scores_are_those_of_the_definition():
     interpreter = build().interpreters[0]
     x = torch.randn(2, 5, 24)
     found = interpreter(x)
-    normed = (x - x.mean(-1, keepdim=True)) / (
-        x.var(-1, unbiased=False, keepdim=True) + 1e-5
-    ).sqrt()
+    normed = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
     for image in range(2):
         for patch in range(4):
             query = interpreter.query(normed[image, 0]).view(3, 8)
@@ -95,9 +93,7 @@ def test_the_curriculum_takes_turns():
     task, found = task_of(model), []
     for epoch in range(12):
         task.start_epoch(epoch, 12)
-        learning = {
-            ".".join(name.split(".")[:2]) for name, p in model.named_parameters() if p.requires_grad
-        }
+        learning = {".".join(name.split(".")[:2]) for name, p in model.named_parameters() if p.requires_grad}
         interpreters = sorted(name for name in learning if name.startswith("interpreters"))
         found.append((model.acting, interpreters, "head.weight" in learning))
     expected = []

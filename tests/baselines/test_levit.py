@@ -102,9 +102,7 @@ def test_pretrained_weights_of_another_size_are_resampled(tmp_path):
     torch.save(small.state_dict(), tmp_path / "small.pt")
     overlay = dict(file=str(tmp_path / "small.pt"), num_classes=5, input_size=(3, 192, 192))
     kwargs = {**families.FAMILIES["plain_levit"].small, "img_size": 192}
-    model = timm.create_model(
-        "plain_levit_128s", pretrained=True, pretrained_cfg_overlay=overlay, **kwargs
-    )
+    model = timm.create_model("plain_levit_128s", pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
     small.set_input_size(192)
     probe = torch.randn(2, 3, 192, 192)
     assert torch.equal(model.eval()(probe), small(probe))

@@ -119,9 +119,7 @@ def test_importance_is_the_masked_product_written_out():
         x, keys = model.blocks[layer](x), torch.ones(17, dtype=torch.bool)
         product = torch.eye(17, dtype=torch.double)
         for block, kept in zip(model.blocks[9:], above, strict=True):
-            mask = torch.zeros(17, dtype=torch.bool).index_fill(
-                0, torch.tensor([0, *(1 + p for p in kept)]), True
-            )
+            mask = torch.zeros(17, dtype=torch.bool).index_fill(0, torch.tensor([0, *(1 + p for p in kept)]), True)
             q, k, v = block.attn.project(block.norm1(x), None)
             maps = (q * block.attn.scale @ k.mT).masked_fill(~keys, -torch.inf).softmax(-1)
             product = maps * mask[:, None] @ product

@@ -34,9 +34,7 @@ def test_windows(pooling, grid):
                 expected = torch.stack(tokens).amax(dim=0)
             else:
                 weight = pool.conv.weight
-                products = [
-                    t @ weight[:, :, r, c].T for t, (r, c) in zip(tokens, cells, strict=True)
-                ]
+                products = [t @ weight[:, :, r, c].T for t, (r, c) in zip(tokens, cells, strict=True)]
                 expected = sum(products) + pool.conv.bias
             assert_close(found[:, place], expected, rtol=0, atol=1e-12)
             place += 1
@@ -83,9 +81,7 @@ def test_a_plain_deit_loads_and_names_what_starts_fresh(tmp_path, caplog):
     fresh = model.load_pretrained_dense(dense.state_dict())
     assert fresh == ["patch_pool.conv.weight", "patch_pool.conv.bias"]
     assert torch.equal(model.blocks[3].mlp.fc1.weight, dense.blocks[3].mlp.fc1.weight)
-    assert (
-        families.build("pooled_deit", pooling="max").load_pretrained_dense(dense.state_dict()) == []
-    )
+    assert families.build("pooled_deit", pooling="max").load_pretrained_dense(dense.state_dict()) == []
     torch.save(dense.state_dict(), tmp_path / "dense.pt")
     overlay = dict(file=str(tmp_path / "dense.pt"), num_classes=5, input_size=(3, 32, 32))
     timm.create_model("pooled_deit_tiny_patch16_224", pretrained=True,

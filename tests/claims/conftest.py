@@ -3,7 +3,8 @@
 import pytest
 
 from tests.claims.ledger import timer
-from workflow import records, runs
+from workflow.campaign import specs
+from workflow.storage import records
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def timed(config, root):
 def trained(config, root):
     def write(setting: str = "imagenet", **accuracies) -> None:
         for run, top1 in accuracies.items():
-            spec = runs.train_spec(config, setting, run)
+            spec = specs.train_spec(config, setting, run)
             place = config.settings[setting]["results"]
             results = {"top1": top1, "val_images": 50000}
             records.write_json(f"{place}/runs/{run}/train.json", records.make(spec, results, 0.0))

@@ -4,9 +4,10 @@ import dataclasses
 
 import pandas as pd
 
-from workflow import measurements, records
-from workflow.campaign import Config
+from workflow.campaign import benchmarks
+from workflow.campaign.config import Config
 from workflow.paper import claims
+from workflow.storage import records
 
 
 def ledger(config: Config, root: str = "results") -> pd.DataFrame:
@@ -24,8 +25,8 @@ def timer(config):
 
     def write(section: str, setting: str = "imagenet", mode: str = "paper", suspect=(), doubts=None,
               lost=(), **speeds) -> None:  # fmt: skip
-        point = measurements.throughput_point(config, setting, section) | {"mode": mode}
-        spec = measurements.throughput_spec(config, setting, section, point, weights="assumed")
+        point = benchmarks.throughput_point(config, setting, section) | {"mode": mode}
+        spec = benchmarks.throughput_spec(config, setting, section, point, weights="assumed")
         methods = []
         for model in spec["models"]:
             ratio, half = speeds.get(model["run"], (1.0, 0.0))
@@ -37,9 +38,9 @@ def timer(config):
                 method |= {"speedup": None, "speedup_interval": None}
             methods.append(method)
         results = {"device": "a GPU", "methods": methods, "suspect": list(suspect)}
-        path = measurements.throughput_path(config.settings[setting]["results"], section, point)
+        path = benchmarks.throughput_path(config.settings[setting]["results"], section, point)
         # asked for as the setting's tables do, whose weights may be trained ones
-        asked = measurements.throughput_spec(config, setting, section, point)
+        asked = benchmarks.throughput_spec(config, setting, section, point)
         records.write_json(path, records.make(asked, results, 0.0))
 
     return write

@@ -3,11 +3,11 @@
 import pytest
 
 from tests.claims.ledger import changed, ledger
-from workflow import records, runs, statements
-from workflow.campaign import CLAIMS, ConfigError
-from workflow.login import targets
+from workflow.campaign import specs, statements, targets
+from workflow.campaign.config import CLAIMS, ConfigError
 from workflow.paper import claims
 from workflow.paper.claims import CLOSE, CONFIRMED, NOT_RUN, REFUTED
+from workflow.storage import records
 
 ABOVE = {"of": "cka", "higher": "informative", "lower": "placeholder"}
 RISES = {"of": "cka", "higher": ["all", 3], "lower": ["all", 1]}
@@ -17,8 +17,8 @@ CURVES = {"all": [0.1, 0.3, 0.9], "informative": [0.2, 0.4, 0.8], "placeholder":
 @pytest.fixture
 def looked(config, root):
     def write(setting: str = "imagenet", half_widths: dict | None = None, **curves) -> None:
-        spec = runs.analysis_spec(config, setting, "cka")
-        path = runs.analysis_path(config.settings[setting]["results"], "cka")
+        spec = specs.analysis_spec(config, setting, "cka")
+        path = specs.analysis_path(config.settings[setting]["results"], "cka")
         results = {"images": 512, "curves": CURVES | curves}
         results["half_widths"] = half_widths or {name: [0.0] * 3 for name in CURVES}
         records.write_json(path, records.make(spec, results, 0.0))
@@ -91,5 +91,5 @@ def test_claims_of_epochs_find_their_snapshots(config, setting):
     """So many points has a curve over the epochs: each snapshot beside the next, and the end."""
     (one,) = [one for one in statements.every(config) if one.id == "selection_settles"]
     analysis, (_, latest), _ = one.curves
-    run = runs.analysis_spec(config, setting, analysis)["run"]
-    assert len(runs.train_spec(config, setting, run)["snapshots"]) == latest
+    run = specs.analysis_spec(config, setting, analysis)["run"]
+    assert len(specs.train_spec(config, setting, run)["snapshots"]) == latest

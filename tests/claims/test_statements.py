@@ -6,15 +6,14 @@ import dataclasses
 import pytest
 
 from tests.claims.ledger import changed, ledger
-from workflow import statements
-from workflow.campaign import CLAIMS, ConfigError
-from workflow.login import targets
+from workflow.campaign import statements, targets
+from workflow.campaign.config import CLAIMS, ConfigError
+from workflow.campaign.statements import Statement
 from workflow.paper import claims
 from workflow.paper.claims import CONFIRMED, NOT_RUN, REFUTED
 from workflow.paper.columns import Records
 from workflow.paper.evidence import Evidence, Printed
 from workflow.paper.found import exactly
-from workflow.statements import Statement
 
 
 def test_lists_make_a_row_of_each_and_names_are_the_tables(config):

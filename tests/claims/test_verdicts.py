@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 
 from tests.claims.ledger import ledger, timer
-from workflow import measurements, records, runs, statements
+from workflow.campaign import benchmarks, specs, statements
 from workflow.paper import claims
 from workflow.paper.claims import CONFIRMED, NOT_RUN, REFUTED
 from workflow.paper.evidence import SUSPECT
 from workflow.paper.found import Found, exactly, interval, quotient
+from workflow.storage import records
 
 # -- the judges ---------------------------------------------------------------------------
 
@@ -22,9 +23,7 @@ from workflow.paper.found import Found, exactly, interval, quotient
     [(57.0, 63.0, CONFIRMED), (57.0, 58.0, CONFIRMED), (50.0, 56.9, REFUTED), (63.1, 70.0, REFUTED),
      (63.0, 70.0, None), (56.9, 58.0, None), (40.0, 90.0, None)],
 )  # fmt: skip
-def test_a_printed_number_needs_the_whole_interval_within_the_tolerance_or_beyond(
-    low, high, verdict
-):
+def test_a_printed_number_needs_the_whole_interval_within_the_tolerance_or_beyond(low, high, verdict):
     assert claims.near(Found((low + high) / 2, low, high), (60.0, 60.0), 3.0) == verdict
 
 
@@ -187,7 +186,7 @@ def test_several_seeds_make_an_interval(config, trained):
     some["evo_deit_small"]["seeds"] = [0, 1]
     config = dataclasses.replace(config, runs=some)
     for run, top1 in (("evo_deit_small", 79.3), ("evo_deit_small-s1", 79.5), ("deit_small", 79.8)):
-        spec = runs.train_spec(config, "imagenet", run)
+        spec = specs.train_spec(config, "imagenet", run)
         record = records.make(spec, {"top1": top1, "val_images": 50000}, 0.0)
         records.write_json(f"results/runs/{run}/train.json", record)
     row = ledger(config).loc["accuracy_of_deit_small"]
@@ -219,9 +218,7 @@ def test_near_a_hundred_per_cent_the_interval_is_neither_empty_nor_beyond():
 def test_the_errors_of_two_speed_ups_add_as_squares_of_relative_ones():
     value, low, high = quotient((1.5, 1.5 / 1.03, 1.5 * 1.03), (1.2, 1.2 / 1.04, 1.2 * 1.04))
     away = math.hypot(math.log(1.03), math.log(1.04))
-    assert (value, low, high) == pytest.approx(
-        (1.25, 1.25 * math.exp(-away), 1.25 * math.exp(away))
-    )
+    assert (value, low, high) == pytest.approx((1.25, 1.25 * math.exp(-away), 1.25 * math.exp(away)))
     assert quotient((1.5, 1.4, 1.6), (1.0, 1.0, 1.0)) == pytest.approx((1.5, 1.4, 1.6))
 
 
@@ -254,20 +251,18 @@ def test_the_best_of_a_table_is_better_than_the_best_of_the_others(config, timed
 
 
 def memory_record(config, bytes_: int, other: int, **point) -> None:
-    point = measurements.training_cost_point(config, "imagenet") | point
-    spec = measurements.training_cost_spec(config, "imagenet", "deit_small_384", point)
+    point = benchmarks.training_cost_point(config, "imagenet") | point
+    spec = benchmarks.training_cost_spec(config, "imagenet", "deit_small_384", point)
     methods = []
     for run, gib in (("evo_deit_small_384", bytes_), ("deit_small_384", other)):
         size = {"batch_size": 128, "bytes": gib * 2**30, "out_of_memory": gib > 32}
         methods.append({"run": run, "sizes": [size]})
     results = {"device": "a GPU", "bytes_are": "counted", "methods": methods}
-    path = measurements.training_cost_path("results", "deit_small_384", point)
+    path = benchmarks.training_cost_path("results", "deit_small_384", point)
     records.write_json(path, records.make(spec, results, 0.0))
 
 
-@pytest.mark.parametrize(
-    ("evo", "dense", "verdict"), [(20, 40, CONFIRMED), (20, 30, REFUTED), (40, 50, REFUTED)]
-)
+@pytest.mark.parametrize(("evo", "dense", "verdict"), [(20, 40, CONFIRMED), (20, 30, REFUTED), (40, 50, REFUTED)])
 def test_memory_fits_for_the_one_and_not_for_the_other(config, root, evo, dense, verdict):
     memory_record(config, evo, dense)
     row = ledger(config).loc["fits_where_deit_small_does_not"]

@@ -31,9 +31,7 @@ def levit(model, image, schedule, merge=False):
         indices = [i for i, _ in blocks if i >= switches.start_block]
         selecting = indices if schedule == "layer" else indices[:1]
         here = {i: alphas.pop(0) for i, _ in blocks}
-        x, scores, found = slow_fast(
-            x, scores, blocks, selecting, switches.start_block, here, switches, levit_block
-        )
+        x, scores, found = slow_fast(x, scores, blocks, selecting, switches.start_block, here, switches, levit_block)
         events += found
         first += len(blocks)
     return x, events

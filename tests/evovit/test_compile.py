@@ -118,9 +118,7 @@ def test_both_forms_have_the_same_functions():
     for name, function in inspect.getmembers(fusible, inspect.isfunction):
         if function.__module__ == "evovit.fusible" and not name.startswith("_"):
             plain = getattr(tokens, name)
-            assert len(inspect.signature(function).parameters) == len(
-                inspect.signature(plain).parameters
-            ), name
+            assert len(inspect.signature(function).parameters) == len(inspect.signature(plain).parameters), name
 
 
 @both
@@ -131,9 +129,7 @@ def test_training(host, schedule):
     grads = []
     for forward in (model, compiled):
         average, class_token = forward(images)
-        grads.append(
-            torch.autograd.grad((average.cos() + class_token.cos()).sum(), model.parameters())
-        )
+        grads.append(torch.autograd.grad((average.cos() + class_token.cos()).sum(), model.parameters()))
     assert_close(grads[1], grads[0], rtol=1e-9, atol=1e-11)
 
 

@@ -61,9 +61,7 @@ def in_onnx_runtime(path):
 
 
 def export_to_onnx(model, images, path):
-    torch.onnx.export(
-        model, (images,), path, input_names=["images"], dynamic_axes={"images": {0: "batch"}}
-    )
+    torch.onnx.export(model, (images,), path, input_names=["images"], dynamic_axes={"images": {0: "batch"}})
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -81,9 +81,7 @@ def test_an_ensemble(host, recording):
 def test_an_ensemble_that_differs_after_the_selection(host):
     """Tokens are one tensor for all members until then, and nothing may write into it."""
     model, (parameters, buffers), images = problem(host)
-    name = next(
-        name for name in reversed(parameters) if name.endswith("fc2.weight") or ".ln2." in name
-    )
+    name = next(name for name in reversed(parameters) if name.endswith("fc2.weight") or ".ln2." in name)
     stacked = torch.stack((parameters[name], 2 * parameters[name]))
 
     def call(value):

@@ -66,9 +66,7 @@ def test_training_in_float64(name):
     assert_close(average, torch.tensor(expected["train_logits_avg"]), rtol=0, atol=1e-9)
     assert_close(class_token, torch.tensor(expected["train_logits_cls"]), rtol=0, atol=1e-9)
     loss = task(images, torch.tensor(about["train_labels"]))["loss"]
-    assert_close(
-        loss, torch.tensor(float(expected["train_loss"]), dtype=loss.dtype), rtol=1e-9, atol=0
-    )
+    assert_close(loss, torch.tensor(float(expected["train_loss"]), dtype=loss.dtype), rtol=1e-9, atol=0)
     loss.backward()
     norms = gradient_norms(model)
     theirs = dict(zip(about["shapes"], expected["grad_norms"], strict=True))

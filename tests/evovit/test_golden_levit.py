@@ -93,9 +93,7 @@ def test_loss_and_gradients_in_float64(name):
     about, expected = reference.case(name)
     model = build(about, torch.float64)
     labels = torch.tensor(about["train_labels"])
-    task = AssistedDistillationTask(
-        model, teacher=Labeller(labels), verbose=False, dtype=torch.float64
-    )
+    task = AssistedDistillationTask(model, teacher=Labeller(labels), verbose=False, dtype=torch.float64)
     training(model)
     loss = task(reference.images(about, torch.float64), labels)["loss"]
     wanted = torch.tensor(float(expected["train_loss"]), dtype=torch.float64)

@@ -26,9 +26,7 @@ images = pytest.fixture(lambda: small.images(2, 128))
     size=st.sampled_from([128, 112]),  # grids of 8, 4, 2 and of 7, 4, 2
     seed=st.integers(0, 99),
 )
-def test_equals_the_literal_method(
-    schedule, variant, subsample, start_block, keep_ratio, tradeoff, size, seed
-):
+def test_equals_the_literal_method(schedule, variant, subsample, start_block, keep_ratio, tradeoff, size, seed):
     model = small.levit(
         seed=seed, img_size=size, schedule=schedule, variant=variant, subsample=subsample,
         start_block=start_block, keep_ratio=keep_ratio, tradeoff=tradeoff,
@@ -38,9 +36,7 @@ def test_equals_the_literal_method(
         found, seen = model.forward_features(batch), evovit.trace(model, batch)
         where = dict(zip(seen.attentions, seen.positions, strict=True))
         for b in range(len(batch)):
-            expected, events = literal.levit(
-                model, batch[b : b + 1], schedule, merge=subsample == "average"
-            )
+            expected, events = literal.levit(model, batch[b : b + 1], schedule, merge=subsample == "average")
             for block, kept, event in zip(seen.blocks, seen.kept, events, strict=True):
                 assert kept[b].tolist() == where[block][event].tolist()
             assert_close(found[b], expected, rtol=1e-9, atol=1e-9)
@@ -189,9 +185,7 @@ def test_a_checkpoint_knows_its_schedule(images):
 def official():
     about, _ = reference.case("evo_levit_custom_stage_learned")
     ctor = about["ctor"]
-    model = small.levit(
-        torch.float32, variant="official", embed_dim=ctor["C"], num_heads=ctor["Nh"], num_classes=16
-    )
+    model = small.levit(torch.float32, variant="official", embed_dim=ctor["C"], num_heads=ctor["Nh"], num_classes=16)
     return model, reference.weights(about["shapes"], torch.float32)
 
 
@@ -211,9 +205,7 @@ def test_the_authors_doubled_keys_are_accepted_if_equal():
     load_official(model, twins(state))
     once, _ = official()
     load_official(once, state)
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.parameters(), once.parameters(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), once.parameters(), strict=True))
     differing = twins(state)
     differing["stage_blocks.4.m.0.m1.m.qkv.c.weight"][0, 0] += 1
     with pytest.raises(ValueError, match=r"stage_blocks\.4\.m\.0\.m1\.m\.qkv\.c\.weight differs"):

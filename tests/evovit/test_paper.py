@@ -50,9 +50,7 @@ def test_gradients_equal_the_literal_method(schedule):
 
 def test_keep_ratio_1_is_the_dense_model():
     model = small.build(keep_ratio=1)
-    dense = timm.create_model(
-        "deit_tiny_patch16_224", **small.SIZES, global_pool="avg", fc_norm=False
-    ).double()
+    dense = timm.create_model("deit_tiny_patch16_224", **small.SIZES, global_pool="avg", fc_norm=False).double()
     own = model.state_dict()
     dense.load_state_dict({key: own[key] for key in dense.state_dict()})
     images = small.images()

@@ -142,6 +142,4 @@ def test_what_can_not_be_distilled_is_refused():
     with pytest.raises(ValueError, match="no heads to distil"):
         AssistedDistillationTask(small.build(), teacher=small.build(), verbose=False)
     with pytest.raises(ValueError, match="distill_weight=2"):
-        AssistedDistillationTask(
-            small.levit(), teacher=small.levit(), distill_weight=2, verbose=False
-        )
+        AssistedDistillationTask(small.levit(), teacher=small.levit(), distill_weight=2, verbose=False)

@@ -125,9 +125,7 @@ def test_the_backward_pass_keeps_low_precision_keys_as_they_are():
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             scores = row(*ends, 0.5)
         whole = [one for one in kept if one.numel() == keys.numel()]
-        assert {one.dtype for one in whole} == {
-            torch.bfloat16 if row is tokens.class_attention else torch.float32
-        }
+        assert {one.dtype for one in whole} == {torch.bfloat16 if row is tokens.class_attention else torch.float32}
         found.append(torch.autograd.grad(scores.square().sum(), ends))
     for one, other in zip(*found, strict=True):
         assert_close(one, other, rtol=0.02, atol=1e-4)  # each rounds to bf16

@@ -55,9 +55,7 @@ def test_weights_go_through_files(host, kind, tmp_path):
     else:
         state, model = trained.half().state_dict(), model.half()
     model.load_state_dict(state)
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.parameters(), trained.parameters(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), trained.parameters(), strict=True))
 
 
 @every_host
@@ -82,9 +80,7 @@ def test_weights_that_say_no_schedule_are_reported(caplog):
     small.build(schedule="layer").load_state_dict(state)
     assert "schedule='layer', which could not be checked" in caplog.text
     caplog.clear()
-    small.build().load_state_dict(
-        timm.create_model("deit_tiny_patch16_224", **small.SIZES).state_dict()
-    )
+    small.build().load_state_dict(timm.create_model("deit_tiny_patch16_224", **small.SIZES).state_dict())
     assert not caplog.text  # a plain model has none
 
 

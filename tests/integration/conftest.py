@@ -11,16 +11,17 @@ from tests.conftest import copy_project
 from tests.integration.pages import CHROMIUM, DEMO, DRIVER, LEVITS, PATIENCE_S, RUNS
 from tests.integration.project import environment, snakemake
 from tests.mirror.conftest import write_epochs
-from workflow import measurements, records, runs
-from workflow.campaign import Config
+from workflow.campaign import benchmarks, specs
+from workflow.campaign.config import Config
+from workflow.storage import records
 
 EPOCHS = 12
 
 
 def train(config: Config, root: Path, run: str, top1: float) -> None:
-    spec = runs.train_spec(config, "demo", run)
+    spec = specs.train_spec(config, "demo", run)
     attempt = root / DEMO / "runs" / run / "attempts" / "1"
-    runs.write_spec(attempt / "spec.json", spec)
+    specs.write_spec(attempt / "spec.json", spec)
     write_epochs(attempt, 1, EPOCHS)
     results = {"top1": top1, "epochs": EPOCHS, "val_images": 599, "train_s": 48.0}
     record = records.make(spec, results, time.time() - 200, device="a processor")
@@ -29,8 +30,8 @@ def train(config: Config, root: Path, run: str, top1: float) -> None:
 
 
 def measure(config: Config, root: Path, section: str) -> None:
-    point = measurements.throughput_point(config, "demo", section)
-    spec = measurements.throughput_spec(config, "demo", section, point)
+    point = benchmarks.throughput_point(config, "demo", section)
+    spec = benchmarks.throughput_spec(config, "demo", section, point)
     methods = []
     for place, model in enumerate(spec["models"]):
         ratio = 1 + place / 10
@@ -41,9 +42,9 @@ def measure(config: Config, root: Path, section: str) -> None:
         method |= {"ceilings": {"macs": 1.5, "roofline": 1.6}, "weights": "random"}
         methods.append(method | {"profile": model.get("profile"), "out_of_memory": False})
     results = {"device": "a processor", "methods": methods, "suspect": []}
-    path = root / measurements.throughput_path(DEMO, section, point)
+    path = root / benchmarks.throughput_path(DEMO, section, point)
     records.write_json(path, records.make(spec, results, 0.0))
-    runs.write_spec(path.with_suffix("") / "spec.json", spec)
+    specs.write_spec(path.with_suffix("") / "spec.json", spec)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.project import command, edit, environment, snakemake
-from workflow import records
+from workflow.storage import records
 
 pytestmark = pytest.mark.integration
 RUN = "results/demo/runs/deit_tiny"
@@ -122,6 +122,4 @@ def test_resumed_under_other_code_it_is_refused_or_flagged(clone):
     with open(clone / TABLE, newline="") as stream:
         (row,) = [row for row in csv.DictReader(stream) if row["run"] == "deit_tiny"]
     assert "deit_tiny was made by several versions of the code: from epoch 1 on" in row["flags"]
-    assert (
-        "deit_tiny was made by several versions" in (clone / TABLE).with_suffix(".md").read_text()
-    )
+    assert "deit_tiny was made by several versions" in (clone / TABLE).with_suffix(".md").read_text()

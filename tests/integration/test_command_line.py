@@ -9,9 +9,9 @@ import pytest
 
 from tests.conftest import copy_project
 from tests.integration.project import command, edit, environment, snakemake
-from workflow import records, runs
-from workflow.campaign import Config
-from workflow.login import targets
+from workflow.campaign import specs, targets
+from workflow.campaign.config import Config
+from workflow.storage import records
 
 pytestmark = pytest.mark.integration
 TABLE, DATA = "results/demo/table1.csv", "results/demo/data.json"
@@ -26,7 +26,7 @@ def made(tmp_path_factory) -> Path:
     copy_project(root)
     needed = targets.needed(Config.load(), TABLE)
     for path, spec in needed.items():
-        runs.write_spec(root / targets.job_folder(path) / "spec.json", spec)
+        specs.write_spec(root / targets.job_folder(path) / "spec.json", spec)
     for path, spec in needed.items():
         records.write_json(root / path, records.make(spec, {}, time.time()))
     for end in ("csv", "md", "html"):
@@ -105,9 +105,7 @@ def test_a_refusal_is_one_sentence_before_any_job(made, arguments, said):
     assert said in sentence
 
 
-@pytest.mark.parametrize(
-    "use", ["module evo:\n    snakefile: {!r}\n\nuse rule * from evo\n", "include: {!r}\n"]
-)
+@pytest.mark.parametrize("use", ["module evo:\n    snakefile: {!r}\n\nuse rule * from evo\n", "include: {!r}\n"])
 def test_use_by_another_workflow_is_refused(made, tmp_path, use):
     (tmp_path / "Snakefile").write_text(use.format(str(made / "Snakefile")))
     said = snakemake(tmp_path, "-n", code=1)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.conftest import copy_project
 from tests.integration.project import edit, snakemake
-from workflow import records
+from workflow.storage import records
 
 pytestmark = pytest.mark.integration
 DEMO = ("--profile", "demo")

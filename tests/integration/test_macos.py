@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.integration.project import command, edit, environment
-from workflow import measurements, records
-from workflow.campaign import FILES, Config
+from workflow.campaign import benchmarks
+from workflow.campaign.config import FILES, Config
+from workflow.storage import records
 
 ROOT = Path(__file__).parent.parent.parent
 HOOK = ROOT / "tests/workflow/like_macos"
@@ -31,8 +32,8 @@ def test_the_demos_jobs_run(tree):
     edit(tree, "settings", lambda c: c["demo"]["recipe"].update(epochs=1, warmup_epochs=0))
     edit(tree, "settings", lambda c: c["demo"]["data"].update(workers=1))
     config = Config.load({name: tree / path.relative_to(ROOT) for name, path in FILES.items()})
-    point = measurements.throughput_point(config, "demo", "deit_tiny")
-    throughput = measurements.throughput_path("results/demo", "deit_tiny", point)
+    point = benchmarks.throughput_point(config, "demo", "deit_tiny")
+    throughput = benchmarks.throughput_path("results/demo", "deit_tiny", point)
     training = "results/demo/runs/deit_tiny/train.json"
     here = environment(tree)
     here["PYTHONPATH"] = f"{HOOK}:{here['PYTHONPATH']}"

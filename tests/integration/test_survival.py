@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.integration.project import command, edit, environment, snakemake
-from workflow import journal, records
-from workflow.login import executors
+from workflow.launch import executors
+from workflow.storage import journal, records
 
 pytestmark = pytest.mark.integration
 RECORD = "results/demo/runs/evo_deit_tiny/train.json"

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.integration.project import command, edit, environment, snakemake
-from workflow import records
+from workflow.storage import records
 
 pytestmark = pytest.mark.integration
 RUNS = ("deit_tiny", "ps_deit_tiny", "dynamic_deit_tiny", "svite_deit_tiny", "ia_red2_deit_tiny",
@@ -77,9 +77,7 @@ def test_3_every_run_and_the_table_are_in_mlflow(tree):
     client = mlflow.MlflowClient(f"sqlite:///{tree}/mlflow.db")
     experiment = client.get_experiment_by_name("demo")
     found = client.search_runs([experiment.experiment_id])
-    by_kind = {
-        kind: [r for r in found if r.data.tags["kind"] == kind] for kind in ("train", "table")
-    }
+    by_kind = {kind: [r for r in found if r.data.tags["kind"] == kind] for kind in ("train", "table")}
     assert {run.info.run_name for run in by_kind["train"]} == set(RUNS)
     assert [run.info.run_name for run in by_kind["table"]] == ["table1"]
     for run in by_kind["train"]:

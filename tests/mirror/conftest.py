@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from workflow import records, runs
-from workflow.journal import Journal
-from workflow.login import tracking
+from workflow.campaign import specs
+from workflow.storage import records
+from workflow.storage.journal import Journal
+from workflow.tracking import sync
 
 REPO = Path(__file__).parent.parent.parent
 PATIENCE_S = 300  # MLflow imports for minutes where much else runs
-COMMAND = [sys.executable, "-m", "workflow.login.tracking", "--root"]
+COMMAND = [sys.executable, "-m", "workflow.tracking.sync", "--root"]
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +24,7 @@ def database(tmp_path_factory) -> Path:
     """A root whose database is made once: MLflow takes 5 s for it. A group may write it."""
     root = tmp_path_factory.mktemp("made")
     before = os.umask(0o002)
-    assert tracking.Mirror(root, f"sqlite:///{root}/mlflow.db").catch_up()
+    assert sync.Mirror(root, f"sqlite:///{root}/mlflow.db").catch_up()
     os.umask(before)
     return root / "mlflow.db"
 
@@ -43,7 +44,7 @@ def said() -> list[str]:
 @pytest.fixture
 def mirror(root, said):
     """A function that makes a mirror as a fresh process would have it."""
-    return lambda: tracking.Mirror(root, tracking.tracking_uri(root), said.append)
+    return lambda: sync.Mirror(root, sync.tracking_uri(root), said.append)
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def attempt(root, config):
 
     def make(run: str, number: int = 1) -> Path:
         folder = root / "results/demo/runs" / run / "attempts" / str(number)
-        runs.write_spec(folder / "spec.json", runs.train_spec(config, "demo", run))
+        specs.write_spec(folder / "spec.json", specs.train_spec(config, "demo", run))
         return folder
 
     return make
@@ -81,7 +82,7 @@ def shown(root: Path) -> dict:
     """(run name, attempt) -> (MLflow's run, {(metric, step): values}); each may stand once only."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking.tracking_uri(root))
+    client = MlflowClient(sync.tracking_uri(root))
     experiment = client.get_experiment_by_name("demo").experiment_id
     found = {}
     for run in client.search_runs([experiment]):

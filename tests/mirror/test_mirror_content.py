@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from workflow import records, runs
-from workflow.journal import Journal
-from workflow.login import mirror_note
-from workflow.login.mirror_note import NOTE
-from workflow.login.mirror_sources import Results
+from workflow.campaign import specs
+from workflow.storage import records
+from workflow.storage.journal import Journal
+from workflow.tracking import run_page
+from workflow.tracking.run_page import NOTE
+from workflow.tracking.sources import Results
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def described(tmp_path, config):
 
     def describe(folder: str, spec: dict, results: dict, *events: dict):
         attempt = tmp_path / "results/demo/runs" / folder / "attempts" / "1"
-        runs.write_spec(attempt / "spec.json", spec)
+        specs.write_spec(attempt / "spec.json", spec)
         journal = Journal(attempt / "journal.jsonl")
         for event in events:
             journal.write(**event)
@@ -31,7 +32,7 @@ def described(tmp_path, config):
 
 
 def test_a_search_shows_patches_and_error_of_each_layer(described, config):
-    spec = runs.search_spec(config, "demo", "ps_deit_tiny")
+    spec = specs.search_spec(config, "demo", "ps_deit_tiny")
     events = [
         {"event": "layer", "layer": layer, "layers": 3, "metrics": {"patches": n, "error": e}}
         for layer, n, e in ((2, 4, 0.25), (1, 9, 0.125))
@@ -55,7 +56,7 @@ def test_a_search_shows_patches_and_error_of_each_layer(described, config):
 
 def test_an_evaluation_is_a_run_of_its_name(described, config):
     checkpoint = {"file": "deit.pth", "sha256": "0" * 64}
-    spec = runs.evaluate_spec(config, "demo", "deit_tiny", checkpoint)
+    spec = specs.evaluate_spec(config, "demo", "deit_tiny", checkpoint)
     content = described("deit_tiny", spec, {"top1": 72.25, "top5": 91.0, "val_loss": 1.5})
     assert content.name == "deit_tiny"
     assert content.tags["kind"] == "evaluate"
@@ -65,7 +66,7 @@ def test_an_evaluation_is_a_run_of_its_name(described, config):
 
 
 def test_a_runs_page_says_what_how_where_how_long_and_how_to_make_it_again(described, config):
-    spec = runs.train_spec(config, "demo", "dynamic_deit_tiny")
+    spec = specs.train_spec(config, "demo", "dynamic_deit_tiny")
     note = described("dynamic_deit_tiny", spec, {"top1": 95.5, "val_images": 599}).tags[NOTE]
     for said in (
         "**Training** in the setting `demo`",
@@ -83,7 +84,7 @@ def test_the_command_names_the_record_of_every_kind_of_job(config):
         ("search", "results/runs/a/search", "results/runs/a/search.json"),
         ("throughput", "results/throughput/a/cpu-x.5", "results/throughput/a/cpu-x.5.json"),
     ):
-        command = mirror_note.command(config, {"kind": kind}, "imagenet", Path(folder))
+        command = run_page.command(config, {"kind": kind}, "imagenet", Path(folder))
         assert command == f"snakemake {record} --profile slurm --forcerun {record}"
 
 
@@ -110,7 +111,7 @@ def test_figures_and_claims_are_shown_beside_tables(tmp_path, config):
 
 def test_a_run_without_a_record_shows_the_code_of_its_last_start(tmp_path, config):
     attempt = tmp_path / "results/demo/runs/deit_tiny/attempts/1"
-    runs.write_spec(attempt / "spec.json", runs.train_spec(config, "demo", "deit_tiny"))
+    specs.write_spec(attempt / "spec.json", specs.train_spec(config, "demo", "deit_tiny"))
     log = Journal(attempt / "journal.jsonl")
     known = {"commit": "a" * 40, "dirty": False, "reason": None}
     unknown = {"commit": None, "dirty": None, "reason": "git is not installed where it ran"}

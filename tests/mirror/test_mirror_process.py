@@ -11,13 +11,14 @@ from types import SimpleNamespace
 import pytest
 
 from tests.mirror.conftest import COMMAND, PATIENCE_S, REPO, expected, finish, shown, write_epochs
-from workflow import locks, records
-from workflow.login import following, mirror_process, tracking
-from workflow.login.mirror_sources import Results
+from workflow.launch import following
+from workflow.storage import locks, records
+from workflow.tracking import process, sync
+from workflow.tracking.sources import Results
 
 
 def test_a_second_mirror_ends_at_once(root):
-    with locks.exclusive(tracking.lock_path(root, tracking.tracking_uri(root))):
+    with locks.exclusive(sync.lock_path(root, sync.tracking_uri(root))):
         command = [*COMMAND, str(root), "--once"]
         ended = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
     assert ended.returncode == 0
@@ -27,20 +28,20 @@ def test_a_second_mirror_ends_at_once(root):
 def test_snakemakes_mirror_ends_with_a_last_pass(root, attempt, capsys):
     folder = attempt("deit_tiny")
     write_epochs(folder, 1, 2)
-    mirror = tracking.start_mirror(root)
+    mirror = sync.start_mirror(root)
     write_epochs(folder, 3, 3)
-    tracking.finish_mirror(mirror, root, PATIENCE_S)
+    sync.finish_mirror(mirror, root, PATIENCE_S)
     assert "`mlflow ui` shows every run" in capsys.readouterr().err
     assert shown(root)["deit_tiny", "1"][1] == expected(folder)
 
 
 def test_a_killed_mirror_is_made_good_for_at_the_end(root, attempt, capsys):
     folder = attempt("deit_tiny")
-    mirror = tracking.start_mirror(root)
+    mirror = sync.start_mirror(root)
     mirror.kill()
     mirror.wait()
     write_epochs(folder, 1, 2)
-    tracking.finish_mirror(mirror, root, PATIENCE_S)
+    sync.finish_mirror(mirror, root, PATIENCE_S)
     said = capsys.readouterr().err
     assert "had ended too early" in said
     assert "`mlflow ui` shows every run" in said
@@ -66,7 +67,7 @@ class Ended:
 
 
 def test_a_last_pass_that_failed_is_said(root, capsys):
-    tracking.finish_mirror(Ended(1), root)
+    sync.finish_mirror(Ended(1), root)
     said = capsys.readouterr().err
     assert "Not everything is in MLflow yet" in said
     assert "tracking --once` catches up" in said
@@ -78,7 +79,7 @@ def test_it_goes_on_while_a_job_does(root, attempt, capsys):
     records.write_json(folder / "job.json", {"launcher": "local", "host": "x", "job_id": "7"})
     mirror = Ended(0)
     with locks.exclusive(folder / "rank0.lock"):
-        tracking.finish_mirror(mirror, root)
+        sync.finish_mirror(mirror, root)
     assert "Jobs go on" in capsys.readouterr().err
     assert not mirror.asked
 
@@ -110,9 +111,9 @@ def test_a_job_that_is_just_being_requeued_is_waited_for(root, attempt, monkeypa
         return f"7|{states[len(passes) - 1]}|None|node1|N/A", ""
 
     mirror.results.queue.ask = ask
-    assert tracking.follow(mirror, mirror_process.Followed(None), stop)
+    assert sync.follow(mirror, process.Followed(None), stop)
     grace_s = following.GRACE_S["slurm"]
-    assert len(passes) - 7 >= grace_s / tracking.POLL_S
+    assert len(passes) - 7 >= grace_s / sync.POLL_S
     assert stop.waited < 2 * grace_s + 40
 
 
@@ -129,22 +130,22 @@ def test_old_jobs_cost_one_question_together(root, attempt):
 
 def test_a_refused_follower_waits_for_its_turn(root, attempt, monkeypatch):
     """What holds the lock may be ending, or be `--once`, or be killed: somebody must go on."""
-    lock = tracking.lock_path(root, tracking.tracking_uri(root))
-    us, taken = mirror_process.Followed(os.getpid()), []
+    lock = sync.lock_path(root, sync.tracking_uri(root))
+    us, taken = process.Followed(os.getpid()), []
     stop, held = SimpleNamespace(asked=False), ExitStack()
     held.enter_context(locks.exclusive(lock))
     stop.wait = lambda seconds: (taken.append("waited"), held.close())
-    with mirror_process.turn(lock, us, stop):
+    with process.turn(lock, us, stop):
         taken.append("ours")
     assert taken == ["waited", "ours"]
-    once = mirror_process.turn(lock, mirror_process.Followed(None), stop)
+    once = process.turn(lock, process.Followed(None), stop)
     with locks.exclusive(lock), pytest.raises(locks.Held), once:
         pass
 
 
 def test_a_reused_process_id_is_another_process():
     other = subprocess.Popen(["sleep", "60"])
-    followed = mirror_process.Followed(other.pid)
+    followed = process.Followed(other.pid)
     assert followed.lives()
     other.kill()
     other.wait()
@@ -158,7 +159,7 @@ def test_killed_at_random_points_it_loses_and_doubles_nothing(root, attempt):
     names = ("deit_tiny", "evo_deit_tiny", "dynamic_deit_tiny", "deit_small")
     folders = [attempt(run) for run in names]
     chance = random.Random(3)
-    hasty = "from workflow.login import tracking as t; t.POLL_S = 0.01; t.main()"
+    hasty = "from workflow.tracking import sync as t; t.POLL_S = 0.01; t.main()"
     command = [sys.executable, "-c", hasty, "--root", str(root), "--follow"]
     for kill in range(4):
         untouched = (root / "mlflow.db").stat().st_mtime_ns

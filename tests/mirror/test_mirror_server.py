@@ -12,7 +12,7 @@ import urllib.request
 import pytest
 
 from tests.mirror.conftest import COMMAND, PATIENCE_S, REPO, expected, finish, shown, write_epochs
-from workflow.login import tracking
+from workflow.tracking import sync
 
 LIVE_S = 30
 
@@ -44,10 +44,10 @@ def test_a_server_that_accepts_and_never_answers_delays_nothing(root, attempt, m
         silent.listen()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         write_epochs(attempt("deit_tiny"), 1, 3)
-        mirror = tracking.start_mirror(root)
+        mirror = sync.start_mirror(root)
         try:
             started = time.monotonic()
-            tracking.finish_mirror(mirror, root)
+            sync.finish_mirror(mirror, root)
             assert time.monotonic() - started < 2
             assert "still works, and ends by itself" in capsys.readouterr().err
         finally:

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from tests.mirror.conftest import finish, shown, write_epochs
-from workflow import runs
-from workflow.login import mirror_artifacts, tracking
+from workflow.campaign import specs
+from workflow.tracking import artifact_store, sync
 
 pytestmark = pytest.mark.integration  # minutes, all in all
 
 
 def catch_up(root: Path, uri: str | None = None) -> None:
     said = []
-    mirror = tracking.Mirror(root, uri or tracking.tracking_uri(root), said.append)
+    mirror = sync.Mirror(root, uri or sync.tracking_uri(root), said.append)
     assert mirror.catch_up(), said
 
 
@@ -28,14 +28,14 @@ def artifacts(root: Path, run: str, attempt: str = "1", uri: str | None = None) 
 def stored_paths(database: Path) -> set[str]:
     with closing(sqlite3.connect(database)) as connection:
         rows = [connection.execute(f"SELECT {column} FROM {table}").fetchall()
-                for table, column in mirror_artifacts.PATHS]  # fmt: skip
+                for table, column in artifact_store.PATHS]  # fmt: skip
         files = connection.execute("SELECT value FROM tags WHERE key = 'file'").fetchall()
     return {value for (value,) in sum(rows, files)}
 
 
 def add_run(config, root: Path, run: str) -> None:
     folder = root / "results/demo/runs" / run / "attempts/1"
-    runs.write_spec(folder / "spec.json", runs.train_spec(config, "demo", run))
+    specs.write_spec(folder / "spec.json", specs.train_spec(config, "demo", run))
     write_epochs(folder, 1, 2)
     finish(folder)
 
@@ -70,9 +70,7 @@ def test_a_clone_keeps_its_artifacts_where_it_is_now(clone, config, way):
     assert clone.exists() == (way == "copied")
 
 
-def test_two_clones_that_share_a_database_write_each_into_its_own_folder(
-    clone, config, monkeypatch
-):
+def test_two_clones_that_share_a_database_write_each_into_its_own_folder(clone, config, monkeypatch):
     uri = f"sqlite:///{clone.parent}/shared.db"
     shutil.move(clone / "mlflow.db", clone.parent / "shared.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -99,7 +97,7 @@ def test_a_moved_clone_whose_database_lies_elsewhere(clone, monkeypatch):
 
 
 def test_a_bucket_that_somebody_chose_stays(clone):
-    assert mirror_artifacts.clone_of("s3://bucket/mlruns/demo", "demo") is None
-    assert mirror_artifacts.clone_of("/elsewhere/demo", "demo") is None
-    assert mirror_artifacts.clone_of("file:///a%20b/mlruns/demo", "demo") == Path("/a b")
-    assert mirror_artifacts.clone_of("/a b/mlruns/demo", "demo") == Path("/a b")
+    assert artifact_store.clone_of("s3://bucket/mlruns/demo", "demo") is None
+    assert artifact_store.clone_of("/elsewhere/demo", "demo") is None
+    assert artifact_store.clone_of("file:///a%20b/mlruns/demo", "demo") == Path("/a b")
+    assert artifact_store.clone_of("/a b/mlruns/demo", "demo") == Path("/a b")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.mirror.conftest import expected, finish, shown, write_epochs, write_record
-from workflow import locks, measurements, records, runs
+from workflow.campaign import benchmarks, specs
+from workflow.storage import locks, records
 
 
 def test_every_point_of_the_journal_stands_once(root, mirror, attempt, config):
@@ -24,7 +25,7 @@ def test_every_point_of_the_journal_stands_once(root, mirror, attempt, config):
     assert points == expected(folder)
     assert run.data.tags["done_twice"] == "3,5"  # of these the record counts the second
     assert run.info.status == "RUNNING"
-    wanted = runs.train_spec(config, "demo", "evo_deit_tiny")
+    wanted = specs.train_spec(config, "demo", "evo_deit_tiny")
     assert run.data.params["recipe.epochs"] == str(wanted["recipe"]["epochs"])
     assert run.data.params["model.name"] == wanted["model"]["name"]
     tags = {"kind": "train", "method": "Evo-ViT", "backbone": "DeiT-T", "table": "1,3", "seed": "0"}
@@ -55,11 +56,9 @@ def test_a_finished_run_has_its_numbers_and_files_and_is_left_alone(root, mirror
 
 def test_a_measurement_shows_each_model(root, mirror, config):
     point = {"device": "cpu", "mode": "fused", "precision": "fp32", "batch_size": 32}
-    spec = measurements.throughput_spec(
-        config, "demo", "deit_tiny", {**point, "threads": 2, "rounds": 5}
-    )
+    spec = benchmarks.throughput_spec(config, "demo", "deit_tiny", {**point, "threads": 2, "rounds": 5})
     folder = root / "results/demo/throughput/deit_tiny/cpu-fused-fp32-b32/attempts/1"
-    runs.write_spec(folder / "spec.json", spec)
+    specs.write_spec(folder / "spec.json", spec)
     method = {"images_per_s": 20.0, "speedup": 1.5, "macs_g": 0.7, "params_m": 5.9}
     method |= {"out_of_memory": False}
     write_record(folder, {"methods": [{"run": "evo_deit_tiny", **method}]})
@@ -178,9 +177,7 @@ def test_a_run_that_was_made_after_all_gives_way(root, mirror, attempt):
     assert mine.catch_up()
     run, points = shown(root)["deit_tiny", "1"]
     start, tags = run.info.start_time, run.data.tags
-    mine.client.create_run(
-        run.info.experiment_id, start_time=start, tags=tags, run_name="deit_tiny"
-    )
+    mine.client.create_run(run.info.experiment_id, start_time=start, tags=tags, run_name="deit_tiny")
     write_epochs(folder, 3, 3)
     assert mirror().catch_up()
     write_epochs(folder, 4, 4)

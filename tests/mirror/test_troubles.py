@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.mirror.conftest import COMMAND, REPO, expected, finish, shown, write_epochs
-from workflow.login import mirror_process, mirror_troubles, tracking, ui
+from workflow.tracking import process, sync, troubles, ui
 
 pytestmark = pytest.mark.integration  # minutes, all in all
 
@@ -72,23 +72,21 @@ def test_a_database_of_another_mlflow_names_both_remedies(root, mirror, attempt,
 )
 def test_each_kind_of_trouble_has_its_remedy(reason, remedy):
     path = Path("/there/mlflow.db")
-    text = mirror_troubles.remedy(reason, f"sqlite:///{path}", path)
+    text = troubles.remedy(reason, f"sqlite:///{path}", path)
     assert remedy in text
     assert bool(text) == bool(remedy)
 
 
 def test_an_unusable_database_opens_no_ui(root, monkeypatch):
     """MLflow's UI would add its traceback to our sentence."""
-    ended = subprocess.CompletedProcess([], mirror_process.UNUSABLE)
+    ended = subprocess.CompletedProcess([], process.UNUSABLE)
     monkeypatch.setattr(ui.subprocess, "run", lambda *command, **options: ended)
     monkeypatch.setattr(ui.os, "execv", lambda *arguments: pytest.fail("it was opened"))
     with pytest.raises(SystemExit):
         ui.main(root)
 
 
-def test_an_experiment_deleted_in_the_ui_loses_nothing_once_it_is_restored(
-    root, mirror, attempt, said
-):
+def test_an_experiment_deleted_in_the_ui_loses_nothing_once_it_is_restored(root, mirror, attempt, said):
     folder = attempt("deit_tiny")
     write_epochs(folder, 1, 2)
     table = root / "results/cifar10/table1.csv"
@@ -134,7 +132,7 @@ def test_a_run_restored_after_it_was_deleted_gets_the_rest(root, mirror, attempt
 
 
 def test_the_end_of_snakemake_says_why_not_everything_is_there(root, capsys):
-    log = root / mirror_process.LOG
+    log = root / process.LOG
     log.parent.mkdir(parents=True)
     log.write_text("older\nMLflow can't be written: disk is full\nNot everything is mirrored.\n")
 
@@ -150,7 +148,7 @@ def test_the_end_of_snakemake_says_why_not_everything_is_there(root, capsys):
         def wait(self, seconds):
             return 1
 
-    tracking.finish_mirror(Ended(), root)
+    sync.finish_mirror(Ended(), root)
     assert "  MLflow can't be written: disk is full\n" in capsys.readouterr().err
 
 

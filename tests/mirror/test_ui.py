@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from workflow.login import ui
+from workflow.tracking import ui
 
 
 @pytest.fixture

@@ -160,9 +160,7 @@ def test_averaged_masks_are_refused_by_name(case):
     with pytest.raises(ValueError, match=rf"mask {mask} holds values beside 0 and 1"):
         copy.deepcopy(model).load_state_dict(weights)
     with pytest.raises(ValueError, match=rf"mask model.{mask} holds"):
-        torch.nn.ModuleDict({"model": model}).load_state_dict(
-            {f"model.{key}": value for key, value in weights.items()}
-        )
+        torch.nn.ModuleDict({"model": model}).load_state_dict({f"model.{key}": value for key, value in weights.items()})
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import baselines  # noqa: F401 (registers its models)
 import evovit  # noqa: F401
-from workflow.campaign import Config
+from workflow.campaign.config import Config
 
 WIDTH = {"tiny": 192, "small": 384, "base": 768}
 
@@ -199,9 +199,7 @@ def test_dynamicvit(size):
     assert counted(build(f"dynamic_deit_{size}_patch16_224")) == dynamic(196, width, once=True)
 
 
-@pytest.mark.parametrize(
-    ("size", "heads", "neurons"), [("tiny", 2, 538), ("small", 4, 922), ("base", 8, 1843)]
-)
+@pytest.mark.parametrize(("size", "heads", "neurons"), [("tiny", 2, 538), ("small", 4, 922), ("base", 8, 1843)])
 def test_svite_as_deployed(size, heads, neurons):
     model = timm.create_model(f"svite_deit_{size}_patch16_224").eval().deployed()
     for layer in model.blocks:
@@ -237,9 +235,7 @@ def test_ps_vit_at_its_assumed_profile(size, rates):
 
 @pytest.mark.parametrize("pooling", ["average", "max", "conv"])
 def test_pooled_deit(pooling):
-    assert counted(build("pooled_deit_tiny_patch16_224", pooling=pooling)) == pooled(
-        192, pooling == "conv"
-    )
+    assert counted(build("pooled_deit_tiny_patch16_224", pooling=pooling)) == pooled(192, pooling == "conv")
 
 
 @pytest.mark.parametrize(

@@ -220,9 +220,7 @@ def test_fine_tuning_by_timms_own_path(key, num_classes, tmp_path):
     torch.save(source.state_dict(), tmp_path / "weights.pth")
     overlay = dict(file=str(tmp_path / "weights.pth"))
     sizes = {**FAMILIES[key].small, "num_classes": num_classes}
-    tuned = timm.create_model(
-        FAMILIES[key].example, pretrained=True, pretrained_cfg_overlay=overlay, **sizes
-    )
+    tuned = timm.create_model(FAMILIES[key].example, pretrained=True, pretrained_cfg_overlay=overlay, **sizes)
     batch = images(key)
     assert_close(tuned.eval().forward_features(batch), source.forward_features(batch))
     expected = num_classes or FAMILIES[key].width
@@ -289,9 +287,7 @@ def test_init_weights_after_to_empty(form):
 def test_weights_loaded_after_to_empty(form):
     key, options = FORMS[form]
     source = make(form).eval()
-    model = timm.create_model(
-        FAMILIES[key].example, **{**FAMILIES[key].small, **options}, device="meta"
-    )
+    model = timm.create_model(FAMILIES[key].example, **{**FAMILIES[key].small, **options}, device="meta")
     model.to_empty(device="cpu").eval()
     model.load_state_dict(source.state_dict())
     reinit_non_persistent_buffers(model)
@@ -308,9 +304,7 @@ def test_fx_and_torchscript_are_refused_with_a_sentence(key):
     if key == "plain_deit":
         assert_close(torch.jit.script(model)(images(key)), model(images(key)))
     else:
-        with pytest.raises(
-            NotImplementedError, match=r"(TorchScript|script) can't .*torch\.export"
-        ):
+        with pytest.raises(NotImplementedError, match=r"(TorchScript|script) can't .*torch\.export"):
             torch.jit.script(nn.Sequential(model))
 
 
@@ -342,9 +336,7 @@ def test_forward_intermediates(form):
     chosen = model.forward_intermediates(batch, indices=[0, -1], intermediates_only=True)
     assert_close(chosen, [maps[0], maps[-1]])
     for index in {0, count // 2, count - 2}:
-        stopped = model.forward_intermediates(
-            batch, indices=[index], stop_early=True, intermediates_only=True
-        )
+        stopped = model.forward_intermediates(batch, indices=[index], stop_early=True, intermediates_only=True)
         assert_close(stopped[0], maps[index])
     with pytest.raises((AssertionError, ValueError)):
         model.forward_intermediates(batch, output_fmt="NHWC")
@@ -362,9 +354,7 @@ def test_intermediates_in_other_forms(form):
     for (patches, prefix), feature in zip(pairs, maps, strict=True):
         assert_close(patches, feature.flatten(2).mT)
         assert prefix.shape == (2, 1, 24)
-    result = model.forward_intermediates(
-        batch, norm=True, output_dict=True, return_prefix_tokens=True
-    )
+    result = model.forward_intermediates(batch, norm=True, output_dict=True, return_prefix_tokens=True)
     assert_close(result["image_intermediates"], maps)
     assert_close(result["image_intermediates_prefix"], [prefix for _, prefix in pairs])
     assert_close(result["image_features"], final)

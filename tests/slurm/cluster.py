@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from tests.slurm import accounting as accounting_daemons
-from workflow.login import executors
+from workflow.launch import executors
 
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "squeue")
 SBIN = "/usr/sbin:/sbin"

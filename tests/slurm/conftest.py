@@ -13,9 +13,9 @@ import pytest
 
 from tests.slurm import cluster as clusters
 from tests.slurm.cluster import PATIENCE_S
-from workflow import journal, records, runs
-from workflow.login import attempts
-from workflow.node import train
+from workflow.campaign import specs
+from workflow.storage import attempts, journal, records
+from workflow.train import train
 
 EPOCHS, PACE_S = 20, 0.5  # of the trainings here, which take 10 s at least
 NOTICE_S = 90  # within which a launcher must see that its job died
@@ -55,14 +55,14 @@ class Training:
         self.resources = {"launcher": "slurm", "runtime": 10, "cpus_per_task": 1, "mem_mb": 3000}
         self.resources |= {"checkpoint_minutes": 15, "signal_delay_s": 10, **resources}
         self.job_folder = folder / "results/demo/runs/deit_tiny"
-        runs.write_spec(self.job_folder / "spec.json", spec)
+        specs.write_spec(self.job_folder / "spec.json", spec)
         self.spec = spec
         self.output, self.log = folder / "train.json", folder / "train.log"
         self.grows = folder / "grows"  # once it exists, the training takes 1 GB more
         self.launcher: subprocess.Popen | None = None
 
     def launch(self) -> subprocess.Popen:
-        command = [sys.executable, "-m", "workflow.login.submit"]
+        command = [sys.executable, "-m", "workflow.launch.submit"]
         command += ["--spec", str(self.job_folder / "spec.json"), "--output", str(self.output)]
         command += ["--log", str(self.log), "--root", str(self.folder / "results/demo")]
         command += ["--data", json.dumps({"root": str(self.data), "workers": 0})]
@@ -184,7 +184,7 @@ def undisturbed(curves, site, tmp_path):
     """A function: the curve of the same training, run here, with nothing happening to it."""
 
     def make(spec: dict) -> list[dict]:
-        key = runs.spec_hash(spec)
+        key = specs.spec_hash(spec)
         if key not in curves:
             folder = tmp_path / "runs/deit_tiny/attempts/1"
             train.run(spec, site, folder)

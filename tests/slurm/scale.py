@@ -58,7 +58,7 @@ def cpu_s(pids: list[int]) -> float:
 
 def is_launcher(pid: int) -> bool:
     with contextlib.suppress(OSError):
-        return b"workflow.login.submit" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"workflow.launch.submit" in Path(f"/proc/{pid}/cmdline").read_bytes()
     return False
 
 

@@ -14,9 +14,9 @@ import yaml
 from tests.integration.project import command, environment
 from tests.slurm.cluster import PATIENCE_S
 from tests.slurm.conftest import HOOK, kill
-from workflow import journal, records
-from workflow.login import slurm_request
-from workflow.login.attempts import Attempt
+from workflow.launch import slurm_request
+from workflow.storage import journal, records
+from workflow.storage.attempts import Attempt
 
 TABLE = "results/demo/table1.csv"
 SLURM = ("--profile", "slurm")
@@ -118,9 +118,7 @@ def full(cluster):
         ("train:gpsu=1", "the nearest is 'gpus'"),
     ],
 )
-def test_what_slurm_can_never_run_is_refused_before_anything_is_submitted(
-    ends, campaign, wanted, words
-):
+def test_what_slurm_can_never_run_is_refused_before_anything_is_submitted(ends, campaign, wanted, words):
     said = ends(TABLE, "--set-resources", wanted, code=1)
     assert words in said
     assert "Traceback" not in said
@@ -178,9 +176,7 @@ def test_ctrl_c_and_then_kill_9_of_snakemake_alone(start, campaign, cluster):
     assert records.read(campaign / target)["results"]["epochs"] == 2
 
 
-def test_started_twice_at_once_and_killed_with_one_of_its_jobs_halfway(
-    start, ends, campaign, cluster
-):
+def test_started_twice_at_once_and_killed_with_one_of_its_jobs_halfway(start, ends, campaign, cluster):
     """It ends with every job run by Slurm, the killed one twice and the others once."""
     both = [start(TABLE), start(TABLE)]
     wait(lambda: any(one.poll() is not None for one in both))

@@ -86,9 +86,7 @@ def test_mlflow_follows_a_job_that_was_left_to_its_end(training, whole, monkeypa
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     one = training()
     one.launch()
-    mirror = one.begin(
-        [*COMMAND, str(one.folder), "--follow", "--until-gone", str(one.launcher.pid)]
-    )
+    mirror = one.begin([*COMMAND, str(one.folder), "--follow", "--until-gone", str(one.launcher.pid)])
     try:
         one.wait_for_epochs()
         one.kill_launcher()

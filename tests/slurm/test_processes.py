@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.slurm.conftest import curve
-from workflow import records
+from workflow.storage import records
 
 
 def losses(path) -> list[float]:
@@ -41,7 +41,7 @@ def test_a_process_that_fails_ends_the_job_and_its_reason_is_what_is_read(traini
 
 PROBE = """
 import json, os, sys, time
-from workflow.login.jobs import Job
+from workflow.runtime.job import Job
 
 class Probe(Job):
     def __call__(self):
@@ -64,8 +64,8 @@ SUBMIT = """
 import json, sys
 from pathlib import Path
 from probe import Probe
-from workflow.login import handover
-from workflow.login.attempts import Attempt
+from workflow.launch import handover
+from workflow.storage.attempts import Attempt
 for number, gpus in (("1", 1), ("2", 1), ("3", 4)):
     attempt = Attempt(Path(sys.argv[1]) / number)
     job = Probe(attempt.spec, {}, str(attempt.folder))

@@ -5,10 +5,10 @@ import pytest
 import timm
 
 import evovit  # noqa: F401 (registers its models)
-from workflow import measurements, records, runs
-from workflow.login import targets
+from workflow.campaign import benchmarks, specs, targets
 from workflow.paper import printed, readable, tables
 from workflow.paper.columns import Records
+from workflow.storage import records
 
 ROOT = "results/demo"
 
@@ -62,7 +62,7 @@ def test_evo_levits_have_the_printed_parameters(config):
     known = printed.by_run(config)
     for run in (row["run"] for row in config.items["tables"]["table2"]):
         if run.startswith("evo_levit"):
-            wanted = runs.model_of(config, run)
+            wanted = specs.model_of(config, run)
             model = timm.create_model(wanted["name"], **wanted["kwargs"])
             assert parameters_m(model) == pytest.approx(known[run]["params_m"], abs=0.075), run
 
@@ -73,8 +73,8 @@ def parameters_m(module) -> float:
 
 def cost(config, section: str, bytes_at: dict[str, dict[int, int]]) -> None:
     """The demo's record of training steps: bytes by run and batch size, on the line beyond 4."""
-    point = measurements.training_cost_point(config, "demo")
-    spec = measurements.training_cost_spec(config, "demo", section, point)
+    point = benchmarks.training_cost_point(config, "demo")
+    spec = benchmarks.training_cost_spec(config, "demo", section, point)
     limit = spec["memory_gib"] * 2**30
     methods = [
         {"run": run, "sizes": [],
@@ -83,7 +83,7 @@ def cost(config, section: str, bytes_at: dict[str, dict[int, int]]) -> None:
         for run, sizes in bytes_at.items()
     ]  # fmt: skip
     results = {"device": "a CPU", "bytes_are": "counted", "methods": methods}
-    path = measurements.training_cost_path(ROOT, section, point)
+    path = benchmarks.training_cost_path(ROOT, section, point)
     records.write_json(path, records.make(spec, results, 0.0))
 
 
@@ -107,7 +107,7 @@ def test_an_accuracy_stands_where_the_batch_fits(config, empty):
     """The model is trained once, with batches that fit."""
     sizes = {"deit_small_384": {64: 17 * 2**30, 128: 33 * 2**30}, "evo_deit_small_384": {}}
     cost(config, "deit_small_384", sizes)
-    spec = runs.train_spec(config, "demo", "deit_small_384")
+    spec = specs.train_spec(config, "demo", "deit_small_384")
     record = records.make(spec, {"top1": 90.0, "val_images": 599}, 0.0)
     records.write_json(f"{ROOT}/runs/deit_small_384/train.json", record)
     frame = tables.make("tableS1", empty).set_index(["backbone", "method", "batch_size"])

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from workflow import records, runs
-from workflow.layout import DataError
-from workflow.node import analysis, build, pictures, train
-from workflow.node.build import SpecError
+from workflow.analysis import analyze, pictures
+from workflow.campaign import specs
+from workflow.data.layout import DataError
+from workflow.storage import records
+from workflow.train import factory, train
+from workflow.train.factory import SpecError
 
 
 @pytest.fixture
@@ -17,14 +19,14 @@ def look(config, site, tiny_spec):
     """A function: the record and the arrays of an analysis, its run trained for an epoch or so."""
 
     def make(name: str, epochs: int = 1, **changes) -> tuple[dict, dict]:
-        spec = runs.analysis_spec(config, "demo", name) | changes
+        spec = specs.analysis_spec(config, "demo", name) | changes
         training = tiny_spec(spec["run"], epochs=epochs)
         folder = Path(site["root"]) / "runs" / spec["run"]
         if not (folder / "train.json").exists():
             record = train.run(training, site, folder / "attempts" / "1")
             records.write_json(folder / "train.json", record)
-        spec |= {"model": training["model"], "start": runs.reference(training)}
-        record = analysis.run(spec, site, Path(site["root"]) / "analyses" / name / "attempts" / "1")
+        spec |= {"model": training["model"], "start": specs.reference(training)}
+        record = analyze.run(spec, site, Path(site["root"]) / "analyses" / name / "attempts" / "1")
         if (named := record["results"].get("arrays")) is None:
             return record, {}
         path = Path(site["root"]) / "analyses" / named["path"]
@@ -100,7 +102,7 @@ class TestPictures:
         """A function: the pictures with photographs from this place."""
 
         def make(place: str, validation: int = 2) -> pictures.Pictures:
-            spec = runs.analysis_spec(config, "demo", "class_attention")
+            spec = specs.analysis_spec(config, "demo", "class_attention")
             spec["images"] = {"validation": validation, "photographs": place}
             cfg = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.25,) * 3}
             return pictures.gather(spec, site, cfg, grid=4)
@@ -130,12 +132,12 @@ class TestPictures:
 
 def test_models_of_the_analyses_are_built_before_any_training(config):
     for setting in config.settings:
-        built = runs.preflight_spec(config, setting)["models"]
+        built = specs.preflight_spec(config, setting)["models"]
         for name in config.items["analyses"]:
-            assert runs.analysis_spec(config, setting, name)["model"] in built
+            assert specs.analysis_spec(config, setting, name)["model"] in built
 
 
 def test_weights_of_another_spec_are_refused(look, site):
     look("cka")
-    with pytest.raises(build.checkpoints.WeightsError, match="now says"):
+    with pytest.raises(factory.checkpoints.WeightsError, match="now says"):
         look("cka", epochs=2)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from workflow import records, runs
-from workflow.login import attempts, following, submit
-from workflow.login.slurm_queue import Status
-from workflow.login.submission import LaunchError
+from workflow.campaign import specs
+from workflow.launch import following, submit
+from workflow.launch.slurm_queue import Status
+from workflow.launch.submission import LaunchError
+from workflow.storage import attempts, records
 
 SPEC = {"kind": "train", "run": "a", "seed": 0}
 OUTPUT = Path("train.json")
@@ -20,7 +21,7 @@ OUTPUT = Path("train.json")
 def folder(tmp_path, monkeypatch):
     """A job's folder, in a working directory of its own (Snakemake's notes lie there)."""
     monkeypatch.chdir(tmp_path)
-    runs.write_spec("job/spec.json", SPEC)
+    specs.write_spec("job/spec.json", SPEC)
     return Path("job")
 
 
@@ -29,7 +30,7 @@ def choose(folder, spec=SPEC):
 
 
 def finish(attempt, spec=SPEC):
-    record = {"kind": "train", "spec_hash": runs.spec_hash(spec), "spec": spec, "results": {}}
+    record = {"kind": "train", "spec_hash": specs.spec_hash(spec), "spec": spec, "results": {}}
     records.write_json(attempt.record, record)
 
 
@@ -93,7 +94,7 @@ class _Anything:
 def test_a_record_of_another_spec_is_never_published(folder):
     attempt = choose(folder)
     finish(attempt)
-    runs.write_spec(folder / "spec.json", SPEC | {"seed": 1})  # the YAML changed meanwhile
+    specs.write_spec(folder / "spec.json", SPEC | {"seed": 1})  # the YAML changed meanwhile
     with pytest.raises(LaunchError, match="nothing is published"):
         submit.publish(attempt, folder / "spec.json", OUTPUT)
     assert not OUTPUT.exists()
@@ -102,7 +103,7 @@ def test_a_record_of_another_spec_is_never_published(folder):
 
 def test_attempts_are_numbered_as_numbers(folder):
     for number in (9, 10):
-        runs.write_spec(folder / "attempts" / str(number) / "spec.json", SPEC)
+        specs.write_spec(folder / "attempts" / str(number) / "spec.json", SPEC)
     assert attempts.newest(folder).number == 10
 
 

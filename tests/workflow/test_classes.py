@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from workflow import records
-from workflow.node import checkpoints
-from workflow.node.checkpoints import WeightsError
+from workflow.storage import records
+from workflow.train import checkpoints
+from workflow.train.checkpoints import WeightsError
 
 BEFORE, NOW = ["cat", "dog"], ["dog", "cat"]
 
@@ -22,9 +22,7 @@ def site(tmp_path) -> dict:
 def publish_data(site: dict, classes: list[str]) -> None:
     """data.json, as the data job leaves it."""
     results = {"splits": {}, "hash": "".join(classes), "classes": classes}
-    records.write_json(
-        Path(site["root"]) / "data.json", records.make({"kind": "data"}, results, time.time())
-    )
+    records.write_json(Path(site["root"]) / "data.json", records.make({"kind": "data"}, results, time.time()))
 
 
 def save(site: dict, classes: list[str] | None) -> tuple[Path, dict]:

@@ -10,7 +10,7 @@ import pytest
 from workflow import command_line
 
 REPO = Path(__file__).parent.parent.parent
-STATUS = [sys.executable, "-m", "workflow.login.status", "results/demo/table1.csv"]
+STATUS = [sys.executable, "-m", "workflow.launch.status", "results/demo/table1.csv"]
 PROGRAMS = sorted(
     str(path.relative_to(REPO).with_suffix("")).replace("/", ".")
     for path in (REPO / "workflow").rglob("*.py")
@@ -71,11 +71,11 @@ def test_ctrl_c_ends_a_program_without_a_traceback():
     assert ended.value.code == command_line.INTERRUPTED
 
 
-@pytest.mark.parametrize("arguments", [("status",), ("take_in", "measured")])
+@pytest.mark.parametrize("arguments", [("launch.status",), ("bench.import_records", "measured")])
 def test_a_program_started_in_another_folder_names_the_clone(tmp_path, arguments):
     """Else `status` would say there that nothing was started."""
     program, *others = arguments
-    done = start([sys.executable, "-m", f"workflow.login.{program}", *others], tmp_path)
+    done = start([sys.executable, "-m", f"workflow.{program}", *others], tmp_path)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert f"cd {REPO}" in done.stderr
@@ -97,7 +97,7 @@ def test_snakemake_for_another_folder_names_the_clone(tmp_path, options):
 
 def test_a_launcher_whose_terminal_is_gone_goes_on(tmp_path):
     code = (
-        "from pathlib import Path; from workflow.login.progress import Log\n"
+        "from pathlib import Path; from workflow.launch.progress import Log\n"
         "with Log(Path('x.log'), 'x') as log: [log.say(f'line {number}') for number in range(3)]\n"
     )
     reading, writing = os.pipe()

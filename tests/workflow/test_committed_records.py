@@ -5,9 +5,10 @@ import re
 
 import pytest
 
-from workflow import points, records
-from workflow.node import speed_bars
+from workflow.bench import bars
+from workflow.campaign import points
 from workflow.paper import measured, printed
+from workflow.storage import records
 
 MEASURED = records.ROOT / "results" / "measured"
 SPEEDS = records.ROOT / "docs" / "throughput.md"
@@ -40,9 +41,7 @@ def shown_rows(device: str) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table of a device's speeds."""
     part = SPEEDS.read_text().rsplit(f"](../results/measured/{device}/README.md)", 1)[1]
     table = re.search(r"\n((?:\|[^\n]*\n)+)", part)[1]
-    head, _, *rows = (
-        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()
-    )
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
     return head, rows
 
 
@@ -92,9 +91,7 @@ def test_speeds_are_shown_as_they_were_measured(config, device):
 
 
 def test_readme_shows_some_of_these_speeds():
-    rows = re.findall(
-        r"^\|.*Evo-.*\*\*.*\|$", (records.ROOT / "README.md").read_text(), re.MULTILINE
-    )
+    rows = re.findall(r"^\|.*Evo-.*\*\*.*\|$", (records.ROOT / "README.md").read_text(), re.MULTILINE)
     assert len(rows) >= 5
     assert set(rows) <= set(SPEEDS.read_text().splitlines())
 
@@ -110,9 +107,7 @@ def test_sweeps_are_shown_as_they_were_measured():
     assert [int(cells[0]) for cells in rows] == points.SWEEP
     paths = measured.sweeps(folder / "sweeps")
     assert len(paths) == len(head) - 1
-    assert all(
-        text in (folder / "README.md").read_text() for text in measured.legend(folder / "sweeps")
-    )
+    assert all(text in (folder / "README.md").read_text() for text in measured.legend(folder / "sweeps"))
     for path in paths:
         sheet = measured.over_batches(path)
         assert path.stem.startswith("cpu-fused-")
@@ -137,16 +132,12 @@ def bar_cells(row: dict | None) -> list[str]:
 
 def test_the_bars_are_shown_as_they_were_measured():
     with (MEASURED / "intel-xeon-amx-2-threads/speed_bars.csv").open(newline="") as stream:
-        rows = {
-            (r["section"], r["model"].strip(), r["precision"]): r for r in csv.DictReader(stream)
-        }
+        rows = {(r["section"], r["model"].strip(), r["precision"]): r for r in csv.DictReader(stream)}
     shown = dict.fromkeys((section, model) for section, model, _ in rows if model != "dense")
     assert len(shown) > 10
     text = SPEEDS.read_text()
     for section, model in shown:
-        cells = [
-            cell for p in ("fp32", "bf16") for cell in bar_cells(rows.get((section, model, p)))
-        ]
+        cells = [cell for p in ("fp32", "bf16") for cell in bar_cells(rows.get((section, model, p)))]
         assert f"| {' | '.join([section, model, *cells])} |".replace("|  ", "| ") in text
 
 
@@ -159,7 +150,7 @@ def test_the_bars_are_those_of_their_records():
     for record in found:
         spec = record["spec"]
         for method in record["results"]["methods"]:
-            called = speed_bars.EVO if method["run"] == "evo_deit_small" else method["run"]
+            called = bars.EVO if method["run"] == "evo_deit_small" else method["run"]
             if row := rows.get((spec["section"], called, spec["precision"])):
                 shown += 1
                 assert float(row["speedup"]) == round(method["speedup"], 3)

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from workflow import runs
-from workflow.login import attempts, executors, submission, submit
-from workflow.login.slurm_queue import Queue, Status
+from workflow.campaign import specs
+from workflow.launch import executors, submission, submit
+from workflow.launch.slurm_queue import Queue, Status
+from workflow.storage import attempts
 
 
 @pytest.fixture
 def original(tmp_path, config) -> Path:
     """A job's folder with an attempt whose job lives: this process."""
     folder = tmp_path / "original/results/demo/runs/deit_tiny"
-    attempt = attempts.begin(folder, runs.train_spec(config, "demo", "deit_tiny"))
+    attempt = attempts.begin(folder, specs.train_spec(config, "demo", "deit_tiny"))
     attempt.note_job(launcher="local", job_id=str(os.getpid()), session=0, submitted=1.0,
                      host=os.uname().nodename, started=executors.process_start(os.getpid()),
                      resources={})  # fmt: skip

@@ -8,11 +8,10 @@ import torch
 from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 
-from workflow import layout
-from workflow.layout import DataError
-from workflow.node import data, sources
-from workflow.node.order import EpochSampler, SeededDraws
-from workflow.node.place import Place
+from workflow.data import layout, loaders, readers
+from workflow.data.layout import DataError
+from workflow.data.sampling import EpochSampler, SeededDraws
+from workflow.runtime.distributed import Place
 
 CPU = Place(torch.device("cpu"))
 
@@ -58,10 +57,8 @@ def test_a_bad_image_is_an_error_with_its_path_never_the_next_image(images, spli
     """timm's own dataset would take the next image, in validation too."""
     path = images / split / "4" / "1.png"
     whole = path.read_bytes()
-    path.write_bytes(
-        {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello"}[damage]
-    )
-    dataset = sources.open_split({}, {"data_root": images}, split, transform=lambda image: image)
+    path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello"}[damage])
+    dataset = readers.open_split({}, {"data_root": images}, split, transform=lambda image: image)
     index = dataset.filenames(absolute=True).index(str(path))
     with pytest.raises(DataError, match=f"{split}/4/1.png can't be decoded"):
         dataset[index]
@@ -152,7 +149,7 @@ def test_each_validation_image_comes_once_whatever_the_number_of_processes(image
         counts = [
             len(labels)
             for place in places
-            for _, labels in data.eval_loader(spec["data"], site, spec["recipe"], config, place)
+            for _, labels in loaders.eval_loader(spec["data"], site, spec["recipe"], config, place)
         ]
         assert sum(counts) == 20
 
@@ -164,7 +161,7 @@ def test_each_validation_image_comes_once_whatever_the_number_of_processes(image
 )  # fmt: skip
 def test_fewer_gpus_accumulate_to_the_same_global_batch(total, most, processes, expected):
     recipe = {"batch_size": total, "device_batch": most, "mixup": 0.8, "cutmix": 0.0}
-    assert data.shares(recipe, processes) == expected
+    assert loaders.shares(recipe, processes) == expected
 
 
 @pytest.mark.parametrize(
@@ -174,4 +171,4 @@ def test_fewer_gpus_accumulate_to_the_same_global_batch(total, most, processes, 
 def test_a_batch_that_the_processes_cannot_share_is_refused(total, processes, sentence):
     recipe = {"batch_size": total, "device_batch": None, "mixup": 0.8, "cutmix": 0.0}
     with pytest.raises(DataError, match=sentence):
-        data.shares(recipe, processes)
+        loaders.shares(recipe, processes)

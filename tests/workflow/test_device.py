@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from workflow.node import device, precision
+from workflow.runtime import device, precision
 
 
 @pytest.mark.parametrize(

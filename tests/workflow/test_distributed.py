@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.multiprocessing as processes
 
-from workflow import journal, records
-from workflow.node import train
-from workflow.node.training import Training
+from workflow.storage import journal, records
+from workflow.train import train
+from workflow.train.trainer import Training
 
 KILLED = 7
 
@@ -102,9 +102,7 @@ def test_two_processes_killed_at_any_step_end_with_the_same_bits(run, site, tiny
             assert torch.equal(value, weights(attempt(site, run, 2))[key]), key
     timed = {"train_s", "epoch_s"}
     for one, two in zip(whole["results"]["history"], resumed["results"]["history"], strict=True):
-        assert {k: v for k, v in one.items() if k not in timed} == {
-            k: v for k, v in two.items() if k not in timed
-        }
+        assert {k: v for k, v in one.items() if k not in timed} == {k: v for k, v in two.items() if k not in timed}
     events = [e for e, _ in journal.read(attempt(site, run, 2) / "journal.jsonl")]
     starts = [(e["epoch"], e["step"]) for e in events if e["event"] == "start"]
     assert starts[0] == (0, 0)

@@ -18,8 +18,8 @@ from baselines.levit_task import HardDistillationTask
 from baselines.psvit_search import TopDownSearch
 from baselines.svite_task import SViTETask
 from evovit.schedule import AssistedDistillationTask, AssistedTokenTask
-from workflow import records
-from workflow.login import targets
+from workflow.campaign import targets
+from workflow.storage import records
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/cluster.md", "docs/paper.md", "docs/switches.md",
              "docs/throughput.md", "docs/training.md")  # fmt: skip

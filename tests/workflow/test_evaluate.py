@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 
 from baselines.levit import PlainLevit
 from tests.models import families
-from workflow import records, runs
-from workflow.node import build, checkpoints, evaluate, train
-from workflow.node.checkpoints import WeightsError
+from workflow.campaign import specs
+from workflow.storage import records
+from workflow.train import checkpoints, evaluate, factory, train
+from workflow.train.checkpoints import WeightsError
 
 
 def attempt(site, number=1) -> Path:
@@ -37,7 +38,7 @@ def given(config, trained, site, tmp_path):
         else:
             torch.save({"model": weights}, path)
         checkpoint = {"file": str(path), "sha256": records.sha256(path), **changes}
-        spec = runs.evaluate_spec(config, "demo", "deit_tiny", checkpoint)
+        spec = specs.evaluate_spec(config, "demo", "deit_tiny", checkpoint)
         return spec | {"model": trained["spec"]["model"]}
 
     return make
@@ -55,8 +56,8 @@ def test_another_run_starts_from_given_weights(given, site, tiny_spec):
     spec = given()
     folder = attempt(site)
     records.write_json(folder.parent.parent / "train.json", evaluate.run(spec, site, folder))
-    student = tiny_spec("ia_red2_deit_tiny") | {"start": runs.reference(spec)}
-    model = build.build_started(student, site)
+    student = tiny_spec("ia_red2_deit_tiny") | {"start": specs.reference(spec)}
+    model = factory.build_started(student, site)
     expected = torch.load(spec["checkpoint"]["file"])["model"]
     assert torch.equal(model.state_dict()["head.weight"], expected["head.weight"])
 
@@ -65,12 +66,12 @@ def test_a_setting_that_gives_weights_trains_nothing_of_that_run(config):
     settings = copy.deepcopy(config.settings)
     settings["demo"]["checkpoints"] = {"deit_tiny": {"file": "a.pth", "sha256": "0" * 64}}
     edited = dataclasses.replace(config, settings=settings)
-    spec = runs.train_spec(edited, "demo", "deit_tiny")
+    spec = specs.train_spec(edited, "demo", "deit_tiny")
     assert spec["kind"] == "evaluate"
     assert "epochs" not in spec["recipe"]
-    student = runs.train_spec(edited, "demo", "dynamic_deit_tiny")
-    assert student["start"]["spec_hash"] == runs.spec_hash(spec)
-    assert runs.needed_records(student) == ["runs/deit_tiny/train.json"]
+    student = specs.train_spec(edited, "demo", "dynamic_deit_tiny")
+    assert student["start"]["spec_hash"] == specs.spec_hash(spec)
+    assert specs.needed_records(student) == ["runs/deit_tiny/train.json"]
 
 
 def test_a_missing_or_wrong_file_is_an_error(given, site):

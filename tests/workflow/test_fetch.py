@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from workflow import records, runs
-from workflow.node import checkpoints
+from workflow.campaign import specs
+from workflow.storage import records
+from workflow.train import checkpoints
 
 CONTENT = b"weights of a teacher"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -58,10 +59,10 @@ def fetch(tmp_path):
     """A function: fetch a checkpoint from a hub, -> (exit code, what was said)."""
 
     def run(address: str, **checkpoint) -> tuple[int, str]:
-        spec = runs.fetch_spec({"timm": TAG, **checkpoint})
+        spec = specs.fetch_spec({"timm": TAG, **checkpoint})
         folder = tmp_path / "weights"
-        runs.write_spec(folder / TAG / "spec.json", spec)
-        command = [sys.executable, "-m", "workflow.login.fetch"]
+        specs.write_spec(folder / TAG / "spec.json", spec)
+        command = [sys.executable, "-m", "workflow.launch.fetch_weights"]
         command += ["--spec", folder / TAG / "spec.json", "--output", folder / f"{TAG}.json"]
         done = subprocess.run(
             [*map(str, command), "--log", str(tmp_path / "fetch.log")],
@@ -86,7 +87,7 @@ def test_what_is_fetched_is_found_by_the_job(hub, fetch, tmp_path):
     spec = {"checkpoint": {"timm": TAG}}
     path, sha256, _ = checkpoints.given_file(spec, {"root": str(tmp_path)})
     assert (path.read_bytes(), sha256) == (CONTENT, SHA256)
-    assert runs.needed_records(spec) == [f"weights/{TAG}.json"]
+    assert specs.needed_records(spec) == [f"weights/{TAG}.json"]
 
 
 @pytest.mark.parametrize(("says", "pinned"), [("f" * 64, None), (SHA256, "e" * 64)])

@@ -5,8 +5,9 @@ import subprocess
 
 import pytest
 
-from workflow.login import attempts, executors, following, jobs, submit
-from workflow.login.slurm_queue import Status
+from workflow.launch import executors, following, job, submit
+from workflow.launch.slurm_queue import Status
+from workflow.storage import attempts
 
 
 @pytest.fixture
@@ -35,11 +36,11 @@ def test_what_the_cluster_ended_is_submitted_again(attempt, state):
 def test_a_requeue_that_slurm_refused_is_made_good_for(attempt):
     """JobRequeue=0, or no controller at the notice: the job ends with its checkpoint saved."""
     refused = subprocess.CalledProcessError(1, ["scontrol", "requeue", "7"])
-    jobs.keep_error(attempt.folder, 0, refused)
+    job.keep_error(attempt.folder, 0, refused)
     assert following.Patience(attempt).another(Status("FAILED"), was_left=False)
-    jobs.keep_error(attempt.folder, 0, FileNotFoundError(2, "No such file", "scontrol"))
+    job.keep_error(attempt.folder, 0, FileNotFoundError(2, "No such file", "scontrol"))
     assert following.Patience(attempt).another(Status("FAILED"), was_left=False)
-    jobs.keep_error(attempt.folder, 0, FileNotFoundError(2, "No such file", "images/1.png"))
+    job.keep_error(attempt.folder, 0, FileNotFoundError(2, "No such file", "images/1.png"))
     assert not following.Patience(attempt).another(Status("FAILED"), was_left=False)
 
 
@@ -100,9 +101,7 @@ def test_a_local_job_is_never(attempt):
 
 def test_the_log_of_the_process_that_failed_first_is_shown(attempt):
     logs = attempt.folder / "logs"
-    (logs / "7_0_log.err").write_text(
-        "srun: error: node2: task 3: Killed\nsrun: error: node1: tasks 0-2: Terminated\n"
-    )
+    (logs / "7_0_log.err").write_text("srun: error: node2: task 3: Killed\nsrun: error: node1: tasks 0-2: Terminated\n")
     (logs / "7_3_log.err").write_text("\n".join(f"line {i}" for i in range(50)))
     said = []
     sentence = following.why_failed(attempt, Status("FAILED"), said.append)

@@ -11,8 +11,8 @@ import types
 import pytest
 from PIL import Image
 
-from workflow.layout import DataError
-from workflow.node import manifest, sources
+from workflow.data import check, readers
+from workflow.data.layout import DataError
 
 
 class Feature:
@@ -81,12 +81,9 @@ def hub(request, monkeypatch):
         load = lambda *arguments, **options: dataset  # noqa: E731
         monkeypatch.setattr(module, "load_dataset", load, raising=False)
         block = {"reader": "hfds/some/pets", "num_classes": num_classes} | data
-        readers = {
-            split: sources.open_reader(block, {"data_root": "cache"}, split)
-            for split in ("train", "val")
-        }
-        manifest.check_classes("pets", num_classes, readers)
-        return readers
+        by_split = {split: readers.open_reader(block, {"data_root": "cache"}, split) for split in ("train", "val")}
+        check.check_classes("pets", num_classes, by_split)
+        return by_split
 
     return make
 
@@ -115,15 +112,15 @@ LABELS = ("class", (0, 1, 0, 1, 1, 1))
     ],
 )
 def test_the_columns_are_found_or_named(hub, columns, data, tmp_path):
-    readers = hub(columns, **data)
-    train = readers["train"]
+    by_split = hub(columns, **data)
+    train = by_split["train"]
     assert (train.classes, train.labels) == (["cat", "dog"], [0, 1, 0, 1, 1, 1])
     assert len(set(train.names)) == 6
-    dataset = sources.StrictImageDataset("cache", reader=train, transform=lambda image: image)
+    dataset = readers.StrictImageDataset("cache", reader=train, transform=lambda image: image)
     image, label = dataset[3]
     assert (image.getpixel((0, 0)), label) == ((3, 3, 3), 1)
-    manifest.check_images(readers, 0, tmp_path / "unusable.txt")
-    assert manifest.manifest(readers)["splits"]["train"]["bytes"] == sum(train.sizes())
+    check.check_images(by_split, 0, tmp_path / "unusable.txt")
+    assert check.manifest(by_split)["splits"]["train"]["bytes"] == sum(train.sizes())
 
 
 def test_labels_that_are_plain_integers_work(hub):
@@ -148,9 +145,7 @@ def test_labels_that_are_plain_integers_work(hub):
         ({"image": IMAGES, "label": LABELS}, 5, "2 and 2 classes; needed are the same 5 in both"),
     ],
 )  # fmt: skip
-def test_what_can_not_be_read_is_refused_with_column_value_and_remedy(
-    hub, columns, num_classes, sentence
-):
+def test_what_can_not_be_read_is_refused_with_column_value_and_remedy(hub, columns, num_classes, sentence):
     with pytest.raises(DataError, match=sentence):
         hub(columns, num_classes)
 
@@ -158,6 +153,6 @@ def test_what_can_not_be_read_is_refused_with_column_value_and_remedy(
 def test_a_row_without_an_image_is_named(hub, tmp_path):
     images = pictures()
     images[4] = None
-    readers = hub({"image": ("image", images), "label": LABELS})
+    by_split = hub({"image": ("image", images), "label": LABELS})
     with pytest.raises(DataError, match="hfds/some/pets, split train, row 4: it is empty"):
-        manifest.check_images(readers, 0, tmp_path / "unusable.txt")
+        check.check_images(by_split, 0, tmp_path / "unusable.txt")

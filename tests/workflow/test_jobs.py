@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 import submitit
 
-from workflow import layout, locks
-from workflow.login import jobs
-from workflow.node import staging, train
+from workflow.data import layout, staging
+from workflow.runtime import job
+from workflow.storage import locks
+from workflow.train import train
 
 
 @pytest.fixture
@@ -18,26 +19,24 @@ def environment(monkeypatch):
     """Two tasks as Slurm would start them; which one we are is `global_rank`."""
     found = SimpleNamespace(global_rank=0, num_tasks=2, cluster="slurm")
     monkeypatch.setattr(submitit, "JobEnvironment", lambda: found)
-    monkeypatch.setattr(jobs.shell, "clean", lambda: [])  # of pytest's own process
+    monkeypatch.setattr(job.shell, "clean", lambda: [])  # of pytest's own process
     distributed = SimpleNamespace(export=lambda **options: None)
     monkeypatch.setattr(submitit.helpers, "TorchDistributedEnvironment", lambda: distributed)
     return found
 
 
-def test_a_job_of_one_process_runs_once_whatever_resources_it_was_given(
-    environment, tmp_path, monkeypatch
-):
+def test_a_job_of_one_process_runs_once_whatever_resources_it_was_given(environment, tmp_path, monkeypatch):
     done = []
     module = SimpleNamespace(run=lambda spec, site, folder: done.append(spec["kind"]) or {})
-    monkeypatch.setattr(jobs.importlib, "import_module", lambda name: module)
-    for kind in jobs.MODULES:
+    monkeypatch.setattr(job.importlib, "import_module", lambda name: module)
+    for kind in job.MODULES:
         for environment.global_rank in (0, 1):
             folder = tmp_path / kind / str(environment.global_rank)
-            jobs.Job({"kind": kind}, {}, str(folder))()
-    twice = [kind for kind in jobs.MODULES if done.count(kind) == 2]
+            job.Job({"kind": kind}, {}, str(folder))()
+    twice = [kind for kind in job.MODULES if done.count(kind) == 2]
     assert twice == ["evaluate", "train"]
-    assert set(done) == jobs.MODULES.keys()
-    assert len(list(tmp_path.glob("*/0/record.json"))) == len(jobs.MODULES)
+    assert set(done) == job.MODULES.keys()
+    assert len(list(tmp_path.glob("*/0/record.json"))) == len(job.MODULES)
     assert not list(tmp_path.glob("*/1/record.json"))
 
 
@@ -49,19 +48,17 @@ def test_a_bad_image_is_one_sentence_also_from_a_loaders_process(workers, site, 
     folder = Path(site["root"]) / "runs/deit_tiny/attempts/1"
     with pytest.raises(layout.DataError) as raised:
         train.run(spec, site | {"workers": workers}, folder)
-    jobs.keep_error(folder, 0, raised.value)
+    job.keep_error(folder, 0, raised.value)
     said = json.loads((folder / "error-rank0.json").read_text())["sentence"]
     assert said.startswith(f"{site['data_root']}/train/3/1.png can't be decoded (")
     assert said.endswith("replace it with the original image.")
     assert "\n" not in said
 
 
-def test_a_second_copy_waits_for_the_first_and_takes_its_record_for_done(
-    tmp_path, environment, monkeypatch
-):
+def test_a_second_copy_waits_for_the_first_and_takes_its_record_for_done(tmp_path, environment, monkeypatch):
     ran = []
-    monkeypatch.setattr(jobs.Job, "_run", lambda self, folder: ran.append(folder) or {})
-    second = threading.Thread(target=jobs.Job({"kind": "train"}, {}, str(tmp_path)))
+    monkeypatch.setattr(job.Job, "_run", lambda self, folder: ran.append(folder) or {})
+    second = threading.Thread(target=job.Job({"kind": "train"}, {}, str(tmp_path)))
     with locks.exclusive(tmp_path / "rank0.lock"):
         second.start()
         second.join(timeout=0.5)
@@ -73,26 +70,24 @@ def test_a_second_copy_waits_for_the_first_and_takes_its_record_for_done(
 
 
 def test_a_resumed_job_forgets_what_stopped_it_before(tmp_path, environment, monkeypatch):
-    monkeypatch.setattr(jobs.Job, "_run", lambda self, folder: {})
-    jobs.keep_error(tmp_path, 0, RuntimeError("before"))
-    jobs.Job({"kind": "train"}, {}, str(tmp_path))()
+    monkeypatch.setattr(job.Job, "_run", lambda self, folder: {})
+    job.keep_error(tmp_path, 0, RuntimeError("before"))
+    job.Job({"kind": "train"}, {}, str(tmp_path))()
     assert not list(tmp_path.glob("error-*"))
 
 
 def test_images_are_staged_for_jobs_that_read_them(tmp_path, environment, monkeypatch):
     seen = {}
-    monkeypatch.setattr(
-        staging, "stage", lambda data, root, folder, results: f"{folder}/copy of {root}"
-    )
+    monkeypatch.setattr(staging, "stage", lambda data, root, folder, results: f"{folder}/copy of {root}")
     monkeypatch.setattr(train, "run", lambda spec, site, folder: seen.update(site) or {})
     site = {"stage": "/scratch", "data_root": "images"}
-    jobs.Job({"kind": "train", "data": {}}, site, str(tmp_path))()
+    job.Job({"kind": "train", "data": {}}, site, str(tmp_path))()
     assert seen["data_root"] == "/scratch/copy of images"
 
 
 def test_a_time_limit_that_can_not_be_survived_says_so(tmp_path):
     error = submitit.core.utils.UncompletedJobError("timed-out too many times")
-    jobs.keep_error(tmp_path, 0, error)
+    job.keep_error(tmp_path, 0, error)
     content = json.loads((tmp_path / "error-rank0.json").read_text())
     assert "time limit" in content["sentence"]
     assert not content["stopped"]

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from workflow import journal, layout, loaders
-from workflow.login import jobs
-from workflow.node import manifest, train
-from workflow.node.stop import Stopped
-from workflow.node.training import Training
+from workflow.data import check, layout, worker_processes
+from workflow.runtime import job
+from workflow.runtime.preemption import Stopped
+from workflow.storage import journal
+from workflow.train import train
+from workflow.train.trainer import Training
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -34,7 +35,7 @@ def assert_same_bits(one: Path, two: Path) -> None:
 def started(monkeypatch):
     """The loader processes that were started since."""
     processes: list = []
-    monkeypatch.setattr(loaders, "_started", processes)
+    monkeypatch.setattr(worker_processes, "_started", processes)
     return processes
 
 
@@ -45,7 +46,7 @@ def test_workers_stay_from_epoch_to_epoch_and_end_with_the_training(site, tiny_s
     record = train.run(spec, site | {"workers": 2}, attempt(site, 2))
     assert len(started) == 2 * 2  # of the training and of the validation split
     assert not any(process.is_alive() for process in started)
-    assert not loaders.lost()
+    assert not worker_processes.lost()
     assert_same_bits(attempt(site, 1), attempt(site, 2))
     # two epochs never become stage-wise, which the log and the record say
     (sentence,) = record["results"]["unreached"]
@@ -113,26 +114,24 @@ class Ending:
         (0, "A loader process ended with code 3"),
     ],
 )
-def test_a_lost_process_of_a_training_is_one_sentence(
-    number, sentence, site, tiny_spec, monkeypatch, started
-):
-    monkeypatch.setattr("workflow.node.data.create_transform", lambda *a, **o: Ending(number))
+def test_a_lost_process_of_a_training_is_one_sentence(number, sentence, site, tiny_spec, monkeypatch, started):
+    monkeypatch.setattr("workflow.data.loaders.create_transform", lambda *a, **o: Ending(number))
     spec, folder = tiny_spec("deit_tiny"), Path(site["root"]) / "runs/deit_tiny/attempts/1"
-    with pytest.raises(loaders.LoaderError) as raised:
-        jobs.Job(spec, site | {"workers": 2}, str(folder))._run(folder)
-    jobs.keep_error(folder, 0, raised.value)
+    with pytest.raises(worker_processes.LoaderError) as raised:
+        job.Job(spec, site | {"workers": 2}, str(folder))._run(folder)
+    job.keep_error(folder, 0, raised.value)
     assert json.loads((folder / "error-rank0.json").read_text())["sentence"].startswith(sentence)
     assert "workers" in str(raised.value)
 
 
 def test_a_lost_process_of_the_data_job_is_one_sentence(site, config, monkeypatch, started):
-    monkeypatch.setattr(manifest.Decoding, "__getitem__", lambda *a: Ending(signal.SIGKILL)(None))
+    monkeypatch.setattr(check.Decoding, "__getitem__", lambda *a: Ending(signal.SIGKILL)(None))
     monkeypatch.setattr(layout, "check", lambda *a: None)
     spec = {"kind": "data", "setting": "mine"}
     spec["data"] = {"name": "mine", "train": "train", "val": "val", "num_classes": 10}
     folder = Path(site["root"]) / "data/attempts/1"
-    with pytest.raises(loaders.LoaderError, match=r"killed \(signal 9\).*fewer `workers`"):
-        jobs.Job(spec, site | {"workers": 2}, str(folder))._run(folder)
+    with pytest.raises(worker_processes.LoaderError, match=r"killed \(signal 9\).*fewer `workers`"):
+        job.Job(spec, site | {"workers": 2}, str(folder))._run(folder)
 
 
 @pytest.mark.integration
@@ -148,9 +147,9 @@ def test_a_shared_memory_that_is_too_small_is_one_sentence(size, site, tiny_spec
     code = (
         "import json, sys\n"
         "from pathlib import Path\n"
-        "from workflow.login import jobs\n"
+        "from workflow.runtime import job\n"
         "spec, site, folder = json.loads(sys.argv[1])\n"
-        "jobs.Job(spec, site, folder)._run(Path(folder))\n"
+        "job.Job(spec, site, folder)._run(Path(folder))\n"
     )
     given = json.dumps([spec, site | {"workers": 2}, str(folder)])
     done = subprocess.run(
@@ -158,5 +157,5 @@ def test_a_shared_memory_that_is_too_small_is_one_sentence(size, site, tiny_spec
         check=False,
     )  # fmt: skip
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("workflow.loaders.LoaderError: The loader processes found no room")
+    assert last.startswith("workflow.data.worker_processes.LoaderError: The loader processes found no room")
     assert "--shm-size" in last

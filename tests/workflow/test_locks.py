@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from workflow import locks
+from workflow.storage import locks
 
 HOLD = """
 import sys, time

@@ -3,19 +3,17 @@
 import pytest
 from PIL import Image
 
-from workflow.layout import DataError
-from workflow.node import manifest, sources
-from workflow.node.digits import write_digits
+from workflow.data import check, readers
+from workflow.data.digits import write_digits
+from workflow.data.layout import DataError
 
 
 def listings(root, **data) -> dict:
-    return {
-        split: sources.open_reader(data, {"data_root": root}, split) for split in ("train", "val")
-    }
+    return {split: readers.open_reader(data, {"data_root": root}, split) for split in ("train", "val")}
 
 
 def manifest_of(root) -> dict:
-    return manifest.manifest(listings(root))
+    return check.manifest(listings(root))
 
 
 def test_the_digits_are_split_the_same_way_every_time(tmp_path):
@@ -55,9 +53,9 @@ def damaged(images) -> dict:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_all_bad_images_are_named_at_once(workers, images, damaged, tmp_path, monkeypatch):
-    monkeypatch.setattr(manifest, "TOGETHER", 7)  # several parts, also across processes
+    monkeypatch.setattr(check, "TOGETHER", 7)  # several parts, also across processes
     with pytest.raises(DataError, match="4 of 61 files are no") as raised:
-        manifest.check_images(listings(images), workers, tmp_path / "unusable.txt")
+        check.check_images(listings(images), workers, tmp_path / "unusable.txt")
     listed = (tmp_path / "unusable.txt").read_text().splitlines()
     assert {line.partition(": ")[0] for line in listed} == set(damaged)
     for path, reason in damaged.items():
@@ -65,11 +63,11 @@ def test_all_bad_images_are_named_at_once(workers, images, damaged, tmp_path, mo
 
 
 def test_a_long_list_is_cut_in_the_sentence_and_whole_in_the_file(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(manifest, "SHOWN", 2)
+    monkeypatch.setattr(check, "SHOWN", 2)
     for path in (images / "train/3").iterdir():
         path.write_bytes(b"")
     with pytest.raises(DataError, match="and 2 more"):
-        manifest.check_images(listings(images), 0, tmp_path / "unusable.txt")
+        check.check_images(listings(images), 0, tmp_path / "unusable.txt")
     assert len((tmp_path / "unusable.txt").read_text().splitlines()) == 4
 
 
@@ -79,16 +77,16 @@ def spec(images) -> dict:
 
 
 def test_a_manifest_is_decoded_once(images, site, tmp_path, monkeypatch):
-    record = manifest.run(spec(images), site, tmp_path / "attempt")
+    record = check.run(spec(images), site, tmp_path / "attempt")
     assert record["results"]["splits"]["train"]["images"] == 40
-    monkeypatch.setattr(manifest, "check_images", None)  # would fail if called
-    manifest.run(spec(images), site, tmp_path / "attempt")
+    monkeypatch.setattr(check, "check_images", None)  # would fail if called
+    check.run(spec(images), site, tmp_path / "attempt")
     (images / "train/0/0.png").write_bytes(b"another size")
     with pytest.raises(TypeError):
-        manifest.run(spec(images), site, tmp_path / "attempt")
+        check.run(spec(images), site, tmp_path / "attempt")
 
 
 def test_bad_images_leave_no_record(images, damaged, site, tmp_path):
     for _ in range(2):  # nothing is remembered as good
         with pytest.raises(DataError, match="are no whole images"):
-            manifest.run(spec(images), site, tmp_path / "attempt")
+            check.run(spec(images), site, tmp_path / "attempt")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from workflow.node import maps
+from workflow.analysis import maps
 
 
 def test_correlations_are_numpys_with_the_own_and_the_other_images():

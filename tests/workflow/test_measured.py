@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
-from workflow import measurements, points, records
+from workflow.campaign import benchmarks, points
 from workflow.paper import measured
+from workflow.storage import records
 
 METHOD = {"out_of_memory": False, "suspect": [], "speedup_interval": [1.29, 1.31]}
 METHOD |= {"ceilings": {"macs": 1.28, "roofline": 1.27}}
@@ -16,8 +17,8 @@ def write(config, tmp_path):
     """A function that writes a section's record at a point, as the survey leaves it."""
 
     def make(section: str, name: str, speedups: list[float], **changes):
-        point = points.parse(name, measurements.throughput_point(config, "demo", section))
-        spec = measurements.throughput_spec(config, "demo", section, point, weights="assumed")
+        point = points.parse(name, benchmarks.throughput_point(config, "demo", section))
+        spec = benchmarks.throughput_spec(config, "demo", section, point, weights="assumed")
         methods = [
             METHOD | {"run": run, "images_per_s": 100 * speedup, "speedup": speedup, **changes}
             for run, speedup in zip(config.items["sections"][section], speedups, strict=True)
@@ -58,10 +59,7 @@ def test_one_point_of_two_batch_sizes_must_be_named(config, write, tmp_path):
 def test_a_sweep_has_a_row_for_each_batch_size(config, write, tmp_path):
     write("levit_256", "cpu-fused-fp32-b1", [1.0, 0.9], latency_ms={"p50": 10.04, "p99": 20.0})
     write("levit_256", "cpu-fused-fp32-b32", [1.0, 1.3])
-    one, many = (
-        records.read(tmp_path / f"throughput/levit_256/cpu-fused-fp32-b{size}.json")
-        for size in (1, 32)
-    )
+    one, many = (records.read(tmp_path / f"throughput/levit_256/cpu-fused-fp32-b{size}.json") for size in (1, 32))
     path = tmp_path / "throughput/levit_256/cpu-fused-fp32-sweep.json"
     sizes = [{"batch_size": 1, **one["results"]}, {"batch_size": 32, **many["results"]}]
     sizes[1]["suspect"] = ["it drifted"]

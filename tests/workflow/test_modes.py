@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.models import families
-from workflow.node import modes, products, throughput
-from workflow.node.fresh import MeasurementError
+from workflow.bench import modes, products, throughput
+from workflow.bench.fresh import MeasurementError
 
 CPU, LINEAR = torch.device("cpu"), torch.nn.Linear(1, 1)
 POINTS = [
@@ -29,9 +29,7 @@ def test_outputs_are_the_reference_s(key, point):
         pytest.skip("of 16 patches, bf16 drops others than fp32: too small a model to compare")
     whole = spec(**point)
     with torch.inference_mode():
-        one, found = throughput.prepare(
-            families.build(key).eval(), families.images(key), whole, CPU
-        )
+        one, found = throughput.prepare(families.build(key).eval(), families.images(key), whole, CPU)
     assert found["check"]["distance"] <= found["check"]["tolerance"]
     dtype = torch.bfloat16 if point["precision"] == "bf16" else torch.float32
     assert one.images.dtype == (torch.float32 if point["mode"] == "amp" else dtype)

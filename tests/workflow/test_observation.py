@@ -5,9 +5,9 @@ import timm
 import torch
 
 import evovit
-from workflow.node import analysis, interpretability
-from workflow.node.build import SpecError
-from workflow.node.observation import check_dense, observe
+from workflow.analysis import analyze, gradient_relevance
+from workflow.analysis.hooks import check_dense, observe
+from workflow.train.factory import SpecError
 
 SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "num_classes": 10}
 SMALL |= {"weight_init": "jax"}
@@ -48,7 +48,7 @@ def _embedded(model, images):
 
 def test_groups_of_tokens_are_the_higher_and_the_lower_half():
     patches, scores = torch.randn(2, 5, 3), torch.rand(2, 5)
-    found = analysis.average_tokens(patches, scores)
+    found = analyze.average_tokens(patches, scores)
     for image in range(2):
         order = scores[image].argsort(descending=True)
         for name, chosen in (
@@ -62,13 +62,12 @@ def test_groups_of_tokens_are_the_higher_and_the_lower_half():
 
 def test_relevance_is_gradient_times_attention_carried_through_the_layers(dense, images):
     """Chefer et al. 2021 (ICCV), Eqs. 5 and 6, with torch's gradients."""
-    found, predicted = interpretability.relevance(dense, images)
+    found, predicted = gradient_relevance.relevance(dense, images)
     with torch.no_grad():
         assert torch.equal(predicted, dense(images).argmax(dim=1))
     matrices = []
     hooks = [
-        block.attn.attn_drop.register_forward_hook(lambda m, a, out: matrices.append(out))
-        for block in dense.blocks
+        block.attn.attn_drop.register_forward_hook(lambda m, a, out: matrices.append(out)) for block in dense.blocks
     ]
     score = dense(images).gather(1, predicted[:, None]).sum()
     gradients = torch.autograd.grad(score, matrices)
@@ -84,7 +83,7 @@ def test_relevance_is_gradient_times_attention_carried_through_the_layers(dense,
 @pytest.mark.parametrize("schedule", ["layer", "stage"])
 def test_kept_patches_are_those_of_the_trace(schedule, images):
     model = timm.create_model("evo_deit_tiny_patch16_224", schedule=schedule, **SMALL).eval()
-    layers, masks = analysis.kept(model, [images[:2], images[2:]])
+    layers, masks = analyze.kept(model, [images[:2], images[2:]])
     seen = evovit.trace(model, images)
     assert layers == ([5, 6, 7, 8, 9, 10, 11, 12] if schedule == "layer" else [5, 9])
     for mask, kept in zip(masks, seen.kept, strict=True):
@@ -95,7 +94,5 @@ def test_kept_patches_are_those_of_the_trace(schedule, images):
 def test_another_model_is_refused(dense):
     check_dense(dense, "deit_tiny")
     evo = timm.create_model("evo_deit_tiny_patch16_224", **SMALL)
-    with pytest.raises(
-        SpecError, match=r"evo is a EvoVisionTransformer, but this analysis .*items"
-    ):
+    with pytest.raises(SpecError, match=r"evo is a EvoVisionTransformer, but this analysis .*items"):
         check_dense(evo, "evo")

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from workflow import points
-from workflow.node import device, throughput
+from workflow.bench import throughput
+from workflow.campaign import points
+from workflow.runtime import device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 SIZE = {"img_size": 64, "embed_dim": 96, "num_heads": 3, "depth": 6}

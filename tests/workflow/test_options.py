@@ -4,17 +4,17 @@ import pytest
 from snakemake.cli import get_argument_parser
 
 from tests.workflow.test_session import LOCAL, begin, here  # noqa: F401 (a fixture)
-from workflow.login import options
+from workflow.launch import snakemake_options
 
 PLAIN = ["results/demo/table1.csv", *LOCAL]
 
 
 def test_every_option_of_snakemake_is_decided_on_once():
-    refused = [name for _, names in options.REFUSED for name in names]
-    decided = [*refused, *options.WORKS, *options.HARMLESS]
+    refused = [name for _, names in snakemake_options.REFUSED for name in names]
+    decided = [*refused, *snakemake_options.WORKS, *snakemake_options.HARMLESS]
     assert len(decided) == len(set(decided))
     assert {action.dest for action in get_argument_parser()._actions} <= set(decided)
-    assert options.LOOKS <= options.WORKS
+    assert snakemake_options.LOOKS <= snakemake_options.WORKS
 
 
 @pytest.mark.parametrize(
@@ -76,4 +76,4 @@ def test_others_pass(here, arguments):  # noqa: F811
     ],
 )
 def test_what_only_looks(arguments, looks):
-    assert options.only_looks(get_argument_parser().parse_args(arguments)) is looks
+    assert snakemake_options.only_looks(get_argument_parser().parse_args(arguments)) is looks

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from workflow import journal, provenance
-from workflow.node import checkpoints, train
-from workflow.node.training import Training
 from workflow.paper import columns
+from workflow.storage import journal, provenance
+from workflow.train import checkpoints, train
+from workflow.train.trainer import Training
 
 RUN = "deit_tiny"
 PACKAGES = {"torch": "2.7.1"}
@@ -114,9 +114,7 @@ def test_a_version_whose_work_was_lost_is_not_named(spec, site, folder, killed, 
     assert positions(record) == [(FIRST["commit"], 0, 0)]
 
 
-def test_a_commit_that_changes_no_source_is_listed_and_not_flagged(
-    spec, site, folder, killed, by, config
-):
+def test_a_commit_that_changes_no_source_is_listed_and_not_flagged(spec, site, folder, killed, by, config):
     by(FIRST)
     killed(spec, 2)
     by(DOCUMENTS)
@@ -134,9 +132,7 @@ def test_refused_it_names_both_and_goes_on_under_the_first(spec, site, folder, k
     with pytest.raises(provenance.CodeError) as raised:
         train.run(spec, site | {"other_code": "refuse"}, folder)
     said = str(raised.value)
-    assert said.startswith(
-        f"The checkpoint of {RUN} was made by commit aaaaaaaaaa (source aaaaaaaa)"
-    )
+    assert said.startswith(f"The checkpoint of {RUN} was made by commit aaaaaaaaaa (source aaaaaaaa)")
     assert "but commit bbbbbbbbbb (with uncommitted changes, source bbbbbbbb) runs now" in said
     assert "--set-resources train:other_code=warn" in said
     assert "\n" not in said
@@ -182,9 +178,7 @@ DAMAGES = {
     "fused": lambda folder: lose(folder, b'{"event": "epoch", "ti{"event": "note"}\n'),
     "NUL": lambda folder: lose(folder, b"\0" * 4096 + b"\n"),
     "garbage": lambda folder: lose(folder, b"\xff\xfe\x00garbage\n3\nnull\n[]\n{}\n"),
-    "without metrics": lambda folder: lose(
-        folder, b'{"event": "epoch", "time": 1.5, "epoch": 1}\n'
-    ),
+    "without metrics": lambda folder: lose(folder, b'{"event": "epoch", "time": 1.5, "epoch": 1}\n'),
     "empty": lambda folder: (folder / "journal.jsonl").write_bytes(b""),
     "missing": lambda folder: (folder / "journal.jsonl").unlink(),
     "only NUL": lambda folder: (folder / "journal.jsonl").write_bytes(b"\0" * 4096),
@@ -245,9 +239,7 @@ def test_an_old_checkpoint_is_unknown_code_and_no_error(spec, site, folder, kill
     make_old(folder)
     record = train.run(spec, site, folder)
     assert [one["epoch"] for one in record["results"]["history"]] == [1, 2, 3]
-    assert "an unknown commit (it was made before code versions were noted)" in flags(
-        record, config
-    )
+    assert "an unknown commit (it was made before code versions were noted)" in flags(record, config)
     assert record["provenance"]["code"][0]["commit"] is None
 
 
@@ -275,9 +267,7 @@ def test_a_lost_last_epoch_is_evaluated_again(spec, site, folder, config):
     assert results["lost_epochs"] == [3]
 
 
-def test_a_left_out_step_is_counted_though_its_line_is_lost(
-    spec, site, folder, killed, monkeypatch, config
-):
+def test_a_left_out_step_is_counted_though_its_line_is_lost(spec, site, folder, killed, monkeypatch, config):
     forward_backward = Training.forward_backward
 
     def poison(self, images, target, part, parts):

@@ -2,10 +2,10 @@
 
 import pytest
 
-from workflow import runs
-from workflow.node import throughput, training_cost
-from workflow.node.parts import Parts
-from workflow.records import write_json
+from workflow.bench import throughput, training_cost
+from workflow.bench.parts import Parts
+from workflow.campaign import specs
+from workflow.storage.records import write_json
 
 SPEC = {"kind": "throughput", "batch_sizes": [1, 2]}
 
@@ -25,11 +25,9 @@ def test_a_part_of_another_device_or_spec_is_measured_again(tmp_path, other):
 
 
 @pytest.mark.parametrize(
-    "name", ["workflow.node.parts.code_hash", "workflow.records.versions", "platform.node"]
+    "name", ["workflow.bench.parts.code_hash", "workflow.storage.records.versions", "platform.node"]
 )
-def test_a_part_of_other_code_or_packages_or_another_host_is_measured_again(
-    tmp_path, monkeypatch, name
-):
+def test_a_part_of_other_code_or_packages_or_another_host_is_measured_again(tmp_path, monkeypatch, name):
     Parts(tmp_path, SPEC, "a GPU").get("b1", lambda: 1.5)
     monkeypatch.setattr(name, lambda: "other")
     assert Parts(tmp_path, SPEC, "a GPU").get("b1", lambda: 2.5) == 2.5
@@ -86,7 +84,7 @@ def test_a_sweep_goes_on_where_it_was_killed(tmp_path, monkeypatch):
 
 def test_training_costs_go_on_where_they_were_killed(tmp_path, monkeypatch, config):
     size = {"img_size": 64, "embed_dim": 24, "num_heads": 3, "depth": 2}
-    recipe = runs.recipe_of(config, None, "deit_tiny")
+    recipe = specs.recipe_of(config, None, "deit_tiny")
     models = [
         {"run": name, "model": {"name": name, "kwargs": size}, "recipe": recipe}
         for name in ("plain_deit_tiny_patch16_224", "plain_deit_small_patch16_224")

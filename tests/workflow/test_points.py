@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from workflow import measurements, points
-from workflow.points import PointError
+from workflow.campaign import benchmarks, points
+from workflow.campaign.points import PointError
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from workflow.points import PointError
     ],
 )
 def test_a_name_says_its_point_and_a_point_its_name(name, config):
-    shown = measurements.throughput_point(config, "imagenet", "deit_small")
+    shown = benchmarks.throughput_point(config, "imagenet", "deit_small")
     point = points.parse(name, shown)
     assert points.name(point) == name
     assert (point["threads"], point["rounds"]) == (shown["threads"], shown["rounds"])
@@ -39,7 +39,7 @@ def test_a_name_says_its_point_and_a_point_its_name(name, config):
 )
 def test_what_nothing_can_run_is_refused_with_its_reason(name, why, config):
     with pytest.raises(PointError, match=why):
-        points.parse(name, measurements.throughput_point(config, "imagenet", "deit_small"))
+        points.parse(name, benchmarks.throughput_point(config, "imagenet", "deit_small"))
 
 
 def test_a_training_step_is_measured_in_the_modes_that_train():

@@ -2,13 +2,13 @@
 
 import pytest
 
-from workflow import runs
-from workflow.node import preflight
+from workflow.campaign import specs
+from workflow.train import preflight
 
 
 def test_timm_knows_what_the_recipes_name(config):
     for setting in config.settings:
-        named = runs.preflight_spec(config, setting)["recipes"]
+        named = specs.preflight_spec(config, setting)["recipes"]
         assert "adamw" in named["optimizer"]
         assert preflight.unknown_names(named) == []
 

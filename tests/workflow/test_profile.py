@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from workflow.node import profile, speed_bars
+from workflow.bench import bars, profile
 
 SIZE = {"img_size": 32, "embed_dim": 24, "num_classes": 10}
 CPU = torch.device("cpu")
@@ -45,7 +45,7 @@ def test_what_is_not_shown_is_summed_up():
 def test_what_the_bars_can_not_be_asked(arguments, said, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["speed_bars", *arguments])
     with pytest.raises(SystemExit):
-        speed_bars.main()
+        bars.main()
     assert said in capsys.readouterr().err
 
 
@@ -58,10 +58,10 @@ def test_a_bar_of_passes_shorter_than_their_launches_is_measured_as_a_graph(monk
         return {"results": {"methods": [{"run": one["run"], "out_of_memory": True}
                                         for one in models]}}  # fmt: skip
 
-    monkeypatch.setattr(speed_bars.fresh, "run", run)
+    monkeypatch.setattr(bars.fresh, "run", run)
     for section, changes in (("DeiT-T, compiled", {}), ("DeiT-S, compiled", {}),
                              ("DeiT-T, compiled", {"cuda_graphs": 0})):  # fmt: skip
-        speed_bars.measure("cuda", section, "bf16", tmp_path, rounds=5, **changes)
+        bars.measure("cuda", section, "bf16", tmp_path, rounds=5, **changes)
     assert [spec["cuda_graphs"] for spec in asked] == [256, 16, 0]
     kept = [path.name for path in sorted(tmp_path.iterdir())]
     assert kept == ["deit-s-compiled-bf16.json", "deit-t-compiled-bf16.json"]
@@ -70,13 +70,13 @@ def test_a_bar_of_passes_shorter_than_their_launches_is_measured_as_a_graph(monk
 def test_a_bar_says_whether_it_is_met():
     method = {"run": "Evo", "images_per_s": 10.0, "speedup": 1.4, "speedup_interval": [1.39, 1.41],
               "ceilings": {"macs": 1.5}, "suspect": [], "out_of_memory": False}  # fmt: skip
-    row = speed_bars.row_of("DeiT-S, compiled", "bf16", method, 1.42, {"suspect": ["power cap"]})
+    row = bars.row_of("DeiT-S, compiled", "bf16", method, 1.42, {"suspect": ["power cap"]})
     assert row["met"] is False
-    assert speed_bars.line(row).endswith("bar 1.42  missed  suspect: power cap")
+    assert bars.line(row).endswith("bar 1.42  missed  suspect: power cap")
 
 
 def test_a_model_without_a_speed_misses_its_bar():
     method = {"run": "Evo", "out_of_memory": True}
-    row = speed_bars.row_of("DeiT-B, compiled", "bf16", method, 1.44, {"suspect": []})
+    row = bars.row_of("DeiT-B, compiled", "bf16", method, 1.44, {"suspect": []})
     assert row["met"] is False
-    assert speed_bars.line(row).endswith("bar 1.44  missed  suspect: out of memory")
+    assert bars.line(row).endswith("bar 1.44  missed  suspect: out of memory")

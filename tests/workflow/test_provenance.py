@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from workflow import provenance, records
-from workflow.login import mirror_content, mirror_note
+from workflow.storage import provenance, records
+from workflow.tracking import content, run_page
 
 NOBODY = 65534
-FILES = {"evovit/tokens.py": "a = 1\n", "workflow/node/train.py": "", "README.md": "text\n"}
+FILES = {"evovit/tokens.py": "a = 1\n", "workflow/train/train.py": "", "README.md": "text\n"}
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -160,8 +160,8 @@ def test_sources_are_the_same_code_whatever_the_documents_say(clone):
     write(clone, {"README.md": "more", "workflow/paper/tables.py": "", "docs/a.md": ""})
     assert provenance.source_hash(clone) == before
     hashes = {before}
-    for name in ("evovit/tokens.py", "baselines/deit.py", "workflow/runs.py",
-                 "workflow/node/train.py", "workflow/login/jobs.py"):  # fmt: skip
+    for name in ("evovit/tokens.py", "baselines/deit.py", "workflow/campaign/specs.py",
+                 "workflow/train/train.py", "workflow/runtime/job.py"):  # fmt: skip
         write(clone, {name: "changed = True\n"})
         hashes.add(provenance.source_hash(clone))
     assert len(hashes) == 6
@@ -177,8 +177,8 @@ def test_a_commit_after_the_import_is_not_what_ran(tmp_path):
     head = commit(tmp_path, {".gitignore": "__pycache__\n"})
     code = (
         "import json, pathlib, subprocess, sys\n"
-        "import workflow.node\n"
-        "pathlib.Path('workflow/node/new.py').write_text('')\n"
+        "import workflow.train\n"
+        "pathlib.Path('workflow/train/new.py').write_text('')\n"
         "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n"
         "from workflow import records\n"
         "print(json.dumps(records.make({'kind': 'data'}, {}, 0.0)['provenance']))\n"
@@ -230,7 +230,7 @@ def test_record_mlflow_and_table_name_every_version(code, commit, dirty, flag):
     flags = provenance.flags(record)
     assert len(flags) == (flag is not None)
     assert flag is None or flag in flags[0]
-    tags, note = mirror_content.provenance_tags(record), mirror_note.code(known)
+    tags, note = content.provenance_tags(record), run_page.code(known)
     assert tags["commit"] == (commit or "unknown")
     assert tags["dirty"] == ("unknown" if dirty is None else str(dirty))
     if commit is None:
@@ -248,15 +248,13 @@ def test_a_record_of_before_says_that_it_does_not_know():
     for key in ("code", "reason"):
         del record["provenance"][key]
     assert provenance.flags(record) == []
-    assert "commit aaaaaaaaaa" in mirror_note.code(record["provenance"])
+    assert "commit aaaaaaaaaa" in run_page.code(record["provenance"])
     record["provenance"] |= {"commit": None, "dirty": None}
     assert "made before code versions were noted" in provenance.flags(record)[0]
-    assert mirror_content.provenance_tags(record)["commit"] == "unknown"
+    assert content.provenance_tags(record)["commit"] == "unknown"
 
 
 def test_ranks_of_different_code_are_refused():
     provenance.check_ranks([OLD, UNKNOWN])  # the same sources: a node without git
-    with pytest.raises(
-        provenance.CodeError, match=r"Rank 1 runs commit bbbb.*rank 0 runs commit a"
-    ):
+    with pytest.raises(provenance.CodeError, match=r"Rank 1 runs commit bbbb.*rank 0 runs commit a"):
         provenance.check_ranks([OLD, NEW])

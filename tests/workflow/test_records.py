@@ -5,27 +5,28 @@ import os
 
 import pytest
 
-from workflow import files, records, runs
-from workflow.records import RecordError
+from workflow.campaign import specs
+from workflow.storage import files, records
+from workflow.storage.records import RecordError
 
 SPEC = {"kind": "train", "seed": 0}
 
 
 def write(path, spec=SPEC, **changes):
-    record = {"kind": "train", "spec_hash": runs.spec_hash(spec), "spec": spec, "results": {}}
+    record = {"kind": "train", "spec_hash": specs.spec_hash(spec), "spec": spec, "results": {}}
     records.write_json(path, record | changes)
     return path
 
 
 def test_a_whole_record_is_read(tmp_path):
     path = write(tmp_path / "a" / "train.json")
-    assert records.read(path, runs.spec_hash(SPEC))["spec"] == SPEC
+    assert records.read(path, specs.spec_hash(SPEC))["spec"] == SPEC
 
 
 def test_another_spec_is_refused(tmp_path):
     path = write(tmp_path / "train.json")
     with pytest.raises(RecordError, match="workflow/config/ now says"):
-        records.read(path, runs.spec_hash(SPEC | {"seed": 1}))
+        records.read(path, specs.spec_hash(SPEC | {"seed": 1}))
 
 
 def test_an_edited_spec_is_noticed(tmp_path):
@@ -72,4 +73,4 @@ def test_provenance_says_which_code_and_versions(tmp_path):
     json.dumps(record)
     assert record["provenance"]["versions"]["timm"]
     assert record["provenance"]["device"] == "cpu"
-    assert record["spec_hash"] == runs.spec_hash(SPEC)
+    assert record["spec_hash"] == specs.spec_hash(SPEC)

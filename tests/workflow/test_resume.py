@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from workflow import journal, records
-from workflow.node import checkpoints, stop, train, training
-from workflow.node.stop import StopFlag, Stopped
-from workflow.node.training import Training, TrainingError
+from workflow.runtime import preemption
+from workflow.runtime.preemption import StopFlag, Stopped
+from workflow.storage import journal, records
+from workflow.train import checkpoints, train, trainer
+from workflow.train.trainer import Training, TrainingError
 
 STEPS = 5  # 40 images in batches of 8
 
@@ -61,10 +62,7 @@ def run_and_kill(site, monkeypatch):
 
 
 def assert_same_end(site, run, first, second):
-    one, two = (
-        torch.load(max((attempt(site, run, n) / "checkpoints").glob("step-*.pt")))
-        for n in (first, second)
-    )
+    one, two = (torch.load(max((attempt(site, run, n) / "checkpoints").glob("step-*.pt"))) for n in (first, second))
     for part in ("state_dict", "state_dict_ema"):
         for key, value in one[part].items():
             if isinstance(value, torch.Tensor):
@@ -77,9 +75,7 @@ def assert_same_end(site, run, first, second):
         strict=True,
     ):
         timed = {"train_s", "epoch_s"}
-        assert {k: v for k, v in left.items() if k not in timed} == {
-            k: v for k, v in right.items() if k not in timed
-        }
+        assert {k: v for k, v in left.items() if k not in timed} == {k: v for k, v in right.items() if k not in timed}
 
 
 @pytest.mark.parametrize(
@@ -93,9 +89,7 @@ def assert_same_end(site, run, first, second):
         ("evo_levit_128s", 3, (4, 10, 13)),
     ],
 )
-def test_killed_at_any_step_it_ends_with_the_same_bits(
-    run, epochs, kills, site, tiny_spec, with_needed, run_and_kill
-):
+def test_killed_at_any_step_it_ends_with_the_same_bits(run, epochs, kills, site, tiny_spec, with_needed, run_and_kill):
     spec = with_needed(spec_of(tiny_spec, run, epochs=epochs))
     if run == "evo_levit_128s":
         spec["model"]["kwargs"]["tradeoff"] = "learned"  # from the schedule's switch on
@@ -141,9 +135,7 @@ def test_accumulated_batches_make_the_same_step(site, tiny_spec):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_asked_to_stop_it_saves_after_the_step_and_goes_on_later(
-    number, site, tiny_spec, monkeypatch
-):
+def test_asked_to_stop_it_saves_after_the_step_and_goes_on_later(number, site, tiny_spec, monkeypatch):
     spec, run = spec_of(tiny_spec), "evo_deit_tiny"
     train.run(spec, site, attempt(site, run, 1))
     seen, before = [], signal.signal(number, lambda *arguments: seen.append(arguments[0]))
@@ -170,10 +162,10 @@ def test_asked_to_stop_it_saves_after_the_step_and_goes_on_later(
 
 def test_other_ranks_leave_the_end_to_the_first(monkeypatch):
     waited = []
-    monkeypatch.setattr(stop.time, "sleep", waited.append)
+    monkeypatch.setattr(preemption.time, "sleep", waited.append)
     with pytest.raises(Stopped), StopFlag() as flag:
         flag.hand_on(first=False)
-    assert waited == [stop.LEFT_TO_FIRST_S]
+    assert waited == [preemption.LEFT_TO_FIRST_S]
 
 
 # -- losses that are not finite -------------------------------------------------------------------
@@ -222,7 +214,7 @@ def test_too_many_such_steps_end_the_training(site, tiny_spec, monkeypatch):
         train.run(spec_of(tiny_spec), site, attempt(site, "evo_deit_tiny", 1))
     events = journal.read(attempt(site, "evo_deit_tiny", 1) / "journal.jsonl")
     left_out = [event for event, _ in events if event["event"] == "deviation"]
-    assert len(left_out) == training.MOST_SKIPPED == 5
+    assert len(left_out) == trainer.MOST_SKIPPED == 5
 
 
 # -- checkpoints --------------------------------------------------------------------------------

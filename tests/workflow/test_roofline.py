@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.models import families
-from workflow.node import macs, modes, roofline
+from workflow.bench import modes, roofline
+from workflow.train import macs
 
 MACHINE = {"matrix_tflop_s": 1e-6, "bandwidth_gb_s": 1e-6}  # a million FLOPs, 1000 bytes a second
 

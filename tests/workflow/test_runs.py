@@ -4,8 +4,8 @@ import copy
 
 import pytest
 
-from workflow import measurements, runs
-from workflow.campaign import FILES, Config, ConfigError, read_yaml
+from workflow.campaign import benchmarks, specs
+from workflow.campaign.config import FILES, Config, ConfigError, read_yaml
 
 
 def changed(config: Config, part: str, name: str, **values) -> Config:
@@ -16,7 +16,7 @@ def changed(config: Config, part: str, name: str, **values) -> Config:
 
 def test_overrides_apply_from_recipe_over_setting_to_row(config):
     edited = changed(config, "runs", "deit_tiny", overrides={"epochs": 7})
-    recipe = runs.recipe_of(edited, "demo", "deit_tiny")
+    recipe = specs.recipe_of(edited, "demo", "deit_tiny")
     assert recipe["epochs"] == 7  # the row
     assert recipe["batch_size"] == config.settings["demo"]["recipe"]["batch_size"]  # the setting
     assert recipe["weight_decay"] == config.recipes["deit"]["weight_decay"]  # the recipe
@@ -24,15 +24,15 @@ def test_overrides_apply_from_recipe_over_setting_to_row(config):
 
 
 def test_extends_takes_the_parents_values_first(config):
-    recipe = runs.recipe_of(config, "imagenet", "evo_deit_tiny")
+    recipe = specs.recipe_of(config, "imagenet", "evo_deit_tiny")
     assert recipe["batch_size"] == 2048  # evo_deit_2048
     assert recipe["task"] == config.recipes["evo_deit"]["task"]
     assert recipe["lr"] == config.recipes["deit"]["lr"]
 
 
 def test_imagenet_keeps_the_papers_size_and_the_demo_shrinks_it(config):
-    full = runs.train_spec(config, "imagenet", "deit_tiny")["model"]["kwargs"]
-    small = runs.train_spec(config, "demo", "deit_tiny")["model"]["kwargs"]
+    full = specs.train_spec(config, "imagenet", "deit_tiny")["model"]["kwargs"]
+    small = specs.train_spec(config, "demo", "deit_tiny")["model"]["kwargs"]
     assert full == {"num_classes": 1000}
     assert small["embed_dim"] == config.settings["demo"]["shrink"]["deit"]["embed_dim"]
     assert "depth" not in small  # selection starts at the fifth of twelve layers
@@ -41,61 +41,61 @@ def test_imagenet_keeps_the_papers_size_and_the_demo_shrinks_it(config):
 def test_every_row_resolves_in_every_setting(config):
     for setting in config.settings:
         for row in config.runs:
-            spec = runs.train_spec(config, setting, row)
+            spec = specs.train_spec(config, setting, row)
             given = row in config.settings[setting].get("checkpoints", {})
             assert spec["kind"] == ("evaluate" if given else "train")
             assert given or spec["recipe"]["epochs"] > 0
 
 
 def test_a_spec_says_nothing_of_where(config):
-    text = str(runs.train_spec(config, "imagenet", "deit_tiny"))
+    text = str(specs.train_spec(config, "imagenet", "deit_tiny"))
     assert config.settings["imagenet"]["data"]["root"] not in text
     assert "workers" not in text
 
 
 def test_changing_a_teacher_changes_its_students_spec(config):
-    before = runs.spec_hash(runs.train_spec(config, "demo", "dynamic_deit_tiny"))
-    same = runs.spec_hash(runs.train_spec(config, "demo", "evo_deit_tiny"))
+    before = specs.spec_hash(specs.train_spec(config, "demo", "dynamic_deit_tiny"))
+    same = specs.spec_hash(specs.train_spec(config, "demo", "evo_deit_tiny"))
     edited = changed(config, "runs", "deit_tiny", overrides={"epochs": 7})
-    assert runs.spec_hash(runs.train_spec(edited, "demo", "dynamic_deit_tiny")) != before
-    assert runs.spec_hash(runs.train_spec(edited, "demo", "evo_deit_tiny")) == same
+    assert specs.spec_hash(specs.train_spec(edited, "demo", "dynamic_deit_tiny")) != before
+    assert specs.spec_hash(specs.train_spec(edited, "demo", "evo_deit_tiny")) == same
 
 
 def test_a_search_stands_between_the_dense_model_and_the_training(config):
-    trained = runs.train_spec(config, "demo", "ps_deit_tiny")
-    searched = runs.search_spec(config, "demo", "ps_deit_tiny")
-    assert runs.needed_records(trained) == ["runs/ps_deit_tiny/search.json"]
-    assert runs.needed_records(searched) == ["runs/deit_tiny/train.json"]
+    trained = specs.train_spec(config, "demo", "ps_deit_tiny")
+    searched = specs.search_spec(config, "demo", "ps_deit_tiny")
+    assert specs.needed_records(trained) == ["runs/ps_deit_tiny/search.json"]
+    assert specs.needed_records(searched) == ["runs/deit_tiny/train.json"]
     assert searched["recipe"]["task_args"]["epsilon"] == 0.01
     # longer fine-tuning needs no new search; another search does need new fine-tuning
     edited = changed(config, "runs", "ps_deit_tiny", overrides={"epochs": 7})
-    assert runs.search_spec(edited, "demo", "ps_deit_tiny") == searched
+    assert specs.search_spec(edited, "demo", "ps_deit_tiny") == searched
     edited = changed(config, "runs", "ps_deit_tiny", overrides={"search": {
         "task": "baselines.psvit_search.TopDownSearch", "images": 9, "task_args": {}}})  # fmt: skip
-    assert runs.train_spec(edited, "demo", "ps_deit_tiny")["start"] != trained["start"]
-    assert runs.search_spec(config, "demo", "deit_tiny")["recipe"] is None
+    assert specs.train_spec(edited, "demo", "ps_deit_tiny")["start"] != trained["start"]
+    assert specs.search_spec(config, "demo", "deit_tiny")["recipe"] is None
 
 
 def test_seeds_make_runs_of_their_own(config):
     edited = changed(config, "runs", "deit_tiny", seeds=[0, 1])
     edited = changed(edited, "runs", "dynamic_deit_tiny", seeds=[0, 1, 2])
     assert edited.split_run("deit_tiny-s1") == ("deit_tiny", 1)
-    assert runs.train_spec(edited, "demo", "deit_tiny-s1")["seed"] == 1
+    assert specs.train_spec(edited, "demo", "deit_tiny-s1")["seed"] == 1
     # a seed starts from the same seed's teacher, or from the first where there is none
     for run, needed in (("s1", "deit_tiny-s1"), ("s2", "deit_tiny")):
-        spec = runs.train_spec(edited, "demo", f"dynamic_deit_tiny-{run}")
-        assert runs.needed_records(spec) == [f"runs/{needed}/train.json"]
+        spec = specs.train_spec(edited, "demo", f"dynamic_deit_tiny-{run}")
+        assert specs.needed_records(spec) == [f"runs/{needed}/train.json"]
     with pytest.raises(KeyError):
         edited.split_run("deit_tiny-s7")
 
 
 def test_a_spec_is_rewritten_only_when_it_changes(config, tmp_path):
-    spec = runs.train_spec(config, "demo", "deit_tiny")
-    path = runs.write_spec(tmp_path / "a" / "spec.json", spec)
+    spec = specs.train_spec(config, "demo", "deit_tiny")
+    path = specs.write_spec(tmp_path / "a" / "spec.json", spec)
     first = (tmp_path / "a" / "spec.json").stat()
-    runs.write_spec(path, copy.deepcopy(spec))
+    specs.write_spec(path, copy.deepcopy(spec))
     assert (tmp_path / "a" / "spec.json").stat().st_mtime_ns == first.st_mtime_ns
-    runs.write_spec(path, spec | {"seed": 5})
+    specs.write_spec(path, spec | {"seed": 5})
     assert (tmp_path / "a" / "spec.json").stat().st_ino != first.st_ino
 
 
@@ -107,9 +107,9 @@ def test_a_name_given_twice_is_an_error_with_its_line(tmp_path):
 
 
 def test_throughput_measures_the_papers_size_in_every_setting(config):
-    point = measurements.throughput_point(config, "demo", "deit_tiny")
+    point = benchmarks.throughput_point(config, "demo", "deit_tiny")
     assert point["device"] in ("cpu", "cuda")
-    spec = measurements.throughput_spec(config, "demo", "deit_tiny", point)
+    spec = benchmarks.throughput_spec(config, "demo", "deit_tiny", point)
     kwargs = {model["run"]: model["kwargs"] for model in spec["models"]}
     profiled = ["ps_deit_tiny", "ia_red2_deit_tiny"]
     for run in profiled:
@@ -120,14 +120,14 @@ def test_throughput_measures_the_papers_size_in_every_setting(config):
 
 
 def test_after_training_the_weights_are_measured_that_decide_the_speed(config):
-    spec = measurements.throughput_spec(config, "imagenet", "deit_tiny", {"batch_size": 256})
+    spec = benchmarks.throughput_spec(config, "imagenet", "deit_tiny", {"batch_size": 256})
     trained = {model["run"]: model["weights"] for model in spec["models"] if "weights" in model}
     assert list(trained) == ["ps_deit_tiny", "ia_red2_deit_tiny"]
     for run, needed in trained.items():
-        assert needed["spec_hash"] == runs.spec_hash(runs.train_spec(config, "imagenet", run))
-    assert runs.needed_records(spec) == [f"runs/{run}/train.json" for run in trained]
+        assert needed["spec_hash"] == specs.spec_hash(specs.train_spec(config, "imagenet", run))
+    assert specs.needed_records(spec) == [f"runs/{run}/train.json" for run in trained]
     assert not any("profile" in model for model in spec["models"])
     assert spec["images"]["data"]["name"] == "imagenet"
-    demo = measurements.throughput_spec(config, "demo", "deit_tiny", {"batch_size": 256})
+    demo = benchmarks.throughput_spec(config, "demo", "deit_tiny", {"batch_size": 256})
     assert "images" not in demo
-    assert runs.needed_records(demo) == []
+    assert specs.needed_records(demo) == []

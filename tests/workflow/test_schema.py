@@ -5,8 +5,8 @@ import shutil
 import pytest
 import yaml
 
-from workflow.campaign import FILES, ConfigError
-from workflow.login import schema
+from workflow.campaign import schema
+from workflow.campaign.config import FILES, ConfigError
 
 
 @pytest.fixture

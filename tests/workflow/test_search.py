@@ -7,25 +7,26 @@ import pytest
 import torch
 
 from baselines.psvit_search import TopDownSearch
-from workflow import journal, provenance, records, runs
-from workflow.node import build, search, train
-from workflow.node.build import SpecError
+from workflow.campaign import specs
+from workflow.storage import journal, provenance, records
+from workflow.train import factory, search, train
+from workflow.train.factory import SpecError
 
 RUN = "ps_deit_tiny"
 
 
 @pytest.fixture
-def specs(config, tiny_spec, site) -> dict:
+def small_specs(config, tiny_spec, site) -> dict:
     """The search's and the training's small specs, the dense model trained."""
     dense = tiny_spec("deit_tiny", epochs=1)
     folder = Path(site["root"]) / "runs" / "deit_tiny" / "attempts" / "1"
     records.write_json(folder.parent.parent / "train.json", train.run(dense, site, folder))
     model = dense["model"] | {"name": "ps_deit_tiny_patch16_224"}
-    searched = runs.search_spec(config, "demo", RUN) | {"model": model}
-    searched["start"] = runs.reference(dense)
+    searched = specs.search_spec(config, "demo", RUN) | {"model": model}
+    searched["start"] = specs.reference(dense)
     searched["recipe"] |= {"images": 12, "threads": 1}
     searched["recipe"]["task_args"] = {"epsilon": 1e-5, "granularity": 5, "steps": 2, "lr": 1e-3}
-    trained = tiny_spec(RUN, epochs=1) | {"model": model, "start": runs.reference(searched)}
+    trained = tiny_spec(RUN, epochs=1) | {"model": model, "start": specs.reference(searched)}
     return {"search": searched, "train": trained}
 
 
@@ -38,8 +39,8 @@ def publish(record, site):
     return record
 
 
-def test_a_search_killed_in_the_middle_ends_the_same(specs, site, monkeypatch):
-    whole = search.run(specs["search"], site, folder(site, 1))
+def test_a_search_killed_in_the_middle_ends_the_same(small_specs, site, monkeypatch):
+    whole = search.run(small_specs["search"], site, folder(site, 1))
 
     class Killed(Exception):
         pass
@@ -53,13 +54,13 @@ def test_a_search_killed_in_the_middle_ends_the_same(specs, site, monkeypatch):
 
     monkeypatch.setattr(TopDownSearch, "next_layer", killed_after_three)
     with pytest.raises(Killed):
-        search.run(specs["search"], site, folder(site, 2))
+        search.run(small_specs["search"], site, folder(site, 2))
     monkeypatch.setattr(TopDownSearch, "next_layer", next_layer)
     other = provenance.running() | {"commit": "b" * 40, "source_hash": "b" * 16}
     monkeypatch.setattr(provenance, "running", lambda: other)
     with pytest.raises(provenance.CodeError, match=r"of ps_deit_tiny was.*search:other_code=warn"):
-        search.run(specs["search"], site | {"other_code": "refuse"}, folder(site, 2))
-    resumed = search.run(specs["search"], site, folder(site, 2))
+        search.run(small_specs["search"], site | {"other_code": "refuse"}, folder(site, 2))
+    resumed = search.run(small_specs["search"], site, folder(site, 2))
     assert resumed["provenance"]["commit"] == "mixed"
     assert [code["from_layer"] for code in resumed["provenance"]["code"]] == [0, 3]
     for key in whole["results"].keys() - {"weights"}:
@@ -71,36 +72,36 @@ def test_a_search_killed_in_the_middle_ends_the_same(specs, site, monkeypatch):
     assert [e["layer"] for e in events if e["event"] == "layer"] == list(range(11, 0, -1))
 
 
-def test_the_training_starts_from_what_was_found(specs, site):
-    found = publish(search.run(specs["search"], site, folder(site)), site)
+def test_the_training_starts_from_what_was_found(small_specs, site):
+    found = publish(search.run(small_specs["search"], site, folder(site)), site)
     assert found["results"]["weights"]["path"] == "search/attempts/1/weights.pt"
     assert len(json.dumps(found)) < 20_000
-    task = build.build_task(specs["train"], site, torch.device("cpu"))
+    task = factory.build_task(small_specs["train"], site, torch.device("cpu"))
     assert task.get_trainable_module().patches == found["results"]["patches"]
     attempt = Path(site["root"]) / "runs" / RUN / "attempts" / "1"
-    record = train.run(specs["train"], site, attempt)
+    record = train.run(small_specs["train"], site, attempt)
     assert record["results"]["top1"] >= 0
     kept = torch.load(attempt / "weights.pt")["kept"]
     assert kept.sum(1).tolist() == found["results"]["counts"]
 
 
-def test_images_are_a_sample_of_the_training_split(specs, site):
-    first = search.begin(specs["search"], site, torch.device("cpu")).images
-    again = search.begin(specs["search"], site, torch.device("cpu")).images
-    other = search.begin(specs["search"] | {"seed": 1}, site, torch.device("cpu")).images
+def test_images_are_a_sample_of_the_training_split(small_specs, site):
+    first = search.begin(small_specs["search"], site, torch.device("cpu")).images
+    again = search.begin(small_specs["search"], site, torch.device("cpu")).images
+    other = search.begin(small_specs["search"] | {"seed": 1}, site, torch.device("cpu")).images
     assert first.shape == (12, 3, 16, 16)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-def test_a_model_without_sets_is_answered_with_a_sentence(specs, site):
-    spec = specs["search"]
+def test_a_model_without_sets_is_answered_with_a_sentence(small_specs, site):
+    spec = small_specs["search"]
     spec["model"] = spec["start"]["model"]
     with pytest.raises(SpecError, match=r"ps_deit_tiny, recipe psvit .* has no patch sets"):
         search.begin(spec, site, torch.device("cpu"))
 
 
-def test_an_unknown_option_is_answered_with_a_sentence(specs, site):
-    specs["search"]["recipe"]["task_args"]["epsylon"] = 1
+def test_an_unknown_option_is_answered_with_a_sentence(small_specs, site):
+    small_specs["search"]["recipe"]["task_args"]["epsylon"] = 1
     with pytest.raises(SpecError, match="unexpected keyword argument 'epsylon'"):
-        search.begin(specs["search"], site, torch.device("cpu"))
+        search.begin(small_specs["search"], site, torch.device("cpu"))

@@ -10,15 +10,15 @@ import pytest
 from snakemake.cli import get_argument_parser
 from snakemake.resources import Resources
 
-from workflow import locks, records
-from workflow.login import forecast, session
-from workflow.login.plan import Plan
+from workflow.campaign.rule_inputs import Plan
+from workflow.launch import forecast, startup
+from workflow.storage import locks, records
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch, config):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(session.schema, "load", lambda: config)  # read once for all tests
+    monkeypatch.setattr(startup.schema, "load", lambda: config)  # read once for all tests
 
 
 RULES = ("all", "prepare_data", "preflight", "train", "search", "table")
@@ -36,11 +36,9 @@ def begin(argv, stack=None):
         )
         for name in RULES
     ]
-    workflow = SimpleNamespace(
-        resource_settings=settings, global_resources=Resources(), rules=rules, _build_dag=None
-    )
-    plan, command_line = session.begin(workflow, argv)
-    session.start(workflow, plan, command_line, stack or ExitStack())
+    workflow = SimpleNamespace(resource_settings=settings, global_resources=Resources(), rules=rules, _build_dag=None)
+    plan, command_line = startup.begin(workflow, argv)
+    startup.start(workflow, plan, command_line, stack or ExitStack())
     return workflow
 
 
@@ -76,18 +74,18 @@ def test_only_the_requested_settings_data_must_exist(here):
 
 
 def test_a_second_snakemake_in_the_folder_is_told_of_the_first(here):
-    with locks.exclusive(session.LOCK), pytest.raises(SystemExit, match="Another snakemake"):
+    with locks.exclusive(startup.LOCK), pytest.raises(SystemExit, match="Another snakemake"):
         begin(["results/demo/table1.csv", *LOCAL])
 
 
 def test_the_lock_is_let_go_before_python_takes_its_modules_apart(here, monkeypatch):
     """Else snakemake's last words may be a traceback of this lock."""
     at_exit = []
-    monkeypatch.setattr(session.atexit, "register", at_exit.append)
+    monkeypatch.setattr(startup.atexit, "register", at_exit.append)
     stack = ExitStack()
     begin(["results/demo/table1.csv", *LOCAL], stack)
     at_exit[0]()
-    assert not locks.is_held(session.LOCK)
+    assert not locks.is_held(startup.LOCK)
 
 
 def test_a_folder_without_locks_stops_before_any_job(here, monkeypatch):
@@ -102,8 +100,8 @@ def test_a_folder_without_locks_stops_before_any_job(here, monkeypatch):
 def test_the_lock_is_held_until_the_end(here):
     with ExitStack() as stack:
         begin(["results/demo/table1.csv", *LOCAL], stack)
-        assert locks.is_held(session.LOCK)
-    assert not locks.is_held(session.LOCK)
+        assert locks.is_held(startup.LOCK)
+    assert not locks.is_held(startup.LOCK)
 
 
 @pytest.mark.parametrize(
@@ -121,9 +119,7 @@ def test_the_path_alone_chooses_the_setting(config, targets, settings):
 def training(launcher: str):
     """One of Snakemake's jobs."""
     return SimpleNamespace(
-        rule=SimpleNamespace(
-            name="train", resources=Resources(), workflow=SimpleNamespace(async_run=None)
-        ),
+        rule=SimpleNamespace(name="train", resources=Resources(), workflow=SimpleNamespace(async_run=None)),
         wildcards=SimpleNamespace(root="results/demo"),
         input=[],
         attempt=2,
@@ -134,9 +130,9 @@ def training(launcher: str):
 
 
 def test_a_forecast_that_is_none_is_said_on_a_cluster_alone(here, config, capsys):
-    session.announce(Plan(config), [training("local")])
+    startup.announce(Plan(config), [training("local")])
     assert capsys.readouterr().err == ""
-    session.announce(Plan(config), [training("slurm")])
+    startup.announce(Plan(config), [training("slurm")])
     assert "No estimate for 1 training(s) (deit_tiny)" in capsys.readouterr().err
 
 
@@ -150,7 +146,7 @@ def test_the_forecast_names_the_table(here, config, capsys, monkeypatch):
         for rule, output in (("table", "table1.csv"), ("figure", "figureS1a.png"),
                              ("whole", "whole"), ("partial_table", "table1.partial.csv"))
     ]  # fmt: skip
-    session.announce(Plan(config), iter([training("slurm"), *items]))
+    startup.announce(Plan(config), iter([training("slurm"), *items]))
     said = capsys.readouterr().err
     for item in ("table1.csv", "figureS1a.png"):
         assert f"Estimate, results/demo/{item}: 1 training(s), about 20 GPU-hours" in said
@@ -166,12 +162,12 @@ def test_what_slurm_can_never_run_ends_snakemake_once_for_all_its_jobs():
         asked.append(command)
         return "", "allocation failure: Invalid feature specification"
 
-    session.check_requests([training("local")], ask)
+    startup.check_requests([training("local")], ask)
     good = training("slurm")
     with pytest.raises(SystemExit, match="Invalid feature"):
-        session.check_requests([good], ask)
+        startup.check_requests([good], ask)
     asked.clear()
-    session.check_requests([good] * 50, lambda *command: asked.append(command) or ("", ""))
+    startup.check_requests([good] * 50, lambda *command: asked.append(command) or ("", ""))
     assert len(asked) == 2
 
 
@@ -193,7 +189,7 @@ def test_a_profiles_mistake_is_refused_wherever_jobs_run(launcher, resource, sai
     job = training(launcher)
     job.resources |= resource
     with pytest.raises(SystemExit, match=said):
-        session.check_requests([job], lambda *command: ("", ""))
+        startup.check_requests([job], lambda *command: ("", ""))
 
 
 @pytest.mark.parametrize("launcher", ["local", "slurm"])
@@ -201,7 +197,7 @@ def test_a_profiles_mistake_is_refused_wherever_jobs_run(launcher, resource, sai
 def test_both_answers_to_other_code_are_taken(launcher, policy):
     job = training(launcher)
     job.resources |= {"other_code": policy}
-    session.check_requests([job], lambda *command: ("", ""))
+    startup.check_requests([job], lambda *command: ("", ""))
 
 
 def test_a_job_that_snakemake_would_give_less_than_it_asks_for_ends_it():
@@ -211,9 +207,9 @@ def test_a_job_that_snakemake_would_give_less_than_it_asks_for_ends_it():
         job = training("local")
         job.rule.resources = Resources.parse([f"gpus={gpus}", "slurm_partition=gpu"],
                                              allow_expressions=True)  # fmt: skip
-        session.check_caps(job, most(["gpus=8", "device_share=100"]))
+        startup.check_caps(job, most(["gpus=8", "device_share=100"]))
         with pytest.raises(SystemExit, match="Rule train asks for gpus: 8, but all jobs together"):
-            session.check_caps(job, most(["gpus=4"]))
+            startup.check_caps(job, most(["gpus=4"]))
 
 
 @pytest.mark.parametrize(
@@ -253,9 +249,7 @@ def test_names_that_rules_make_pass(here, arguments):
     assert begin([*arguments, "-n"])
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["all"], ["results/demo/table1.csv", "--forcerun", "results/data.json"]]
-)
+@pytest.mark.parametrize("arguments", [[], ["all"], ["results/demo/table1.csv", "--forcerun", "results/data.json"]])
 def test_the_data_of_all_that_is_made_must_be_there(here, arguments):
     with pytest.raises(SystemExit, match=r"imagenet\.data\.root"):
         begin([*arguments, *LOCAL])
@@ -287,42 +281,42 @@ def jobs_of(*names: str):
 def test_what_is_forced_must_be_part_of_what_is_made(option):
     for name in ("train", "results/train", "./results/train"):
         given = get_argument_parser().parse_args(["x", "-n", option, name])
-        session.check_jobs(jobs_of("train", "table"), given, {})
+        startup.check_jobs(jobs_of("train", "table"), given, {})
         with pytest.raises(SystemExit, match=f"{option} {name} would do nothing"):
-            session.check_jobs(jobs_of("table"), given, {})
+            startup.check_jobs(jobs_of("table"), given, {})
 
 
 def test_a_dry_run_says_what_would_be_asked_of_slurm():
     job = training("slurm")
     job.resources = {"launcher": "slurm", "runtime": 60, "gpus": 8, "nodes": 2, "_cores": 1}
-    (line,) = session.requests([job, job, training("local")])
+    (line,) = startup.requests([job, job, training("local")])
     assert line.startswith("Request of rule train, 2 job(s): sbatch --time=60 --nodes=2 ")
     assert "--gpus-per-node=4" in line
     job.resources["gpus"] = 7
     with pytest.raises(SystemExit, match="can't be shared equally"):
-        list(session.requests([job]))
+        list(startup.requests([job]))
 
 
 def test_touch_does_not_pass_an_outdated_record_off_as_current(here, tmp_path):
     spec, record = tmp_path / "spec.json", tmp_path / "train.json"
     spec.write_text('{"kind": "train"}')
     job = SimpleNamespace(input={"spec": str(spec)}, output=[str(record)])
-    session.check_touch(job)  # there is nothing to touch
+    startup.check_touch(job)  # there is nothing to touch
     records.write_json(record, records.make({"kind": "train"}, {}, 0.0))
-    session.check_touch(job)
+    startup.check_touch(job)
     spec.write_text('{"kind": "train", "epochs": 3}')
     with pytest.raises(SystemExit, match=r"--touch would pass .*train\.json"):
-        session.check_touch(job)
+        startup.check_touch(job)
 
 
 def test_a_launcher_that_there_is_not_stops_before_any_job():
     job = training("local")
-    session.check_launcher(job)
+    startup.check_launcher(job)
     job.resources["launcher"] = "slrum"
     with pytest.raises(SystemExit, match="Rule train has launcher: slrum, which is none of local"):
-        session.check_launcher(job)
+        startup.check_launcher(job)
     del job.params["resources"]
-    session.check_launcher(job)  # it only reads records
+    startup.check_launcher(job)  # it only reads records
 
 
 def test_forcing_nothing_is_refused(here):

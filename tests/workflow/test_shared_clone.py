@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from workflow import files, locks, records
-from workflow.journal import Journal
-from workflow.login import executors
-from workflow.login.progress import Log
-from workflow.login.slurm_queue import Queue
+from workflow.launch import executors
+from workflow.launch.progress import Log
+from workflow.launch.slurm_queue import Queue
+from workflow.storage import files, locks, records
+from workflow.storage.journal import Journal
 
 FIRST, SECOND, GROUP = 54321, 54322, 54320  # without passwd entries, as in a container
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from workflow import shell
-from workflow.node import fresh
+from workflow import job_environment
+from workflow.bench import fresh
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -33,31 +33,31 @@ PYTHONPATH LD_PRELOAD PATH GROUP_HOME SLURM_JOB_ID SUBMITIT_EXECUTOR
 @pytest.mark.parametrize("name", CHANGES_RESULTS.split())
 def test_what_changes_a_result_is_removed(name):
     environ = {name: "given", "HOME": "/home/me"}
-    assert shell.clean(environ) == [name]
-    assert environ == {"HOME": "/home/me", **shell.SET}
+    assert job_environment.clean(environ) == [name]
+    assert environ == {"HOME": "/home/me", **job_environment.SET}
 
 
 @pytest.mark.parametrize("name", CHANGES_NONE.split())
 def test_what_does_not_is_kept(name):
-    assert shell.clean({name: "1"}) == []
+    assert job_environment.clean({name: "1"}) == []
 
 
 def test_what_snakemake_sets_for_its_jobs_is_not_told_to_the_user():
-    assert shell.clean({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}) == []
+    assert job_environment.clean({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}) == []
 
 
 def test_an_allocation_around_the_launcher_is_not_the_jobs():
     given = {"SLURM_JOB_ID": "7", "SBATCH_PARTITION": "gpu", "SUBMITIT_PREEMPT_SIGNAL": "KILL"}
     environ = given | {"SLURM_CONF": "/etc/slurm.conf", "SLURM_TMPDIR": "/local/7"}
-    assert shell.leave_allocation(environ) == sorted(given)
+    assert job_environment.leave_allocation(environ) == sorted(given)
     assert environ == {"SLURM_CONF": "/etc/slurm.conf", "SLURM_TMPDIR": "/local/7"}
 
 
 def test_slurms_commands_answer_as_they_are_asked(monkeypatch):
     monkeypatch.setenv("SQUEUE_STATES", "PENDING")
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
-    assert "SQUEUE_STATES" not in shell.for_slurm_commands()
-    assert shell.for_slurm_commands()["SLURM_CONF"] == "/etc/slurm.conf"
+    assert "SQUEUE_STATES" not in job_environment.for_slurm_commands()
+    assert job_environment.for_slurm_commands()["SLURM_CONF"] == "/etc/slurm.conf"
 
 
 def test_a_measuring_process_is_tuned_and_nothing_else(monkeypatch):
@@ -88,24 +88,24 @@ def test_a_temporary_folder_holds_sockets_up_to_the_systems_limit(temporary):
         "import multiprocessing.util, os\n"
         "Listener(os.path.join(multiprocessing.util.get_temp_dir(), 'listener-xxxxxxxx'))\n"
     )
-    room = shell.SOCKET_PATH_BYTES - shell.SOCKET_NAME_BYTES
+    room = job_environment.SOCKET_PATH_BYTES - job_environment.SOCKET_NAME_BYTES
     with tempfile.TemporaryDirectory(dir="/tmp") as short:
         for length, fits in ((room, True), (room + 1, False)):
             temporary(Path(short) / ("t" * (length - len(short) - 1)))
             assert len(os.environ["TMPDIR"]) == length
             done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
             assert (done.returncode == 0) == fits
-            assert (shell.too_long_for_sockets() is None) == fits
-        shell.shorten_temporary_folder()
+            assert (job_environment.too_long_for_sockets() is None) == fits
+        job_environment.shorten_temporary_folder()
         assert "TMPDIR" not in os.environ
-        assert shell.too_long_for_sockets() is None
+        assert job_environment.too_long_for_sockets() is None
 
 
 def test_where_every_temporary_folder_is_too_long_it_is_refused(temporary, tmp_path, monkeypatch):
     temporary(tmp_path / ("t" * 90))
-    monkeypatch.setattr(shell, "SOCKET_PATH_BYTES", 34)
-    with pytest.raises(shell.EnvironmentFault, match=r"t{90} is too long .* at most 2 characters"):
-        shell.shorten_temporary_folder()
+    monkeypatch.setattr(job_environment, "SOCKET_PATH_BYTES", 34)
+    with pytest.raises(job_environment.EnvironmentFault, match=r"t{90} is too long .* at most 2 characters"):
+        job_environment.shorten_temporary_folder()
 
 
 def test_a_users_matplotlib_draws_no_other_figure(tmp_path):

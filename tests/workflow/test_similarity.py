@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflow.node.similarity import cka_with_error, correlation_with_mean, linear_cka
+from workflow.analysis.similarity import cka_with_error, correlation_with_mean, linear_cka
 
 
 def rotation(size: int) -> torch.Tensor:

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from workflow.login import slurm_queue
-from workflow.login.slurm_queue import Queue
+from workflow.launch import slurm_queue
+from workflow.launch.slurm_queue import Queue
 
 NOW = time.time()
 
@@ -23,9 +23,7 @@ class Slurm:
         if self.error:
             return "", self.error
         wanted = [word.partition("=")[2] for word in command if word.startswith("--jobs=")]
-        lines = [
-            line for line in self.jobs.splitlines() if not wanted or line.split("|")[0] in wanted
-        ]
+        lines = [line for line in self.jobs.splitlines() if not wanted or line.split("|")[0] in wanted]
         return ("\n".join(lines), "") if lines or not wanted else ("", "Invalid job id specified")
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from workflow.login import slurm_request
-from workflow.login.slurm_request import RequestError
+from workflow.launch import slurm_request
+from workflow.launch.slurm_request import RequestError
 
 PARTITIONS = """\
 PartitionName=gpu AllowGroups=ALL Default=YES MaxTime=1-00:00:00 TotalNodes=2
@@ -103,9 +103,7 @@ def test_what_is_worth_waiting_for(error, temporary):
     assert slurm_request.is_temporary(error) == temporary
 
 
-@pytest.mark.parametrize(
-    ("limit", "minutes"), [("1-00:00:00", 1440), ("00:02:00", 2), ("2-12:30:00", 3630)]
-)
+@pytest.mark.parametrize(("limit", "minutes"), [("1-00:00:00", 1440), ("00:02:00", 2), ("2-12:30:00", 3630)])
 def test_slurms_time_limits(limit, minutes):
     assert slurm_request.minutes(limit) == minutes
     assert slurm_request.minutes("UNLIMITED") > 10**5

@@ -4,7 +4,7 @@ import pytest
 from snakemake.resources import Resources
 
 from tests.workflow.test_session import begin, here  # noqa: F401 (a fixture)
-from workflow.login import snakemake_compat
+from workflow.launch import snakemake_compat
 
 PROFILE = """
 cores: 64
@@ -40,9 +40,7 @@ def profile(request, here, tmp_path):  # noqa: F811
         ([], "slurm"),
     ],
 )
-def test_a_value_on_the_command_line_leaves_the_profiles_others(
-    profile, tmp_path, monkeypatch, arguments, variable
-):
+def test_a_value_on_the_command_line_leaves_the_profiles_others(profile, tmp_path, monkeypatch, arguments, variable):
     """Snakemake alone would drop a training's GPUs when its time limit is changed."""
     (tmp_path / "other").mkdir()
     (tmp_path / "other/config.yaml").write_text("set-resources: {search: {runtime: 5}}")
@@ -76,9 +74,7 @@ def test_jobs_mean_cores(profile, arguments, cores):
     line = read("--profile", "slurm", *arguments)
     settings = line.options
     workflow = type("Workflow", (), {})()
-    workflow.resource_settings = type(
-        "Settings", (), {"nodes": settings.jobs, "cores": settings.cores}
-    )()
+    workflow.resource_settings = type("Settings", (), {"nodes": settings.jobs, "cores": settings.cores})()
     workflow.global_resources = Resources.from_mapping({"_cores": 64, "_nodes": settings.jobs})
     snakemake_compat.apply_resources(workflow, line)
     assert values(workflow.global_resources) == {

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from workflow import records, runs
-from workflow.node import checkpoints, train
-from workflow.node.checkpoints import WeightsError
-from workflow.node.training import Training
+from workflow.campaign import specs
+from workflow.storage import records
+from workflow.train import checkpoints, train
+from workflow.train.checkpoints import WeightsError
+from workflow.train.trainer import Training
 
 RUN = "deit_tiny-fast_updating"
 
@@ -30,9 +31,9 @@ def test_epochs_are_shares_of_the_training_without_its_end():
 
 def test_only_the_row_that_asks_for_them_has_them_in_its_spec(config):
     for row in config.runs:
-        assert ("snapshots" in runs.train_spec(config, "demo", row)) == (row == RUN)
+        assert ("snapshots" in specs.train_spec(config, "demo", row)) == (row == RUN)
     given = {"file": "a.pth", "sha256": "0" * 64}
-    assert "snapshots" not in runs.evaluate_spec(config, "demo", RUN, given)
+    assert "snapshots" not in specs.evaluate_spec(config, "demo", RUN, given)
 
 
 def test_they_are_kept_where_the_training_was_killed_and_resumed(site, tiny_spec, monkeypatch):
@@ -53,15 +54,15 @@ def test_they_are_kept_where_the_training_was_killed_and_resumed(site, tiny_spec
     resumed = train.run(spec, site, attempt(site, 2))
     assert [one["epoch"] for one in resumed["results"]["snapshots"]] == [1, 2]
     records.write_json(attempt(site, 2).parent.parent / "train.json", resumed)
-    found = checkpoints.snapshots(site, runs.reference(spec))
+    found = checkpoints.snapshots(site, specs.reference(spec))
     folder = attempt(site, 1).parent.parent
     for (epoch, weights), one in zip(found, whole["snapshots"], strict=True):
         assert epoch == one["epoch"]
         expected = torch.load(folder / one["path"], weights_only=True)
         assert all(torch.equal(weights[key], expected[key]) for key in expected)
-    end = checkpoints.final_weights(site, runs.reference(spec))
+    end = checkpoints.final_weights(site, specs.reference(spec))
     assert not torch.equal(found[-1][1]["cls_token"], end["cls_token"])
 
     (folder / resumed["results"]["snapshots"][0]["path"]).write_bytes(b"another")
     with pytest.raises(WeightsError, match=r"epoch-0001.pt is missing or not the file that"):
-        checkpoints.snapshots(site, runs.reference(spec))
+        checkpoints.snapshots(site, specs.reference(spec))

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workflow import layout
-from workflow.layout import DataError
-from workflow.node import manifest, sources, train
+from workflow.data import check, layout, readers
+from workflow.data.layout import DataError
+from workflow.train import train
 
 
 def pack(folder: Path, path: Path) -> None:
@@ -61,35 +61,32 @@ def pixels(dataset) -> list[tuple[bytes, int]]:
 def test_tar_files_hold_the_same_images_and_labels(packed, images):
     layout.check("demo", packed)
     for split in ("train", "val"):
-        folder = sources.open_split({}, {"data_root": images}, split, lambda image: image)
-        tar = sources.open_split(
-            packed, {"data_root": packed["root"]}, packed[split], lambda image: image
-        )
+        folder = readers.open_split({}, {"data_root": images}, split, lambda image: image)
+        tar = readers.open_split(packed, {"data_root": packed["root"]}, packed[split], lambda image: image)
         assert pixels(tar) == pixels(folder)
 
 
 def test_tar_files_are_looked_through_like_folders(packed, images, tmp_path):
     listings = {
-        split: sources.open_reader(packed, {"data_root": packed["root"]}, packed[split])
-        for split in ("train", "val")
+        split: readers.open_reader(packed, {"data_root": packed["root"]}, packed[split]) for split in ("train", "val")
     }
-    found = manifest.manifest(listings)["splits"]
+    found = check.manifest(listings)["splits"]
     assert found["train"]["images"] == 40
     assert found["train"]["bytes"] == sum(p.stat().st_size for p in images.glob("train/*/*"))
-    manifest.check_classes("demo", 10, listings)
-    manifest.check_images(listings, 2, tmp_path / "listed.txt")
+    check.check_classes("demo", 10, listings)
+    check.check_images(listings, 2, tmp_path / "listed.txt")
     with pytest.raises(DataError, match="have 10 and 10 classes; needed are the same 11"):
-        manifest.check_classes("demo", 11, listings)
+        check.check_classes("demo", 11, listings)
 
 
 def test_a_bad_image_in_a_tar_is_named(images, tmp_path):
     path = images / "train/4/1.png"
     path.write_bytes(path.read_bytes()[:40])
     one_tar(images / "train", tmp_path)
-    listing = sources.open_reader({}, {"data_root": tmp_path}, "train.tar")
+    listing = readers.open_reader({}, {"data_root": tmp_path}, "train.tar")
     with pytest.raises(DataError, match=r"train.tar/4/1.png: "):
-        manifest.check_images({"train": listing}, 0, tmp_path / "listed.txt")
-    dataset = sources.open_split({}, {"data_root": tmp_path}, "train.tar", lambda image: image)
+        check.check_images({"train": listing}, 0, tmp_path / "listed.txt")
+    dataset = readers.open_split({}, {"data_root": tmp_path}, "train.tar", lambda image: image)
     index = dataset.filenames().index("4/1.png")
     with pytest.raises(DataError, match=r"train.tar/4/1.png can't be decoded"):
         dataset[index]
@@ -114,7 +111,7 @@ def test_a_training_on_tar_files_is_the_one_on_folders(images, site, tmp_path, t
 def test_a_damaged_tar_is_an_error_with_its_path(content, tmp_path):
     (tmp_path / "train.tar").write_bytes(content)
     with pytest.raises(DataError, match=r"train.tar can't be listed"):
-        sources.open_reader({}, {"data_root": tmp_path}, "train.tar")
+        readers.open_reader({}, {"data_root": tmp_path}, "train.tar")
 
 
 def test_streams_are_refused(images):
@@ -128,16 +125,16 @@ def test_the_hubs_data_sets_hold_the_same_images(images, tmp_path):
     (images / "val").rename(images / "test")  # what datasets calls it
     data = {"reader": f"hfds/{images}", "train": "train", "val": "test"}
     for split in ("train", "test"):
-        folder = sources.open_split({}, {"data_root": images}, split, lambda image: image)
+        folder = readers.open_split({}, {"data_root": images}, split, lambda image: image)
         site = {"data_root": tmp_path / "cache"}
-        hub = sources.open_split(data, site, split, lambda image: image)
+        hub = readers.open_split(data, site, split, lambda image: image)
         assert pixels(hub) == pixels(folder)
-        listing = sources.open_reader(data, site, split)
+        listing = readers.open_reader(data, site, split)
         assert sum(listing.sizes()) == sum(p.stat().st_size for p in images.glob(f"{split}/*/*"))
-        manifest.check_images({split: listing}, 2, tmp_path / "listed.txt")
+        check.check_images({split: listing}, 2, tmp_path / "listed.txt")
 
 
 @pytest.mark.skipif(bool(importlib.util.find_spec("datasets")), reason="datasets is installed")
 def test_without_its_package_it_is_said(tmp_path):
     with pytest.raises(DataError, match=r"hfds/x: train can't be listed .*datasets"):
-        sources.open_reader({"reader": "hfds/x"}, {"data_root": tmp_path}, "train")
+        readers.open_reader({"reader": "hfds/x"}, {"data_root": tmp_path}, "train")

@@ -7,27 +7,24 @@ commit: ``python -m tests.workflow.test_spec_hashes``.
 import json
 from pathlib import Path
 
-from workflow import runs
-from workflow.campaign import Config
-from workflow.login import targets
+from workflow.campaign import specs, targets
+from workflow.campaign.config import Config
 
 HASHES = Path(__file__).with_suffix(".json")
 
 
 def spec_hashes() -> dict[str, str]:
     """Return the hash of every record that any setting's ``whole`` needs, by the record's path."""
-    config, specs = Config.load(), {}
+    config, specs_by_path = Config.load(), {}
     for setting in config.settings.values():
         root = setting["results"]
-        pending = [
-            path for item in targets.whole(config) for path in records_of(config, root, item)
-        ]
+        pending = [path for item in targets.whole(config) for path in records_of(config, root, item)]
         while pending:
             path = pending.pop()
-            if path not in specs:
-                specs[path] = targets.spec_of(config, path)
-                pending += [f"{root}/{name}" for name in runs.first_records(specs[path])]
-    return {path: runs.spec_hash(spec) for path, spec in sorted(specs.items())}
+            if path not in specs_by_path:
+                specs_by_path[path] = targets.spec_of(config, path)
+                pending += [f"{root}/{name}" for name in specs.first_records(specs_by_path[path])]
+    return {path: specs.spec_hash(spec) for path, spec in sorted(specs_by_path.items())}
 
 
 def records_of(config: Config, root: str, item: str) -> list[str]:

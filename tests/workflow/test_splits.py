@@ -16,9 +16,9 @@ from PIL import Image
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.utils.misc import natural_key
 
-from workflow import layout, records
-from workflow.layout import DataError
-from workflow.node import data, manifest, sources, staging
+from workflow.data import check, layout, loaders, readers, staging
+from workflow.data.layout import DataError
+from workflow.storage import records
 
 CLASSES = ("a", "b", "c")
 
@@ -43,7 +43,7 @@ def look_through(root: Path, num_classes: int = 3, **changes) -> dict:
     """The data job's results."""
     block = {"name": "made", "train": "train", "val": "val", "num_classes": num_classes} | changes
     spec = {"kind": "data", "setting": "made", "data": block, "root": str(root)}
-    return manifest.run(spec, site(root), root.parent / "attempt")["results"]
+    return check.run(spec, site(root), root.parent / "attempt")["results"]
 
 
 def site(root: Path) -> dict:
@@ -147,7 +147,7 @@ def test_what_is_not_used_is_refused_by_its_path_by_the_check_and_by_every_reade
         look_through(root)
     split = "val" if "val/" in UNUSED[change] else "train"
     with pytest.raises(DataError, match=UNUSED[change]):
-        sources.open_split({}, {"data_root": str(root)}, split)
+        readers.open_split({}, {"data_root": str(root)}, split)
 
 
 def test_links_are_followed_and_files_of_file_managers_are_left_out(root):
@@ -166,7 +166,7 @@ def test_images_of_every_suffix_that_is_listed_are_counted_and_read(root):
         picture(7).save(root / f"val/b/x{suffix}")
         picture(7).save(root / f"val/b/y{suffix.upper()}")
     counted = look_through(root)["splits"]["val"]["images"]
-    dataset = sources.open_split({}, {"data_root": str(root)}, "val", transform=np.asarray)
+    dataset = readers.open_split({}, {"data_root": str(root)}, "val", transform=np.asarray)
     read = [dataset[index] for index in range(len(dataset))]
     assert counted == len(read) == 6 + 2 * len(layout.IMAGE_SUFFIXES)
     assert [label for _, label in read].count(2) == 2
@@ -203,7 +203,7 @@ def test_classes_and_images_keep_the_order_of_timms_reader(names, tmp_path):
         (tmp_path / "train" / name).mkdir(parents=True)
         for file in ("9.png", "10.png", "x.JPEG"):
             (tmp_path / "train" / name / file).touch()
-    ours = sources.open_reader({}, {"data_root": str(tmp_path)}, "train")
+    ours = readers.open_reader({}, {"data_root": str(tmp_path)}, "train")
     theirs = ReaderImageFolder(str(tmp_path / "train"))
     assert dict(zip(ours.classes, range(len(names)), strict=True)) == theirs.class_to_idx
     assert ours.names == theirs.filenames()
@@ -228,9 +228,7 @@ def save_float(path):
 
 
 def save_two_pages(path):
-    Image.new("L", (8, 8)).save(
-        path.with_suffix(".tif"), save_all=True, append_images=[Image.new("L", (8, 8), 9)]
-    )
+    Image.new("L", (8, 8)).save(path.with_suffix(".tif"), save_all=True, append_images=[Image.new("L", (8, 8), 9)])
 
 
 def save_large(path):
@@ -257,7 +255,7 @@ def test_an_image_that_rgb_cannot_hold_is_refused_by_its_path(save, root):
     save(root / "train/b/x")
     with pytest.raises(DataError, match=rf"train/b/x\.\w+: {REFUSED[save]}"):
         look_through(root)
-    dataset = sources.open_split({}, {"data_root": str(root)}, "train")
+    dataset = readers.open_split({}, {"data_root": str(root)}, "train")
     with pytest.raises(DataError, match=rf"train/b/x\.\w+ can't be decoded \({REFUSED[save]}"):
         dataset[4]
 
@@ -277,9 +275,9 @@ def test_pixels_are_taken_as_they_are_stored(root):
     exif[0x0112] = 6
     image.save(root / "train/a/0.jpg", exif=exif)
     with open(root / "train/a/0.jpg", "rb") as stream:
-        assert sources.decode(stream).size == (8, 4)
+        assert readers.decode(stream).size == (8, 4)
         stream.seek(0)
-        assert sources.decode(stream, upright=True).size == (4, 8)
+        assert readers.decode(stream, upright=True).size == (4, 8)
 
 
 # -- tar files ----------------------------------------------------------------------------------
@@ -378,9 +376,7 @@ def test_a_tar_that_tarfile_would_read_in_part_is_refused(change, sentence, root
 
 
 def test_a_wrapping_folder_and_files_of_file_managers_change_nothing(root):
-    pack(
-        root / "train.tar", [f"./train/{name}" for name in (*GOOD, "a/._0.png")], folders=["train"]
-    )
+    pack(root / "train.tar", [f"./train/{name}" for name in (*GOOD, "a/._0.png")], folders=["train"])
     pack(root / "val.tar", GOOD)
     results = look_through(root, **TARS)
     assert (results["classes"], results["splits"]["train.tar"]["images"]) == (list(CLASSES), 6)
@@ -392,12 +388,12 @@ def test_a_tars_contents_are_noted_in_the_results_not_beside_it(root, monkeypatc
     look_through(root, **TARS)
     assert sorted(path.name for path in root.glob("*.*")) == ["train.tar", "val.tar"]
     assert list(root.parent.glob("results/data/tar-index-*.json"))
-    monkeypatch.setattr(sources, "scan_tar", None)  # would fail if called
-    dataset = sources.open_split({}, site(root), "train.tar", transform=np.asarray)
+    monkeypatch.setattr(readers, "scan_tar", None)  # would fail if called
+    dataset = readers.open_split({}, site(root), "train.tar", transform=np.asarray)
     assert dataset[5][1] == 2
     monkeypatch.undo()
     pack(root / "train.tar", (*GOOD, "c/9.png"))  # another file: it is read anew
-    assert len(sources.open_split({}, site(root), "train.tar")) == 7
+    assert len(readers.open_split({}, site(root), "train.tar")) == 7
 
 
 # -- the same images in every job ---------------------------------------------------------------
@@ -407,7 +403,7 @@ def keep(root: Path, **changes) -> None:
     """Look through and publish data.json."""
     block = {"name": "made", "train": "train", "val": "val", "num_classes": 3} | changes
     spec = {"kind": "data", "setting": "made", "data": block, "root": str(root)}
-    record = manifest.run(spec, site(root), root.parent / "attempt")
+    record = check.run(spec, site(root), root.parent / "attempt")
     records.write_json(root.parent / "results/data.json", record)
 
 
@@ -416,20 +412,18 @@ def test_images_that_changed_after_the_check_are_refused(root):
     block = {"train": "train", "val": "val"}
     cfg = {"input_size": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.5,) * 3}
     recipe = {"interpolation": "bilinear", "crop_pct": 1.0}
-    assert len(data.eval_dataset(block, site(root), "val", recipe, cfg)) == 6
+    assert len(loaders.eval_dataset(block, site(root), "val", recipe, cfg)) == 6
     picture().save(root / "val/a/9.png")
-    with pytest.raises(
-        DataError, match=r"val has changed since .*it had 6 images and has 7.*--forc"
-    ):
-        data.eval_dataset(block, site(root), "val", recipe, cfg)
+    with pytest.raises(DataError, match=r"val has changed since .*it had 6 images and has 7.*--forc"):
+        loaders.eval_dataset(block, site(root), "val", recipe, cfg)
     (root / "val/a/9.png").unlink()
     for split in ("train", "val"):
         (root / split / "b").rename(root / split / "0")
     with pytest.raises(DataError, match=r"class 0 was 'a' then and is '0' now"):
-        sources.open_split(block, site(root), "train")
+        readers.open_split(block, site(root), "train")
     keep(root)
-    assert len(sources.open_split(block, site(root), "train")) == 6
-    assert manifest.of_images(site(root))["classes"] == ["0", "a", "c"]
+    assert len(readers.open_split(block, site(root), "train")) == 6
+    assert check.of_images(site(root))["classes"] == ["0", "a", "c"]
 
 
 def test_a_check_of_an_older_version_is_made_again(root):
@@ -439,7 +433,7 @@ def test_a_check_of_an_older_version_is_made_again(root):
     del record["results"]["classes"]
     records.write_json(path, record)
     with pytest.raises(DataError, match=r"data.json was made by an older version.*--forcerun"):
-        sources.open_split({}, site(root), "train")
+        readers.open_split({}, site(root), "train")
 
 
 def test_a_copy_on_the_nodes_disk_holds_the_images_and_nothing_else(root, tmp_path):
@@ -450,8 +444,8 @@ def test_a_copy_on_the_nodes_disk_holds_the_images_and_nothing_else(root, tmp_pa
     copy = Path(staging.stage(block, str(root), str(tmp_path / "local")))
     assert not (copy / "train/.DS_Store").exists()
     assert not (copy / "train/a").is_symlink()
-    there = sources.open_reader({}, {"data_root": root}, "train")
-    here = sources.open_reader({}, {"data_root": copy}, "train")
+    there = readers.open_reader({}, {"data_root": root}, "train")
+    here = readers.open_reader({}, {"data_root": copy}, "train")
     assert here.digest() == there.digest()
     (root / "val/b/up").symlink_to("..")
     with pytest.raises(DataError, match="val/b/up is a folder inside a class folder"):
@@ -507,8 +501,8 @@ def test_an_index_of_one_tar_file_is_not_taken_for_another(tmp_path):
         os.utime(folder / "data.tar", (1, 1))
     site = {"data_root": str(tmp_path), "root": str(tmp_path / "results")}
     for split in ("train", "val"):
-        reader = sources.open_reader({}, site, f"{split}/data.tar")
+        reader = readers.open_reader({}, site, f"{split}/data.tar")
         assert [name.split("/")[-1] for name in reader.names] == [f"{split}.png"] * 2
     for index in (tmp_path / "results/data").glob("tar-index-*.json"):
         index.write_text(index.read_text()[:20])  # damaged: the tar file is read again
-    assert len(sources.open_reader({}, site, "val/data.tar")) == 2
+    assert len(readers.open_reader({}, site, "val/data.tar")) == 2

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from workflow import layout
-from workflow.node import staging, train
+from workflow.data import layout, staging
+from workflow.train import train
 
 DATA = {"train": "train", "val": "val", "num_classes": 10}
 

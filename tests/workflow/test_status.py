@@ -9,10 +9,11 @@ from dataclasses import replace
 
 import pytest
 
-from workflow import locks, records, runs
-from workflow.journal import Journal
-from workflow.login import attempts, forecast, progress, status, submission, targets
-from workflow.login.slurm_queue import Queue
+from workflow.campaign import specs, targets
+from workflow.launch import forecast, progress, status, submission
+from workflow.launch.slurm_queue import Queue
+from workflow.storage import attempts, locks, records
+from workflow.storage.journal import Journal
 
 RECORD = "results/demo/runs/deit_tiny/train.json"
 NOW = time.time()
@@ -88,7 +89,7 @@ def test_killed_and_stopped_are_told_apart(attempt, spec):
 
 
 def test_done_and_outdated(attempt, spec):
-    record = {"spec": spec, "spec_hash": runs.spec_hash(spec), "results": {}}
+    record = {"spec": spec, "spec_hash": specs.spec_hash(spec), "results": {}}
     records.write_json(attempt.record, record)
     assert "publishes" in row(spec, "7|COMPLETED|None|node3|N/A").detail
     records.write_json(RECORD, record)
@@ -99,7 +100,7 @@ def test_done_and_outdated(attempt, spec):
 
 def test_a_deleted_record_is_made_anew_unless_snakemake_died_meanwhile(attempt, spec, place):
     """As the launcher decides it."""
-    record = {"spec": spec, "spec_hash": runs.spec_hash(spec), "results": {}}
+    record = {"spec": spec, "spec_hash": specs.spec_hash(spec), "results": {}}
     records.write_json(attempt.record, record)
     attempt.published.touch()
     assert row(spec).state == "done"
@@ -115,7 +116,7 @@ def test_a_deleted_record_is_made_anew_unless_snakemake_died_meanwhile(attempt, 
 def launcher(place, spec):
     """A function: what a launcher of the run says in its log."""
     folder = targets.job_folder(RECORD)
-    runs.write_spec(folder / "spec.json", spec)
+    specs.write_spec(folder / "spec.json", spec)
 
     def say(text: str) -> None:
         with progress.Log(folder / "train.log", "x") as log:
@@ -132,7 +133,7 @@ def test_what_a_launcher_failed_of_is_a_failure_too(launcher, spec):
     assert found.state == "failed"
     assert found.detail == "The job was not accepted: Invalid qos specification"
     assert found.log == "results/demo/runs/deit_tiny/train.log"
-    runs.write_spec(targets.job_folder(RECORD) / "spec.json", {**spec, "seed": 5})
+    specs.write_spec(targets.job_folder(RECORD) / "spec.json", {**spec, "seed": 5})
     later = time.time() + 5
     os.utime(targets.job_folder(RECORD) / "spec.json", (later, later))
     assert row({**spec, "seed": 5}).state == "not started"  # it was about another spec
@@ -241,8 +242,8 @@ def test_costs_follow_from_measured_steps_of_the_row_or_by_macs_of_another(place
         records.write_json(f"{root}/training/deit_tiny/cuda-paper-fp16.json", cost)
         records.write_json(f"{root}/throughput/deit_tiny/cuda-paper-fp32-b1.json", speed)
     paths = [f"results/runs/{run}/train.json" for run in ("deit_tiny", "evo_deit_tiny")]
-    specs = {path: targets.spec_of(config, path) for path in paths}
-    mine, scaled = forecast.of_trainings(config, specs)
+    specs_by_path = {path: targets.spec_of(config, path) for path in paths}
+    mine, scaled = forecast.of_trainings(config, specs_by_path)
     hours = 1.1 / 10 * 1_281_167 * 300 / 3600
     assert mine.hours == pytest.approx(hours)
     assert scaled.hours == pytest.approx(hours / 2)

@@ -2,9 +2,10 @@
 
 import pytest
 
-from workflow.login import attempts, executors, slurm_queue, submission, submit
-from workflow.login.slurm_request import RequestError
-from workflow.login.submission import LaunchError
+from workflow.launch import executors, slurm_queue, submission, submit
+from workflow.launch.slurm_request import RequestError
+from workflow.launch.submission import LaunchError
+from workflow.storage import attempts
 
 SLURM = {"launcher": "slurm", "runtime": 10}
 
@@ -59,9 +60,7 @@ def test_a_refusal_is_an_error_at_once(attempt, slurm):
 def test_a_time_limit_is_checked_again_now_that_slurm_answers(attempt, slurm, monkeypatch):
     """snakemake may have asked in vain at its start; the job would pend for ever."""
     shown = "PartitionName=short Default=YES MaxTime=00:02:00"
-    monkeypatch.setattr(
-        slurm_queue, "ask", lambda *command: (shown if command[0] == "scontrol" else "", "")
-    )
+    monkeypatch.setattr(slurm_queue, "ask", lambda *command: (shown if command[0] == "scontrol" else "", ""))
     with pytest.raises(RequestError, match=r"10 minutes .*partition short allows 2"):
         submission.submit(attempt, {}, SLURM, print)
 
@@ -76,9 +75,7 @@ def test_a_job_of_another_spec_is_ended_even_if_slurm_was_away(attempt, slurm, m
     assert slurm.pauses == [5]
 
 
-def test_a_job_of_another_spec_that_can_not_be_ended_stops_the_launcher(
-    attempt, monkeypatch, tmp_path
-):
+def test_a_job_of_another_spec_that_can_not_be_ended_stops_the_launcher(attempt, monkeypatch, tmp_path):
     """Else nothing would know of it any more."""
     attempt.note_job(launcher="slurm", job_id="17", submitted=1.0, resources={})
     monkeypatch.setattr(executors, "is_alive", lambda job, folder: True)

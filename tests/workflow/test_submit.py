@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from workflow import records, runs
-from workflow.login import attempts, executors, submit
-from workflow.node import train
+from workflow.campaign import specs
+from workflow.launch import executors, submit
+from workflow.storage import attempts, records
+from workflow.train import train
 
 pytestmark = pytest.mark.integration
 
@@ -27,8 +28,8 @@ def job(tmp_path, images, tiny_spec):
 
     def start(epochs: int = 2, workers: int = 0, environ=None, **resources) -> subprocess.Popen:
         spec = tiny_spec("deit_tiny", epochs=epochs)
-        runs.write_spec(tmp_path / "demo/runs/deit_tiny/spec.json", spec)
-        command = [sys.executable, "-m", "workflow.login.submit"]
+        specs.write_spec(tmp_path / "demo/runs/deit_tiny/spec.json", spec)
+        command = [sys.executable, "-m", "workflow.launch.submit"]
         command += ["--spec", str(tmp_path / "demo/runs/deit_tiny/spec.json")]
         command += ["--output", str(tmp_path / "train.json"), "--log", str(tmp_path / "train.log")]
         command += ["--root", str(tmp_path / "demo")]
@@ -175,7 +176,7 @@ def test_two_processes_train_together_whatever_a_shell_has_left_behind(job, tmp_
 
 
 def test_without_a_profile_nothing_runs(tmp_path):
-    command = [sys.executable, "-m", "workflow.login.submit", "--spec", "s", "--output", "o"]
+    command = [sys.executable, "-m", "workflow.launch.submit", "--spec", "s", "--output", "o"]
     command += ["--log", "l", "--root", "r", "--resources", "{}"]
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert refused.returncode == 1
@@ -193,7 +194,7 @@ def test_an_interrupt_right_after_the_submission_counts(tmp_path, monkeypatch, t
     monkeypatch.setattr(executors, "cancel", lambda job, folder: cancelled.append(job["job_id"]))
     monkeypatch.setattr(executors, "is_alive", lambda job, folder: True)
     spec = tmp_path / "runs/deit_tiny/spec.json"
-    runs.write_spec(spec, tiny_spec("deit_tiny"))
+    specs.write_spec(spec, tiny_spec("deit_tiny"))
     with pytest.raises(submit.Interrupted):
         submit.launch(spec, tmp_path / "train.json", {}, {"on_interrupt": policy}, said.append)
     assert cancelled == (["7"] if policy == "cancel" else [])

@@ -3,13 +3,13 @@
 import pandas as pd
 import pytest
 
-from workflow import measurements, records, runs
-from workflow.campaign import run_name
-from workflow.login import targets
+from workflow.campaign import benchmarks, specs, targets
+from workflow.campaign.config import run_name
 from workflow.paper import architectures, columns, figures, sweeps
 from workflow.paper.columns import Records
 from workflow.paper.found import interval
-from workflow.records import RecordError
+from workflow.storage import records
+from workflow.storage.records import RecordError
 
 REFERENCE = "deit_tiny-fast_updating"
 PARAMETERS = {  # what a figure changes, and its value where the paper's own stands
@@ -22,7 +22,7 @@ PARAMETERS = {  # what a figure changes, and its value where the paper's own sta
 
 def choices(config, run: str) -> dict:
     """All that a row's spec says beside its name, in one level."""
-    spec = runs.train_spec(config, "imagenet", run)
+    spec = specs.train_spec(config, "imagenet", run)
     task_args = spec["recipe"].pop("task_args", {})
     model = {"model": spec["model"]["name"], **spec["model"]["kwargs"]}
     return {**model, **spec["recipe"], **task_args, "seed": spec["seed"], "data": spec["data"]}
@@ -55,16 +55,16 @@ def test_the_papers_own_point_is_one_run_in_all_of_them(config):
         path for figure in PARAMETERS
         for path in targets.item_records(config, "results", figure) if path.endswith("train.json")
     }  # fmt: skip
-    specs = [targets.spec_of(config, path) for path in sorted(wanted)]
-    alike = {str({k: v for k, v in one.items() if k not in ("run", "row")}) for one in specs}
-    assert len(alike) == len(specs)  # nothing is trained twice
+    needed_specs = [targets.spec_of(config, path) for path in sorted(wanted)]
+    alike = {str({k: v for k, v in one.items() if k not in ("run", "row")}) for one in needed_specs}
+    assert len(alike) == len(needed_specs)  # nothing is trained twice
 
 
 @pytest.mark.parametrize("patches", [196, 64, 36])  # ImageNet's, CIFAR-10's and the digits'
 def test_architectures_have_as_many_placeholders_in_all(patches, config):
     sums = set()
     for row in config.rows("figure6"):
-        kept = runs.model_of(config, row["run"])["kwargs"]["keep_ratio"]
+        kept = specs.model_of(config, row["run"])["kwargs"]["keep_ratio"]
         assert kept[:4] == [1, 1, 1, 1]
         sums.add(sum(patches - int(patches * ratio) for ratio in kept))
     assert sums == {8 * patches // 2}
@@ -80,13 +80,13 @@ def demo(tmp_path, monkeypatch, config):
         for row in config.rows(figure):
             names = [run_name(row["run"], seed) for seed in config.seeds(row["run"])]
             for name, value in zip(names[: wanted["seeds"]], spread, strict=False):
-                spec = runs.train_spec(config, "demo", name)
+                spec = specs.train_spec(config, "demo", name)
                 results = {"top1": value, "val_images": 599}
                 record = records.make(spec, results, 0.0)
                 records.write_json(f"results/demo/runs/{name}/train.json", record)
         for section in wanted["time"]:
-            point = measurements.throughput_point(config, "demo", section)
-            spec = measurements.throughput_spec(config, "demo", section, point)
+            point = benchmarks.throughput_point(config, "demo", section)
+            spec = benchmarks.throughput_spec(config, "demo", section, point)
             methods = [
                 {"run": model["run"], "images_per_s": 100.0 + i, "speedup": 1 + i / 100,
                  "speedup_interval": [1 + i / 200, 1 + i / 50], "macs_g": 1.0, "params_m": 5.0,
@@ -95,7 +95,7 @@ def demo(tmp_path, monkeypatch, config):
                 for i, model in enumerate(spec["models"])
             ]  # fmt: skip
             results = {"device": "a CPU", "methods": methods, "suspect": []}
-            path = measurements.throughput_path("results/demo", section, point)
+            path = benchmarks.throughput_path("results/demo", section, point)
             records.write_json(path, records.make(spec, results, 0.0))
         return Records(config, "results/demo", partial=False)
 
@@ -130,8 +130,7 @@ def test_a_title_says_which_model_it_is_of_and_how_sure(demo, monkeypatch):
     found = demo("figureS1a")
     frame = sweeps.frame("figureS1a", found)
     assert sweeps.title(frame, found) == (
-        "DeiT-T, a reduced model at 24 px, width 48, trained on digits\n"
-        "95 % intervals; seeds: 3; 599 validation images"
+        "DeiT-T, a reduced model at 24 px, width 48, trained on digits\n95 % intervals; seeds: 3; 599 validation images"
     )
     monkeypatch.setitem(found.config.settings["demo"], "shrink", {})
     nothing = frame.assign(seeds=pd.NA)

@@ -7,11 +7,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from workflow import measurements, records, runs
+from workflow.campaign import benchmarks, specs
 from workflow.paper import columns, printed, readable, tables
 from workflow.paper.columns import Records
 from workflow.paper.found import interval
-from workflow.records import RecordError
+from workflow.storage import records
+from workflow.storage.records import RecordError
 
 ISSUE_COLUMNS = (
     "method backbone resolution top1 top1_sd top1_low top1_high top1_paper top1_delta top1_gain "
@@ -33,7 +34,7 @@ def demo(tmp_path, monkeypatch, config):
 
     def write(*names: str) -> None:
         for name in names:
-            spec = runs.train_spec(config, "demo", name)
+            spec = specs.train_spec(config, "demo", name)
             results = {"top1": 96.123456, "val_images": 599}
             records.write_json(f"{root}/runs/{name}/train.json", records.make(spec, results, 0.0))
 
@@ -102,15 +103,12 @@ class TestWithThroughput:
     def _written(self, demo, config):
         self.demo, self.config = demo, config
         demo(*ALL)
-        point = measurements.throughput_point(config, "demo", "deit_tiny")
-        spec = measurements.throughput_spec(config, "demo", "deit_tiny", point)
+        point = benchmarks.throughput_point(config, "demo", "deit_tiny")
+        spec = benchmarks.throughput_spec(config, "demo", "deit_tiny", point)
         rates = (100.0, 120.0, 150.0, 140.0, 130.0, 152.5)
-        methods = [
-            {"run": name, "images_per_s": rate, **NUMBERS}
-            for name, rate in zip(ALL, rates, strict=True)
-        ]
+        methods = [{"run": name, "images_per_s": rate, **NUMBERS} for name, rate in zip(ALL, rates, strict=True)]
         record = records.make(spec, {"device": "a CPU", "methods": methods, "suspect": []}, 0.0)
-        self.path = measurements.throughput_path("results/demo", "deit_tiny", point)
+        self.path = benchmarks.throughput_path("results/demo", "deit_tiny", point)
         records.write_json(self.path, record)
 
     def test_percentages_are_those_of_the_speed_ups_within_rounds(self):
@@ -165,7 +163,7 @@ class TestWithThroughput:
         path = "results/demo/runs/evo_deit_tiny/train.json"
         record = records.read(path)
         spec = record["spec"] | {"seed": 7}
-        records.write_json(path, record | {"spec": spec, "spec_hash": runs.spec_hash(spec)})
+        records.write_json(path, record | {"spec": spec, "spec_hash": specs.spec_hash(spec)})
         with pytest.raises(RecordError, match="now says"):
             compiled(self.config)
         assert pd.isna(row(compiled(self.config, partial=True), "DeiT-T", "Evo-ViT")["top1"])
@@ -207,11 +205,9 @@ def test_the_time_of_an_epoch_stands_beside_the_dense_ones_and_the_macs():
     assert columns.describe_epochs(evo, [given]) == ["epochs of 25.0 s"]
 
 
-@pytest.mark.parametrize(
-    ("top1", "mean", "spread"), [([80.0], 80.0, None), ([79.0, 80.0, 81.0], 80.0, 1.0)]
-)
+@pytest.mark.parametrize(("top1", "mean", "spread"), [([80.0], 80.0, None), ([79.0, 80.0, 81.0], 80.0, 1.0)])
 def test_seeds_give_mean_deviation_and_interval(config, top1, mean, spread):
-    spec = runs.train_spec(config, "demo", "deit_tiny")
+    spec = specs.train_spec(config, "demo", "deit_tiny")
     trained = [{"spec": spec, "results": {"top1": one, "val_images": 400}} for one in top1]
     found = columns.accuracy(trained, config)
     assert (found["top1"], found["top1_sd"], found["seeds"]) == (mean, spread, len(top1))
@@ -219,7 +215,7 @@ def test_seeds_give_mean_deviation_and_interval(config, top1, mean, spread):
 
 
 def test_of_seeds_of_which_one_is_given_it_is_said(config):
-    spec = runs.train_spec(config, "demo", "deit_tiny")
+    spec = specs.train_spec(config, "demo", "deit_tiny")
     given = spec | {"kind": "evaluate", "checkpoint": {"file": "weights/mine.pth"}}
     trained = [{"spec": one, "results": {"top1": 80.0, "val_images": 9}} for one in (given, spec)]
     (said,) = columns.accuracy(trained, config)["said"]

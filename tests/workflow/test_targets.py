@@ -2,7 +2,7 @@
 
 import pytest
 
-from workflow.login import targets
+from workflow.campaign import targets
 
 
 def test_all_targets_are_ones(config):

@@ -10,11 +10,13 @@ import torch
 
 from tests.models import families
 from tests.workflow.timed import breaking, shorten, spec
-from workflow import records, runs
-from workflow.layout import DataError
-from workflow.node import checks, fresh, macs, throughput, timing, train
-from workflow.node.checkpoints import WeightsError
-from workflow.node.fresh import MeasurementError
+from workflow.bench import checks, fresh, throughput, timing
+from workflow.bench.fresh import MeasurementError
+from workflow.campaign import specs
+from workflow.data.layout import DataError
+from workflow.storage import records
+from workflow.train import macs, train
+from workflow.train.checkpoints import WeightsError
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +108,7 @@ def weighted(tiny_spec, site) -> dict:
         training.pop("start", None)
         folder = Path(site["root"]) / "runs" / run / "attempts" / "1"
         records.write_json(folder.parent.parent / "train.json", train.run(training, site, folder))
-        models.append({"run": run, **training["model"], "weights": runs.reference(training)})
+        models.append({"run": run, **training["model"], "weights": specs.reference(training)})
     del models[0]["weights"]
     images = {"data": training["data"], "interpolation": "bicubic", "crop_pct": 1.0}
     return spec(models=models, images=images, batch_size=4)
@@ -157,7 +159,7 @@ def test_macs_are_counted_image_by_image():
 def test_every_rival_of_table_2_can_be_timed(config):
     rivals = [name for name, row in config.runs.items() if row["family"] == "other"]
     rivals.remove("levit_teacher")
-    models = [{"run": row, **runs.model_of(config, row)} for row in rivals]
+    models = [{"run": row, **specs.model_of(config, row)} for row in rivals]
     found = throughput.measure_section(spec(models=models, batch_size=1))
     assert len(found["methods"]) == 9
     assert all(method["resolution"] == 224 for method in found["methods"])

@@ -5,11 +5,12 @@ import shutil
 import pytest
 import torch
 
-from workflow import journal, records, runs
-from workflow.node import build, checkpoints, recipes, train
-from workflow.node.build import SpecError
-from workflow.node.precision import PrecisionError
-from workflow.node.training import TrainingError
+from workflow.campaign import specs
+from workflow.runtime.precision import PrecisionError
+from workflow.storage import journal, records
+from workflow.train import checkpoints, factory, recipes, train
+from workflow.train.factory import SpecError
+from workflow.train.trainer import TrainingError
 
 
 def fit(spec, site, folder):
@@ -82,7 +83,7 @@ def test_a_student_starts_from_its_trained_teacher(site, tiny_spec):
             "run": "deit_tiny", "job": "train", "spec_hash": record["spec_hash"],
             "model": teacher["model"],
         }  # fmt: skip
-    task = build.build_task(student, site, torch.device("cpu"))
+    task = factory.build_task(student, site, torch.device("cpu"))
     dense = weights(attempt(site, "deit_tiny"))
     started = task.get_trainable_module().state_dict()
     assert torch.equal(started["blocks.3.mlp.fc1.weight"], dense["blocks.3.mlp.fc1.weight"])
@@ -110,7 +111,7 @@ def test_the_record_is_of_the_last_epochs_raw_weights(site, tiny_spec):
     assert record["results"]["top1"] == last["top1"]
     assert record["results"]["ema_top1"] == last["ema_top1"]
     assert record["results"]["best_top1"] >= record["results"]["top1"]
-    assert record["spec_hash"] == runs.spec_hash(spec)
+    assert record["spec_hash"] == specs.spec_hash(spec)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence(site, tiny_spec):
@@ -131,14 +132,14 @@ def test_bf16_trains(site, tiny_spec):
 
 def test_unknown_names_are_answered_with_the_nearest():
     with pytest.raises(SpecError, match="did you mean 'evo_deit_tiny_patch16_224'"):
-        build.build_model({"name": "evo_deit_tny_patch16_224", "kwargs": {}})
+        factory.build_model({"name": "evo_deit_tny_patch16_224", "kwargs": {}})
     model = {"name": "evo_deit_tiny_patch16_224", "kwargs": {"keep_ration": 0.5}}
     with pytest.raises(SpecError, match="did you mean 'keep_ratio'"):
-        build.build_model(model, device="meta")
+        factory.build_model(model, device="meta")
     with pytest.raises(SpecError, match="start_block=0"):
-        build.build_model({"name": "evo_deit_tiny_patch16_224", "kwargs": {"start_block": 0}})
+        factory.build_model({"name": "evo_deit_tiny_patch16_224", "kwargs": {"start_block": 0}})
     with pytest.raises(SpecError, match="must lie in one of"):
-        build.task_class("os.path.join")
+        factory.task_class("os.path.join")
 
 
 def test_backbone_and_predictors_learn_at_their_own_rates(tiny_spec, site):
@@ -148,10 +149,10 @@ def test_backbone_and_predictors_learn_at_their_own_rates(tiny_spec, site):
     spec["teacher"] = {
         "run": "deit_tiny",
         "job": "train",
-        "spec_hash": runs.spec_hash(tiny_spec("deit_tiny", epochs=1)),
+        "spec_hash": specs.spec_hash(tiny_spec("deit_tiny", epochs=1)),
         "model": spec["model"] | {"name": "plain_deit_tiny_patch16_224"},
     }
-    task = build.build_task(spec, site, torch.device("cpu"))
+    task = factory.build_task(spec, site, torch.device("cpu"))
     optimizer = recipes.make_optimizer(task, spec["recipe"])
     scales = {group.get("lr_scale", 1.0) for group in optimizer.param_groups}
     assert scales == {1.0, 0.01}

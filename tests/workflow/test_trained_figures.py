@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from workflow import records, runs
-from workflow.login import targets
+from workflow.campaign import specs, targets
 from workflow.paper import figures, image_grid, style, token_maps
 from workflow.paper.columns import Records
 from workflow.paper.image_grid import Group
-from workflow.records import RecordError
+from workflow.storage import records
+from workflow.storage.records import RecordError
 
 ROOT = "results/demo"
 IMAGES = np.full((2, 8, 8, 3), 128, np.uint8)
@@ -43,7 +43,7 @@ def demo(tmp_path, monkeypatch, config):
 
     def write(*names: str, **results_of) -> Records:
         for name in names:
-            spec = runs.analysis_spec(config, "demo", name)
+            spec = specs.analysis_spec(config, "demo", name)
             results = {"images": 2, "names": ["0/a.png", "1/b.png"], **results_of.get(name, {})}
             if name in CURVES:
                 results["curves"] = {key: values.tolist() for key, values in CURVES[name].items()}
@@ -55,7 +55,7 @@ def demo(tmp_path, monkeypatch, config):
                 sha256 = records.sha256(path)
                 results["arrays"] = {"path": f"{name}/arrays.npz", "sha256": sha256}
             record = records.make(spec, results, 0.0)
-            records.write_json(runs.analysis_path(ROOT, name), record)
+            records.write_json(specs.analysis_path(ROOT, name), record)
         return Records(config, ROOT, partial=False)
 
     return write
@@ -119,9 +119,7 @@ def test_arrays_that_were_tampered_with_or_are_gone_are_refused(demo):
     path = Path(ROOT) / f"analyses/{name}/arrays.npz"
     assert found.analysis(name)[1]["kept"].all()
     np.savez(path, **ARRAYS[name] | {"kept": np.zeros((3, 8, 2, 16), bool)})
-    sentence = (
-        rf"arrays.npz is missing or not the file that .*{name}.json names; .* --forcerun .*{name}"
-    )
+    sentence = rf"arrays.npz is missing or not the file that .*{name}.json names; .* --forcerun .*{name}"
     with pytest.raises(RecordError, match=sentence):
         found.analysis(name)
     path.unlink()
@@ -131,10 +129,10 @@ def test_arrays_that_were_tampered_with_or_are_gone_are_refused(demo):
 
 def test_a_record_of_an_old_spec_is_refused(demo):
     found = demo("cka")
-    path = runs.analysis_path(ROOT, "cka")
+    path = specs.analysis_path(ROOT, "cka")
     record = records.read(path)
     spec = record["spec"] | {"computes": "more"}
-    records.write_json(path, record | {"spec": spec, "spec_hash": runs.spec_hash(spec)})
+    records.write_json(path, record | {"spec": spec, "spec_hash": specs.spec_hash(spec)})
     with pytest.raises(RecordError, match="now says"):
         found.curves("cka")
 
@@ -148,19 +146,17 @@ def test_a_figure_needs_its_analyses_and_their_trainings(setting, config):
         for name in ("data", "preflight", "analyses/selection", "analyses/selection_stage",
                      "runs/deit_tiny-fast_updating/train", "runs/evo_deit_tiny/train")
     }  # fmt: skip
-    assert needed.index(f"{root}/runs/evo_deit_tiny/train.json") < needed.index(
-        f"{root}/analyses/selection_stage.json"
-    )
+    assert needed.index(f"{root}/runs/evo_deit_tiny/train.json") < needed.index(f"{root}/analyses/selection_stage.json")
     assert targets.job_folder(f"{root}/analyses/cka.json") == Path(f"{root}/analyses/cka")
     with pytest.raises(targets.TargetError, match="is no target"):
         targets.spec_of(config, f"{root}/analyses/cak.json")
 
 
 def test_a_changed_training_changes_the_analysis(config):
-    spec = runs.analysis_spec(config, "demo", "cka")
-    training = runs.train_spec(config, "demo", "deit_tiny")
-    assert spec["start"]["spec_hash"] == runs.spec_hash(training)
-    assert runs.needed_records(spec) == ["runs/deit_tiny/train.json"]
+    spec = specs.analysis_spec(config, "demo", "cka")
+    training = specs.train_spec(config, "demo", "deit_tiny")
+    assert spec["start"]["spec_hash"] == specs.spec_hash(training)
+    assert specs.needed_records(spec) == ["runs/deit_tiny/train.json"]
     assert "photographs" not in spec["images"]
 
 
@@ -178,11 +174,11 @@ def test_faded_patches_are_those_that_are_not_kept():
 
 
 def test_the_mirror_shows_the_curves_over_the_layers(config, tmp_path):
-    from workflow.login.mirror_sources import Results
+    from workflow.tracking.sources import Results
 
-    spec = runs.analysis_spec(config, "demo", "cka")
+    spec = specs.analysis_spec(config, "demo", "cka")
     attempt = tmp_path / ROOT / "analyses/cka/attempts/1"
-    runs.write_spec(attempt / "spec.json", spec)
+    specs.write_spec(attempt / "spec.json", spec)
     results = {"images": 20, "at_epochs": [1, 3], "curves": {"all": [0.25, 0.5]}}
     records.write_json(attempt / "record.json", records.make(spec, results, 0.0))
     (attempt / "arrays.npz").write_bytes(base64.b64decode("UEsFBg=="))

@@ -6,9 +6,9 @@ import weakref
 import pytest
 import torch
 
-from workflow import measurements
-from workflow.node import timing, training_cost, training_on_noise, training_speed
-from workflow.node.fresh import MeasurementError
+from workflow.bench import timing, training_cost, training_on_noise, training_speed
+from workflow.bench.fresh import MeasurementError
+from workflow.campaign import benchmarks
 
 SIZE = {"img_size": 64, "embed_dim": 24, "num_heads": 3, "depth": 6}
 
@@ -18,9 +18,9 @@ def spec(config):
     """A function: the demo's spec of two small models."""
 
     def make(**changes) -> dict:
-        point = measurements.training_cost_point(config, "demo") | {"device": "cpu", "threads": 1}
+        point = benchmarks.training_cost_point(config, "demo") | {"device": "cpu", "threads": 1}
         point |= {"rounds": 2, **changes}
-        found = measurements.training_cost_spec(config, "demo", "deit_small_384", point)
+        found = benchmarks.training_cost_spec(config, "demo", "deit_small_384", point)
         for model in found["models"]:
             model["model"] = copy.deepcopy(model["model"])
             model["model"]["kwargs"] |= SIZE
@@ -35,8 +35,8 @@ def short_rounds(monkeypatch):
 
 
 def test_only_models_that_train_from_scratch_with_the_papers_recipe_are_measured(config):
-    point = measurements.training_cost_point(config, "demo")
-    models = measurements.training_cost_spec(config, "demo", "deit_small", point)["models"]
+    point = benchmarks.training_cost_point(config, "demo")
+    models = benchmarks.training_cost_spec(config, "demo", "deit_small", point)["models"]
     assert [model["run"] for model in models] == [
         "deit_small",
         "svite_deit_small",

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.workflow.timed import breaking, out_of_memory, shorten, spec
-from workflow import points
-from workflow.node import by_hand, checks, modes, roofline, throughput
+from workflow.bench import by_hand, checks, modes, roofline, throughput
+from workflow.campaign import points
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from workflow.node import nvidia, sensors, watch
-from workflow.node.sensors import Sample
+from workflow.bench import nvidia, sensors, watch
+from workflow.bench.sensors import Sample
 
 SMI = """#!{python}
 import sys

@@ -2,7 +2,7 @@
 
 import torch
 
-from workflow.node import modes, roofline, timing, turns
+from workflow.bench import modes, roofline, timing, turns
 
 SIZE = {"img_size": 32, "embed_dim": 24, "num_classes": 10}
 

@@ -5,7 +5,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from workflow import runs
+from workflow.campaign import specs
 from workflow.paper import style, sweeps
 from workflow.paper.columns import Records
 
@@ -17,7 +17,7 @@ def frame(found: Records) -> pd.DataFrame:
     """One row per architecture: top-1 in % over the seeds, keeping ratios from the first layer to
     the last, and their placeholders' sum in images' worth of patches."""
     points = sweeps.measured(NAME, found)
-    kept = [runs.model_of(found.config, run)["kwargs"]["keep_ratio"] for run in points["run"]]
+    kept = [specs.model_of(found.config, run)["kwargs"]["keep_ratio"] for run in points["run"]]
     points.insert(3, "keep_ratio", [" ".join(f"{ratio:g}" for ratio in one) for one in kept])
     points.insert(4, "placeholders", [sum(1 - ratio for ratio in one) for one in kept])
     return points.drop(columns=["top1_paper", "throughput_paper", "source_paper"])
@@ -26,9 +26,7 @@ def frame(found: Records) -> pd.DataFrame:
 def draw(found: Records) -> tuple[Figure, pd.DataFrame]:
     """Above, how each architecture keeps tokens layer by layer; below, its accuracy."""
     points = frame(found)
-    figure, (above, below) = plt.subplots(
-        2, sharex=True, height_ratios=[1, 2], figsize=(style.COLUMN, 2.9)
-    )
+    figure, (above, below) = plt.subplots(2, sharex=True, height_ratios=[1, 2], figsize=(style.COLUMN, 2.9))
     for place, ratios in enumerate(points["keep_ratio"]):
         kept = [float(ratio) for ratio in ratios.split()]
         edges = [place + WIDTH * (i / len(kept) - 0.5) for i in range(len(kept) + 1)]

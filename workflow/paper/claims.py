@@ -17,12 +17,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from workflow import command_line, records, statements
-from workflow.campaign import Config, ConfigError
+from workflow import command_line
+from workflow.campaign import statements
+from workflow.campaign.config import Config, ConfigError
+from workflow.campaign.statements import Statement
 from workflow.paper import sheet
 from workflow.paper.evidence import BATCH, Evidence, Printed, margin
 from workflow.paper.found import Found, exactly, together
-from workflow.statements import Statement
+from workflow.storage import records
 
 CONFIRMED, REFUTED, NOT_RUN = VERDICTS = ("confirmed", "refuted", "not run at this scale")
 UNITS = {"speedup": "% images/s", "throughput": "% images/s", "macs_saved": "% MACs",
@@ -180,9 +182,7 @@ def readable(frame: pd.DataFrame) -> sheet.Sheet:
             digits = 1 if row["unit"] else 3
             ours += " ({:.{d}f} to {:.{d}f})".format(*row[["ours_low", "ours_high"]], d=digits)
         note = "" if pd.isna(row["note"]) else str(remarks.index(row["note"]) + 1)
-        printed, n, runs = (
-            "-" if pd.isna(row[key]) else row[key] for key in ("printed", "n", "runs")
-        )
+        printed, n, runs = ("-" if pd.isna(row[key]) else row[key] for key in ("printed", "n", "runs"))
         tolerance = "-" if pd.isna(row["tolerance"]) else f"{row['tolerance']:g}"
         lines.append([row["where"], row["claim"], printed, ours, row["unit"], tolerance, n,
                       row["verdict"], runs, note])  # fmt: skip

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from workflow import measurements, points, provenance, records, runs
-from workflow.campaign import Config, run_name
+from workflow.campaign import benchmarks, points, specs
+from workflow.campaign.config import Config, run_name
 from workflow.paper import training_costs
 from workflow.paper.found import interval
+from workflow.storage import provenance, records
 
 FULL_SIZE = "the paper's model"
 
@@ -23,7 +24,7 @@ class Records:
 
     def _read(self, path: str, spec: dict) -> dict | None:
         try:
-            return records.read(path, runs.spec_hash(spec))
+            return records.read(path, specs.spec_hash(spec))
         except records.RecordError:
             if self.partial:
                 return None
@@ -42,7 +43,7 @@ class Records:
         found = (
             self._read(
                 f"{self.root}/runs/{name}/train.json",
-                runs.train_spec(self.config, self.setting, name),
+                specs.train_spec(self.config, self.setting, name),
             )
             for name in names
         )
@@ -50,18 +51,18 @@ class Records:
 
     def throughput(self, section: str) -> dict | None:
         """The record of the point of measurement that the setting's tables show."""
-        point = measurements.throughput_point(self.config, self.setting, section)
+        point = benchmarks.throughput_point(self.config, self.setting, section)
         return self._read(
-            measurements.throughput_path(self.root, section, point),
-            measurements.throughput_spec(self.config, self.setting, section, point),
+            benchmarks.throughput_path(self.root, section, point),
+            benchmarks.throughput_spec(self.config, self.setting, section, point),
         )
 
     def training_cost(self, section: str) -> dict | None:
         """The record of what a training step of the section's models costs."""
-        point = measurements.training_cost_point(self.config, self.setting)
+        point = benchmarks.training_cost_point(self.config, self.setting)
         return self._read(
-            measurements.training_cost_path(self.root, section, point),
-            measurements.training_cost_spec(self.config, self.setting, section, point),
+            benchmarks.training_cost_path(self.root, section, point),
+            benchmarks.training_cost_spec(self.config, self.setting, section, point),
         )
 
     def curves(self, name: str) -> dict | None:
@@ -69,8 +70,8 @@ class Records:
 
         Raises RecordError also for one of older code, whose curves have no intervals.
         """
-        path = runs.analysis_path(self.root, name)
-        record = self._read(path, runs.analysis_spec(self.config, self.setting, name))
+        path = specs.analysis_path(self.root, name)
+        record = self._read(path, specs.analysis_spec(self.config, self.setting, name))
         if record and "half_widths" not in record["results"]:
             if self.partial:
                 return None
@@ -85,9 +86,9 @@ class Records:
 
         Raises RecordError unless it is of the current spec and the arrays are those it names.
         """
-        path = Path(runs.analysis_path(self.root, name))
-        spec = runs.analysis_spec(self.config, self.setting, name)
-        record = records.read(path, runs.spec_hash(spec))
+        path = Path(specs.analysis_path(self.root, name))
+        spec = specs.analysis_spec(self.config, self.setting, name)
+        record = records.read(path, specs.spec_hash(spec))
         named = record["results"]["arrays"]
         arrays = path.parent / named["path"]
         if not arrays.exists() or records.sha256(arrays) != named["sha256"]:
@@ -148,9 +149,7 @@ def accuracy(trained: list[dict], config: Config) -> dict:
     ways = dict.fromkeys(describe_training(record, config) for record in trained)
     left_out = sum(len(record["results"].get("deviations", [])) for record in trained)
     flags = [f"{left_out} training steps left out, their loss not finite"] * bool(left_out)
-    flags += dict.fromkeys(
-        flag for one in trained for flag in [*provenance.flags(one), *lost_flags(one)]
-    )
+    flags += dict.fromkeys(flag for one in trained for flag in [*provenance.flags(one), *lost_flags(one)])
     return {
         "top1": mean_top1(trained),
         "top1_sd": statistics.stdev(top1) if len(top1) > 1 else None,
@@ -267,7 +266,7 @@ def describe_training(record: dict, config: Config) -> str:
 
 def describe_size(spec: dict, config: Config) -> str:
     """Whether a spec's model has the paper's size or a setting's."""
-    full = runs.model_of(config, spec["row"])["kwargs"]
+    full = specs.model_of(config, spec["row"])["kwargs"]
     kwargs = spec["model"]["kwargs"]
     if {k: v for k, v in kwargs.items() if k != "num_classes"} == full:
         return FULL_SIZE

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import replace
 
-from workflow import statements
-from workflow.campaign import CLAIMS, FILES, Config, ConfigError
+from workflow.campaign import statements
+from workflow.campaign.config import CLAIMS, FILES, Config, ConfigError
 from workflow.paper import printed
 from workflow.paper.columns import Records, accuracy, speedup_pct
 from workflow.paper.found import Found, exactly, quotient, together
@@ -108,9 +108,7 @@ class Evidence:
     def _timed(self, *names: str) -> Iterator[tuple[str, dict]]:
         """The sections in which all of them were timed in turns, and their records."""
         for section in statements.together(self.config, *names):
-            reader, _ = self._records(
-                "time", lambda row, section=section: row["section"] == section
-            )
+            reader, _ = self._records("time", lambda row, section=section: row["section"] == section)
             if reader and (record := reader.throughput(section)):
                 yield section, record
 
@@ -169,10 +167,7 @@ class Evidence:
         for curve, point in (higher, lower):
             if curve not in curves or (point or 1) > len(curves[curve]):
                 known = ", ".join(f"{one} ({len(values)} points)" for one, values in curves.items())
-                raise ConfigError(
-                    f"{FILES['claims']}: {name} has no curve {curve} at point {point or 1}, but "
-                    f"{known}."
-                )
+                raise ConfigError(f"{FILES['claims']}: {name} has no curve {curve} at point {point or 1}, but {known}.")
 
         def at(values: dict[str, list[float]], end: tuple) -> float:
             curve, point = end
@@ -193,9 +188,7 @@ class Evidence:
     def memory(self, run: str, other: str, batch_size: int) -> Found | None:
         """1 where a step of the run fits into memory and the other's does not, else -1."""
         section = statements.together(self.config, run, other)[0]
-        reader, _ = self._records(
-            "time", lambda row: row["section"] == section and "batch_size" in row
-        )
+        reader, _ = self._records("time", lambda row: row["section"] == section and "batch_size" in row)
         record = reader and reader.training_cost(section)
         steps = record and [step_at(record, name, batch_size) for name in (run, other)]
         if not steps or None in steps:

@@ -6,8 +6,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from workflow import command_line, files, records
-from workflow.campaign import Config, ConfigError
+from workflow import command_line
+from workflow.campaign.config import Config, ConfigError
 from workflow.paper import (
     architectures,
     pareto,
@@ -17,6 +17,7 @@ from workflow.paper import (
     token_maps,
 )
 from workflow.paper.columns import Records
+from workflow.storage import files, records
 
 # each takes a setting's records and returns the figure and, as a DataFrame, what it shows
 FIGURES = {

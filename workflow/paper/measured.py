@@ -7,10 +7,12 @@ python -m workflow.paper.measured results/measured/<device> --points fused-fp32 
 import sys
 from pathlib import Path
 
-from workflow import command_line, points, records
-from workflow.campaign import Config, ConfigError
+from workflow import command_line
+from workflow.campaign import points
+from workflow.campaign.config import Config, ConfigError
 from workflow.paper import printed
 from workflow.paper.sheet import Sheet
+from workflow.storage import records
 
 
 def paths_of(folder: Path, point: str, section: str = "*") -> list[Path]:
@@ -88,8 +90,7 @@ def over_batches(path: Path) -> Sheet:
     rows = []
     for size in records.read(path)["results"]["sizes"]:
         base, *others = (
-            method | {"batch_size": size["batch_size"], "all": size["suspect"]}
-            for method in size["methods"]
+            method | {"batch_size": size["batch_size"], "all": size["suspect"]} for method in size["methods"]
         )
         for method in others:
             batch, rate, speedup, ceilings = cell(method, base)
@@ -113,8 +114,7 @@ def legend(folder: Path) -> list[str]:
     devices = sorted({record["results"]["device"] for record in found})
     commits = sorted({(record["provenance"]["commit"] or "unknown")[:7] for record in found})
     return [
-        f"Timed on {', '.join(devices)}; commits {', '.join(commits)}. Behind speed-ups stand "
-        "their 95 % intervals.",
+        f"Timed on {', '.join(devices)}; commits {', '.join(commits)}. Behind speed-ups stand their 95 % intervals.",
         "?: suspect, for reasons that the record gives; *: at an assumed profile, chosen so that "
         "MACs match the printed images/s.",
     ]

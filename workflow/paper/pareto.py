@@ -43,8 +43,7 @@ def draw(found: Records) -> tuple[Figure, pd.DataFrame]:
     timed = "".join(f"\n{said}" for said in columns.timed_on(both).split("; ") if said)
     titles = (
         "printed: ImageNet, V100",
-        f"measured: {style.DATA.get(data, data)}, speed at full size; 95 % intervals, "
-        f"seeds: {seeds or '-'}{timed}",
+        f"measured: {style.DATA.get(data, data)}, speed at full size; 95 % intervals, seeds: {seeds or '-'}{timed}",
     )
     shown = [
         draw_panel(panel, frame, suffix, title)

@@ -4,8 +4,8 @@ of a figure's points.
 
 import pandas as pd
 
-from workflow import records
-from workflow.campaign import Config
+from workflow.campaign.config import Config
+from workflow.storage import records
 
 FOLDER = records.ROOT / "results" / "paper"
 # how a row is called

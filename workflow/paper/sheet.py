@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from tabulate import tabulate
 
-from workflow import files
+from workflow.storage import files
 
 STYLE = """
 body { font: 13px/1.4 system-ui, sans-serif; color: #1e293b; margin: 1.2em; }

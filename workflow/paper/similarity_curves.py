@@ -36,9 +36,7 @@ def figure4b(found: Records) -> tuple[Figure, pd.DataFrame]:
     """Correlation of patch queries with their image's mean query: its mean and its variance."""
     record = found.curves("query_correlation")
     figure, panels = plt.subplots(2, 1, sharex=True, figsize=(style.COLUMN, 1.25 * HEIGHT))
-    for panel, name, marker, colour in zip(
-        panels, ("mean", "variance"), "os", ("C0", "C1"), strict=True
-    ):
+    for panel, name, marker, colour in zip(panels, ("mean", "variance"), "os", ("C0", "C1"), strict=True):
         plot(panel, record, name, marker=marker, color=colour)
         panel.set(ylabel=f"correlation, {name}")
     panels[0].set_ylim(top=1.0)

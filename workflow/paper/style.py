@@ -8,7 +8,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workflow import files
+from workflow.storage import files
 
 COLUMN, PAGE = 3.4, 7.0  # inches: a column's width, and a page's
 DPI = 300

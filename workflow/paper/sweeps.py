@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from workflow import runs, statements
+from workflow.campaign import specs, statements
 from workflow.paper import columns, printed, style
 from workflow.paper.columns import Records
 
@@ -55,7 +55,7 @@ def title(points: pd.DataFrame, found: Records) -> str:
     """Which model the points are of, what it was trained on, and how sure its accuracies are."""
     data = found.config.settings[found.setting]["data"]["name"]
     run = points["run"].iloc[0]
-    spec = runs.train_spec(found.config, found.setting, run)
+    spec = specs.train_spec(found.config, found.setting, run)
     backbone = statements.label(found.config, run.partition("-")[0])
     size = columns.describe_size(spec, found.config)
     model = backbone if size == columns.FULL_SIZE else f"{backbone}, {size},"

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from workflow import command_line, records
-from workflow.campaign import Config, ConfigError
+from workflow import command_line
+from workflow.campaign.config import Config, ConfigError
 from workflow.paper import columns, printed, readable, sheet
 from workflow.paper.columns import Records
+from workflow.storage import records
 
 PERCENT_TOLERANCE = 0.15  # of a printed percentage from the printed img/s, in points
 MEASURED = [

@@ -1,6 +1,6 @@
 """What a record of training costs says of a row: whether a step fits into memory."""
 
-from workflow import provenance
+from workflow.storage import provenance
 
 
 def columns(row: dict, record: dict | None) -> dict:

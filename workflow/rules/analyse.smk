@@ -16,4 +16,4 @@ rule analyse:
         data=plan.data_option,
         resources=plan.resources,
     shell:
-        planning.SUBMIT
+        rule_inputs.SUBMIT

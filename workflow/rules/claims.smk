@@ -20,7 +20,7 @@ rule claims:
     params:
         caption=plan.caption,
     shell:
-        planning.WEIGH
+        rule_inputs.WEIGH
 
 
 rule partial_claims:
@@ -42,4 +42,4 @@ rule partial_claims:
     params:
         caption=plan.caption,
     shell:
-        planning.WEIGH
+        rule_inputs.WEIGH

@@ -16,7 +16,7 @@ rule prepare_data:
         data=plan.data_option,
         resources=plan.resources,
     shell:
-        planning.SUBMIT
+        rule_inputs.SUBMIT
 
 
 rule preflight:
@@ -34,4 +34,4 @@ rule preflight:
         data=plan.data_option,
         resources=plan.resources,
     shell:
-        planning.SUBMIT
+        rule_inputs.SUBMIT

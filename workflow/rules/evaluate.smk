@@ -14,7 +14,7 @@ rule fetch:
     conda:
         "../../environment.yml"
     shell:
-        planning.FETCH
+        rule_inputs.FETCH
 
 
 rule evaluate:
@@ -32,7 +32,7 @@ rule evaluate:
         data=plan.data_option,
         resources=plan.resources,
     shell:
-        planning.SUBMIT
+        rule_inputs.SUBMIT
 
 
 use rule train as evaluate_given with:

@@ -20,4 +20,4 @@ rule figure:
     params:
         caption=plan.caption,
     shell:
-        planning.DRAW
+        rule_inputs.DRAW

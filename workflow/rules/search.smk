@@ -16,4 +16,4 @@ rule search:
         data=plan.data_option,
         resources=plan.resources,
     shell:
-        planning.SUBMIT
+        rule_inputs.SUBMIT

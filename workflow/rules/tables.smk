@@ -20,7 +20,7 @@ rule table:
     params:
         caption=plan.caption,
     shell:
-        planning.COMPILE
+        rule_inputs.COMPILE
 
 
 rule partial_table:
@@ -42,4 +42,4 @@ rule partial_table:
     params:
         caption=plan.caption,
     shell:
-        planning.COMPILE
+        rule_inputs.COMPILE

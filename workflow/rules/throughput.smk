@@ -18,4 +18,4 @@ rule throughput:
         data=plan.data_option,
         resources=plan.resources,
     shell:
-        planning.SUBMIT
+        rule_inputs.SUBMIT

@@ -16,4 +16,4 @@ rule train:
         data=plan.data_option,
         resources=plan.resources,
     shell:
-        planning.SUBMIT
+        rule_inputs.SUBMIT

@@ -18,4 +18,4 @@ rule training_cost:
         data=plan.data_option,
         resources=plan.resources,
     shell:
-        planning.SUBMIT
+        rule_inputs.SUBMIT

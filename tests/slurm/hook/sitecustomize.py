@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from workflow.journal import Journal
+from workflow.storage.journal import Journal
 
 write = Journal.write
 hoard = []

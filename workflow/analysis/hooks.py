@@ -1,0 +1,77 @@
+"""A dense vision transformer as seen layer by layer: tokens, queries and class attention.
+
+It watches timm's modules by forward hooks, so the model computes as it always does. Token
+selection is seen by ``evovit.trace`` instead.
+"""
+
+from typing import NamedTuple
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from evovit import tokens as tk
+from evovit.host import EvoHost
+from workflow.train.factory import SpecError
+
+TRADEOFF = 0.5  # alpha of Eq. 4, the paper's in all layers
+
+
+class Layer(NamedTuple):
+    """One block's B images; patches in raster order."""
+
+    tokens: Tensor  # (B, 1 + N, C) after the block, class token first
+    queries: Tensor  # (B, N, C) of the patches, all heads side by side
+    class_attention: Tensor  # (B, N), Eq. 3, mean over the heads
+    global_attention: Tensor  # (B, N), Eq. 4 from the first block on
+
+
+def check_dense(model: nn.Module, run: str) -> None:
+    """Raise SpecError unless it is a plain vision transformer that predicts by its class token."""
+    if (
+        not isinstance(model, VisionTransformer)
+        or isinstance(model, EvoHost)
+        or model.global_pool != "token"
+        or model.num_prefix_tokens != 1
+    ):
+        raise SpecError(
+            f"{run} is a {type(model).__name__}, but this analysis looks into dense vision "
+            "transformers with a class token; name such a run under `analyses` in "
+            "workflow/config/items.yaml."
+        )
+
+
+@torch.no_grad()
+def observe(model: VisionTransformer, images: Tensor) -> list[Layer]:
+    """What every block makes of images (B, 3, H, W), first block first."""
+    seen: dict[str, list[Tensor]] = {"tokens": [], "queries": [], "keys": []}
+    watched = [
+        watched
+        for block in model.blocks
+        for watched in (
+            (block, "tokens"), (block.attn.q_norm, "queries"), (block.attn.k_norm, "keys"),
+        )
+    ]  # fmt: skip
+    hooks = [module.register_forward_hook(_keep_in(seen[name])) for module, name in watched]
+    try:
+        model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    layers: list[Layer] = []
+    for block, tokens, queries, keys in zip(model.blocks, *seen.values(), strict=True):
+        row = tk.class_attention(queries[:, :, 0], _joined(keys), block.attn.scale)
+        row = row[:, :, 1:].mean(dim=1)
+        before = layers[-1].global_attention if layers else None
+        evolved = tk.evolve_scores(before, row, TRADEOFF)
+        layers.append(Layer(tokens, _joined(queries)[:, 1:], row, evolved))
+    return layers
+
+
+def _keep_in(seen: list[Tensor]):
+    return lambda module, arguments, output: seen.append(output)
+
+
+def _joined(heads: Tensor) -> Tensor:
+    """(B, H, L, D) with the heads side by side, (B, L, H * D)."""
+    return heads.transpose(1, 2).flatten(2)

@@ -1,0 +1,122 @@
+"""How much faster a model could be on this machine: each operation takes the longer of its
+arithmetic at the machine's matrix rate and its traffic at the memory's bandwidth, both measured.
+
+Traffic is what an operation reads and writes if nothing stays in a cache, so on a CPU, whose caches
+hold much, this is a model and no bound. The bound that fewer operations alone give is the MACs'.
+"""
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from workflow.bench.modes import DTYPES
+from workflow.bench.timing import synchronise
+
+REPEATS = 5
+LEAST_S = {"cpu": 0.0, "cuda": 0.5}
+COPIED_MIB = {"cpu": 512, "cuda": 2048}
+MATRIX = {"cpu": 2048, "cuda": 8192}
+ATTENTION = "_scaled_dot_product"
+VIEWS = ("_unsafe_view",)  # which torch does not call one
+TAKE = ("gather", "index_select", "index")
+PUT = ("index_copy_",)  # into a tensor that stays where it is: index and rows
+
+
+@dataclass
+class Traffic(TorchDispatchMode):
+    """Operations of a forward pass: (name, FLOPs, bytes) each, views left out."""
+
+    operations: list[tuple[str, int, int]] = field(default_factory=list)
+
+    def __post_init__(self):
+        super().__init__()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        packet = func._overloadpacket
+        if packet not in flop_registry:  # what is made of others is seen as those
+            with self:
+                found = func.decompose(*args, **kwargs)
+            if found is not NotImplemented:
+                return found
+        out = func(*args, **kwargs)
+        if not func.is_view and packet.__name__ not in VIEWS:
+            moved = _moved(packet.__name__, args, kwargs, out)
+            self.operations.append((packet.__name__, _flops(packet, args, kwargs, out), moved))
+        return out
+
+
+def _moved(name: str, args: tuple, kwargs: dict, out) -> int:
+    """Bytes that an operation reads and writes; of one that takes or puts rows, those rows."""
+    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    outputs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+    if name in TAKE:
+        tensors = [*outputs, *tensors[1:]]  # as much of the first one as comes out
+    elif name in PUT:
+        tensors, outputs = tensors[1:], tensors[-1:]
+    return sum(t.numel() * t.element_size() for t in (*tensors, *outputs))
+
+
+def _flops(packet, args: tuple, kwargs: dict, out) -> int:
+    if packet in flop_registry:
+        return flop_registry[packet](*args, **kwargs, out_val=out)
+    if packet.__name__.startswith(ATTENTION):  # torch 2.7 counts nothing for a CPU's
+        query, keys, values = args[:3]
+        pairs = math.prod(query.shape[:-1]) * keys.shape[-2]
+        return 2 * pairs * (query.shape[-1] + values.shape[-1])
+    return 0
+
+
+def operations(module: nn.Module, images: Tensor) -> list[tuple[str, int, int]]:
+    """Those of one forward pass of an uncompiled module, in its mode's number format."""
+    with Traffic() as seen:
+        module(images)
+    return seen.operations
+
+
+def attention_backends(found: list[tuple[str, int, int]]) -> list[str]:
+    """The fused kernels that ran; none means products and softmax."""
+    names = {name.removeprefix("_") for name, *_ in found if name.startswith(ATTENTION)}
+    return sorted(names) or ["products and softmax"]
+
+
+def seconds(found: list[tuple[str, int, int]], machine: dict, fuses: bool) -> float:
+    """The least time of a pass by the machine's two rates.
+
+    `fuses`: a compiler joins what has no arithmetic to its neighbours, whose traffic it is.
+    """
+    rate, bandwidth = machine["matrix_tflop_s"] * 1e12, machine["bandwidth_gb_s"] * 1e9
+    return sum(max(flops / rate, moved / bandwidth) for _, flops, moved in found if flops or not fuses)
+
+
+def measure_machine(precision: str, where: torch.device) -> dict:
+    """Bandwidth of a copy in GB/s, and rate of a large matrix product in TFLOP/s (two per MAC)."""
+    count = COPIED_MIB[where.type] * 2**20 // 4
+    source, target = (torch.ones(count, device=where) for _ in range(2))
+    copied = _best(lambda: target.copy_(source), where)
+    size = MATRIX[where.type]
+    left, right = (torch.randn(size, size, device=where).to(DTYPES[precision]) for _ in range(2))
+    multiplied = _best(lambda: left @ right, where)
+    return {
+        "bandwidth_gb_s": 2 * source.nbytes / copied / 1e9,
+        "matrix_tflop_s": 2 * size**3 / multiplied / 1e12,
+        "matrix_size": size,
+    }
+
+
+def _best(work, where: torch.device) -> float:
+    """Seconds of the fastest of a few times, and of as many as a clock needs to get up to speed."""
+    found: list[float] = []
+    while len(found) < REPEATS or sum(found) < LEAST_S[where.type]:
+        synchronise(where)
+        started = time.perf_counter()
+        work()
+        synchronise(where)
+        found.append(time.perf_counter() - started)
+    return min(found)

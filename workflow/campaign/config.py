@@ -1,0 +1,114 @@
+"""The campaign's YAML (workflow/config/), as read: settings, recipes, runs, items and claims.
+
+Standard library and yaml only: launchers import this.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+CONFIG = Path(__file__).parent.parent / "config"
+SEEDS = [0, 1, 2]  # of a row that names none
+CLAIMS = "claims"  # the ledger, by which it is called among tables and figures
+FILES = {name: CONFIG / f"{name}.yaml" for name in ("settings", "recipes", "runs", "items", "claims")}
+
+
+class ConfigError(ValueError):
+    """A mistake in the YAML; the message names file, key, value and remedy."""
+
+
+# libyaml's, where PyYAML was built with it: these files are read at each start
+_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _UniqueKeyLoader(_SafeLoader):
+    """YAML says keys are unique, PyYAML takes the last one in silence."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *other`
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                mark = key_node.start_mark
+                raise ConfigError(f"{mark.name}, line {mark.line + 1}: put the key {key} in quotes.")
+            if key in seen:
+                mark = key_node.start_mark
+                raise ConfigError(f"{mark.name}, line {mark.line + 1}: the name {key!r} stands twice; rename one.")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict:
+    """One YAML mapping. Raises ConfigError for bad syntax, a missing file or a name given twice."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            content = yaml.load(stream, _UniqueKeyLoader)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; restore it from git.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a mapping of names, got {content!r}.")
+    return content
+
+
+@dataclass(frozen=True)
+class Config:
+    """The content of workflow/config/, as read."""
+
+    settings: dict
+    recipes: dict
+    runs: dict
+    items: dict
+    claims: dict
+
+    @classmethod
+    def load(cls, files: dict[str, Path] = FILES) -> "Config":
+        return cls(**{name: read_yaml(path) for name, path in files.items()})
+
+    def setting_of(self, root: str) -> str:
+        """The setting whose results lie under `root` ("results/demo" -> "demo")."""
+        for name, setting in self.settings.items():
+            if setting["results"] == root:
+                return name
+        raise ConfigError(f"{FILES['settings']}: no setting has `results: {root}`.")
+
+    def split_run(self, run: str) -> tuple[str, int]:
+        """A run's row and seed: "deit_tiny-s2" -> ("deit_tiny", 2)."""
+        for row in self.runs:
+            for seed in self.seeds(row):
+                if run == run_name(row, seed):
+                    return row, seed
+        raise KeyError(run)
+
+    def seeds(self, row: str) -> list[int]:
+        return self.runs[row].get("seeds", SEEDS)
+
+    def rows(self, item: str) -> list[dict]:
+        """The rows of a table, or of a figure whose points are runs; of other figures none. The
+        claims compare rows of all tables."""
+        tables, figures = self.items["tables"], self.items["figures"]
+        if item == CLAIMS:
+            return [row for rows in tables.values() for row in rows]
+        return tables[item] if item in tables else figures[item].get("rows", [])
+
+    def analyses(self, item: str) -> list[str]:
+        """The analyses of trained models that a figure shows; of a table none."""
+        return self.items["figures"].get(item, {}).get("analyses", [])
+
+    def sections_of(self, item: str) -> list[str]:
+        """The sections of measurement that an item's rows stand in, in their order."""
+        return list(dict.fromkeys(row["section"] for row in self.rows(item)))
+
+    def wanted(self, setting: str, item: str) -> dict:
+        """Which of an item's sections the setting trains and which it times, and how many seeds of
+        each row; of an item that it does not name, none."""
+        nothing = {"train": [], "time": []}
+        return {"seeds": None} | self.settings[setting]["measure"].get(item, nothing)
+
+
+def run_name(row: str, seed: int) -> str:
+    return row if seed == 0 else f"{row}-s{seed}"

@@ -1,0 +1,1 @@
+"""Images: which files a split holds, how they are read, drawn and checked."""

@@ -1,0 +1,145 @@
+"""The data job: what lies in a setting's folders, and whether every image can be decoded.
+
+Decoding all of ImageNet takes hours of CPU, so it is done once per manifest, by as many processes
+as the setting's `workers`.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch.utils.data import DataLoader, Dataset
+
+from workflow.data import layout, readers
+from workflow.data.layout import DataError, printable
+from workflow.data.loaders import in_processes
+from workflow.data.readers import ImageError, ImageReader, decode
+from workflow.storage import records
+
+TOGETHER = 256  # images that a process decodes before it takes others
+SHOWN = 20
+
+
+def manifest(by_split: dict[str, ImageReader]) -> dict:
+    """Return classes, image counts, bytes and a hash over every path and size of all splits.
+
+    `listing` is a split's hash over names and labels alone, with which each job compares what it
+    reads: that asks the disk for no file.
+    """
+    digest, splits = hashlib.sha256(), {}
+    for split, reader in by_split.items():
+        sizes = reader.sizes()
+        named = zip(reader.names, sizes, strict=True)
+        for name, size in sorted(named, key=lambda image: image[0].split("/")):
+            digest.update(f"{split}/{name} {size}\n".encode())
+        splits[split] = {
+            "classes": len(reader.classes),
+            "images": len(reader),
+            "bytes": sum(sizes),
+            "listing": reader.digest(),
+        }
+    train = next(iter(by_split.values()))
+    return {"splits": splits, "hash": digest.hexdigest()[:16], "classes": train.classes}
+
+
+def check_classes(setting: str, num_classes: int, by_split: dict[str, ImageReader]) -> None:
+    """Raise DataError unless all splits have the same classes, as many as the YAML says, and the
+    training split has an image of each."""
+    train, val = next(iter(by_split.values())), next(reversed(by_split.values()))
+    key = f"workflow/config/settings.yaml, {setting}.data"
+    for split, reader in by_split.items():
+        if {len(other.classes) for other in by_split.values()} == {1} and num_classes > 1:
+            raise DataError(
+                f"All {len(reader)} images of {setting}'s {split} lie in one class, "
+                f"{reader.classes[0]!r} ({key}); put each into its class folder."
+            )
+    if len(train.classes) != num_classes or train.classes != val.classes:
+        odd = sorted(set(train.classes) ^ set(val.classes))
+        difference = f", {odd[0]!r} only one of them" if odd else ""
+        if not odd and len(train.classes) == len(val.classes) and train.classes != val.classes:
+            difference = ", but in another order"
+        raise DataError(
+            f"The splits of {setting} have {len(train.classes)} and {len(val.classes)} classes"
+            f"{difference}; needed are the same {num_classes} in both ({key})."
+        )
+    if missing := sorted(set(range(num_classes)) - set(train.labels)):
+        raise DataError(
+            f"The training split of {setting} has no image of {len(missing)} of {num_classes} "
+            f"classes, the first {train.classes[missing[0]]!r}; add some, or correct num_classes "
+            f"({key})."
+        )
+
+
+def of_images(site: dict) -> dict:
+    """Return what a record says of the images: their manifest's hash and the list of classes.
+
+    Both are None outside the workflow, where there is no manifest.
+    """
+    seen = readers.looked_through(site) or {}
+    return {"manifest": seen.get("hash"), "classes": seen.get("classes")}
+
+
+class Decoding(Dataset):
+    """Of each of a split's images None, or why it can't be used."""
+
+    def __init__(self, reader: ImageReader):
+        self.reader, self.sizes = reader, reader.sizes()
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> str | None:
+        try:
+            with self.reader.open(index) as stream:
+                decode(stream)
+        except (OSError, ImageError) as error:
+            reason = str(error) if self.sizes[index] else "it is empty"
+            return f"{printable(self.reader.place(index))}: {reason}"
+        return None
+
+
+def unusable(reader: ImageReader, workers: int) -> Iterator[str]:
+    """Decode every image in `workers` processes; yield those that can't be used, and why."""
+    options = in_processes(workers, stay=False) | {"collate_fn": list}
+    loader = DataLoader(Decoding(reader), batch_size=TOGETHER, **options)
+    return (reason for reasons in loader for reason in reasons if reason)
+
+
+def check_images(by_split: dict[str, ImageReader], workers: int, listed: Path) -> None:
+    """Raise DataError naming the files that can't be used; `listed` takes all of them."""
+    faults = [fault for reader in by_split.values() for fault in unusable(reader, workers)]
+    if not faults:
+        return
+    listed.parent.mkdir(parents=True, exist_ok=True)
+    listed.write_text("\n".join(faults) + "\n", encoding="utf-8")
+    count = sum(map(len, by_split.values()))
+    more = f"\n... and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+    raise DataError(
+        f"{len(faults)} of {count} files are no whole images, or hold what 8-bit RGB can't; "
+        f"replace them with the originals, convert or delete them (all are listed in {listed}):\n"
+        + "\n".join(faults[:SHOWN])
+        + more
+    )
+
+
+def run(spec: dict, site: dict, folder: Path) -> dict:
+    """The data job: write the demo's digits, or look through the user's folders; -> record."""
+    started = time.time()
+    data = spec["data"]
+    if data["name"] == "digits":
+        from workflow.data.digits import write_digits
+
+        write_digits(site["data_root"], data["train"], data["val"])
+    layout.check(spec["setting"], {**data, "root": site["data_root"]})
+    splits = (data["train"], data["val"])
+    by_split = {split: readers.open_reader(data, site, split) for split in splits}
+    check_classes(spec["setting"], data["num_classes"], by_split)
+    found = manifest(by_split)
+    # another name than `decoded-...`, which did not look at modes
+    checked = Path(site["root"]) / "data" / f"checked-{found['hash']}"
+    if not checked.exists():
+        check_images(by_split, site["workers"], folder / "unusable.txt")
+        checked.parent.mkdir(parents=True, exist_ok=True)
+        checked.touch()
+    return records.make(spec, found, started)

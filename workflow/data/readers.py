@@ -1,0 +1,525 @@
+"""The images of a split and their classes: from class folders, tar files or Hugging Face.
+
+Every job opens them by `open_split`, and the data job looks through what `open_reader` lists, so
+what is checked is what is read. Whatever lies in a split and is not used is refused by its path.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple
+
+from PIL import Image, ImageOps
+from timm.data.dataset import ImageDataset
+from timm.data.readers.reader import Reader
+
+from workflow.data import layout
+from workflow.data.layout import DataError, Unused, natural_key, printable
+from workflow.storage import files, records
+
+# Modes whose values RGB with 8 bits can hold; of 16-bit colours Pillow reads the upper 8 bits.
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
+OPEN_FILES = 64
+UNREADABLE = (OSError, SyntaxError, ValueError, tarfile.TarError)
+
+
+class ImageError(ValueError):
+    """A file that is no image, or one that RGB can't hold; the message says why, without a path."""
+
+
+def decode(stream: BinaryIO, upright: bool = False) -> Image.Image:
+    """Return the RGB image in a stream, as the data job checks and every other job reads it.
+
+    Args:
+        upright: turn it as its EXIF orientation says. Training and evaluation do not: ImageNet's
+            protocol takes the pixels as they are stored.
+
+    Raises ImageError.
+    """
+    try:
+        with Image.open(stream) as image:
+            _check_kind(image)
+            if upright:
+                image = ImageOps.exif_transpose(image)
+            return image.convert("RGB")
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{str(error).partition(',')[0]}; scale it down") from None
+    except Exception as error:  # Pillow's plugins raise many kinds for damaged files
+        reason = str(error).partition(" <")[0] or type(error).__name__
+        raise ImageError(" ".join(reason.split())) from None
+
+
+def _check_kind(image: Image.Image) -> None:
+    most = Image.MAX_IMAGE_PIXELS
+    if most and image.width * image.height > most:
+        raise ImageError(f"it has {image.width} x {image.height} pixels, and Pillow allows {most}; scale it down")
+    if image.mode not in MODES:
+        raise ImageError(f"its mode {image.mode} has values that 8 bits can't hold; save it as 8-bit grey or RGB")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # a camera's JPEG with its preview
+        raise ImageError(f"it holds {frames} pictures; save each in a file of its own")
+
+
+class ImageReader(Reader):
+    """One split's images, for timm's dataset.
+
+    Attributes:
+        classes: names of the classes; their positions are the labels.
+        names: each image's name in the split.
+        labels: each image's label.
+    """
+
+    classes: list[str]
+    names: list[str]
+    labels: list[int]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
+        return self.open(index), self.labels[index]
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        if basename:
+            return PurePosixPath(self.names[index]).name
+        return self.place(index) if absolute else self.names[index]
+
+    def open(self, index: int) -> BinaryIO:
+        """Return an image's bytes as a stream."""
+        raise NotImplementedError
+
+    def place(self, index: int) -> str:
+        """Return where an image lies, for people."""
+        raise NotImplementedError
+
+    def sizes(self) -> list[int]:
+        """Return each image's size in bytes."""
+        raise NotImplementedError
+
+    def files(self) -> list[str]:
+        """Return the files below the split that hold its images; "" is the split itself."""
+        raise NotImplementedError
+
+    def digest(self) -> str:
+        """Return a hash of every image's name and class."""
+        digest = hashlib.sha256(json.dumps(self.classes).encode())
+        for name, label in zip(self.names, self.labels, strict=True):
+            digest.update(f"{label} {name}\n".encode())
+        return digest.hexdigest()[:16]
+
+
+class FolderReader(ImageReader):
+    """Images in a folder per class."""
+
+    def __init__(self, path: Path):
+        self.path, self.classes = path, layout.class_folders(path)
+        if not self.classes:
+            raise DataError(f"{path} holds no class folders; expected {path}/<class>/<image>, or tar files.")
+        images = layout.class_images(path, self.classes)
+        self.names = [name for name, _ in images]
+        self.labels = [label for _, label in images]
+
+    def open(self, index: int) -> BinaryIO:
+        return open(self.path / self.names[index], "rb")
+
+    def place(self, index: int) -> str:
+        return str(self.path / self.names[index])
+
+    def sizes(self) -> list[int]:
+        return [os.stat(self.path / name).st_size for name in self.names]
+
+    def files(self) -> list[str]:
+        return self.names
+
+
+class Member(NamedTuple):
+    """An image in a tar file."""
+
+    tar: int  # which one of the split's tar files
+    inner: str  # the tar file inside it, mostly ""
+    name: str  # path in the innermost tar file
+    offset: int  # of its first byte in the outer tar file
+    size: int
+
+
+class TarReader(ImageReader):
+    """Images in a tar file, in a folder of tar files, or in tar files inside a tar file.
+
+    An image's class is the folder that it lies in, or its tar file where that has no folders.
+    """
+
+    def __init__(self, path: Path, index_folder: Path | None = None):
+        """`index_folder` keeps the tar files' contents: reading all headers can take minutes."""
+        self.path, self.tars = path, layout.tar_files(path)
+        self.shown = [tar.name if path != tar else "" for tar in self.tars]
+        self._open: dict[int, BinaryIO] = {}
+        members = self._members(index_folder)
+        folders = [self._folder(member) for member in members]
+        self._check_folders(members, folders)
+        self.classes = sorted({folder[-1] for folder in folders}, key=natural_key)
+        numbers = {name: label for label, name in enumerate(self.classes)}
+        found = [
+            (natural_key(member.name), self._name(member), numbers[folder[-1]], member)
+            for member, folder in zip(members, folders, strict=True)
+        ]
+        found.sort(key=lambda image: image[:2])
+        self.names = [name for _, name, _, _ in found]
+        self.labels = [label for _, _, label, _ in found]
+        self.members = [member for *_, member in found]
+
+    def _members(self, index_folder: Path | None) -> list[Member]:
+        """Return all images in the tar files, from their index if it is of the same files."""
+        if index_folder is None:
+            return self._scan()
+        # the path belongs to it: tar files packed reproducibly have equal names, sizes and times
+        status = [(str(tar), tar.stat().st_size, tar.stat().st_mtime_ns) for tar in self.tars]
+        key = hashlib.sha256(json.dumps(status).encode()).hexdigest()[:16]
+        index = index_folder / f"tar-index-{key}.json"
+        with contextlib.suppress(FileNotFoundError, ValueError, TypeError):  # none, or a damaged one
+            return [Member(*values) for values in json.loads(index.read_text())]
+        members = self._scan()
+        files.write(index, json.dumps(members))
+        return members
+
+    def _scan(self) -> list[Member]:
+        members, unused = [], Unused()
+        for number, tar in enumerate(self.tars):
+            with open(tar, "rb") as stream:
+                before = len(members)
+                for inner, name, offset, size in scan_tar(stream, str(tar), unused):
+                    members.append(Member(number, inner, name, offset, size))
+            if len(members) == before and not unused.entries:
+                raise DataError(f"{tar} holds no image; restore its images.")
+        unused.check()
+        return members
+
+    def _folder(self, member: Member) -> tuple[str, ...]:
+        """Return the names of the tar files and folders around an image, outermost first."""
+        tars = [name for name in (self.shown[member.tar], member.inner) if name]
+        stems = [PurePosixPath(name).stem for name in tars]
+        return (*stems, *PurePosixPath(member.name).parts[:-1])
+
+    def _name(self, member: Member) -> str:
+        return "/".join(filter(None, (self.shown[member.tar], member.inner, member.name)))
+
+    def _place(self, member: Member) -> str:
+        return f"{self.path}/{self._name(member)}"
+
+    def _check_folders(self, members: list[Member], folders: list[tuple[str, ...]]) -> None:
+        """Raise DataError unless the class folders of each tar file lie side by side."""
+        if not any(folders):
+            raise DataError(
+                f"{self.path} is flat: its {len(members)} images lie in no class folders; put "
+                "each into its class folder and pack them anew."
+            )
+        unused = Unused()
+        parents: dict[tuple, Counter] = {}  # of each innermost tar file's class folders
+        for member, folder in zip(members, folders, strict=True):
+            parents.setdefault((member.tar, member.inner), Counter())[folder[:-1]] += 1
+        usual = {tar: min(c, key=lambda p: (-c[p], p)) for tar, c in parents.items()}
+        for member, folder in zip(members, folders, strict=True):
+            if not folder or folder[:-1] != usual[member.tar, member.inner]:
+                reason = "does not lie in one of the class folders; pack the tar file without it"
+                unused.add(self._place(member), reason)
+            elif folder[-1].startswith("."):
+                reason = "lies in a hidden folder, which is no class; pack the tar file without it"
+                unused.add(self._place(member), reason)
+        unused.check()
+        names = Counter((member.tar, member.inner, member.name) for member in members)
+        for (tar, inner, name), count in names.items():
+            if count > 1:
+                place = self._place(Member(tar, inner, name, 0, 0))
+                raise DataError(f"{printable(place)} is there {count} times; pack the tar anew.")
+
+    def open(self, index: int) -> BinaryIO:
+        member = self.members[index]
+        if member.tar not in self._open:
+            if len(self._open) == OPEN_FILES:
+                self._open.pop(next(iter(self._open))).close()
+            self._open[member.tar] = open(self.tars[member.tar], "rb", buffering=0)  # noqa: SIM115
+        descriptor = self._open[member.tar].fileno()
+        content = b""  # one call reads at most 2 GB, and may read less
+        while len(content) < member.size:
+            part = os.pread(descriptor, member.size - len(content), member.offset + len(content))
+            if not part:
+                raise OSError("the tar file ends before it does")
+            content += part
+        return io.BytesIO(content)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_open": {}}  # files are opened by each process
+
+    def place(self, index: int) -> str:
+        return self._place(self.members[index])
+
+    def sizes(self) -> list[int]:
+        return [member.size for member in self.members]
+
+    def files(self) -> list[str]:
+        return self.shown
+
+
+def scan_tar(
+    stream: BinaryIO, place: str, unused: Unused, inner: str = "", start: int = 0
+) -> Iterator[tuple[str, str, int, int]]:
+    """Yield (inner tar file, name, offset, size) of every image in an open tar file.
+
+    Everything else, but for folders with images below them, is added to `unused`. Raises DataError
+    for a tar file that is damaged or cut short.
+    """
+    folders, parents = [], set()
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            while (info := tar.next()) is not None:
+                tar.members = []  # tarfile keeps all, a kilobyte each
+                name = "/".join(part for part in info.name.split("/") if part not in ("", "."))
+                path = f"{place}/{name}"
+                if info.isdir():
+                    folders.append(name)
+                elif layout.is_ignored(PurePosixPath(name).name):
+                    continue
+                elif not info.isreg() or info.sparse is not None:
+                    reason = "is a link or another special file; pack the tar with what it points to"
+                    unused.add(path, reason + " (tar --dereference --hard-dereference)")
+                elif name.lower().endswith(".tar") and not inner:
+                    parents.update(map(str, PurePosixPath(name).parents))
+                    content = tar.extractfile(info)
+                    yield from scan_tar(content, path, unused, name, info.offset_data)
+                elif fault := layout.image_fault(name):
+                    unused.add(path, fault)
+                else:
+                    parents.update(map(str, PurePosixPath(name).parents))
+                    yield inner, name, start + info.offset_data, info.size
+            _check_end(stream, tar.offset, place)
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(
+            f"{printable(place)} can't be listed ({error}); replace it with the original tar file, not compressed."
+        ) from None
+    for name in folders:
+        if name and name not in parents:
+            unused.add(f"{place}/{name}", "is an empty folder; restore its images, or pack anew")
+
+
+def _check_end(stream: BinaryIO, offset: int, place: str) -> None:
+    """Raise DataError unless a tar file has its end mark there, and nothing after it.
+
+    tarfile takes a damaged header, and the end of a file that was cut short, for the end mark.
+    """
+    stream.seek(offset)
+    seen = 0
+    while block := stream.read(1 << 20):
+        seen += len(block)
+        if block.strip(b"\0"):
+            raise DataError(
+                f"{printable(place)} can't be read beyond byte {offset}: it is damaged, cut short "
+                "or several tar files in one; replace it with the original, or pack it anew."
+            )
+    if not seen:
+        raise DataError(
+            f"{printable(place)} ends without its end mark, so it was cut short; replace it with the original tar file."
+        )
+
+
+class HubReader(ImageReader):
+    """Images of a data set that Hugging Face's `datasets` loads.
+
+    Attributes:
+        dataset: it, with encoded images.
+    """
+
+    def __init__(self, data: dict, root: str | Path, split: str):
+        try:
+            import datasets
+        except ImportError:
+            raise DataError(
+                f"{data['reader']}: {split} can't be listed without the package `datasets`; pip install datasets."
+            ) from None
+        name = data["reader"].removeprefix("hfds/")
+        self.shown = f"{data['reader']}, split {split}"
+        dataset = datasets.load_dataset(name, split=split, cache_dir=str(root))
+        self.image = self._image_column(datasets, dataset, data.get("image_column"))
+        column = self._label_column(datasets, dataset, data.get("label_column"))
+        try:
+            self.dataset = dataset.cast_column(self.image, datasets.Image(decode=False))
+        except Exception as error:
+            raise DataError(
+                f"{self.shown}: the column {self.image!r} of type {dataset.features[self.image]} "
+                f"holds no images ({' '.join(str(error).split())}); name another by "
+                "`image_column` in workflow/config/settings.yaml."
+            ) from None
+        self.classes = self._classes(datasets, dataset.features[column], column, data)
+        self.labels = self._labels(dataset[column][:], column)
+        self.names = [f"{self.classes[label]}/row {index}" for index, label in enumerate(self.labels)]
+
+    def _image_column(self, datasets, dataset, wanted: str | None) -> str:
+        return self._column(dataset, "image", wanted, lambda x: isinstance(x, datasets.Image))
+
+    def _label_column(self, datasets, dataset, wanted: str | None) -> str:
+        return self._column(dataset, "label", wanted, lambda x: isinstance(x, datasets.ClassLabel))
+
+    def _column(self, dataset, kind: str, wanted: str | None, fits) -> str:
+        """Return the wanted column; else the one of that name; else the only one of the type.
+
+        Raises DataError if there is none, or more than one.
+        """
+        known = list(dataset.features)
+        name = wanted or kind
+        if name in known:
+            return name
+        candidates = [key for key, feature in dataset.features.items() if fits(feature)]
+        if wanted is None and len(candidates) == 1:
+            return candidates[0]
+        raise DataError(
+            f"{self.shown}: it has no column {name!r} but {', '.join(map(repr, known))}; name the "
+            f"one of the {kind}s by `{kind}_column` in workflow/config/settings.yaml."
+        )
+
+    def _classes(self, datasets, feature, column: str, data: dict) -> list[str]:
+        """Return the label column's names, or the integers below `num_classes` as such."""
+        if isinstance(feature, datasets.ClassLabel):
+            return list(feature.names)
+        if "int" in str(getattr(feature, "dtype", "")):
+            return [str(label) for label in range(data["num_classes"])]
+        raise DataError(
+            f"{self.shown}: the column {column!r} is of type {feature}, and labels are whole "
+            "numbers or of type ClassLabel; convert it (cast_column), or name another by "
+            "`label_column` in workflow/config/settings.yaml."
+        )
+
+    def _labels(self, labels: list, column: str) -> list[int]:
+        for index, label in enumerate(labels):
+            if not isinstance(label, int) or not 0 <= label < len(self.classes):
+                raise DataError(
+                    f"{self.shown}: row {index} has {label} in the column {column!r}, and labels "
+                    f"are 0 to {len(self.classes) - 1}; correct the data set, or `num_classes` in "
+                    "workflow/config/settings.yaml."
+                )
+        return labels
+
+    def open(self, index: int) -> BinaryIO:
+        image = self.dataset[index][self.image]
+        if image is None or not (image["bytes"] or image["path"]):
+            raise OSError("it is empty")
+        return io.BytesIO(image["bytes"]) if image["bytes"] else open(image["path"], "rb")
+
+    def place(self, index: int) -> str:
+        return f"{self.shown}, row {index}"
+
+    def sizes(self) -> list[int]:
+        return [self._size(index) for index in range(len(self))]
+
+    def _size(self, index: int) -> int:
+        try:
+            with self.open(index) as stream:
+                return stream.seek(0, os.SEEK_END)
+        except OSError:  # the check of the images says why
+            return 0
+
+
+class StrictImageDataset(ImageDataset):
+    """timm's dataset of one of the readers above.
+
+    Modifications:
+    - an image that can't be read raises DataError with its path; timm takes the next image.
+    """
+
+    reader: ImageReader
+
+    def __getitem__(self, index: int):
+        try:
+            stream, target = self.reader[index]
+            with stream:
+                pixels = decode(stream)
+        except (OSError, ImageError) as error:
+            raise DataError(
+                f"{printable(self.place(index))} can't be decoded ({error}); replace it with the original image."
+            ) from None
+        return self.transform(pixels), target
+
+    def place(self, index: int) -> str:
+        """Return where an image lies, for people."""
+        return self.reader.place(index)
+
+
+def open_reader(data: dict, site: dict, split: str) -> ImageReader:
+    """Return the reader of <data_root>/<split>, or of the data set that `data["reader"]` names.
+
+    Raises DataError if its images can't be listed, or something in it is not used.
+    """
+    path = Path(site["data_root"]) / split
+    try:
+        if data.get("reader"):
+            return HubReader(data, site["data_root"], split)
+        if layout.tar_files(path):
+            return TarReader(path, Path(site["root"]) / "data" if "root" in site else None)
+        return FolderReader(path)
+    except DataError:
+        raise
+    except Exception as error:  # `datasets` raises many kinds for one that it can't load
+        raise DataError(
+            f"{data.get('reader') or path}: {split} can't be listed "
+            f"({' '.join(str(error).split()) or type(error).__name__}); "
+            "see `data` in workflow/config/settings.yaml."
+        ) from None
+
+
+def open_split(data: dict, site: dict, split: str, transform=None) -> StrictImageDataset:
+    """Return the images of a setting's `data` in one split, as the data job has seen them.
+
+    Raises DataError if they can't be listed, or are not the images that the data job has seen.
+    """
+    reader = open_reader(data, site, split)
+    if (seen := looked_through(site)) is not None:
+        _compare(reader, seen, site, split)
+    return StrictImageDataset(site["data_root"], reader=reader, transform=transform)
+
+
+def looked_through(site: dict) -> dict | None:
+    """Return what the data job has found; None outside the workflow, where there is none.
+
+    Raises DataError for a data.json without classes: it was made by code that did not compare them.
+    """
+    path = Path(site.get("root", "")) / "data.json"
+    if "root" not in site or not path.exists():
+        return None
+    results = records.read(path)["results"]
+    if "classes" not in results:
+        raise DataError(
+            f"{path} was made by an older version, which did not check which images are read; make "
+            f"it again: snakemake {path} --forcerun {path}, with your --profile."
+        )
+    return results
+
+
+def _compare(reader: ImageReader, seen: dict, site: dict, split: str) -> None:
+    known = seen["splits"].get(split, {})
+    if known.get("listing") == reader.digest():
+        return
+    path = Path(site["root"]) / "data.json"
+    if reader.classes != seen["classes"]:
+        difference = class_difference(seen["classes"], reader.classes)
+    else:
+        difference = f"it had {known.get('images')} images and has {len(reader)}"
+        if known.get("images") == len(reader):
+            difference = "some have other names"
+    raise DataError(
+        f"{Path(site['data_root']) / split} has changed since {path} was made ({difference}); "
+        f"restore it, or look it through again: snakemake {path} --forcerun {path}, with your "
+        "--profile."
+    )
+
+
+def class_difference(before: list[str], now: list[str]) -> str:
+    """Return the first difference of two lists of classes, for people."""
+    if len(before) != len(now):
+        return f"{len(before)} classes then, {len(now)} now"
+    label = next(i for i, (old, new) in enumerate(zip(before, now, strict=True)) if old != new)
+    return f"class {label} was {before[label]!r} then and is {now[label]!r} now"

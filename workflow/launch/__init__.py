@@ -1,0 +1,1 @@
+"""The login node: start-up checks, submitting, waiting and publishing. Never imports torch."""

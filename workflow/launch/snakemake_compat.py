@@ -1,0 +1,218 @@
+"""Use what Snakemake does not offer as an interface: all of it in this file, each with a test.
+
+Written for Snakemake 9; pyproject.toml holds Snakemake below 10.
+"""
+
+import argparse
+import contextlib
+import functools
+import io
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from snakemake import cli
+from snakemake.dag import DAG
+from snakemake.profiles import ProfileConfigFileParser
+from snakemake.resources import Resources
+
+from workflow.campaign.config import ConfigError, read_yaml
+
+LISTS = ("+", "*")  # argparse's `nargs` of options that take many values
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What snakemake was told, by its command line and its profiles together.
+
+    `options` are Snakemake's own, `given` the names of those that differ from their defaults, each
+    with its first spelling; `repeated` are options that stand twice on the command line, `empty`
+    those without a value. The three kinds of resources hold the values of every profile and of the
+    command line; of two values for one name, the command line's or the later profile's.
+    """
+
+    options: argparse.Namespace
+    given: dict[str, str]
+    repeated: list[str]
+    empty: list[str]
+    cores_are_typed: bool
+    resources: Resources
+    default_resources: Resources | None
+    set_resources: dict[str, Resources]
+
+
+def read_command_line(argv: list[str] | None = None) -> CommandLine:
+    """Read the command line and the profiles that it, or SNAKEMAKE_PROFILE, names.
+
+    Ends snakemake with one sentence where a profile has a mapping under a name that Snakemake
+    does not know, or a value that is no resource.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    with contextlib.redirect_stderr(io.StringIO()):  # it names the profiles, as it has done before
+        parser, options = cli.parse_args(argv)
+    plain = cli.get_argument_parser()
+    profiles = [Path(name) for name in parser._default_config_files]
+    for profile in profiles:
+        _refuse_unknown_mappings(profile)
+    typed = _lists(argv)
+    layers = [*(_lists([], profile) for profile in profiles), typed]
+    try:
+        resources = _merge(layers, "resources", allow_expressions=False)
+        defaults = _merge(layers, "default_resources", allow_expressions=True)
+        rules: dict[str, Resources] = {}
+        for layer in layers:
+            for rule, values in cli.parse_set_resources(layer["set_resources"]).items():
+                rules.setdefault(rule, Resources()).update(values)
+    except Exception as error:  # of many classes, with Snakemake's sentence
+        sys.exit(" ".join(str(error).split()))
+    if any(layer["default_resources"] is not None for layer in layers):
+        full = Resources.default("full")
+        full.update(defaults)
+        defaults = full
+    else:
+        defaults = None
+    return CommandLine(
+        options,
+        dict(_given(plain, options)),
+        typed["repeated"],
+        typed["empty"],
+        plain.parse_args(argv).cores is not None,
+        resources,
+        defaults,
+        rules,
+    )
+
+
+def _given(parser, options) -> Iterator[tuple[str, str]]:
+    """The options that differ from their defaults, each with its first spelling."""
+    defaults = parser.parse_args([])
+    for action in parser._actions:
+        value = getattr(options, action.dest, None)
+        default = getattr(defaults, action.dest, None)
+        # not by equality alone: a `--batch` can't be compared with None
+        alike = value is default if default is None or value is None else value == default
+        if action.option_strings and not alike:
+            yield action.dest, action.option_strings[0]
+
+
+def _lists(argv: list[str], *profiles: Path) -> dict:
+    """The words of each option that takes many, None where it is absent, as one layer has them.
+
+    `repeated` are the options that are given twice (Snakemake keeps the last), `empty` those
+    that nothing follows.
+    """
+    parser = cli.get_argument_parser(profiles=profiles)
+    actions = [one for one in parser._actions if one.option_strings and one.nargs in LISTS]
+    for action in actions:
+        action.__class__, action.default = _Collect, None
+    options = vars(parser.parse_args(argv))
+    words = {action.dest: options[action.dest] for action in actions}
+    repeated = [action.option_strings[0] for action in actions if len(words[action.dest] or ()) > 1]
+    flat = {
+        name: None if lists is None else [word for words in lists for word in words] for name, lists in words.items()
+    }
+    empty = [action.option_strings[0] for action in actions if flat[action.dest] == []]
+    return {**flat, "repeated": repeated, "empty": empty}
+
+
+class _Collect(argparse._StoreAction):
+    """Keep the words of each time that the option is given."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        lists = getattr(namespace, self.dest) or []
+        setattr(namespace, self.dest, [*lists, values])
+
+
+def _merge(layers: list[dict], name: str, allow_expressions: bool) -> Resources:
+    merged = Resources()
+    for layer in layers:
+        words = layer[name] or []
+        merged.update(Resources.parse(words, allow_expressions=allow_expressions))
+    return merged
+
+
+def _refuse_unknown_mappings(profile: Path) -> None:
+    """Snakemake drops `set-resource: {train: {gpus: 8}}` from a profile without a word, and the
+    first of two mappings of one name."""
+    try:
+        content = read_yaml(profile)
+    except ConfigError as error:
+        sys.exit(str(error))
+    if "__use_yte__" in content:  # a template, whose keys may be conditions
+        return
+    with open(profile, encoding="utf-8") as stream:
+        read = ProfileConfigFileParser().parse(stream)
+    for key, value in content.items():
+        if isinstance(value, dict) and key not in read:
+            sys.exit(
+                f"{profile}: Snakemake reads no mapping called {key!r}; spell it as in "
+                "workflow/profiles/slurm/config.yaml (set-resources, default-resources, resources)."
+            )
+
+
+def apply_resources(workflow, command_line: CommandLine) -> None:
+    """Give the workflow the merged resources, before its rules are read.
+
+    Snakemake itself lets a mapping on the command line, or in a later profile, replace that of a
+    profile: `--set-resources train:runtime=600` would take a training's GPUs away.
+    """
+    settings = workflow.resource_settings
+    settings.default_resources = command_line.default_resources
+    settings.overwrite_resources = command_line.set_resources
+    workflow.global_resources.update(command_line.resources)
+    jobs, cores = settings.nodes, settings.cores
+    if jobs is not None and cores is not None:
+        # without an executor for clusters --jobs means --cores, but next to a profile's `cores`
+        # Snakemake would lift the limit on cores, and start what queues after Ctrl-C
+        settings.cores = min(jobs, cores) if command_line.cores_are_typed else jobs
+        settings.nodes = None
+        workflow.global_resources.update({"_cores": settings.cores, "_nodes": None})
+
+
+def look_behind_ancient_inputs() -> None:
+    """Let Snakemake look at each job whose inputs are made again but `ancient`.
+
+    Snakemake 9 takes every job below one that runs as decided, then finds that an ancient input is
+    no reason to run it, and forgets its other reasons: a missing output, a changed input,
+    --forcerun (https://github.com/snakemake/snakemake/issues/4166).
+    """
+    update_needrun = DAG.update_needrun
+    if hasattr(update_needrun, "__wrapped__"):
+        return
+
+    @functools.wraps(update_needrun)
+    async def update(dag, *arguments, **keywords):
+        dag.bfs = functools.partial(_search_past_no_ancient_input, dag)
+        try:
+            return await update_needrun(dag, *arguments, **keywords)
+        finally:
+            del dag.bfs
+
+    DAG.update_needrun = update
+
+
+def _search_past_no_ancient_input(dag, direction, *jobs, stop=lambda job: False) -> Iterator:
+    """Snakemake's breadth-first search, without the steps over ancient inputs alone."""
+    queue, seen = deque(jobs), set(jobs)
+    while queue:
+        job = queue.popleft()
+        if stop(job):
+            continue
+        yield job
+        for neighbour, files in direction[job].items():
+            if neighbour not in seen and not all(file.is_ancient for file in files):
+                seen.add(neighbour)
+                queue.append(neighbour)
+
+
+def call_with_jobs(workflow, function: Callable) -> None:
+    """Call `function(dag)` once Snakemake knows all jobs, before it prints or starts any."""
+    build = workflow._build_dag
+
+    def build_and_call():
+        build()
+        function(workflow.dag)
+
+    workflow._build_dag = build_and_call

@@ -1,0 +1,1 @@
+"""Sync of records and journals to MLflow. Jobs never talk to MLflow."""
