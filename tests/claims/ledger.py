@@ -25,7 +25,7 @@ def timer(config):
 
     def write(section: str, setting: str = "imagenet", mode: str = "paper", suspect=(), doubts=None,
               lost=(), **speeds) -> None:  # fmt: skip
-        point = benchmarks.throughput_point(config, setting, section) | {"mode": mode}
+        point = benchmarks.throughput_configuration(config, setting, section) | {"mode": mode}
         spec = benchmarks.throughput_spec(config, setting, section, point, weights="assumed")
         methods = []
         for model in spec["models"]:

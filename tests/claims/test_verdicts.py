@@ -251,7 +251,7 @@ def test_the_best_of_a_table_is_better_than_the_best_of_the_others(config, timed
 
 
 def memory_record(config, bytes_: int, other: int, **point) -> None:
-    point = benchmarks.training_cost_point(config, "imagenet") | point
+    point = benchmarks.training_cost_configuration(config, "imagenet") | point
     spec = benchmarks.training_cost_spec(config, "imagenet", "deit_small_384", point)
     methods = []
     for run, gib in (("evo_deit_small_384", bytes_), ("deit_small_384", other)):

@@ -73,7 +73,7 @@ def parameters_m(module) -> float:
 
 def cost(config, section: str, bytes_at: dict[str, dict[int, int]]) -> None:
     """The demo's record of training steps: bytes by run and batch size, on the line beyond 4."""
-    point = benchmarks.training_cost_point(config, "demo")
+    point = benchmarks.training_cost_configuration(config, "demo")
     spec = benchmarks.training_cost_spec(config, "demo", section, point)
     limit = spec["memory_gib"] * 2**30
     methods = [

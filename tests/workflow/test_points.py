@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from workflow.campaign import benchmarks, points
-from workflow.campaign.points import PointError
+from workflow.campaign import benchmarks
+from workflow.campaign.benchmarks import BenchmarkError
 
 
 @pytest.mark.parametrize(
@@ -19,12 +19,12 @@ from workflow.campaign.points import PointError
     ],
 )
 def test_a_name_says_its_point_and_a_point_its_name(name, config):
-    shown = benchmarks.throughput_point(config, "imagenet", "deit_small")
-    point = points.parse(name, shown)
-    assert points.name(point) == name
+    shown = benchmarks.throughput_configuration(config, "imagenet", "deit_small")
+    point = benchmarks.parse(name, shown)
+    assert benchmarks.name(point) == name
     assert (point["threads"], point["rounds"]) == (shown["threads"], shown["rounds"])
     assert ("batch_size" in point) != ("batch_sizes" in point)
-    assert re.fullmatch(points.wildcard(points.THROUGHPUT), name)
+    assert re.fullmatch(benchmarks.THROUGHPUT, name)
 
 
 @pytest.mark.parametrize(
@@ -38,19 +38,20 @@ def test_a_name_says_its_point_and_a_point_its_name(name, config):
     ],
 )
 def test_what_nothing_can_run_is_refused_with_its_reason(name, why, config):
-    with pytest.raises(PointError, match=why):
-        points.parse(name, benchmarks.throughput_point(config, "imagenet", "deit_small"))
+    with pytest.raises(BenchmarkError, match=why):
+        benchmarks.parse(name, benchmarks.throughput_configuration(config, "imagenet", "deit_small"))
 
 
 def test_a_training_step_is_measured_in_the_modes_that_train():
-    pattern = points.wildcard(points.TRAINING_COST)
+    pattern = benchmarks.TRAINING_COST
     for name, known in (("cuda-paper-fp16", True), ("cpu-fused-fp32", True),
                         ("cuda-compiled-bf16", False), ("cuda-amp-fp16", False)):  # fmt: skip
         assert bool(re.fullmatch(pattern, name)) == known
 
 
 def test_auto_is_a_gpu_where_one_may_be_seen(monkeypatch):
-    monkeypatch.setattr(points, "gpu_is_here", lambda: True)
-    assert points.resolve({"device": "auto", "weights": 1}, "weights") == {"device": "cuda"}
-    monkeypatch.setattr(points, "gpu_is_here", lambda: False)
-    assert points.resolve({"device": "auto"}) == {"device": "cpu"}
+    monkeypatch.setattr(benchmarks, "gpu_is_here", lambda: True)
+    assert benchmarks.device_of({"device": "auto"}) == "cuda"
+    assert benchmarks.device_of({"device": "cpu"}) == "cpu"
+    monkeypatch.setattr(benchmarks, "gpu_is_here", lambda: False)
+    assert benchmarks.device_of({"device": "auto"}) == "cpu"

@@ -107,7 +107,7 @@ def test_a_name_given_twice_is_an_error_with_its_line(tmp_path):
 
 
 def test_throughput_measures_the_papers_size_in_every_setting(config):
-    point = benchmarks.throughput_point(config, "demo", "deit_tiny")
+    point = benchmarks.throughput_configuration(config, "demo", "deit_tiny")
     assert point["device"] in ("cpu", "cuda")
     spec = benchmarks.throughput_spec(config, "demo", "deit_tiny", point)
     kwargs = {model["run"]: model["kwargs"] for model in spec["models"]}

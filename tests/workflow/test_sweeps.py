@@ -85,7 +85,7 @@ def demo(tmp_path, monkeypatch, config):
                 record = records.make(spec, results, 0.0)
                 records.write_json(f"results/demo/runs/{name}/train.json", record)
         for section in wanted["time"]:
-            point = benchmarks.throughput_point(config, "demo", section)
+            point = benchmarks.throughput_configuration(config, "demo", section)
             spec = benchmarks.throughput_spec(config, "demo", section, point)
             methods = [
                 {"run": model["run"], "images_per_s": 100.0 + i, "speedup": 1 + i / 100,

@@ -103,7 +103,7 @@ class TestWithThroughput:
     def _written(self, demo, config):
         self.demo, self.config = demo, config
         demo(*ALL)
-        point = benchmarks.throughput_point(config, "demo", "deit_tiny")
+        point = benchmarks.throughput_configuration(config, "demo", "deit_tiny")
         spec = benchmarks.throughput_spec(config, "demo", "deit_tiny", point)
         rates = (100.0, 120.0, 150.0, 140.0, 130.0, 152.5)
         methods = [{"run": name, "images_per_s": rate, **NUMBERS} for name, rate in zip(ALL, rates, strict=True)]

@@ -14,7 +14,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.io import ancient
 
-from workflow.campaign import benchmarks, captions, points, specs, targets
+from workflow.campaign import benchmarks, captions, specs, targets
 from workflow.campaign.config import CLAIMS, FILES, Config, run_name
 from workflow.storage import files, records
 
@@ -68,6 +68,11 @@ def own_resources(resources) -> dict:
     return {k: v for k, v in resources.items() if not k.startswith("_") and k not in NOT_OURS}
 
 
+def without_groups(pattern: re.Pattern) -> str:
+    """Return the pattern for Snakemake, which takes no named groups of ours."""
+    return re.sub(r"\(\?P<\w+>", "(?:", pattern.pattern)
+
+
 class Plan:
     """The campaign as files: from wildcards to specs, records and their order."""
 
@@ -105,8 +110,8 @@ class Plan:
     def analysis_names(self) -> str:
         return "|".join(self.config.items["analyses"])
 
-    throughput_points = points.wildcard(points.THROUGHPUT)
-    training_cost_points = points.wildcard(points.TRAINING_COST)
+    throughput_points = without_groups(benchmarks.THROUGHPUT)
+    training_cost_points = without_groups(benchmarks.TRAINING_COST)
 
     @property
     def table_names(self) -> str:
@@ -177,10 +182,10 @@ class Plan:
     def throughput_inputs(self, wildcards) -> dict:
         root = wildcards.root
         setting = self.config.setting_of(root)
-        shown = benchmarks.throughput_point(self.config, setting, wildcards.section)
+        shown = benchmarks.throughput_configuration(self.config, setting, wildcards.section)
         try:
-            point = points.parse(wildcards.point, shown)
-        except points.PointError as error:
+            point = benchmarks.parse(wildcards.point, shown)
+        except benchmarks.BenchmarkError as error:
             raise WorkflowError(f"{root}/throughput/.../{wildcards.point}.json: {error}") from None
         record = benchmarks.throughput_path(root, wildcards.section, point)
         spec = benchmarks.throughput_spec(self.config, setting, wildcards.section, point)
@@ -192,8 +197,8 @@ class Plan:
 
     def training_cost_inputs(self, wildcards) -> dict:
         root, setting = wildcards.root, self.config.setting_of(wildcards.root)
-        wanted = points.TRAINING_COST.fullmatch(wildcards.point).groupdict()
-        point = benchmarks.training_cost_point(self.config, setting) | wanted
+        wanted = benchmarks.TRAINING_COST.fullmatch(wildcards.point).groupdict()
+        point = benchmarks.training_cost_configuration(self.config, setting) | wanted
         record = benchmarks.training_cost_path(root, wildcards.section, point)
         spec = benchmarks.training_cost_spec(self.config, setting, wildcards.section, point)
         return {

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from workflow.campaign import benchmarks, points, specs, statements
+from workflow.campaign import benchmarks, specs, statements
 from workflow.campaign.config import CLAIMS, Config, run_name
 
 DEFAULT = "results/table1.csv"  # where no target is named
@@ -21,7 +21,7 @@ PATTERNS = {
     "analysis": re.compile(r"analyses/(?P<name>[^/]+)\.json"),
     "fetch": re.compile(r"weights/(?P<tag>[^/]+)\.json"),
     "throughput": re.compile(r"throughput/(?P<section>\w+)/(?P<point>[^/]+)\.json"),
-    "training_cost": re.compile(rf"training/(?P<section>\w+)/{points.TRAINING_COST.pattern}\.json"),
+    "training_cost": re.compile(rf"training/(?P<section>\w+)/{benchmarks.TRAINING_COST.pattern}\.json"),
     "table": re.compile(r"(?P<item>table\w+)(\.partial)?\.(csv|md|html)"),
     "claims": re.compile(r"claims(\.partial)?\.(csv|md|html)"),
     "whole": re.compile(r"whole"),
@@ -72,10 +72,10 @@ def item_records(config: Config, root: str, item: str) -> list[str]:
         for seed in config.seeds(name)[: wanted["seeds"]]
     ]
     timed = [
-        benchmarks.throughput_path(root, section, benchmarks.throughput_point(config, setting, section))
+        benchmarks.throughput_path(root, section, benchmarks.throughput_configuration(config, setting, section))
         for section in wanted["time"]
     ]
-    point = benchmarks.training_cost_point(config, setting)
+    point = benchmarks.training_cost_configuration(config, setting)
     cost = [
         benchmarks.training_cost_path(root, row["section"], point)
         for row in rows
@@ -116,9 +116,9 @@ def _below(config: Config, setting: str) -> Iterator[str]:
     yield from (f"evaluations/{name}.json" for name in scale.get("evaluations", {}))
     yield from (f"analyses/{name}.json" for name in config.items["analyses"])
     yield from (f"weights/{one['timm']}.json" for one in checkpoints(scale) if "timm" in one)
-    cost = benchmarks.training_cost_point(config, setting)
+    cost = benchmarks.training_cost_configuration(config, setting)
     for section in config.items["sections"]:
-        shown = benchmarks.throughput_point(config, setting, section)
+        shown = benchmarks.throughput_configuration(config, setting, section)
         yield benchmarks.throughput_path("", section, shown).removeprefix("/")
         yield benchmarks.training_cost_path("", section, cost).removeprefix("/")
 
@@ -136,7 +136,7 @@ def spec_of(config: Config, target: str) -> dict | None:
         if found := pattern.fullmatch(name):
             try:
                 return _spec(config, setting, kind, found.groupdict())
-            except points.PointError as error:
+            except benchmarks.BenchmarkError as error:
                 raise TargetError.of(config, target, f" ({str(error).rstrip('.')})") from None
             except (KeyError, StopIteration):
                 break
@@ -168,10 +168,10 @@ def _spec(config: Config, setting: str, kind: str, named: dict) -> dict | None:
         return fetch_spec(config, setting, named["tag"])
     if kind == "throughput":
         section = named["section"]
-        point = points.parse(named["point"], benchmarks.throughput_point(config, setting, section))
+        point = benchmarks.parse(named["point"], benchmarks.throughput_configuration(config, setting, section))
         return benchmarks.throughput_spec(config, setting, section, point)
     section = named.pop("section")
-    point = benchmarks.training_cost_point(config, setting) | named
+    point = benchmarks.training_cost_configuration(config, setting) | named
     return benchmarks.training_cost_spec(config, setting, section, point)
 
 

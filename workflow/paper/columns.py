@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from workflow.campaign import benchmarks, points, specs
+from workflow.campaign import benchmarks, specs
 from workflow.campaign.config import Config, run_name
 from workflow.paper import training_costs
 from workflow.paper.found import interval
@@ -51,7 +51,7 @@ class Records:
 
     def throughput(self, section: str) -> dict | None:
         """The record of the point of measurement that the setting's tables show."""
-        point = benchmarks.throughput_point(self.config, self.setting, section)
+        point = benchmarks.throughput_configuration(self.config, self.setting, section)
         return self._read(
             benchmarks.throughput_path(self.root, section, point),
             benchmarks.throughput_spec(self.config, self.setting, section, point),
@@ -59,7 +59,7 @@ class Records:
 
     def training_cost(self, section: str) -> dict | None:
         """The record of what a training step of the section's models costs."""
-        point = benchmarks.training_cost_point(self.config, self.setting)
+        point = benchmarks.training_cost_configuration(self.config, self.setting)
         return self._read(
             benchmarks.training_cost_path(self.root, section, point),
             benchmarks.training_cost_spec(self.config, self.setting, section, point),
@@ -195,7 +195,7 @@ def speed_columns(run: str, section: str, found: Records) -> dict:
     row |= {key: record["spec"][key] for key in ("batch_size", "precision", "mode")}
     row |= {"device": record["results"]["device"], "run": run}
     flags = [f"profile={method['profile']}"] if method.get("profile") else []
-    if why := points.no_speed(method):
+    if why := benchmarks.no_speed(method):
         flags.append(why)
     else:
         row["throughput"] = method["images_per_s"]

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from workflow import command_line
-from workflow.campaign import points
+from workflow.campaign import benchmarks
 from workflow.campaign.config import Config, ConfigError
 from workflow.paper import printed
 from workflow.paper.sheet import Sheet
@@ -19,7 +19,7 @@ def paths_of(folder: Path, point: str, section: str = "*") -> list[Path]:
     """The records at a point, on whichever device and, if the point names no batch size, of any."""
     return [
         path
-        for device in points.DEVICES
+        for device in benchmarks.DEVICES
         for name in (f"{device}-{point}.json", f"{device}-{point}-b*.json")
         for path in sorted((folder / "throughput").glob(f"{section}/{name}"))
     ]
@@ -45,7 +45,7 @@ def cell(method: dict | None, base: dict | None) -> list[str]:
     if method is None:
         return ["", "", "", ""]
     batch = str(method["batch_size"])
-    if why := points.no_speed(method):
+    if why := benchmarks.no_speed(method):
         return [batch, why, "", ""]
     doubt = " ?" if method.get("suspect") or method["all"] else ""
     doubt += " *" if method.get("profile") else ""
