@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import copy_project
 from tests.integration.project import command, edit, environment, snakemake
-from workflow.campaign import specs, targets
+from workflow.campaign import kinds, specs, targets
 from workflow.campaign.config import Config
 from workflow.storage import records
 
@@ -26,7 +26,7 @@ def made(tmp_path_factory) -> Path:
     copy_project(root)
     needed = targets.needed(Config.load(), TABLE)
     for path, spec in needed.items():
-        specs.write_spec(root / targets.job_folder(path) / "spec.json", spec)
+        specs.write_spec(root / kinds.job_folder(path) / "spec.json", spec)
     for path, spec in needed.items():
         records.write_json(root / path, records.make(spec, {}, time.time()))
     for end in ("csv", "md", "html"):

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from workflow.bench import by_hand, fresh, import_records, suite
-from workflow.campaign import benchmarks, targets
+from workflow.campaign import benchmarks, kinds, targets
 from workflow.campaign.config import Config
 from workflow.storage import attempts, locks, records
 
@@ -100,9 +100,9 @@ def test_a_record_is_taken_in_and_is_history(config, record, tmp_path, monkeypat
     target = "results/demo/throughput/levit_256/cpu-fused-fp32-b32.json"
     assert import_records.take(config, record, target) == "taken in"
     assert records.read(target) == records.read(record)
-    attempt = attempts.newest(targets.job_folder(target))
+    attempt = attempts.newest(kinds.job_folder(target))
     assert attempts.is_over(target, attempt)  # asked for again by force, it is measured anew
-    spec = targets.job_folder(target) / "spec.json"
+    spec = kinds.job_folder(target) / "spec.json"
     assert spec.stat().st_mtime_ns <= os.stat(target).st_mtime_ns  # snakemake finds it made
     assert import_records.take(config, record, target) == "left: there already"
 

@@ -11,13 +11,16 @@ Standard library and yaml only: launchers import this.
 """
 
 import functools
+import json
 import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
-from workflow.campaign.config import Config
+from workflow.campaign.config import Config, ConfigError
 from workflow.campaign.specs import ROLES, data_of, model_of, recipe_of, reference, train_spec
+from workflow.storage import files
 
 DEVICES = ("cpu", "cuda")
 MODES = ("paper", "fused", "amp", "compiled")
@@ -71,12 +74,12 @@ def parse(text: str, rest: dict) -> dict:
 
 def check(configuration: dict) -> None:
     """Raise BenchmarkError unless device, mode and precision go together."""
-    device, mode, precision = (configuration[key] for key in ("device", "mode", "precision"))
+    mode, precision = configuration["mode"], configuration["precision"]
     if mode == "paper" and precision != "fp32":
         raise BenchmarkError(f"mode paper is fp32 (what a V100 did in 2021), not {precision}.")
     if mode == "amp" and precision == "fp32":
         raise BenchmarkError("mode amp is bf16 or fp16; in fp32 say mode fused.")
-    if device == "cpu" and precision == "fp16":
+    if configuration["device"] == "cpu" and precision == "fp16":
         raise BenchmarkError("fp16 needs a GPU; say bf16 or fp32.")
 
 
@@ -88,18 +91,16 @@ def no_speed(method: dict) -> str | None:
 # -- throughput: images per second of a group's models, at the paper's size
 
 
-def throughput_configuration(config: Config, setting: str, section: str) -> dict:
+def throughput_configuration(config: Config, setting: str, group: str) -> dict:
     """Return the configuration that the setting's tables show of a benchmark group."""
     values = config.settings[setting]["throughput"]
     configuration = {key: value for key, value in values.items() if key not in ("weights", "batch_size_of")}
-    configuration["device"] = device_of(values)
-    configuration["batch_size"] = values["batch_size_of"].get(section, values["batch_size"])
+    configuration["device"] = device_of(config, setting, values)
+    configuration["batch_size"] = values["batch_size_of"].get(group, values["batch_size"])
     return configuration
 
 
-def throughput_spec(
-    config: Config, setting: str, section: str, configuration: dict, weights: str | None = None
-) -> dict:
+def throughput_spec(config: Config, setting: str, group: str, configuration: dict, weights: str | None = None) -> dict:
     """Return the spec of one measurement: the group's models at the paper's size, in one configuration.
 
     Rows whose speed depends on weights have those of their training, on real images, or a declared profile, as
@@ -107,7 +108,7 @@ def throughput_spec(
     """
     trained = (weights or config.settings[setting]["throughput"]["weights"]) == "trained"
     models = []
-    for row in config.items["sections"][section]:
+    for row in config.items["sections"][group]:
         model = {"run": row, **model_of(config, row)}
         profile = config.items["profiles"].get(row)
         if profile and trained:
@@ -116,17 +117,17 @@ def throughput_spec(
         elif profile:
             model |= {"kwargs": model["kwargs"] | profile, "profile": "assumed"}
         models.append(model)
-    spec = {"kind": "throughput", "section": section, "models": models, **configuration}
+    spec = {"kind": "throughput", "section": group, "models": models, **configuration}
     if any("weights" in model for model in models):
-        recipe = recipe_of(config, setting, config.items["sections"][section][0])
+        recipe = recipe_of(config, setting, config.items["sections"][group][0])
         shown = {key: recipe[key] for key in ("interpolation", "crop_pct")}
         spec["images"] = {"data": data_of(config, setting), **shown}
     return spec
 
 
-def throughput_path(root: str, section: str, configuration: dict) -> str:
+def throughput_path(root: str, group: str, configuration: dict) -> str:
     """Return the path of the record of a group's throughput."""
-    return f"{root}/throughput/{section}/{name(configuration)}.json"
+    return f"{root}/throughput/{group}/{name(configuration)}.json"
 
 
 # -- training cost: seconds and bytes of a training step
@@ -135,10 +136,10 @@ def throughput_path(root: str, section: str, configuration: dict) -> str:
 def training_cost_configuration(config: Config, setting: str) -> dict:
     """Return the configuration in which the setting measures training steps."""
     values = config.settings[setting]["training_cost"]
-    return values | {"device": device_of(values)}
+    return values | {"device": device_of(config, setting, values)}
 
 
-def training_cost_spec(config: Config, setting: str, section: str, configuration: dict) -> dict:
+def training_cost_spec(config: Config, setting: str, group: str, configuration: dict) -> dict:
     """Return the spec of the measurement of training steps: of the group's models that train from scratch, at the
     paper's size and with its recipe.
 
@@ -146,26 +147,79 @@ def training_cost_spec(config: Config, setting: str, section: str, configuration
     memory_gib (of the GPU that is meant, or null).
     """
     models = []
-    for row in config.items["sections"][section]:
+    for row in config.items["sections"][group]:
         recipe = recipe_of(config, None, row) | {"device_batch": None}  # the batch sizes are the configuration's
         if "search" not in recipe and not any(role in config.runs[row] for role in ROLES):
             models.append({"run": row, "model": model_of(config, row), "recipe": recipe})
-    return {"kind": "training_cost", "section": section, "models": models, **configuration}
+    return {"kind": "training_cost", "section": group, "models": models, **configuration}
 
 
-def training_cost_path(root: str, section: str, configuration: dict) -> str:
+def training_cost_name(configuration: dict) -> str:
+    """Return what a record of training steps in the configuration is called."""
+    return "{device}-{mode}-{precision}".format(**configuration)
+
+
+def parse_training_cost(text: str, rest: dict) -> dict:
+    """Return the configuration of training steps called `text`; all that no name says is that of `rest`.
+
+    Raises BenchmarkError for a text that names none.
+    """
+    match = TRAINING_COST.fullmatch(text)
+    if not match:
+        raise BenchmarkError(f"{text} is no <device>-<mode>-<precision> in which a model trains.")
+    return rest | match.groupdict()
+
+
+def training_cost_path(root: str, group: str, configuration: dict) -> str:
     """Return the path of the record of a group's training steps."""
-    return f"{root}/training/{section}/{{device}}-{{mode}}-{{precision}}.json".format(**configuration)
+    return f"{root}/training/{group}/{training_cost_name(configuration)}.json"
 
 
 # -- the device of `auto`
 
 
-def device_of(values: dict) -> str:
-    """Return a setting's device; "auto" is a GPU where this machine has one."""
+def device_of(config: Config, setting: str, values: dict) -> str:
+    """Return the device that a setting's `values` name; for "auto" the one that is kept for the setting.
+
+    Before a start has kept one, "auto" is a GPU where this machine has one. Raises ConfigError.
+    """
     if values["device"] != "auto":
         return values["device"]
-    return "cuda" if gpu_is_here() else "cpu"
+    return kept_device(config, setting) or ("cuda" if gpu_is_here() else "cpu")
+
+
+def kept_device(config: Config, setting: str) -> str | None:
+    """Return the device that the setting's first start kept; None before it. Raises ConfigError."""
+    path = device_file(config, setting)
+    try:
+        device = json.loads(path.read_text())["device"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        device = None
+    if device not in DEVICES:
+        raise ConfigError(
+            f"{path} names no device, but the records of {setting} are called by it; write "
+            '{"device": "cpu"} or {"device": "cuda"} there, or delete it, and the next start asks its machine.'
+        )
+    return device
+
+
+def keep_device(config: Config, setting: str) -> None:
+    """Keep the device of "auto" for the setting, unless one is kept or nothing of it is measured on "auto".
+
+    So every later start finds its records, on whatever machine. Raises ConfigError and NotWritable.
+    """
+    scale = config.settings[setting]
+    automatic = [values for values in (scale["throughput"], scale["training_cost"]) if values["device"] == "auto"]
+    if automatic and kept_device(config, setting) is None:
+        device = device_of(config, setting, automatic[0])
+        files.write(device_file(config, setting), json.dumps({"device": device}) + "\n")
+
+
+def device_file(config: Config, setting: str) -> Path:
+    """Return where the device of "auto" is kept; to have it chosen anew, delete the file."""
+    return Path(config.settings[setting]["results"], "device.json")
 
 
 @functools.cache
