@@ -5,8 +5,9 @@ import subprocess
 
 import pytest
 
-from workflow.launch import executors, following, job, submit
+from workflow.launch import executors, following, submit
 from workflow.launch.slurm_queue import Status
+from workflow.runtime import job
 from workflow.storage import attempts
 
 
