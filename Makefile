@@ -17,7 +17,7 @@ endif
 NEWEST_PYTHON = $(if $(findstring cuda13,$(LOCK)),14,13)
 
 MODELS = tests/models tests/evovit tests/baselines
-WAITING = tests/slurm tests/mirror
+WAITING = tests/slurm tests/tracking
 ATMOST =
 
 INSTALLED = $(VENV)/.$(notdir $(LOCK))

@@ -14,7 +14,7 @@ import yaml
 from tests.integration.project import command, environment
 from tests.slurm.cluster import PATIENCE_S
 from tests.slurm.conftest import HOOK, kill
-from workflow.launch import slurm_request
+from workflow.launch import slurm
 from workflow.storage import journal, records
 from workflow.storage.attempts import Attempt
 
@@ -131,7 +131,7 @@ def test_nodes_that_are_down_for_now_are_no_reason_to_refuse(cluster, monkeypatc
     nodes = ("scontrol", "update", f"NodeName={','.join(cluster.node_names)}")
     cluster.run(*nodes, "State=DRAIN", "Reason=maintenance")
     try:
-        slurm_request.check("train", {"launcher": "slurm", "runtime": 10, "mem_mb": 1000})
+        slurm.check("train", {"launcher": "slurm", "runtime": 10, "mem_mb": 1000})
     finally:
         cluster.run(*nodes, "State=RESUME")
         wait(lambda: cluster.idle() == cluster.nodes)

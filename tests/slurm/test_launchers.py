@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from tests.mirror.conftest import COMMAND, expected, shown
 from tests.slurm.cluster import PATIENCE_S
 from tests.slurm.conftest import again
+from tests.tracking.conftest import COMMAND, expected, shown
 
 
 def test_setup_lines_bring_the_images_to_the_nodes_disk(training, whole, tmp_path):

@@ -1,7 +1,7 @@
 """What each option of snakemake does here: it works, has nothing to act on, or is refused.
 
-Snakemake would take the refused ones and ignore them, or fail in the middle. tests/workflow/
-test_options.py holds that every option of the installed Snakemake stands in exactly one list.
+Snakemake would take the refused ones and ignore them, or fail in the middle. tests/launch/
+test_snakemake_options.py holds that every option of the installed Snakemake stands in exactly one list.
 """
 
 REFUSED = (

@@ -18,7 +18,7 @@ from workflow.campaign import schema, specs, targets
 from workflow.campaign.config import ConfigError
 from workflow.campaign.rule_inputs import NOT_OURS, Plan, own_resources
 from workflow.data import layout
-from workflow.launch import forecast, slurm_queue, slurm_request, snakemake_options
+from workflow.launch import forecast, slurm, snakemake_options
 from workflow.launch import snakemake_compat as compat
 from workflow.launch.snakemake_compat import CommandLine
 from workflow.launch.submit import LAUNCHERS
@@ -112,7 +112,7 @@ def check_resources(command_line: CommandLine, rules: dict) -> None:
         for name in names:
             if name not in rules:
                 sys.exit(f"{option}: there is no rule {name!r}; {_nearest(name, rules, 'rules')}.")
-    known = sorted({*slurm_request.RESOURCES, *NOT_OURS})
+    known = sorted({*slurm.RESOURCES, *NOT_OURS})
     for option, values in (
         ("resources", command_line.resources),
         ("default-resources", command_line.default_resources or {}),
@@ -308,13 +308,13 @@ def requests(jobs) -> Iterator[str]:
         if resources.get("launcher") != "slurm":
             continue
         try:
-            flags = slurm_request.flags(slurm_request.options(resources))
-        except slurm_request.RequestError as error:
+            flags = slurm.flags(slurm.options(resources))
+        except slurm.RequestError as error:
             sys.exit(str(error))
         yield f"Request of rule {rule}, {len(alike)} job(s): sbatch {' '.join(flags)}"
 
 
-def check_requests(jobs, ask=slurm_queue.ask) -> None:
+def check_requests(jobs, ask=slurm.ask) -> None:
     """End snakemake with one sentence if one of the jobs to come could never run as it asks.
 
     `jobs` are Snakemake's; those that are not submitted carry no `resources` parameter.
@@ -323,10 +323,10 @@ def check_requests(jobs, ask=slurm_queue.ask) -> None:
         resources = json.loads(text)
         try:
             if resources.get("launcher") == "slurm":
-                slurm_request.check(rule, resources, ask)
+                slurm.check(rule, resources, ask)
             else:
-                slurm_request.check_names(rule, resources, DEMO_PROFILE)
-        except slurm_request.RequestError as error:
+                slurm.check_names(rule, resources, DEMO_PROFILE)
+        except slurm.RequestError as error:
             sys.exit(str(error))
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from workflow import command_line
 from workflow.campaign import schema, targets
 from workflow.campaign.config import Config, ConfigError
-from workflow.launch import executors, forecast, progress
+from workflow.launch import executors, follow, forecast, progress
 from workflow.launch.progress import ERROR, STAMP
-from workflow.launch.slurm_queue import Queue, Status
-from workflow.launch.submission import LOCK
+from workflow.launch.slurm import Queue, Status
+from workflow.launch.submit import LOCK
 from workflow.storage import attempts, journal, locks
 
 STATES = ("failed", "running", "queued", "stopped", "not started", "outdated", "done")
@@ -48,7 +48,7 @@ def row_of(path: str, spec: dict, queue: Queue) -> Row:
             gone = f"its record is gone from {path}: the next start makes it anew"
             return unstarted(path, gone)
         return Row(path, "done", stands, "the next start of snakemake publishes it", logs)
-    status = executors.status(job, attempt.folder, queue)
+    status = follow.status(job, attempt.folder, queue)
     if status.state == "PENDING":
         expected = f", expected start {status.start}" if status.start else ""
         return Row(path, "queued", stands, f"{where}: {status.reason or 'new'}{expected}", logs)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from workflow.campaign import specs
 from workflow.campaign.config import Config
-from workflow.launch import executors
-from workflow.launch.slurm_queue import Queue
+from workflow.launch import follow
+from workflow.launch.slurm import Queue
 from workflow.storage import journal, provenance
 from workflow.storage.attempts import Attempt
 from workflow.tracking import run_metrics, run_page
@@ -199,7 +199,7 @@ def settle(content: Content, attempt: Attempt, last: bool, job: dict, record: di
     elif not last:  # its spec changed: another attempt took its place, nothing resumes it
         content.status, ended = "KILLED", max(p.stat().st_mtime for p in attempt.folder.iterdir())
     elif errors and job and not stopped:
-        if executors.is_alive(job, attempt.folder, queue):
+        if follow.is_alive(job, attempt.folder, queue):
             content.settled = False  # its other processes may go on; ask again
             return
         content.status, ended = "FAILED", max(path.stat().st_mtime for path in errors)

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from workflow import job_environment
-from workflow.launch import executors
+from workflow.launch import follow
 from workflow.storage import locks, records
 from workflow.tracking.sources import Results
 
@@ -53,10 +53,10 @@ class Followed:
 
     def __init__(self, pid: int | None):
         self.pid = pid
-        self.started = executors.process_start(pid) if pid else None
+        self.started = follow.process_start(pid) if pid else None
 
     def lives(self) -> bool:
-        return executors.is_same_process(self.pid, self.started)
+        return follow.is_same_process(self.pid, self.started)
 
 
 class Stop:

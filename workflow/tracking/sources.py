@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from workflow.campaign.config import CLAIMS, FILES, Config, ConfigError
-from workflow.launch import executors
-from workflow.launch.following import GRACE_S
-from workflow.launch.slurm_queue import Queue
+from workflow.launch import follow
+from workflow.launch.follow import GRACE_S
+from workflow.launch.slurm import Queue
 from workflow.storage.attempts import Attempt
 from workflow.tracking import item_runs
 from workflow.tracking.content import Content, Source, describe_attempt
@@ -92,7 +92,7 @@ class Results:
             if not source.last or job is None or attempt.record.exists():
                 continue
             key = (str(source.path), job["job_id"])
-            if executors.is_alive(job, source.path, self.queue):
+            if follow.is_alive(job, source.path, self.queue):
                 self._gone.pop(key, None)
                 return True
             away_s = time.monotonic() - self._gone.setdefault(key, time.monotonic())

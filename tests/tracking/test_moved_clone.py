@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mirror.conftest import finish, shown, write_epochs
+from tests.tracking.conftest import finish, shown, write_epochs
 from workflow.campaign import specs
 from workflow.tracking import artifact_store, sync
 

@@ -9,7 +9,7 @@ import pytest
 
 from workflow import command_line
 
-REPO = Path(__file__).parent.parent.parent
+REPO = Path(__file__).parent.parent
 STATUS = [sys.executable, "-m", "workflow.launch.status", "results/demo/table1.csv"]
 PROGRAMS = sorted(
     str(path.relative_to(REPO).with_suffix("")).replace("/", ".")

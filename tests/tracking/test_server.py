@@ -11,7 +11,7 @@ import urllib.request
 
 import pytest
 
-from tests.mirror.conftest import COMMAND, PATIENCE_S, REPO, expected, finish, shown, write_epochs
+from tests.tracking.conftest import COMMAND, PATIENCE_S, REPO, expected, finish, shown, write_epochs
 from workflow.tracking import sync
 
 LIVE_S = 30

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.mirror.conftest import COMMAND, PATIENCE_S, REPO, expected, finish, shown, write_epochs
-from workflow.launch import following
+from tests.tracking.conftest import COMMAND, PATIENCE_S, REPO, expected, finish, shown, write_epochs
+from workflow.launch import follow
 from workflow.storage import locks, records
 from workflow.tracking import process, sync
 from workflow.tracking.sources import Results
@@ -112,7 +112,7 @@ def test_a_job_that_is_just_being_requeued_is_waited_for(root, attempt, monkeypa
 
     mirror.results.queue.ask = ask
     assert sync.follow(mirror, process.Followed(None), stop)
-    grace_s = following.GRACE_S["slurm"]
+    grace_s = follow.GRACE_S["slurm"]
     assert len(passes) - 7 >= grace_s / sync.POLL_S
     assert stop.waited < 2 * grace_s + 40
 

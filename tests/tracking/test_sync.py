@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mirror.conftest import expected, finish, shown, write_epochs, write_record
+from tests.tracking.conftest import expected, finish, shown, write_epochs, write_record
 from workflow.campaign import benchmarks, specs
 from workflow.storage import locks, records
 

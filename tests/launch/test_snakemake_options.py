@@ -3,7 +3,7 @@
 import pytest
 from snakemake.cli import get_argument_parser
 
-from tests.workflow.test_session import LOCAL, begin, here  # noqa: F401 (a fixture)
+from tests.launch.test_startup import LOCAL, begin, here  # noqa: F401 (a fixture)
 from workflow.launch import snakemake_options
 
 PLAIN = ["results/demo/table1.csv", *LOCAL]

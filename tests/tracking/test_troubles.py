@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mirror.conftest import COMMAND, REPO, expected, finish, shown, write_epochs
+from tests.tracking.conftest import COMMAND, REPO, expected, finish, shown, write_epochs
 from workflow.tracking import process, sync, troubles, ui
 
 pytestmark = pytest.mark.integration  # minutes, all in all
