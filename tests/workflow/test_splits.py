@@ -176,7 +176,7 @@ def test_names_alone_number_the_classes(tmp_path):
     """In every process, whatever PYTHONHASHSEED is and in which order the folders were made."""
     sets = [["A", "a", "B"], ["1", "01", "2"], ["10", "9", "1", "①", "m1²"]]
     code = (
-        "import sys; from pathlib import Path; from workflow import layout;"
+        "import sys; from pathlib import Path; from workflow.data import layout;"
         "print([layout.class_folders(Path(split)) for split in sys.argv[1:]])"
     )
     shown = []
