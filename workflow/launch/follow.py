@@ -12,9 +12,9 @@ from pathlib import Path
 
 import psutil
 
-from workflow.launch import executors, progress, slurm
+from workflow.launch import progress, slurm
 from workflow.launch.slurm import Queue, Status
-from workflow.storage import files, locks
+from workflow.storage import attempts, files, locks
 from workflow.storage.attempts import Attempt
 
 CLOCK_STEP_S = 10.0  # a process's start is told by the system's clock, which may be set meanwhile
@@ -33,7 +33,7 @@ def status(job: dict, attempt_folder: Path, queue: Queue | None = None) -> Statu
     """Return the job's status; a job on Slurm has the one of at most half a minute ago."""
     if job.get("cancelled"):
         return Status("CANCELLED")
-    if executors.was_copied(job, attempt_folder):
+    if attempts.was_copied(job, attempt_folder):
         return Status(slurm.UNKNOWN, note="its job is that of the folder it was copied from")
     if job["launcher"] == "slurm":
         return (queue or Queue()).status(job["job_id"], job.get("submitted", 0.0))

@@ -13,7 +13,7 @@ from pathlib import Path
 from workflow import command_line
 from workflow.campaign import schema, targets
 from workflow.campaign.config import Config, ConfigError
-from workflow.launch import executors, follow, forecast, progress
+from workflow.launch import follow, forecast, progress
 from workflow.launch.progress import ERROR, STAMP
 from workflow.launch.slurm import Queue, Status
 from workflow.launch.submit import LOCK
@@ -94,7 +94,7 @@ def ended(path: str, attempt: attempts.Attempt, status: Status, stands: str) -> 
         return Row(path, "failed", stands, last, logs)
     if errors:
         return Row(path, "stopped", stands, "the next start of snakemake resumes it", logs)
-    if executors.was_copied(attempt.job(), attempt.folder):
+    if attempts.was_copied(attempt.job(), attempt.folder):
         return Row(path, "stopped", stands, f"{status.note}; the next start resumes it", logs)
     state = status.note or f"ended as {status.state} without a record"
     return Row(path, "failed", stands, f"{state}; the next start resumes it", logs)
