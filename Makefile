@@ -67,7 +67,7 @@ lint: $(INSTALLED)
 	@$(RUN) snakefmt --check Snakefile workflow/rules
 	@$(RUN) snakemake --lint
 
-# The locks name no host, so that any mirror serves. 2.7.1 is the last torch whose common wheel
+# The locks name no host, so that any package index serves. 2.7.1 is the last torch whose common wheel
 # carries kernels for the paper's V100.
 locks: $(INSTALLED)
 	echo 'torch==2.7.1' | $(RUN) uv pip compile --universal --python-version 3.11 --extra dev \

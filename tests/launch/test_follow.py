@@ -1,6 +1,7 @@
 """What became of a job, in words, and whether it is submitted once more."""
 
 import json
+import os
 import subprocess
 
 import pytest
@@ -140,3 +141,14 @@ def test_an_error_of_ours_is_its_sentence_and_any_other_its_traceback(attempt):
 def test_without_accounting_the_record_file_is_the_witness(attempt):
     ended = Status("UNKNOWN", note="Slurm has forgotten the job, and sacct can't say (disabled)")
     assert "sacct can't say" in follow.why_failed(attempt, ended, lambda line: None)
+
+
+def test_a_reused_process_id_is_another_process():
+    other = subprocess.Popen(["sleep", "60"])
+    started = follow.process_start(other.pid)
+    assert follow.is_same_process(other.pid, started)
+    other.kill()
+    other.wait()
+    assert not follow.is_same_process(other.pid, started)
+    assert not follow.is_same_process(os.getpid(), started + 100)
+    assert not follow.is_same_process(os.getpid(), None)

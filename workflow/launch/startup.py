@@ -23,7 +23,7 @@ from workflow.launch import snakemake_compat as compat
 from workflow.launch.snakemake_compat import CommandLine
 from workflow.launch.submit import LAUNCHERS
 from workflow.storage import files, locks, records
-from workflow.tracking import process
+from workflow.tracking import sync
 
 LOCK = ".snakemake/evovit.lock"
 PARTIAL = ".partial.csv"
@@ -92,7 +92,7 @@ def start(workflow, plan: Plan, command_line: CommandLine, stack: ExitStack) -> 
     try:
         files.check_writable(Path())
         files.check_folder(Path(".snakemake"), appended=())
-        files.check_writable(Path(process.LOG))
+        files.check_writable(Path(sync.LOG))
         stack.enter_context(locks.exclusive(LOCK))
         atexit.register(stack.close)  # before Python takes its modules apart
     except locks.Held as error:
