@@ -195,7 +195,7 @@ def test_the_images_are_those_of_the_split_that_is_trained_on(place, config):
 def test_a_download_is_a_job_too(place, config):
     path = "results/weights/regnety_160.deit_in1k.json"
     spec = targets.spec_of(config, path)
-    (found,) = status.rows_of(config, {path: spec}, Queue(ask=lambda *command: ("", "")))
+    (found,) = status.rows_of({path: spec}, Queue(ask=lambda *command: ("", "")))
     assert found == status.Row(path, "not started")
 
 

@@ -216,3 +216,18 @@ def call_with_jobs(workflow, function: Callable) -> None:
         function(workflow.dag)
 
     workflow._build_dag = build_and_call
+
+
+def requested_resource(job, name: str) -> int | str | None:
+    """Return how much of a resource a job asks for, before Snakemake holds it to that of all jobs."""
+    resource = job.rule.resources[name]
+    if resource.is_evaluable():
+        resource = resource.evaluate(
+            job.wildcards,
+            input=job.input,
+            attempt=job.attempt,
+            threads=1,
+            rulename=job.rule.name,
+            async_run=job.rule.workflow.async_run,
+        )
+    return resource.value
