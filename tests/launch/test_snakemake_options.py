@@ -39,7 +39,7 @@ def test_every_option_of_snakemake_is_decided_on_once():
         (["--allowed-rules", "table"], "--until"),
         (["--set-threads", "train=8"], "cpus_per_task"),
         (["--set-resource-scopes", "gpus=local"], "--resources"),
-        (["--default-storage-prefix", "x"], "results lie in results/"),
+        (["--default-storage-prefix", "x"], "results are in results/"),
         (["--export-cwl", "x"], "writes no CWL"),
         (["--mode", "subprocess"], "leave it out"),
         (["--envvars", "HOME"], "export the variable"),
