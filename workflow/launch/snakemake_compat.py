@@ -27,14 +27,14 @@ LISTS = ("+", "*")  # argparse's `nargs` of options that take many values
 class CommandLine:
     """What the command line and the profiles together tell snakemake.
 
-    `options` are Snakemake's own, `given` the names of those that differ from their defaults, each
+    `options` are Snakemake's own, `set_options` the names of those that differ from their defaults, each
     with its first spelling. `repeated` are options that the command line gives twice, `empty` those
     without a value. The three kinds of resources hold the values of every profile and of the command
     line. Where two give a value for one name, the command line's or the later profile's counts.
     """
 
     options: argparse.Namespace
-    given: dict[str, str]
+    set_options: dict[str, str]
     repeated: list[str]
     empty: list[str]
     cores_are_typed: bool
@@ -75,7 +75,7 @@ def read_command_line(argv: list[str] | None = None) -> CommandLine:
         defaults = None
     return CommandLine(
         options,
-        dict(_given(plain, options)),
+        dict(_set_options(plain, options)),
         typed["repeated"],
         typed["empty"],
         plain.parse_args(argv).cores is not None,
@@ -85,7 +85,7 @@ def read_command_line(argv: list[str] | None = None) -> CommandLine:
     )
 
 
-def _given(parser, options) -> Iterator[tuple[str, str]]:
+def _set_options(parser, options) -> Iterator[tuple[str, str]]:
     """Yield the options that differ from their defaults, each with its first spelling."""
     defaults = parser.parse_args([])
     for action in parser._actions:

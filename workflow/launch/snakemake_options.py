@@ -139,9 +139,9 @@ LOOKS = {
 }
 
 
-def refusal(given: dict[str, str], options) -> str | None:
-    """Return the sentence for the first of the `given` options that is refused, else None."""
-    for name, option in given.items():
+def refusal(set_options: dict[str, str], options) -> str | None:
+    """Return the sentence for the first refused option, else None; `set_options` holds options and their spellings."""
+    for name, option in set_options.items():
         if name in SENTENCES and not (name == "executor" and options.executor in LOCAL):
             return f"{option} is refused (on the command line or in a profile): {SENTENCES[name]}."
     return None

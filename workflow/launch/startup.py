@@ -43,7 +43,7 @@ def begin(workflow, argv: list[str] | None = None) -> tuple[Plan, CommandLine]:
     run as for a start. Ends snakemake for options that can't work here.
     """
     command_line = compat.read_command_line(argv)
-    sentence = snakemake_options.refusal(command_line.given, command_line.options)
+    sentence = snakemake_options.refusal(command_line.set_options, command_line.options)
     if sentence:
         sys.exit(sentence)
     for option in command_line.repeated:
