@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from workflow.storage import provenance, records
-from workflow.tracking import content, run_page
+from workflow.tracking import runs
 
 NOBODY = 65534
 FILES = {"evovit/tokens.py": "a = 1\n", "workflow/train/train.py": "", "README.md": "text\n"}
@@ -231,7 +231,7 @@ def test_record_mlflow_and_table_name_every_version(code, commit, dirty, flag):
     flags = provenance.flags(record)
     assert len(flags) == (flag is not None)
     assert flag is None or flag in flags[0]
-    tags, note = content.provenance_tags(record), run_page.code(known)
+    tags, note = runs.provenance_tags(record), runs.describe_code(known)
     assert tags["commit"] == (commit or "unknown")
     assert tags["dirty"] == ("unknown" if dirty is None else str(dirty))
     if commit is None:
@@ -249,10 +249,10 @@ def test_a_record_of_before_says_that_it_does_not_know():
     for key in ("code", "reason"):
         del record["provenance"][key]
     assert provenance.flags(record) == []
-    assert "commit aaaaaaaaaa" in run_page.code(record["provenance"])
+    assert "commit aaaaaaaaaa" in runs.describe_code(record["provenance"])
     record["provenance"] |= {"commit": None, "dirty": None}
     assert "made before code versions were noted" in provenance.flags(record)[0]
-    assert content.provenance_tags(record)["commit"] == "unknown"
+    assert runs.provenance_tags(record)["commit"] == "unknown"
 
 
 def test_ranks_of_different_code_are_refused():

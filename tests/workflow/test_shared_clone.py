@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from workflow.launch import executors
+from workflow.launch import follow
 from workflow.launch.progress import Log
-from workflow.launch.slurm_queue import Queue
+from workflow.launch.slurm import Queue
 from workflow.storage import files, locks, records
 from workflow.storage.journal import Journal
 
@@ -131,9 +131,9 @@ def test_another_users_job_can_not_be_ended_and_that_is_said(clone):
         "job_id": str(other.pid),
         "session": other.pid,
         "host": os.uname().nodename,
-        "started": executors.process_start(other.pid),
+        "started": follow.process_start(other.pid),
     }
-    error = become(SECOND, 0o002, lambda: executors.cancel(job, attempt))
+    error = become(SECOND, 0o002, lambda: follow.cancel(job, attempt))
     other.kill()
     other.wait()
     assert error == f"it is user {FIRST}'s job"

@@ -3,7 +3,7 @@
 import pytest
 from snakemake.cli import get_argument_parser
 
-from tests.workflow.test_session import LOCAL, begin, here  # noqa: F401 (a fixture)
+from tests.launch.test_startup import LOCAL, begin, here  # noqa: F401 (a fixture)
 from workflow.launch import snakemake_options
 
 PLAIN = ["results/demo/table1.csv", *LOCAL]
@@ -39,7 +39,7 @@ def test_every_option_of_snakemake_is_decided_on_once():
         (["--allowed-rules", "table"], "--until"),
         (["--set-threads", "train=8"], "cpus_per_task"),
         (["--set-resource-scopes", "gpus=local"], "--resources"),
-        (["--default-storage-prefix", "x"], "results lie in results/"),
+        (["--default-storage-prefix", "x"], "results are in results/"),
         (["--export-cwl", "x"], "writes no CWL"),
         (["--mode", "subprocess"], "leave it out"),
         (["--envvars", "HOME"], "export the variable"),

@@ -16,7 +16,7 @@ from workflow.tracking import sync
 
 REPO = Path(__file__).parent.parent.parent
 PATIENCE_S = 300  # MLflow imports for minutes where much else runs
-COMMAND = [sys.executable, "-m", "workflow.tracking.sync", "--root"]
+COMMAND = [sys.executable, "-m", "workflow.tracking", "--root"]
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +24,7 @@ def database(tmp_path_factory) -> Path:
     """A root whose database is made once: MLflow takes 5 s for it. A group may write it."""
     root = tmp_path_factory.mktemp("made")
     before = os.umask(0o002)
-    assert sync.Mirror(root, f"sqlite:///{root}/mlflow.db").catch_up()
+    assert sync.Sync(root, f"sqlite:///{root}/mlflow.db").catch_up()
     os.umask(before)
     return root / "mlflow.db"
 
@@ -42,9 +42,9 @@ def said() -> list[str]:
 
 
 @pytest.fixture
-def mirror(root, said):
-    """A function that makes a mirror as a fresh process would have it."""
-    return lambda: sync.Mirror(root, sync.tracking_uri(root), said.append)
+def new_sync(root, said):
+    """A function that makes a sync as a fresh process would have it."""
+    return lambda: sync.Sync(root, sync.tracking_uri(root), said.append)
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 
 from workflow.campaign import kinds, specs, targets
-from workflow.launch import forecast, progress, status, submission
-from workflow.launch.slurm_queue import Queue
+from workflow.launch import forecast, progress, status, submit
+from workflow.launch.slurm import Queue
 from workflow.storage import attempts, locks, records
 from workflow.storage.journal import Journal
 
@@ -142,7 +142,7 @@ def test_what_a_launcher_failed_of_is_a_failure_too(launcher, spec):
 def test_a_launcher_that_waits_for_slurm_is_no_job_that_was_not_started(launcher, spec, place):
     launcher("Slurm takes no job now (AssocGrpSubmitJobsLimit); trying again in 40 s.")
     assert row(spec).state == "not started"  # its launcher was killed
-    with locks.exclusive(kinds.job_folder(RECORD) / submission.LOCK):
+    with locks.exclusive(kinds.job_folder(RECORD) / submit.LOCK):
         found = row(spec)
     assert found.state == "queued"
     assert "at its launcher: Slurm takes no job now (AssocGrp" in found.detail
@@ -150,7 +150,7 @@ def test_a_launcher_that_waits_for_slurm_is_no_job_that_was_not_started(launcher
 
 def test_a_dead_job_that_its_launcher_submits_again_has_not_failed(launcher, attempt, spec):
     launcher("Slurm job 7 ended as NODE_FAIL without a record; it is submitted again.")
-    with locks.exclusive(kinds.job_folder(RECORD) / submission.LOCK):
+    with locks.exclusive(kinds.job_folder(RECORD) / submit.LOCK):
         assert row(spec, "7|NODE_FAIL|None|node3|N/A").state == "queued"
     assert row(spec, "7|NODE_FAIL|None|node3|N/A").state == "failed"
 
@@ -195,7 +195,7 @@ def test_the_images_are_those_of_the_split_that_is_trained_on(place, config):
 def test_a_download_is_a_job_too(place, config):
     path = "results/weights/regnety_160.deit_in1k.json"
     spec = targets.spec_of(config, path)
-    (found,) = status.rows_of(config, {path: spec}, Queue(ask=lambda *command: ("", "")))
+    (found,) = status.rows_of({path: spec}, Queue(ask=lambda *command: ("", "")))
     assert found == status.Row(path, "not started")
 
 

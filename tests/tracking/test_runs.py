@@ -7,9 +7,7 @@ import pytest
 from workflow.campaign import specs
 from workflow.storage import records
 from workflow.storage.journal import Journal
-from workflow.tracking import run_page
-from workflow.tracking.run_page import NOTE
-from workflow.tracking.sources import Results
+from workflow.tracking import runs, sync
 
 
 @pytest.fixture
@@ -24,7 +22,7 @@ def described(tmp_path, config):
             journal.write(**event)
         records.write_json(attempt / "record.json", records.make(spec, results, 0.0))
         (attempt.parent.parent / f"{spec['kind']}.log").touch()
-        found = Results(tmp_path)
+        found = sync.Results(tmp_path)
         (source,) = found.attempts()
         return found.describe(source)
 
@@ -45,12 +43,12 @@ def test_a_search_shows_patches_and_error_of_each_layer(described, config):
     assert content.tags["method"] == "PS-ViT"
     assert content.params["recipe.task_args.epsilon"] == "0.01"
     assert content.params["start.run"] == "deit_tiny"
-    points = {(point.key, point.step): point.value for point in content.points}
+    points = {(metric.key, metric.step): metric.value for metric in content.metrics}
     assert points["patches", 2] == 4
     assert points["error", 1] == 0.125
     assert points["kept.layer_1", 0] == 9
     assert points["macs_g", 0] == 0.5
-    assert len(content.points) == len(points)  # the layer that stands twice is sent once
+    assert len(content.metrics) == len(points)  # the layer that was written twice is sent once
     assert {path.name for path in content.artifacts} == {"spec.json", "record.json", "search.log"}
 
 
@@ -61,18 +59,18 @@ def test_an_evaluation_is_a_run_of_its_name(described, config):
     assert content.name == "deit_tiny"
     assert content.tags["kind"] == "evaluate"
     assert content.params["checkpoint.file"] == "deit.pth"
-    points = {point.key: point.value for point in content.points}
+    points = {metric.key: metric.value for metric in content.metrics}
     assert points["final_top1"] == 72.25
 
 
 def test_a_runs_page_says_what_how_where_how_long_and_how_to_make_it_again(described, config):
     spec = specs.train_spec(config, "demo", "dynamic_deit_tiny")
-    note = described("dynamic_deit_tiny", spec, {"top1": 95.5, "val_images": 599}).tags[NOTE]
+    note = described("dynamic_deit_tiny", spec, {"top1": 95.5, "val_images": 599}).tags[runs.NOTE]
     for said in (
         "**Training** in the setting `demo`",
         "`dynamic_deit_tiny_patch16_224` (embed_dim=48, img_size=24",
         "data: digits, 10 classes", "recipe: `dynamicvit` (epochs 8", "starts from `deit_tiny`",
-        "result: top-1 95.50 % on 599 images", "- where: ", "- how long: ",
+        "result: top-1 95.50 % on 599 images", "- device: ", "- how long: ",
         "    snakemake results/demo/runs/dynamic_deit_tiny/train.json --profile demo --forcerun "
         "results/demo/runs/dynamic_deit_tiny/train.json",
     ):  # fmt: skip
@@ -80,11 +78,12 @@ def test_a_runs_page_says_what_how_where_how_long_and_how_to_make_it_again(descr
 
 
 def test_the_command_names_the_record_of_every_kind_of_job(config):
-    for kind, folder, record in (
-        ("search", "results/runs/a/search", "results/runs/a/search.json"),
-        ("throughput", "results/throughput/a/cpu-x.5", "results/throughput/a/cpu-x.5.json"),
+    for folder, record in (
+        ("results/runs/a", "results/runs/a/train.json"),
+        ("results/runs/a/search", "results/runs/a/search.json"),
+        ("results/throughput/a/cpu-x.5", "results/throughput/a/cpu-x.5.json"),
     ):
-        command = run_page.command(config, {"kind": kind}, "imagenet", Path(folder))
+        command = runs.command(config, "imagenet", Path(folder))
         assert command == f"snakemake {record} --profile slurm --forcerun {record}"
 
 
@@ -94,7 +93,7 @@ def test_figures_and_claims_are_shown_beside_tables(tmp_path, config):
     for name in ("table1.csv", "table1.md", "table1.partial.md", "claims.csv", "claims.html",
                  "pareto.png", "pareto.svg", "pareto.csv", "odd.png"):  # fmt: skip
         (folder / name).write_text("a,b\n1,2\n")
-    found = Results(tmp_path)
+    found = sync.Results(tmp_path)
     shown = {content.name: content for content in map(found.describe, found.items())}
     assert {name: content.tags["kind"] for name, content in shown.items()} == {
         "table1": "table", "claims": "claims", "pareto": "figure",
@@ -104,7 +103,7 @@ def test_figures_and_claims_are_shown_beside_tables(tmp_path, config):
                      "pareto": ["pareto.png", "pareto.svg", "pareto.csv"]}  # fmt: skip
     assert shown["table1"].tags["table"] == "1"
     assert shown["pareto"].table is None
-    note = shown["pareto"].tags[NOTE]
+    note = shown["pareto"].tags[runs.NOTE]
     assert "`snakemake --profile demo results/demo/pareto.png`" in note
     assert "Trained for it: deit_tiny, " in note
 
@@ -117,7 +116,7 @@ def test_a_run_without_a_record_shows_the_code_of_its_last_start(tmp_path, confi
     unknown = {"commit": None, "dirty": None, "reason": "git is not installed where it ran"}
     for code in (known, unknown):
         log.write("start", epochs=20, epoch=0, step=0, code=code)
-    found = Results(tmp_path)
+    found = sync.Results(tmp_path)
     (source,) = found.attempts()
     tags = found.describe(source).tags
     assert (tags["commit"], tags["dirty"]) == ("unknown", "unknown")

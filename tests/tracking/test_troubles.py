@@ -6,11 +6,12 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tests.mirror.conftest import COMMAND, REPO, expected, finish, shown, write_epochs
-from workflow.tracking import process, sync, troubles, ui
+from tests.tracking.conftest import COMMAND, REPO, expected, finish, shown, write_epochs
+from workflow.tracking import sync, ui
 
 pytestmark = pytest.mark.integration  # minutes, all in all
 
@@ -26,18 +27,18 @@ def test_the_database_has_the_rights_that_the_umask_gives(database):
     assert {path.name for path in database.parent.iterdir()} <= {"mlflow.db", "results"}
 
 
-def test_a_database_that_a_kill_left_half_made_is_to_be_moved_away(root, mirror, attempt, said):
+def test_a_database_that_a_kill_left_half_made_is_to_be_moved_away(root, new_sync, attempt, said):
     (root / "mlflow.db").unlink()
     change(root / "mlflow.db", "CREATE TABLE spans (trace_id INTEGER)")
-    assert not mirror().catch_up()
+    assert not new_sync().catch_up()
     assert ".damaged" in said[0]
 
 
-def test_a_damaged_database_is_to_be_moved_away(root, mirror, attempt, said):
+def test_a_damaged_database_is_to_be_moved_away(root, new_sync, attempt, said):
     write_epochs(attempt("deit_tiny"), 1, 2)
     path = root / "mlflow.db"
     path.write_text("not a database")
-    mine = mirror()
+    mine = new_sync()
     assert not mine.catch_up()
     assert not mine.catch_up()
     assert mine.unusable
@@ -45,10 +46,10 @@ def test_a_damaged_database_is_to_be_moved_away(root, mirror, attempt, said):
     assert f"mv {path} {path}.damaged" in said[0]
 
 
-def test_a_database_of_another_mlflow_names_both_remedies(root, mirror, attempt, said):
+def test_a_database_of_another_mlflow_names_both_remedies(root, new_sync, attempt, said):
     write_epochs(attempt("deit_tiny"), 1, 2)
     change(root / "mlflow.db", "UPDATE alembic_version SET version_num = 'ffffffffffff'")
-    mine = mirror()
+    mine = new_sync()
     assert not mine.catch_up()
     assert mine.unusable
     assert "mlflow db upgrade sqlite:///" in said[0]
@@ -72,33 +73,33 @@ def test_a_database_of_another_mlflow_names_both_remedies(root, mirror, attempt,
 )
 def test_each_kind_of_trouble_has_its_remedy(reason, remedy):
     path = Path("/there/mlflow.db")
-    text = troubles.remedy(reason, f"sqlite:///{path}", path)
+    text = sync.remedy(reason, f"sqlite:///{path}", path)
     assert remedy in text
     assert bool(text) == bool(remedy)
 
 
 def test_an_unusable_database_opens_no_ui(root, monkeypatch):
     """MLflow's UI would add its traceback to our sentence."""
-    ended = subprocess.CompletedProcess([], process.UNUSABLE)
+    ended = subprocess.CompletedProcess([], sync.UNUSABLE)
     monkeypatch.setattr(ui.subprocess, "run", lambda *command, **options: ended)
     monkeypatch.setattr(ui.os, "execv", lambda *arguments: pytest.fail("it was opened"))
     with pytest.raises(SystemExit):
         ui.main(root)
 
 
-def test_an_experiment_deleted_in_the_ui_loses_nothing_once_it_is_restored(root, mirror, attempt, said):
+def test_an_experiment_deleted_in_the_ui_loses_nothing_once_it_is_restored(root, new_sync, attempt, said):
     folder = attempt("deit_tiny")
     write_epochs(folder, 1, 2)
     table = root / "results/cifar10/table1.csv"
     table.parent.mkdir(parents=True)
     table.write_text("a,b\n1,2\n")
-    mine = mirror()
+    mine = new_sync()
     assert mine.catch_up()
     number = mine.experiments["demo"]
     mine.client.delete_experiment(number)
     write_epochs(folder, 3, 3)
     table.write_text("a,b\n1,3\n")
-    for each in (mine, mine, mirror()):  # also one that begins only now
+    for each in (mine, mine, new_sync()):  # also one that begins only now
         assert not each.catch_up()
     assert len(said) == 2
     for sentence in said:
@@ -113,10 +114,10 @@ def test_an_experiment_deleted_in_the_ui_loses_nothing_once_it_is_restored(root,
     assert run.info.status == "FINISHED"
 
 
-def test_a_run_restored_after_it_was_deleted_gets_the_rest(root, mirror, attempt, said):
+def test_a_run_restored_after_it_was_deleted_gets_the_rest(root, new_sync, attempt, said):
     folder = attempt("deit_tiny")
     write_epochs(folder, 1, 1)
-    mine = mirror()
+    mine = new_sync()
     mine.catch_up()
     run_id = shown(root)["deit_tiny", "1"][0].info.run_id
     mine.client.delete_run(run_id)
@@ -132,23 +133,12 @@ def test_a_run_restored_after_it_was_deleted_gets_the_rest(root, mirror, attempt
 
 
 def test_the_end_of_snakemake_says_why_not_everything_is_there(root, capsys):
-    log = root / process.LOG
+    log = root / sync.LOG
     log.parent.mkdir(parents=True)
-    log.write_text("older\nMLflow can't be written: disk is full\nNot everything is mirrored.\n")
+    log.write_text("older\nMLflow can't be written: disk is full\nNot everything is in MLflow.\n")
 
-    class Ended:
-        pid, returncode = 7, None
-
-        def poll(self):
-            return None
-
-        def terminate(self):
-            pass
-
-        def wait(self, seconds):
-            return 1
-
-    sync.finish_mirror(Ended(), root)
+    ended = SimpleNamespace(stdin=SimpleNamespace(close=lambda: None), wait=lambda seconds: 1)
+    sync.finish(ended, root)
     assert "  MLflow can't be written: disk is full\n" in capsys.readouterr().err
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from workflow.campaign import specs
-from workflow.launch import executors, submission, submit
-from workflow.launch.slurm_queue import Queue, Status
+from workflow.launch import follow, submit
+from workflow.launch.slurm import Queue, Status
 from workflow.storage import attempts
 
 
@@ -18,7 +18,7 @@ def original(tmp_path, config) -> Path:
     folder = tmp_path / "original/results/demo/runs/deit_tiny"
     attempt = attempts.begin(folder, specs.train_spec(config, "demo", "deit_tiny"))
     attempt.note_job(launcher="local", job_id=str(os.getpid()), session=0, submitted=1.0,
-                     host=os.uname().nodename, started=executors.process_start(os.getpid()),
+                     host=os.uname().nodename, started=follow.process_start(os.getpid()),
                      resources={})  # fmt: skip
     return tmp_path / "original"
 
@@ -29,7 +29,7 @@ def attempt_in(clone: Path) -> attempts.Attempt:
 
 def alive(clone: Path, **options) -> bool:
     attempt = attempt_in(clone)
-    return executors.is_alive(attempt.job(), attempt.folder, **options)
+    return follow.is_alive(attempt.job(), attempt.folder, **options)
 
 
 def test_a_moved_clone_finds_its_own_job(original):
@@ -43,7 +43,7 @@ def test_a_copied_clone_does_not_follow_the_originals_job(original):
     copy = original.with_name("copy")
     shutil.copytree(original, copy)
     attempt = attempt_in(copy)
-    status = executors.status(attempt.job(), attempt.folder)
+    status = follow.status(attempt.job(), attempt.folder)
     assert not status.alive
     assert "copied" in status.note
     assert alive(original)
@@ -66,8 +66,7 @@ def test_a_copy_ends_no_job_of_the_original(original, monkeypatch):
     copy = original.with_name("copy")
     shutil.copytree(original, copy)
     ended = []
-    monkeypatch.setattr(executors, "cancel", lambda job, folder: ended.append(job) or "")
-    monkeypatch.setattr(submission.executors, "cancel", executors.cancel)
+    monkeypatch.setattr(follow, "cancel", lambda job, folder: ended.append(job) or "")
     attempt, said = attempt_in(copy), []
     submit.leave(attempt, {"on_interrupt": "cancel"}, said.append)
     folder = attempt.folder.parent.parent
@@ -80,4 +79,4 @@ def test_a_copy_ends_no_job_of_the_original(original, monkeypatch):
 def test_a_job_noted_by_an_older_version_is_taken_as_it_was(original):
     attempt = attempt_in(original)
     job = {key: value for key, value in attempt.job().items() if key != "place"}
-    assert executors.status(job, attempt.folder) == Status("RUNNING")
+    assert follow.status(job, attempt.folder) == Status("RUNNING")

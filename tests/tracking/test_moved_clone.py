@@ -7,17 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.mirror.conftest import finish, shown, write_epochs
+from tests.tracking.conftest import finish, shown, write_epochs
 from workflow.campaign import specs
-from workflow.tracking import artifact_store, sync
+from workflow.tracking import sync
 
 pytestmark = pytest.mark.integration  # minutes, all in all
 
 
 def catch_up(root: Path, uri: str | None = None) -> None:
     said = []
-    mirror = sync.Mirror(root, uri or sync.tracking_uri(root), said.append)
-    assert mirror.catch_up(), said
+    assert sync.Sync(root, uri or sync.tracking_uri(root), said.append).catch_up(), said
 
 
 def artifacts(root: Path, run: str, attempt: str = "1", uri: str | None = None) -> Path:
@@ -28,7 +27,7 @@ def artifacts(root: Path, run: str, attempt: str = "1", uri: str | None = None) 
 def stored_paths(database: Path) -> set[str]:
     with closing(sqlite3.connect(database)) as connection:
         rows = [connection.execute(f"SELECT {column} FROM {table}").fetchall()
-                for table, column in artifact_store.PATHS]  # fmt: skip
+                for table, column in sync.ARTIFACT_PATHS]  # fmt: skip
         files = connection.execute("SELECT value FROM tags WHERE key = 'file'").fetchall()
     return {value for (value,) in sum(rows, files)}
 
@@ -97,7 +96,7 @@ def test_a_moved_clone_whose_database_lies_elsewhere(clone, monkeypatch):
 
 
 def test_a_bucket_that_somebody_chose_stays(clone):
-    assert artifact_store.clone_of("s3://bucket/mlruns/demo", "demo") is None
-    assert artifact_store.clone_of("/elsewhere/demo", "demo") is None
-    assert artifact_store.clone_of("file:///a%20b/mlruns/demo", "demo") == Path("/a b")
-    assert artifact_store.clone_of("/a b/mlruns/demo", "demo") == Path("/a b")
+    assert sync.clone_of("s3://bucket/mlruns/demo", "demo") is None
+    assert sync.clone_of("/elsewhere/demo", "demo") is None
+    assert sync.clone_of("file:///a%20b/mlruns/demo", "demo") == Path("/a b")
+    assert sync.clone_of("/a b/mlruns/demo", "demo") == Path("/a b")

@@ -1,4 +1,4 @@
-"""The mirror before a server: one that is not there, one that is silent, and one that dies."""
+"""The MLflow sync before a server: one that is not there, one that is silent, and one that dies."""
 
 import os
 import random
@@ -11,7 +11,7 @@ import urllib.request
 
 import pytest
 
-from tests.mirror.conftest import COMMAND, PATIENCE_S, REPO, expected, finish, shown, write_epochs
+from tests.tracking.conftest import COMMAND, PATIENCE_S, REPO, expected, finish, shown, write_epochs
 from workflow.tracking import sync
 
 LIVE_S = 30
@@ -44,14 +44,14 @@ def test_a_server_that_accepts_and_never_answers_delays_nothing(root, attempt, m
         silent.listen()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         write_epochs(attempt("deit_tiny"), 1, 3)
-        mirror = sync.start_mirror(root)
+        follower = sync.start(root)
         try:
             started = time.monotonic()
-            sync.finish_mirror(mirror, root)
+            sync.finish(follower, root)
             assert time.monotonic() - started < 2
             assert "still works, and ends by itself" in capsys.readouterr().err
         finally:
-            os.kill(mirror.pid, signal.SIGKILL)
+            os.kill(follower.pid, signal.SIGKILL)
 
 
 class Server:
@@ -108,12 +108,12 @@ def test_live_through_a_server_that_dies_it_loses_and_doubles_nothing(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     names = ("deit_tiny", "evo_deit_tiny", "dynamic_deit_tiny")
     folders = [attempt(run) for run in names]
-    chance, mirror = random.Random(5), None
-    command = [*COMMAND, str(root), "--follow", "--until-gone", str(os.getpid())]
+    chance, follower = random.Random(5), None
+    command = [*COMMAND, str(root), "--until-closed"]
     try:
         for turn in range(3):
-            if turn != 1:  # in the second turn the mirror lives on, and has all its imports
-                mirror = subprocess.Popen(command, cwd=REPO)
+            if turn != 1:  # in the second turn the follower lives on, and has all its imports
+                follower = subprocess.Popen(command, cwd=REPO, stdin=subprocess.PIPE)
             first = 20 * turn + 1
             for folder in folders:
                 write_epochs(folder, first, first + 9)
@@ -127,8 +127,8 @@ def test_live_through_a_server_that_dies_it_loses_and_doubles_nothing(
             time.sleep(5 * chance.random())
             server.kill()
             if turn:
-                mirror.kill()
-                mirror.wait()
+                follower.kill()
+                follower.wait()
             server.start()
         for folder in folders:
             finish(folder)
@@ -140,7 +140,7 @@ def test_live_through_a_server_that_dies_it_loses_and_doubles_nothing(
             assert per_epoch == expected(root / "results/demo/runs" / name / "attempts/1")
             assert run.info.status == "FINISHED"
     finally:
-        mirror.kill()
+        follower.kill()
         server.kill()
 
 

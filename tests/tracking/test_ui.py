@@ -1,4 +1,4 @@
-"""`make ui` opens what the mirror wrote, on this machine alone, and even if catching up failed."""
+"""`make ui` opens the database of the MLflow sync, on this machine only, and even if catching up failed."""
 
 import subprocess
 

@@ -3,7 +3,7 @@
 import pytest
 from snakemake.resources import Resources
 
-from tests.workflow.test_session import begin, here  # noqa: F401 (a fixture)
+from tests.launch.test_startup import begin, here  # noqa: F401 (a fixture)
 from workflow.launch import snakemake_compat
 
 PROFILE = """

@@ -11,7 +11,7 @@ import pytest
 from workflow import job_environment
 from workflow.bench import fresh
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent
 
 
 CHANGES_RESULTS = """

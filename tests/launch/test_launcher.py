@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from workflow.campaign import specs
-from workflow.launch import executors, submit
+from workflow.launch import follow, submit
 from workflow.storage import attempts, records
 from workflow.train import train
 
@@ -76,7 +76,7 @@ def test_a_killed_launcher_leaves_the_job_and_the_next_one_finds_it(job, tmp_pat
     try:
         first.kill()
         first.wait()
-        assert executors.is_alive(noted, attempt_of(tmp_path).folder)
+        assert follow.is_alive(noted, attempt_of(tmp_path).folder)
         second = job(epochs=12)
         wait_for(lambda: "re-attached" in (tmp_path / "train.log").read_text())
     finally:
@@ -110,10 +110,10 @@ def test_ctrl_c_does_what_the_profile_says(job, tmp_path, policy, alive):
     try:
         assert launcher.returncode == 130
         assert ("goes on" if alive else "is ended") in said
-        assert executors.is_alive(noted, folder) == alive
+        assert follow.is_alive(noted, folder) == alive
     finally:
-        executors.cancel(noted, folder)
-    assert not executors.is_alive(noted, folder)
+        follow.cancel(noted, folder)
+    assert not follow.is_alive(noted, folder)
 
 
 def test_our_own_errors_reach_the_user_as_one_sentence(job, tmp_path, images):
@@ -191,8 +191,8 @@ def test_an_interrupt_right_after_the_submission_counts(tmp_path, monkeypatch, t
 
     cancelled, said = [], []
     monkeypatch.setattr(submit, "submit", submitted)
-    monkeypatch.setattr(executors, "cancel", lambda job, folder: cancelled.append(job["job_id"]))
-    monkeypatch.setattr(executors, "is_alive", lambda job, folder: True)
+    monkeypatch.setattr(follow, "cancel", lambda job, folder: cancelled.append(job["job_id"]))
+    monkeypatch.setattr(follow, "is_alive", lambda job, folder: True)
     spec = tmp_path / "runs/deit_tiny/spec.json"
     specs.write_spec(spec, tiny_spec("deit_tiny"))
     with pytest.raises(submit.Interrupted):
