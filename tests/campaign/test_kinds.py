@@ -29,8 +29,14 @@ def test_which_jobs_are_alone_go_on_or_are_several_processes():
 
     assert those("exclusive") == {"throughput", "training_cost"}
     assert those("resumable") == {"train", "search"}
-    assert those("distributed") == those("is_run") == {"train", "evaluate"}
+    assert those("distributed") == {"train", "evaluate"}
     assert {kind.device_share for kind in KINDS.values()} == {1, 100}
+
+
+def test_mlflow_finds_the_jobs_of_all_kinds_that_it_shows():
+    assert {kind.folders for kind in KINDS.values() if kind.metrics} == {
+        "runs/*", "runs/*/search", "evaluations/*", "analyses/*", "throughput/*/*", "training/*/*",
+    }  # fmt: skip
 
 
 def test_a_record_is_its_path_its_spec_and_its_hash(config):
@@ -44,7 +50,6 @@ def test_a_spec_is_derived_once(fresh, monkeypatch):
     first = kinds.record(fresh, "preflight", "demo")
     monkeypatch.setattr(kinds.specs, "spec_hash", None)
     assert kinds.record(fresh, "preflight", "demo") is first
-    assert kinds.Kind.__hash__  # a kind may be a key
 
 
 def test_every_target_is_derived_as_its_path_says(fresh):

@@ -111,6 +111,11 @@ CASES = {
         lambda c: c["demo"]["throughput"].update(mode="fusd"),
         r"demo.throughput.mode is 'fusd'; did you mean 'fused'\?",
     ),
+    "a configuration that can't be measured": (
+        "settings",
+        lambda c: c["demo"]["throughput"].update(mode="paper", precision="bf16"),
+        r"settings.yaml: demo.throughput: mode paper is fp32",
+    ),
     "unknown section": (
         "settings",
         lambda c: c["demo"]["measure"]["table1"].update(train=["deit_tny"]),

@@ -35,8 +35,7 @@ class Kind:
         exclusive: it is alone on its device, since it measures time.
         distributed: it may run as several processes; other kinds run once, whatever resources they were given.
         resumable: after a time limit it goes on where it was; others would begin anew and meet the same limit.
-        is_run: its record holds the accuracy of a run's model.
-        metrics: yields the numbers of its record's results that MLflow shows; None for a kind that MLflow does not show.
+        metrics: yields the numbers that MLflow shows of its record's results; None if MLflow does not show the kind.
     """
 
     name: str
@@ -49,7 +48,6 @@ class Kind:
     exclusive: bool = False
     distributed: bool = False
     resumable: bool = False
-    is_run: bool = False
     metrics: Callable[[dict], Metrics] | None = None
 
     @property
@@ -222,7 +220,6 @@ KINDS = {
             title="Training",
             distributed=True,
             resumable=True,
-            is_run=True,
             metrics=_accuracy,
         ),
         Kind(
@@ -233,7 +230,6 @@ KINDS = {
             module="workflow.train.evaluate",
             title="Evaluation of given weights",
             distributed=True,
-            is_run=True,
             metrics=_accuracy,
         ),
         Kind(

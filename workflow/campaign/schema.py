@@ -6,7 +6,7 @@ from pathlib import Path
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
-from workflow.campaign import specs, statements
+from workflow.campaign import benchmarks, specs, statements
 from workflow.campaign.config import CLAIMS, CONFIG, FILES, Config, ConfigError, read_yaml, run_name
 
 SCHEMA = CONFIG / "schema.yaml"
@@ -115,6 +115,10 @@ def check_names(config: Config, files: dict[str, Path], keys: set[str]) -> None:
                 place = f"{name}.measure.{item}"
                 known(files["settings"], place, section, config.sections_of(item))
             check_measured_seeds(config, files["settings"], name, item)
+        try:
+            benchmarks.check(setting["throughput"])
+        except benchmarks.BenchmarkError as error:
+            raise ConfigError(f"{files['settings']}: {name}.throughput: {error}") from None
         for section in setting["throughput"]["batch_size_of"]:
             known(files["settings"], f"{name}.throughput.batch_size_of", section, sections)
         for part in ("checkpoints", "models"):
