@@ -186,5 +186,5 @@ def test_bad_syntax_names_the_file(tmp_path, files):
 def test_a_name_given_twice_is_an_error_with_its_line(tmp_path):
     path = tmp_path / "runs.yaml"
     path.write_text("a: {b: 1}\nc: 2\na: {b: 3}\n")
-    with pytest.raises(ConfigError, match=r"line 3: the name 'a' stands twice"):
+    with pytest.raises(ConfigError, match=r"line 3: the name 'a' is given twice"):
         read_yaml(path)
