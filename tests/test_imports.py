@@ -42,7 +42,9 @@ OWN = {
     "workflow.paper": {"workflow.campaign", "workflow.storage"},
     "workflow.runtime": {"workflow.storage"},
     "workflow.data": {"workflow.storage", "workflow.runtime"},
-    "workflow.train": {"workflow.storage", "workflow.runtime", "workflow.data", "evovit", "baselines"},
+    "workflow.train": {
+        *("workflow.campaign", "workflow.storage", "workflow.runtime", "workflow.data", "evovit", "baselines"),
+    },
     "workflow.bench": {
         *("workflow.campaign", "workflow.storage", "workflow.runtime", "workflow.data", "workflow.train"),
     },

@@ -49,11 +49,11 @@ def test_given_weights_of_other_classes_are_refused(site, tmp_path, kind):
     spec = {"setting": "demo", "run": "small", "model": {"name": "linear"}}
     spec["checkpoint"] = checkpoint
     publish_data(site, BEFORE)
-    checkpoints.load_given(nn.Linear(2, 2), spec, site)
+    checkpoints.load_external(nn.Linear(2, 2), spec, site)
     publish_data(site, NOW)
     with pytest.raises(WeightsError, match=r"demo.checkpoints.small\) were trained with other .*"
                        r"class 0 was 'cat' then and is 'dog' now"):  # fmt: skip
-        checkpoints.load_given(nn.Linear(2, 2), spec, site)
+        checkpoints.load_external(nn.Linear(2, 2), spec, site)
 
 
 def test_weights_without_a_list_are_taken_as_they_are(site, tmp_path):
@@ -62,7 +62,7 @@ def test_weights_without_a_list_are_taken_as_they_are(site, tmp_path):
     spec = {"setting": "demo", "run": "small", "model": {"name": "linear"}}
     spec["checkpoint"] = {"file": str(path), "sha256": records.sha256(path)}
     publish_data(site, NOW)
-    checkpoints.load_given(nn.Linear(2, 2), spec, site)
+    checkpoints.load_external(nn.Linear(2, 2), spec, site)
 
 
 def test_no_run_starts_or_learns_from_weights_of_other_classes(site):

@@ -11,9 +11,9 @@ from timm.data.auto_augment import rand_augment_transform
 from workflow.data import layout, loaders, readers
 from workflow.data.layout import DataError
 from workflow.data.sampling import EpochSampler, SeededDraws
-from workflow.runtime.distributed import Place
+from workflow.runtime.distributed import DistributedContext
 
-CPU = Place(torch.device("cpu"))
+CPU = DistributedContext(torch.device("cpu"))
 
 
 def block(root, **changes) -> dict:
@@ -145,7 +145,7 @@ def test_each_validation_image_comes_once_whatever_the_number_of_processes(image
     config = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3}
     site = {"data_root": str(images), "workers": 0}
     for world in (1, 3):
-        places = [Place(torch.device("cpu"), rank, world) for rank in range(world)]
+        places = [DistributedContext(torch.device("cpu"), rank, world) for rank in range(world)]
         counts = [
             len(labels)
             for place in places
@@ -161,7 +161,7 @@ def test_each_validation_image_comes_once_whatever_the_number_of_processes(image
 )  # fmt: skip
 def test_fewer_gpus_accumulate_to_the_same_global_batch(total, most, processes, expected):
     recipe = {"batch_size": total, "device_batch": most, "mixup": 0.8, "cutmix": 0.0}
-    assert loaders.shares(recipe, processes) == expected
+    assert loaders.split_batch(recipe, processes) == expected
 
 
 @pytest.mark.parametrize(
@@ -171,4 +171,4 @@ def test_fewer_gpus_accumulate_to_the_same_global_batch(total, most, processes, 
 def test_a_batch_that_the_processes_cannot_share_is_refused(total, processes, sentence):
     recipe = {"batch_size": total, "device_batch": None, "mixup": 0.8, "cutmix": 0.0}
     with pytest.raises(DataError, match=sentence):
-        loaders.shares(recipe, processes)
+        loaders.split_batch(recipe, processes)

@@ -15,8 +15,8 @@ from workflow.data import check, layout, worker_processes
 from workflow.runtime import job
 from workflow.runtime.preemption import Stopped
 from workflow.storage import journal
-from workflow.train import train
-from workflow.train.trainer import Training
+from workflow.train import trainer
+from workflow.train.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -42,8 +42,8 @@ def started(monkeypatch):
 def test_workers_stay_from_epoch_to_epoch_and_end_with_the_training(site, tiny_spec, started):
     random = {"mixup": 0.8, "random_erasing": 0.5, "hflip": 0.5, "crop_scale": [0.3, 1.0]}
     spec = tiny_spec("evo_deit_tiny", epochs=2, **random)
-    train.run(spec, site, attempt(site, 1))
-    record = train.run(spec, site | {"workers": 2}, attempt(site, 2))
+    trainer.run(spec, site, attempt(site, 1))
+    record = trainer.run(spec, site | {"workers": 2}, attempt(site, 2))
     assert len(started) == 2 * 2  # of the training and of the validation split
     assert not any(process.is_alive() for process in started)
     assert not worker_processes.lost()
@@ -58,8 +58,8 @@ def test_workers_stay_from_epoch_to_epoch_and_end_with_the_training(site, tiny_s
 def test_a_training_with_workers_goes_on_to_the_same_bits(site, tiny_spec, monkeypatch, started):
     """Stopped in the middle of an epoch as Slurm does it, which signals loader processes, too."""
     spec = tiny_spec("evo_deit_tiny", epochs=2, hflip=0.5, crop_scale=[0.3, 1.0])
-    train.run(spec, site, attempt(site, 1))
-    step_of = Training.train_step
+    trainer.run(spec, site, attempt(site, 1))
+    step_of = Trainer.train_step
 
     def interrupted(self, batches):
         step_of(self, batches)
@@ -68,10 +68,10 @@ def test_a_training_with_workers_goes_on_to_the_same_bits(site, tiny_spec, monke
             subprocess.run(["kill", "-TERM", *map(str, pids)], check=True)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "train_step", interrupted)
+        patch.setattr(Trainer, "train_step", interrupted)
         with pytest.raises(Stopped):
-            train.run(spec, site | {"workers": 2}, attempt(site, 2))
-    train.run(spec, site | {"workers": 1}, attempt(site, 2))
+            trainer.run(spec, site | {"workers": 2}, attempt(site, 2))
+    trainer.run(spec, site | {"workers": 1}, attempt(site, 2))
     assert_same_bits(attempt(site, 1), attempt(site, 2))
 
 
@@ -80,15 +80,15 @@ def test_a_step_that_is_left_out_finds_the_workers_again(site, tiny_spec, monkey
     """The epoch is begun once more while batches of its first try are on their way."""
     spec = tiny_spec("deit_tiny", epochs=2)
     folders = [Path(site["root"]) / "runs/deit_tiny/attempts" / str(n) for n in (1, 2)]
-    forward = Training.forward_backward
+    forward = Trainer.forward_backward
 
     def poisoned(self, images, target, part, parts):
         found = forward(self, images, target, part, parts)
         return {**found, "loss": found["loss"] * float("nan")} if self.update == 6 else found
 
-    monkeypatch.setattr(Training, "forward_backward", poisoned)
+    monkeypatch.setattr(Trainer, "forward_backward", poisoned)
     for workers, folder in zip((0, 2), folders, strict=True):
-        train.run(spec, site | {"workers": workers}, folder)
+        trainer.run(spec, site | {"workers": workers}, folder)
         assert len(journal.deviations(folder / "journal.jsonl")) == 1
     assert_same_bits(*folders)
     assert len(started) == 4
@@ -115,7 +115,7 @@ class Ending:
     ],
 )
 def test_a_lost_process_of_a_training_is_one_sentence(number, sentence, site, tiny_spec, monkeypatch, started):
-    monkeypatch.setattr("workflow.data.loaders.create_transform", lambda *a, **o: Ending(number))
+    monkeypatch.setattr("workflow.data.augmentation.create_transform", lambda *a, **o: Ending(number))
     spec, folder = tiny_spec("deit_tiny"), Path(site["root"]) / "runs/deit_tiny/attempts/1"
     with pytest.raises(worker_processes.LoaderError) as raised:
         job.Job(spec, site | {"workers": 2}, str(folder))._run(folder)

@@ -53,7 +53,7 @@ def damaged(images) -> dict:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_all_bad_images_are_named_at_once(workers, images, damaged, tmp_path, monkeypatch):
-    monkeypatch.setattr(check, "TOGETHER", 7)  # several parts, also across processes
+    monkeypatch.setattr(check, "CHUNK", 7)  # several parts, also across processes
     with pytest.raises(DataError, match="4 of 61 files are no") as raised:
         check.check_images(listings(images), workers, tmp_path / "unusable.txt")
     listed = (tmp_path / "unusable.txt").read_text().splitlines()

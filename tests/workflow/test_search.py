@@ -9,7 +9,7 @@ import torch
 from baselines.psvit_search import TopDownSearch
 from workflow.campaign import specs
 from workflow.storage import journal, provenance, records
-from workflow.train import factory, search, train
+from workflow.train import factory, search, trainer
 from workflow.train.factory import SpecError
 
 RUN = "ps_deit_tiny"
@@ -20,7 +20,7 @@ def small_specs(config, tiny_spec, site) -> dict:
     """The search's and the training's small specs, the dense model trained."""
     dense = tiny_spec("deit_tiny", epochs=1)
     folder = Path(site["root"]) / "runs" / "deit_tiny" / "attempts" / "1"
-    records.write_json(folder.parent.parent / "train.json", train.run(dense, site, folder))
+    records.write_json(folder.parent.parent / "train.json", trainer.run(dense, site, folder))
     model = dense["model"] | {"name": "ps_deit_tiny_patch16_224"}
     searched = specs.search_spec(config, "demo", RUN) | {"model": model}
     searched["start"] = specs.reference(dense)
@@ -79,7 +79,7 @@ def test_the_training_starts_from_what_was_found(small_specs, site):
     task = factory.build_task(small_specs["train"], site, torch.device("cpu"))
     assert task.get_trainable_module().patches == found["results"]["patches"]
     attempt = Path(site["root"]) / "runs" / RUN / "attempts" / "1"
-    record = train.run(small_specs["train"], site, attempt)
+    record = trainer.run(small_specs["train"], site, attempt)
     assert record["results"]["top1"] >= 0
     kept = torch.load(attempt / "weights.pt")["kept"]
     assert kept.sum(1).tolist() == found["results"]["counts"]

@@ -7,9 +7,9 @@ import torch
 
 from workflow.campaign import specs
 from workflow.storage import records
-from workflow.train import checkpoints, train
+from workflow.train import checkpoints, trainer
 from workflow.train.checkpoints import WeightsError
-from workflow.train.trainer import Training
+from workflow.train.trainer import Trainer
 
 RUN = "deit_tiny-fast_updating"
 
@@ -38,8 +38,8 @@ def test_only_the_row_that_asks_for_them_has_them_in_its_spec(config):
 
 def test_they_are_kept_where_the_training_was_killed_and_resumed(site, tiny_spec, monkeypatch):
     spec = tiny_spec(RUN, epochs=3) | {"snapshots": [0.3, 0.6]}
-    whole = train.run(spec, site, attempt(site, 1))["results"]
-    end_epoch = Training.end_epoch
+    whole = trainer.run(spec, site, attempt(site, 1))["results"]
+    end_epoch = Trainer.end_epoch
 
     def dying(self, saved):
         if self.epoch == 1:  # after the second epoch's snapshot, before its checkpoint
@@ -47,11 +47,11 @@ def test_they_are_kept_where_the_training_was_killed_and_resumed(site, tiny_spec
         end_epoch(self, saved)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "end_epoch", dying)
+        patch.setattr(Trainer, "end_epoch", dying)
         with pytest.raises(Killed):
-            train.run(spec, site, attempt(site, 2))
+            trainer.run(spec, site, attempt(site, 2))
     torch.save({}, checkpoints.snapshot_path(attempt(site, 2) / "checkpoints", 2))  # is redone
-    resumed = train.run(spec, site, attempt(site, 2))
+    resumed = trainer.run(spec, site, attempt(site, 2))
     assert [one["epoch"] for one in resumed["results"]["snapshots"]] == [1, 2]
     records.write_json(attempt(site, 2).parent.parent / "train.json", resumed)
     found = checkpoints.snapshots(site, specs.reference(spec))

@@ -9,7 +9,7 @@ import pytest
 
 from workflow.data import check, layout, readers
 from workflow.data.layout import DataError
-from workflow.train import train
+from workflow.train import trainer
 
 
 def pack(folder: Path, path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_training_on_tar_files_is_the_one_on_folders(images, site, tmp_path, t
         spec["data"] |= {"train": f"train{suffix}", "val": f"val{suffix}"}
         folder = tmp_path / f"demo/runs/deit_tiny/attempts/{number}"
         place = site | {"data_root": str(root), "workers": 2}
-        results.append(train.run(spec, place, folder)["results"])
+        results.append(trainer.run(spec, place, folder)["results"])
     assert results[0]["loss"] == results[1]["loss"]
     assert results[0]["val_loss"] == pytest.approx(results[1]["val_loss"])
 

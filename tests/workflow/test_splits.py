@@ -310,11 +310,11 @@ GOOD = tuple(f"{label}/{index}.png" for label in CLASSES for index in range(2))
 IN_TARS = {
     "loose image": (
         {"names": (*GOOD, "x.png")},
-        "train.tar/x.png does not lie in one of the class",
+        "train.tar/x.png is not in one of the class",
     ),
-    "folder in a class": ({"names": (*GOOD, "a/s/x.png")}, "train.tar/a/s/x.png does not lie in"),
-    "hidden folder": ({"names": (*GOOD, ".x/x.png")}, "train.tar/.x/x.png lies in a hidden folder"),
-    "second place": ({"names": (*GOOD, "x/a/9.png")}, "train.tar/x/a/9.png does not lie in one"),
+    "folder in a class": ({"names": (*GOOD, "a/s/x.png")}, "train.tar/a/s/x.png is not in"),
+    "hidden folder": ({"names": (*GOOD, ".x/x.png")}, "train.tar/.x/x.png is in a hidden folder"),
+    "second place": ({"names": (*GOOD, "x/a/9.png")}, "train.tar/x/a/9.png is not in one"),
     "unread suffix": ({"names": (*GOOD, "a/x.gif")}, "train.tar/a/x.gif is not read as an image"),
     "not UTF-8": (
         {"names": (*GOOD, "a/\udcff.png")},
@@ -330,7 +330,7 @@ IN_TARS = {
         "train.tar/a/9.png is a link",
     ),
     "empty class": ({"names": GOOD, "folders": ["d"]}, "train.tar/d is an empty folder"),
-    "flat": ({"names": ("0.png", "1.png")}, "train.tar is flat: its 2 images lie in no class"),
+    "flat": ({"names": ("0.png", "1.png")}, "train.tar is flat: its 2 images are in no class"),
     "one folder": (
         {"names": ("x/0.png",)},
         "made have 1 and 3 classes, 'a' only one of them",
@@ -423,7 +423,7 @@ def test_images_that_changed_after_the_check_are_refused(root):
         readers.open_split(block, site(root), "train")
     keep(root)
     assert len(readers.open_split(block, site(root), "train")) == 6
-    assert check.of_images(site(root))["classes"] == ["0", "a", "c"]
+    assert check.describe_images(site(root))["classes"] == ["0", "a", "c"]
 
 
 def test_a_check_of_an_older_version_is_made_again(root):

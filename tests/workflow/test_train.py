@@ -6,15 +6,14 @@ import pytest
 import torch
 
 from workflow.campaign import specs
-from workflow.runtime.precision import PrecisionError
 from workflow.storage import journal, records
-from workflow.train import checkpoints, factory, recipes, train
-from workflow.train.factory import SpecError
+from workflow.train import checkpoints, factory, optimizer, trainer
+from workflow.train.factory import PrecisionError, SpecError
 from workflow.train.trainer import TrainingError
 
 
 def fit(spec, site, folder):
-    record = train.run(spec, site, folder)
+    record = trainer.run(spec, site, folder)
     records.write_json(folder.parent.parent / "train.json", record)
     return record
 
@@ -87,7 +86,7 @@ def test_a_student_starts_from_its_trained_teacher(site, tiny_spec):
     dense = weights(attempt(site, "deit_tiny"))
     started = task.get_trainable_module().state_dict()
     assert torch.equal(started["blocks.3.mlp.fc1.weight"], dense["blocks.3.mlp.fc1.weight"])
-    assert train.run(student, site, attempt(site, "dynamic_deit_tiny"))["results"]["top1"] >= 0
+    assert trainer.run(student, site, attempt(site, "dynamic_deit_tiny"))["results"]["top1"] >= 0
 
 
 def test_weights_that_the_record_does_not_name_are_refused(site, tiny_spec):
@@ -106,7 +105,7 @@ def test_weights_that_the_record_does_not_name_are_refused(site, tiny_spec):
 def test_the_record_is_of_the_last_epochs_raw_weights(site, tiny_spec):
     spec = tiny_spec("deit_tiny", epochs=2, ema=0.5)
     folder = attempt(site, "deit_tiny")
-    record = train.run(spec, site, folder)
+    record = trainer.run(spec, site, folder)
     last = journal.epochs(folder / "journal.jsonl")[-1]
     assert record["results"]["top1"] == last["top1"]
     assert record["results"]["ema_top1"] == last["ema_top1"]
@@ -117,16 +116,16 @@ def test_the_record_is_of_the_last_epochs_raw_weights(site, tiny_spec):
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence(site, tiny_spec):
     spec = tiny_spec("deit_tiny", lr=1e30, clip_grad=None)
     with pytest.raises(TrainingError, match=r"The loss became (nan|inf) in epoch"):
-        train.run(spec, site, attempt(site, "deit_tiny"))
+        trainer.run(spec, site, attempt(site, "deit_tiny"))
 
 
 def test_fp16_on_a_cpu_is_refused(site, tiny_spec):
     with pytest.raises(PrecisionError, match="needs a GPU"):
-        train.run(tiny_spec("deit_tiny", amp="fp16"), site, attempt(site, "deit_tiny"))
+        trainer.run(tiny_spec("deit_tiny", amp="fp16"), site, attempt(site, "deit_tiny"))
 
 
 def test_bf16_trains(site, tiny_spec):
-    record = train.run(tiny_spec("evo_deit_tiny", amp="bf16"), site, attempt(site, "evo_deit_tiny"))
+    record = trainer.run(tiny_spec("evo_deit_tiny", amp="bf16"), site, attempt(site, "evo_deit_tiny"))
     assert record["results"]["loss"] > 0
 
 
@@ -153,8 +152,8 @@ def test_backbone_and_predictors_learn_at_their_own_rates(tiny_spec, site):
         "model": spec["model"] | {"name": "plain_deit_tiny_patch16_224"},
     }
     task = factory.build_task(spec, site, torch.device("cpu"))
-    optimizer = recipes.make_optimizer(task, spec["recipe"])
-    scales = {group.get("lr_scale", 1.0) for group in optimizer.param_groups}
+    groups = optimizer.make_optimizer(task, spec["recipe"]).param_groups
+    scales = {group.get("lr_scale", 1.0) for group in groups}
     assert scales == {1.0, 0.01}
 
 
@@ -168,7 +167,7 @@ def test_compiled_it_learns_the_same(site, tiny_spec, amp, apart):
     for number, compiled in enumerate((False, True), 1):
         spec = tiny_spec(run, epochs=3, compile=compiled, ema=0.9, amp=amp)
         spec["model"]["kwargs"] |= {"depth": 3, "start_block": 1, "blocks_per_stage": 2}
-        found.append(train.run(spec, site, attempt(site, run, number))["results"])
+        found.append(trainer.run(spec, site, attempt(site, run, number))["results"])
     for one, two in zip(found[0]["history"], found[1]["history"], strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=apart)
         assert two["ema_val_loss"] == pytest.approx(one["ema_val_loss"], rel=apart)
@@ -179,7 +178,7 @@ def test_running_out_of_memory_names_what_to_set(site, tiny_spec, monkeypatch):
     def full(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(train.Training, "train_step", full)
+    monkeypatch.setattr(trainer.Trainer, "train_step", full)
     spec = tiny_spec("deit_tiny", epochs=1)
     with pytest.raises(TrainingError, match=r"deit_tiny runs out of memory .* set `device_batch`"):
-        train.run(spec, site, attempt(site, "deit_tiny"))
+        trainer.run(spec, site, attempt(site, "deit_tiny"))

@@ -22,7 +22,7 @@ MODULES = {
     "evaluate": "workflow.train.evaluate",
     "preflight": "workflow.train.preflight",
     "search": "workflow.train.search",
-    "train": "workflow.train.train",
+    "train": "workflow.train.trainer",
     "throughput": "workflow.bench.fresh",
     "training_cost": "workflow.bench.fresh",
 }
