@@ -1,4 +1,4 @@
-"""The processes that load images: they stay from epoch to epoch, and a lost one is one sentence."""
+"""Loaders: the parts of a batch, and worker processes that stay from epoch to epoch; a lost one is one sentence."""
 
 import json
 import os
@@ -11,12 +11,52 @@ from pathlib import Path
 import pytest
 import torch
 
-from workflow.data import check, layout, worker_processes
+from workflow.data import check, layout, loaders, worker_processes
+from workflow.data.layout import DataError
 from workflow.runtime import job
+from workflow.runtime.distributed import DistributedContext
 from workflow.runtime.preemption import Stopped
 from workflow.storage import journal
 from workflow.train import trainer
 from workflow.train.trainer import Trainer
+
+
+def test_each_validation_image_comes_once_whatever_the_number_of_processes(images, tiny_spec):
+    spec = tiny_spec("deit_tiny")
+    config = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    site = {"data_root": str(images), "workers": 0}
+    for world in (1, 3):
+        places = [DistributedContext(torch.device("cpu"), rank, world) for rank in range(world)]
+        counts = [
+            len(labels)
+            for place in places
+            for _, labels in loaders.eval_loader(spec["data"], site, spec["recipe"], config, place)
+        ]
+        assert sum(counts) == 20
+
+
+@pytest.mark.parametrize(
+    ("total", "most", "processes", "expected"),
+    [(1024, None, 1, (1024, 1)), (1024, 128, 8, (128, 1)), (1024, 128, 1, (128, 8)),
+     (1024, 128, 2, (128, 4)), (96, 36, 1, (32, 3)), (90, 40, 1, (30, 3))],
+)  # fmt: skip
+def test_fewer_gpus_accumulate_to_the_same_global_batch(total, most, processes, expected):
+    recipe = {"batch_size": total, "device_batch": most, "mixup": 0.8, "cutmix": 0.0}
+    assert loaders.split_batch(recipe, processes) == expected
+
+
+@pytest.mark.parametrize(
+    ("total", "processes", "sentence"),
+    [(1024, 3, r"1024 = 3 x 341 \+ 1"), (10, 2, "gives each of 2 processes 5 images")],
+)
+def test_a_batch_that_the_processes_cannot_share_is_refused(total, processes, sentence):
+    recipe = {"batch_size": total, "device_batch": None, "mixup": 0.8, "cutmix": 0.0}
+    with pytest.raises(DataError, match=sentence):
+        loaders.split_batch(recipe, processes)
+
+
+# -- worker processes -------------------------------------------------------------------------------
+
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -282,11 +282,3 @@ def test_a_left_out_step_is_counted_though_its_line_is_lost(spec, site, folder, 
     assert deviation["update"] == 1
     assert "epoch 1, step 2" in deviation["text"]
     assert "1 training steps left out" in flags(record, config)
-
-
-def test_a_damaged_note_of_the_best_does_not_end_a_training(tmp_path):
-    saved = checkpoints.Checkpoints(tmp_path, "hash", print)
-    saved.save(1, {}, best=50.0)
-    (tmp_path / "best.json").write_bytes(b"\0" * 20)
-    saved.save(2, {}, best=40.0)
-    assert (tmp_path / "best.pt").exists()

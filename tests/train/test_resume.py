@@ -1,6 +1,5 @@
 """A training killed or stopped at any step ends with the same bits; steps that are not finite."""
 
-import json
 import math
 import os
 import signal
@@ -10,8 +9,7 @@ import pytest
 import torch
 
 from workflow.campaign import specs
-from workflow.runtime import preemption
-from workflow.runtime.preemption import StopFlag, Stopped
+from workflow.runtime.preemption import Stopped
 from workflow.storage import journal
 from workflow.train import checkpoints, trainer
 from workflow.train.trainer import Trainer, TrainingError
@@ -161,14 +159,6 @@ def test_asked_to_stop_it_saves_after_the_step_and_goes_on_later(number, site, t
     assert_same_end(site, run, 1, 2)
 
 
-def test_other_ranks_leave_the_end_to_the_first(monkeypatch):
-    waited = []
-    monkeypatch.setattr(preemption.time, "sleep", waited.append)
-    with pytest.raises(Stopped), StopFlag() as flag:
-        flag.end_job(is_first=False)
-    assert waited == [preemption.WAIT_FOR_FIRST_RANK_S]
-
-
 # -- losses that are not finite -------------------------------------------------------------------
 
 
@@ -219,23 +209,6 @@ def test_too_many_such_steps_end_the_training(site, tiny_spec, monkeypatch):
 
 
 # -- checkpoints --------------------------------------------------------------------------------
-
-
-def test_the_last_two_and_the_best_are_kept(tmp_path):
-    saved = checkpoints.Checkpoints(tmp_path, "hash", print)
-    for step, top1 in ((1, 50.0), (2, 70.0), (3, None), (4, 60.0)):
-        saved.save(step, {"w": torch.tensor(step)}, top1)
-    assert sorted(path.name for path in tmp_path.glob("*.pt")) == [
-        "best.pt", "step-000000003.pt", "step-000000004.pt",
-    ]  # fmt: skip
-    assert torch.load(tmp_path / "best.pt")["w"] == 2
-    assert json.loads((tmp_path / "best.json").read_text())["value"] == 70.0
-
-
-def test_another_is_due_after_some_minutes(tmp_path):
-    assert not checkpoints.Checkpoints(tmp_path, "hash", print, minutes=10).due()
-    assert checkpoints.Checkpoints(tmp_path, "hash", print, minutes=0).due()
-    assert not checkpoints.Checkpoints(tmp_path, "hash", print).due()
 
 
 def test_the_record_still_is_of_its_spec(site, tiny_spec):

@@ -1,4 +1,4 @@
-"""What lies in the folders, and whether it can be decoded, before any training."""
+"""The check of a data set: what the folders hold, and whether it can be decoded, before any training."""
 
 import pytest
 from PIL import Image
