@@ -49,22 +49,24 @@ def check_classes(setting: str, num_classes: int, by_split: dict[str, ImageReade
     splits = list(by_split.values())
     train, val = splits[0], splits[-1]
     key = f"workflow/config/settings.yaml, {setting}.data"
-    for split, reader in by_split.items():
-        if {len(other.classes) for other in splits} == {1} and num_classes > 1:
-            raise DataError(
-                f"All {len(reader)} images of {setting}'s {split} are in one class, "
-                f"{reader.classes[0]!r} ({key}); put each into its class folder."
-            )
+    if num_classes > 1 and all(len(reader.classes) == 1 for reader in splits):
+        raise DataError(
+            f"All {len(train)} images of {setting}'s {next(iter(by_split))} are in one class, "
+            f"{train.classes[0]!r} ({key}); put each into its class folder."
+        )
     if len(train.classes) != num_classes or train.classes != val.classes:
-        odd = sorted(set(train.classes) ^ set(val.classes))
-        difference = f", {odd[0]!r} only one of them" if odd else ""
-        if not odd and len(train.classes) == len(val.classes) and train.classes != val.classes:
+        in_one_split = sorted(set(train.classes) ^ set(val.classes))
+        difference = ""
+        if in_one_split:
+            difference = f", {in_one_split[0]!r} only one of them"
+        elif train.classes != val.classes:
             difference = ", but in another order"
         raise DataError(
             f"The splits of {setting} have {len(train.classes)} and {len(val.classes)} classes"
             f"{difference}; needed are the same {num_classes} in both ({key})."
         )
-    if missing := sorted(set(range(num_classes)) - set(train.labels)):
+    missing = sorted(set(range(num_classes)) - set(train.labels))
+    if missing:
         raise DataError(
             f"The training split of {setting} has no image of {len(missing)} of {num_classes} "
             f"classes, the first {train.classes[missing[0]]!r}; add some, or correct num_classes "
