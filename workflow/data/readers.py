@@ -151,21 +151,17 @@ class TarReader(ImageReader):
     def __init__(self, path: Path, index_folder: Path | None = None):
         """Keep the list of the tar files' contents in `index_folder`: reading all headers can take minutes."""
         self.path, self.tars = path, layout.tar_files(path)
-        self.shown = [tar.name if path != tar else "" for tar in self.tars]
+        # as they appear in images' names; "" if the split itself is the tar file
+        self.tar_names = [tar.name if path != tar else "" for tar in self.tars]
         self._open: dict[int, BinaryIO] = {}
         members = self._members(index_folder)
-        folders = [self._folder(member) for member in members]
-        self._check_folders(members, folders)
+        self.members = sorted(members, key=lambda member: (natural_key(member.name), self._name(member)))
+        folders = [self._folder(member) for member in self.members]
+        self._check_folders(self.members, folders)
         self.classes = sorted({folder[-1] for folder in folders}, key=natural_key)
-        numbers = {name: label for label, name in enumerate(self.classes)}
-        images = [
-            (natural_key(member.name), self._name(member), numbers[folder[-1]], member)
-            for member, folder in zip(members, folders, strict=True)
-        ]
-        images.sort(key=lambda image: image[:2])
-        self.names = [name for _, name, _, _ in images]
-        self.labels = [label for _, _, label, _ in images]
-        self.members = [member for *_, member in images]
+        labels = {name: label for label, name in enumerate(self.classes)}
+        self.names = [self._name(member) for member in self.members]
+        self.labels = [labels[folder[-1]] for folder in folders]
 
     def _members(self, index_folder: Path | None) -> list[Member]:
         """Return all images in the tar files, from the index of these files if there is one."""
@@ -195,12 +191,12 @@ class TarReader(ImageReader):
 
     def _folder(self, member: Member) -> tuple[str, ...]:
         """Return the names of the tar files and folders around an image, outermost first."""
-        tars = [name for name in (self.shown[member.tar], member.inner) if name]
+        tars = [name for name in (self.tar_names[member.tar], member.inner) if name]
         stems = [PurePosixPath(name).stem for name in tars]
         return (*stems, *PurePosixPath(member.name).parts[:-1])
 
     def _name(self, member: Member) -> str:
-        return "/".join(filter(None, (self.shown[member.tar], member.inner, member.name)))
+        return "/".join(filter(None, (self.tar_names[member.tar], member.inner, member.name)))
 
     def _location(self, member: Member) -> str:
         return f"{self.path}/{self._name(member)}"
@@ -325,6 +321,7 @@ class HubReader(ImageReader):
 
     Attributes:
         dataset: the data set, with encoded images.
+        source: its name and split, for messages.
     """
 
     def __init__(self, data: dict, root: str | Path, split: str):
@@ -335,7 +332,7 @@ class HubReader(ImageReader):
                 f"{data['reader']}: {split} can't be listed without the package `datasets`; pip install datasets."
             ) from None
         name = data["reader"].removeprefix("hfds/")
-        self.shown = f"{data['reader']}, split {split}"
+        self.source = f"{data['reader']}, split {split}"
         dataset = datasets.load_dataset(name, split=split, cache_dir=str(root))
         self.image = self._column(dataset, "image", data.get("image_column"), datasets.Image)
         column = self._column(dataset, "label", data.get("label_column"), datasets.ClassLabel)
@@ -343,7 +340,7 @@ class HubReader(ImageReader):
             self.dataset = dataset.cast_column(self.image, datasets.Image(decode=False))
         except Exception as error:
             raise DataError(
-                f"{self.shown}: the column {self.image!r} of type {dataset.features[self.image]} "
+                f"{self.source}: the column {self.image!r} of type {dataset.features[self.image]} "
                 f"holds no images ({' '.join(str(error).split())}); name another by "
                 "`image_column` in workflow/config/settings.yaml."
             ) from None
@@ -364,7 +361,7 @@ class HubReader(ImageReader):
         if requested is None and len(candidates) == 1:
             return candidates[0]
         raise DataError(
-            f"{self.shown}: it has no column {name!r} but {', '.join(map(repr, known))}; name the "
+            f"{self.source}: it has no column {name!r} but {', '.join(map(repr, known))}; name the "
             f"one of the {kind}s by `{kind}_column` in workflow/config/settings.yaml."
         )
 
@@ -375,7 +372,7 @@ class HubReader(ImageReader):
         if "int" in str(getattr(feature, "dtype", "")):
             return [str(label) for label in range(data["num_classes"])]
         raise DataError(
-            f"{self.shown}: the column {column!r} is of type {feature}, and labels are whole "
+            f"{self.source}: the column {column!r} is of type {feature}, and labels are whole "
             "numbers or of type ClassLabel; convert it (cast_column), or name another by "
             "`label_column` in workflow/config/settings.yaml."
         )
@@ -384,7 +381,7 @@ class HubReader(ImageReader):
         for index, label in enumerate(labels):
             if not isinstance(label, int) or not 0 <= label < len(self.classes):
                 raise DataError(
-                    f"{self.shown}: row {index} has {label} in the column {column!r}, and labels "
+                    f"{self.source}: row {index} has {label} in the column {column!r}, and labels "
                     f"are 0 to {len(self.classes) - 1}; correct the data set, or `num_classes` in "
                     "workflow/config/settings.yaml."
                 )
@@ -397,7 +394,7 @@ class HubReader(ImageReader):
         return io.BytesIO(image["bytes"]) if image["bytes"] else open(image["path"], "rb")
 
     def location(self, index: int) -> str:
-        return f"{self.shown}, row {index}"
+        return f"{self.source}, row {index}"
 
     def sizes(self) -> list[int]:
         return [self._size(index) for index in range(len(self))]
