@@ -19,11 +19,11 @@ def manifest_of(root) -> dict:
 def test_the_digits_are_split_the_same_way_every_time(tmp_path):
     write_digits(tmp_path / "a")
     write_digits(tmp_path / "b")
-    found = manifest_of(tmp_path / "a")
-    assert found == manifest_of(tmp_path / "b")
-    assert found["splits"]["train"]["images"] + found["splits"]["val"]["images"] == 1797
-    assert found["splits"]["val"]["images"] == 599
-    assert found["splits"]["val"]["classes"] == 10
+    manifest = manifest_of(tmp_path / "a")
+    assert manifest == manifest_of(tmp_path / "b")
+    assert manifest["splits"]["train"]["images"] + manifest["splits"]["val"]["images"] == 1797
+    assert manifest["splits"]["val"]["images"] == 599
+    assert manifest["splits"]["val"]["classes"] == 10
     image = Image.open(next((tmp_path / "a" / "val" / "0").iterdir()))
     assert (image.size, image.mode) == ((8, 8), "L")
 

@@ -26,11 +26,11 @@ def test_each_validation_image_comes_once_whatever_the_number_of_processes(image
     config = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3}
     site = {"data_root": str(images), "workers": 0}
     for world in (1, 3):
-        places = [DistributedContext(torch.device("cpu"), rank, world) for rank in range(world)]
+        contexts = [DistributedContext(torch.device("cpu"), rank, world) for rank in range(world)]
         counts = [
             len(labels)
-            for place in places
-            for _, labels in loaders.eval_loader(spec["data"], site, spec["recipe"], config, place)
+            for context in contexts
+            for _, labels in loaders.eval_loader(spec["data"], site, spec["recipe"], config, context)
         ]
         assert sum(counts) == 20
 
@@ -123,8 +123,8 @@ def test_a_step_that_is_left_out_finds_the_workers_again(site, tiny_spec, monkey
     forward = Trainer.forward_backward
 
     def poisoned(self, images, target, part, parts):
-        found = forward(self, images, target, part, parts)
-        return {**found, "loss": found["loss"] * float("nan")} if self.update == 6 else found
+        losses = forward(self, images, target, part, parts)
+        return {**losses, "loss": losses["loss"] * float("nan")} if self.update == 6 else losses
 
     monkeypatch.setattr(Trainer, "forward_backward", poisoned)
     for workers, folder in zip((0, 2), folders, strict=True):
@@ -191,9 +191,9 @@ def test_a_shared_memory_that_is_too_small_is_one_sentence(size, site, tiny_spec
         "spec, site, folder = json.loads(sys.argv[1])\n"
         "job.Job(spec, site, folder)._run(Path(folder))\n"
     )
-    given = json.dumps([spec, site | {"workers": 2}, str(folder)])
+    arguments = json.dumps([spec, site | {"workers": 2}, str(folder)])
     done = subprocess.run(
-        [*mount, sys.executable, "-c", code, given], cwd=ROOT, capture_output=True, text=True,
+        [*mount, sys.executable, "-c", code, arguments], cwd=ROOT, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     last = done.stderr.strip().splitlines()[-1]

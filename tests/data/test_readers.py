@@ -371,9 +371,9 @@ def test_tar_files_are_looked_through_like_folders(packed, images, tmp_path):
     listings = {
         split: readers.open_reader(packed, {"data_root": packed["root"]}, packed[split]) for split in ("train", "val")
     }
-    found = check.manifest(listings)["splits"]
-    assert found["train"]["images"] == 40
-    assert found["train"]["bytes"] == sum(p.stat().st_size for p in images.glob("train/*/*"))
+    splits = check.manifest(listings)["splits"]
+    assert splits["train"]["images"] == 40
+    assert splits["train"]["bytes"] == sum(p.stat().st_size for p in images.glob("train/*/*"))
     check.check_classes("demo", 10, listings)
     check.check_images(listings, 2, tmp_path / "listed.txt")
     with pytest.raises(DataError, match="have 10 and 10 classes; needed are the same 11"):
@@ -402,8 +402,8 @@ def test_a_training_on_tar_files_is_the_one_on_folders(images, site, tmp_path, t
                 one_tar(images / split, root)
         spec["data"] |= {"train": f"train{suffix}", "val": f"val{suffix}"}
         folder = tmp_path / f"demo/runs/deit_tiny/attempts/{number}"
-        place = site | {"data_root": str(root), "workers": 2}
-        results.append(trainer.run(spec, place, folder)["results"])
+        packed_site = site | {"data_root": str(root), "workers": 2}
+        results.append(trainer.run(spec, packed_site, folder)["results"])
     assert results[0]["loss"] == results[1]["loss"]
     assert results[0]["val_loss"] == pytest.approx(results[1]["val_loss"])
 

@@ -79,10 +79,10 @@ def test_two_processes_have_the_losses_of_one(run, most, site, tiny_spec, with_n
     alone = trainer.run(spec, site, attempt(site, run, 1))
     spec["recipe"]["device_batch"] = most
     both = together(spec, site, attempt(site, run, 2))
-    for one, two in zip(alone["results"]["history"], both["results"]["history"], strict=True):
-        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
-        assert two["val_loss"] == pytest.approx(one["val_loss"], rel=1e-5)
-        assert two["top1"] == one["top1"]
+    for single, double in zip(alone["results"]["history"], both["results"]["history"], strict=True):
+        assert double["loss"] == pytest.approx(single["loss"], rel=1e-5)
+        assert double["val_loss"] == pytest.approx(single["val_loss"], rel=1e-5)
+        assert double["top1"] == single["top1"]
     assert both["provenance"]["world_size"] == 2
     assert both["results"]["val_images"] == 20  # each once
 

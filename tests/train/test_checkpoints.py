@@ -30,8 +30,8 @@ def weights(folder):
 
 
 def test_a_checkpoint_cut_short_anywhere_gives_way_to_the_one_before(tmp_path):
-    said = []
-    saved = checkpoints.Checkpoints(tmp_path, "hash", said.append)
+    messages = []
+    saved = checkpoints.Checkpoints(tmp_path, "hash", messages.append)
     for epoch in (1, 2, 3):
         saved.save(epoch, {"w": torch.full((4,), float(epoch))})
     paths = sorted(tmp_path.iterdir())
@@ -40,7 +40,7 @@ def test_a_checkpoint_cut_short_anywhere_gives_way_to_the_one_before(tmp_path):
     for cut in range(0, len(whole), 37):
         paths[1].write_bytes(whole[:cut])
         assert saved.load()["w"][0] == 2
-    assert "taking the one before" in said[0]
+    assert "taking the one before" in messages[0]
 
 
 def test_what_a_process_killed_while_it_saved_left_is_removed(tmp_path):
@@ -50,21 +50,21 @@ def test_what_a_process_killed_while_it_saved_left_is_removed(tmp_path):
 
 
 def test_a_checkpoint_of_another_spec_is_not_loaded(tmp_path):
-    said = []
-    checkpoints.Checkpoints(tmp_path, "one", said.append).save(1, {})
-    assert checkpoints.Checkpoints(tmp_path, "two", said.append).load() is None
-    assert "another spec" in said[0]
+    messages = []
+    checkpoints.Checkpoints(tmp_path, "one", messages.append).save(1, {})
+    assert checkpoints.Checkpoints(tmp_path, "two", messages.append).load() is None
+    assert "another spec" in messages[0]
 
 
 def test_a_failed_save_is_reported_and_the_run_goes_on(tmp_path, monkeypatch):
-    said = []
+    messages = []
 
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    checkpoints.Checkpoints(tmp_path, "hash", said.append).save(1, {})
-    assert "No space left" in said[0]
+    checkpoints.Checkpoints(tmp_path, "hash", messages.append).save(1, {})
+    assert "No space left" in messages[0]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -146,16 +146,16 @@ def test_they_are_kept_where_the_training_was_killed_and_resumed(site, tiny_spec
             trainer.run(spec, site, attempt(site, RUN, 2))
     torch.save({}, checkpoints.snapshot_path(attempt(site, RUN, 2) / "checkpoints", 2))  # is redone
     resumed = trainer.run(spec, site, attempt(site, RUN, 2))
-    assert [one["epoch"] for one in resumed["results"]["snapshots"]] == [1, 2]
+    assert [snapshot["epoch"] for snapshot in resumed["results"]["snapshots"]] == [1, 2]
     records.write_json(attempt(site, RUN, 2).parent.parent / "train.json", resumed)
-    found = checkpoints.snapshots(site, specs.reference(spec))
+    kept = checkpoints.snapshots(site, specs.reference(spec))
     folder = attempt(site, RUN, 1).parent.parent
-    for (epoch, weights), one in zip(found, whole["snapshots"], strict=True):
-        assert epoch == one["epoch"]
-        expected = torch.load(folder / one["path"], weights_only=True)
+    for (epoch, weights), snapshot in zip(kept, whole["snapshots"], strict=True):
+        assert epoch == snapshot["epoch"]
+        expected = torch.load(folder / snapshot["path"], weights_only=True)
         assert all(torch.equal(weights[key], expected[key]) for key in expected)
     end = checkpoints.final_weights(site, specs.reference(spec))
-    assert not torch.equal(found[-1][1]["cls_token"], end["cls_token"])
+    assert not torch.equal(kept[-1][1]["cls_token"], end["cls_token"])
 
     (folder / resumed["results"]["snapshots"][0]["path"]).write_bytes(b"another")
     with pytest.raises(WeightsError, match=r"epoch-0001.pt is missing or not the file that"):
@@ -233,11 +233,11 @@ def test_no_run_starts_or_learns_from_weights_of_other_classes(results_site):
 
 
 def test_a_training_does_not_go_on_with_other_images(tmp_path):
-    said, folder = [], tmp_path / "attempts/1/checkpoints"
+    messages, folder = [], tmp_path / "attempts/1/checkpoints"
 
     def saved(manifest: str | None, classes: list[str] | None):
         images = {"manifest": manifest, "classes": classes}
-        return checkpoints.Checkpoints(folder, "hash", said.append, images=images)
+        return checkpoints.Checkpoints(folder, "hash", messages.append, images=images)
 
     saved("one", BEFORE).save(1, {})
     assert saved("one", BEFORE).load()
@@ -247,6 +247,6 @@ def test_a_training_does_not_go_on_with_other_images(tmp_path):
     ):
         with pytest.raises(WeightsError, match=rf"other images .*{sentence}.*delete .*attempts/1"):
             saved(manifest, classes).load()
-    assert said == []
-    checkpoints.Checkpoints(folder, "hash", said.append).save(2, {})  # of an older version
+    assert messages == []
+    checkpoints.Checkpoints(folder, "hash", messages.append).save(2, {})  # of an older version
     assert saved("two", NOW).load()["best"] is None

@@ -71,7 +71,7 @@ def notes(folder: Path) -> list[str]:
 
 def positions(record: dict) -> list[tuple]:
     code = record["provenance"]["code"]
-    return [(one["commit"], one["from_epoch"], one["from_step"]) for one in code]
+    return [(entry["commit"], entry["from_epoch"], entry["from_step"]) for entry in code]
 
 
 def flags(record: dict, config) -> str:
@@ -96,9 +96,9 @@ def test_every_version_is_named_with_its_epochs(spec, site, folder, killed, by, 
               if event["event"] == "start"]  # fmt: skip
     assert [start["code"] for start in starts] == [FIRST, SECOND, THIRD]
     assert sum("goes on under" in note for note in notes(folder)) == 2
-    for said in ("from epoch 1 on commit aaaaaaaaaa", "from epoch 2, step 2 on commit bbbbbbbbbb",
+    for message in ("from epoch 1 on commit aaaaaaaaaa", "from epoch 2, step 2 on commit bbbbbbbbbb",
                  "from epoch 3 on commit cccccccccc"):  # fmt: skip
-        assert said in flags(record, config)
+        assert message in flags(record, config)
 
 
 def test_a_version_whose_work_was_lost_is_not_named(spec, site, folder, killed, by, monkeypatch):
@@ -131,11 +131,11 @@ def test_refused_it_names_both_and_goes_on_under_the_first(spec, site, folder, k
     by(SECOND | {"dirty": True})
     with pytest.raises(provenance.CodeError) as raised:
         trainer.run(spec, site | {"other_code": "refuse"}, folder)
-    said = str(raised.value)
-    assert said.startswith(f"The checkpoint of {RUN} was made by commit aaaaaaaaaa (source aaaaaaaa)")
-    assert "but commit bbbbbbbbbb (with uncommitted changes, source bbbbbbbb) runs now" in said
-    assert "--set-resources train:other_code=warn" in said
-    assert "\n" not in said
+    message = str(raised.value)
+    assert message.startswith(f"The checkpoint of {RUN} was made by commit aaaaaaaaaa (source aaaaaaaa)")
+    assert "but commit bbbbbbbbbb (with uncommitted changes, source bbbbbbbb) runs now" in message
+    assert "--set-resources train:other_code=warn" in message
+    assert "\n" not in message
     by(FIRST | {"versions": {"torch": "2.8.0"}})
     with pytest.raises(provenance.CodeError, match=r"torch 2\.7\.1.*torch 2\.8\.0.* runs now"):
         trainer.run(spec, site | {"other_code": "refuse"}, folder)
@@ -194,7 +194,7 @@ def test_what_the_journal_lost_the_checkpoint_knows(spec, site, folder, killed, 
         record = trainer.run(spec, site, copy)
         results = record["results"]
         restored = [1, 2] if name in ("empty", "missing", "only NUL") else [1]
-        assert [one["epoch"] for one in results["history"]] == [1, 2, 3], name
+        assert [entry["epoch"] for entry in results["history"]] == [1, 2, 3], name
         assert results["restored_epochs"] == restored, name
         assert results["lost_epochs"] == [], name
         assert results["train_s"] == pytest.approx(sum(e["train_s"] for e in results["history"]))
@@ -220,7 +220,7 @@ def test_an_epoch_that_stands_twice_counts_as_the_checkpoint_has_it(spec, site, 
     twice = first.replace(b'"top1": ', b'"top1": 1')  # another accuracy
     (folder / "journal.jsonl").write_bytes(b"".join([*content, first, twice]))
     record = trainer.run(spec, site, folder)
-    assert [one["epoch"] for one in record["results"]["history"]] == [1, 2, 3]
+    assert [entry["epoch"] for entry in record["results"]["history"]] == [1, 2, 3]
     assert record["results"]["history"][0]["top1"] < 100
     assert record["results"]["restored_epochs"] == []
 
@@ -238,7 +238,7 @@ def test_an_old_checkpoint_is_unknown_code_and_no_error(spec, site, folder, kill
     killed(spec, 4)
     make_old(folder)
     record = trainer.run(spec, site, folder)
-    assert [one["epoch"] for one in record["results"]["history"]] == [1, 2, 3]
+    assert [entry["epoch"] for entry in record["results"]["history"]] == [1, 2, 3]
     assert "an unknown commit (it was made before code versions were noted)" in flags(record, config)
     assert record["provenance"]["code"][0]["commit"] is None
 
@@ -248,7 +248,7 @@ def test_what_nobody_knows_any_more_is_said_to_be_lost(spec, site, folder, kille
     make_old(folder)
     lose(folder, b"\0\n")
     results = trainer.run(spec, site, folder)
-    assert [one["epoch"] for one in results["results"]["history"]] == [2, 3]
+    assert [entry["epoch"] for entry in results["results"]["history"]] == [2, 3]
     assert results["results"]["lost_epochs"] == [1]
     assert results["results"]["train_s"] is None
     assert "their metrics are gone" in " ".join(notes(folder))

@@ -73,16 +73,16 @@ def test_a_search_killed_in_the_middle_ends_the_same(small_specs, site, monkeypa
 
 
 def test_the_training_starts_from_what_was_found(small_specs, site):
-    found = publish(search.run(small_specs["search"], site, folder(site)), site)
-    assert found["results"]["weights"]["path"] == "search/attempts/1/weights.pt"
-    assert len(json.dumps(found)) < 20_000
+    searched = publish(search.run(small_specs["search"], site, folder(site)), site)
+    assert searched["results"]["weights"]["path"] == "search/attempts/1/weights.pt"
+    assert len(json.dumps(searched)) < 20_000
     task = factory.build_task(small_specs["train"], site, torch.device("cpu"))
-    assert task.get_trainable_module().patches == found["results"]["patches"]
+    assert task.get_trainable_module().patches == searched["results"]["patches"]
     attempt = Path(site["root"]) / "runs" / RUN / "attempts" / "1"
     record = trainer.run(small_specs["train"], site, attempt)
     assert record["results"]["top1"] >= 0
     kept = torch.load(attempt / "weights.pt")["kept"]
-    assert kept.sum(1).tolist() == found["results"]["counts"]
+    assert kept.sum(1).tolist() == searched["results"]["counts"]
 
 
 def test_images_are_a_sample_of_the_training_split(small_specs, site):

@@ -66,14 +66,14 @@ def test_bf16_trains(site, tiny_spec):
 def test_compiled_it_learns_the_same(site, tiny_spec, amp, apart):
     """Across the schedule's switch; the checkpoint's keys are the plain model's."""
     torch._dynamo.reset()
-    run, found = "evo_deit_tiny", []
+    run, results = "evo_deit_tiny", []
     for number, compiled in enumerate((False, True), 1):
         spec = tiny_spec(run, epochs=3, compile=compiled, ema=0.9, amp=amp)
         spec["model"]["kwargs"] |= {"depth": 3, "start_block": 1, "blocks_per_stage": 2}
-        found.append(trainer.run(spec, site, attempt(site, run, number))["results"])
-    for one, two in zip(found[0]["history"], found[1]["history"], strict=True):
-        assert two["loss"] == pytest.approx(one["loss"], rel=apart)
-        assert two["ema_val_loss"] == pytest.approx(one["ema_val_loss"], rel=apart)
+        results.append(trainer.run(spec, site, attempt(site, run, number))["results"])
+    for plain, compiled in zip(results[0]["history"], results[1]["history"], strict=True):
+        assert compiled["loss"] == pytest.approx(plain["loss"], rel=apart)
+        assert compiled["ema_val_loss"] == pytest.approx(plain["ema_val_loss"], rel=apart)
     assert weights(attempt(site, run, 1)).keys() == weights(attempt(site, run, 2)).keys()
 
 
