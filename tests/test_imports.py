@@ -43,12 +43,7 @@ OWN = {
     "workflow.runtime": {"workflow.storage"},
     "workflow.data": {"workflow.storage", "workflow.runtime"},
     "workflow.train": {
-        "workflow.campaign",
-        "workflow.storage",
-        "workflow.runtime",
-        "workflow.data",
-        "evovit",
-        "baselines",
+        *("workflow.campaign", "workflow.storage", "workflow.runtime", "workflow.data", "evovit", "baselines"),
     },
     "workflow.bench": {
         *("workflow.campaign", "workflow.storage", "workflow.runtime", "workflow.data", "workflow.train"),

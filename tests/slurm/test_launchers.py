@@ -11,13 +11,17 @@ from tests.slurm.cluster import PATIENCE_S
 from tests.slurm.conftest import again
 
 
-def test_setup_lines_and_images_on_the_nodes_disk(training, whole, tmp_path):
-    setup = tmp_path / "setup.sh"
-    setup.write_text(f"export SCRATCH_OF_THIS_NODE={tmp_path}/scratch\n")
-    one = training(setup=str(setup), stage="$SCRATCH_OF_THIS_NODE/images")
+def test_setup_lines_bring_the_images_to_the_nodes_disk(training, whole, tmp_path):
+    """The settings name a path that only the node has; the login node has a link there."""
+    scratch, setup = tmp_path / "scratch", tmp_path / "setup.sh"
+    one = training(setup=str(setup))
+    scratch.symlink_to(one.data)
+    setup.write_text(f"rm {scratch} && cp -a {one.data} {scratch}\n")
+    one.data = scratch
     one.launch()
     whole(one)
-    assert list((tmp_path / "scratch/images").glob("*/staged.json"))
+    assert scratch.is_dir()
+    assert not scratch.is_symlink()
 
 
 def test_setup_lines_that_fail_end_the_job_with_their_reason(training, tmp_path):

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import submitit
 
-from workflow.data import layout, staging
+from workflow.data import layout
 from workflow.runtime import job
 from workflow.storage import locks
-from workflow.train import train
+from workflow.train import trainer
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def environment(monkeypatch):
     """Two tasks as Slurm would start them; which one we are is `global_rank`."""
     found = SimpleNamespace(global_rank=0, num_tasks=2, cluster="slurm")
     monkeypatch.setattr(submitit, "JobEnvironment", lambda: found)
-    monkeypatch.setattr(job.shell, "clean", lambda: [])  # of pytest's own process
+    monkeypatch.setattr(job.job_environment, "clean", lambda: [])  # of pytest's own process
     distributed = SimpleNamespace(export=lambda **options: None)
     monkeypatch.setattr(submitit.helpers, "TorchDistributedEnvironment", lambda: distributed)
     return found
@@ -47,7 +47,7 @@ def test_a_bad_image_is_one_sentence_also_from_a_loaders_process(workers, site, 
     (Path(site["data_root"]) / "train/3/1.png").write_bytes(b"no image")
     folder = Path(site["root"]) / "runs/deit_tiny/attempts/1"
     with pytest.raises(layout.DataError) as raised:
-        train.run(spec, site | {"workers": workers}, folder)
+        trainer.run(spec, site | {"workers": workers}, folder)
     job.keep_error(folder, 0, raised.value)
     said = json.loads((folder / "error-rank0.json").read_text())["sentence"]
     assert said.startswith(f"{site['data_root']}/train/3/1.png can't be decoded (")
@@ -74,15 +74,6 @@ def test_a_resumed_job_forgets_what_stopped_it_before(tmp_path, environment, mon
     job.keep_error(tmp_path, 0, RuntimeError("before"))
     job.Job({"kind": "train"}, {}, str(tmp_path))()
     assert not list(tmp_path.glob("error-*"))
-
-
-def test_images_are_staged_for_jobs_that_read_them(tmp_path, environment, monkeypatch):
-    seen = {}
-    monkeypatch.setattr(staging, "stage", lambda data, root, folder, results: f"{folder}/copy of {root}")
-    monkeypatch.setattr(train, "run", lambda spec, site, folder: seen.update(site) or {})
-    site = {"stage": "/scratch", "data_root": "images"}
-    job.Job({"kind": "train", "data": {}}, site, str(tmp_path))()
-    assert seen["data_root"] == "/scratch/copy of images"
 
 
 def test_a_time_limit_that_can_not_be_survived_says_so(tmp_path):

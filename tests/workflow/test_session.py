@@ -262,6 +262,7 @@ def test_the_data_of_all_that_is_made_must_be_there(here, arguments):
         (["--set-resources", "train:gpu=1"], "of train: no job .* 'gpu'; the nearest is 'gpus'"),
         (["--resources", "gpu=1"], "^resources: no job .* 'gpu'; the nearest is 'gpus'"),
         (["--default-resources", "slurm_partion=x"], "the nearest is 'slurm_partition'"),
+        (["--default-resources", "stage=/scratch"], "leave `stage` out; the `setup:` lines in docs/cluster.md"),
         (["--consider-ancient", "tabel=x"], "no rule 'tabel'; the nearest is 'table'"),
     ],
 )

@@ -13,7 +13,7 @@ from workflow.storage import provenance
 
 PROFILE = "workflow/profiles/slurm/config.yaml or its copy"
 RESOURCES = {
-    *("launcher", "checkpoint_minutes", "on_interrupt", "signal_delay_s", "setup", "stage"),
+    *("launcher", "checkpoint_minutes", "on_interrupt", "signal_delay_s", "setup"),
     "other_code",
     *("slurm_partition", "slurm_account", "slurm_qos", "constraint", "slurm_extra", "gres"),
     *("runtime", "nodes", "gpus", "tasks", "cpus_per_task", "mem_mb", "exclusive"),

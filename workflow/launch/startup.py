@@ -119,6 +119,11 @@ def check_resources(command_line: CommandLine, rules: dict) -> None:
         *((f"set-resources of {rule}", one) for rule, one in command_line.set_resources.items()),
     ):
         for name in values:
+            if name == "stage":
+                sys.exit(
+                    f"{option}: jobs copy no images any more, so leave `stage` out; the `setup:` lines in "
+                    "docs/cluster.md copy them to the node's disk."
+                )
             if name not in known:
                 nearest = _nearest(name, known, "resources")
                 sys.exit(f"{option}: no job here has a resource {name!r}; {nearest}.")

@@ -132,7 +132,7 @@ def site_of(arguments: argparse.Namespace) -> dict:
     resources = json.loads(arguments.resources)
     device, local, data_root = "auto", {}, None
     if data:
-        data_root = str(layout.expand(data["root"], "settings.yaml, data.root").resolve())
+        data_root = str(layout.expand(data["root"], "settings.yaml, data.root").absolute())
     if resources["launcher"] == "slurm":  # a GPU that was asked for and is not there is an error
         device = "cuda" if resources.get("gpus") else "cpu"
     else:
@@ -146,7 +146,6 @@ def site_of(arguments: argparse.Namespace) -> dict:
         "checkpoint_minutes": resources.get("checkpoint_minutes", 15),
         "device": device,
         "other_code": resources.get("other_code", "warn"),
-        "stage": resources.get("stage"),
     }
 
 

@@ -22,13 +22,12 @@ MODULES = {
     "evaluate": "workflow.train.evaluate",
     "preflight": "workflow.train.preflight",
     "search": "workflow.train.search",
-    "train": "workflow.train.train",
+    "train": "workflow.train.trainer",
     "throughput": "workflow.bench.fresh",
     "training_cost": "workflow.bench.fresh",
 }
 ALONE = ("throughput", "training_cost")
 DISTRIBUTED = ("train", "evaluate")
-READ_IMAGES = ("train", "search", "evaluate")
 UNTIL_THE_TIME_LIMIT_S = 365 * 24 * 3600.0
 
 
@@ -79,15 +78,9 @@ class Job(submitit.helpers.Checkpointable):
                 records.write_json(folder / "record.json", record)
 
     def _run(self, folder: Path) -> dict:
-        site = self.site
-        if site.get("stage") and self.spec["kind"] in READ_IMAGES:
-            staging = importlib.import_module("workflow.data.staging")
-            place = site["data_root"], site["stage"], site.get("root")
-            copy = staging.stage(self.spec["data"], *place)
-            site = {**site, "data_root": copy}
         module = importlib.import_module(MODULES[self.spec["kind"]])
         try:
-            return module.run(self.spec, site, folder)
+            return module.run(self.spec, self.site, folder)
         except worker_processes.FAULTS as error:
             if sentence := worker_processes.explain(error):
                 raise worker_processes.LoaderError(sentence) from error

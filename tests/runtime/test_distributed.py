@@ -10,8 +10,8 @@ import torch
 import torch.multiprocessing as processes
 
 from workflow.storage import journal, records
-from workflow.train import train
-from workflow.train.trainer import Training
+from workflow.train import trainer
+from workflow.train.trainer import Trainer
 
 KILLED = 7
 
@@ -23,7 +23,7 @@ def work(rank: int, world: int, port: int, spec: dict, site: dict, folder: str, 
         "RANK": str(rank), "LOCAL_RANK": str(rank),
     }  # fmt: skip
     if steps is not None:
-        step_of, done = Training.train_step, []
+        step_of, done = Trainer.train_step, []
 
         def killing(self, batches):
             if len(done) == steps:
@@ -31,8 +31,8 @@ def work(rank: int, world: int, port: int, spec: dict, site: dict, folder: str, 
             step_of(self, batches)
             done.append(self.update)
 
-        Training.train_step = killing
-    record = train.run(spec, site, Path(folder))
+        Trainer.train_step = killing
+    record = trainer.run(spec, site, Path(folder))
     if rank == 0:
         records.write_json(Path(folder) / "record.json", record)
     else:
@@ -76,13 +76,13 @@ def test_two_processes_have_the_losses_of_one(run, most, site, tiny_spec, with_n
     spec = tiny_spec(run, repeated_augmentation=3, hflip=0.5, crop_scale=[0.3, 1.0])
     spec["recipe"]["batch_norm"] = "frozen"  # LeViT's; a process has only half of the images
     with_needed(spec)
-    alone = train.run(spec, site, attempt(site, run, 1))
+    alone = trainer.run(spec, site, attempt(site, run, 1))
     spec["recipe"]["device_batch"] = most
     both = together(spec, site, attempt(site, run, 2))
-    for one, two in zip(alone["results"]["history"], both["results"]["history"], strict=True):
-        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
-        assert two["val_loss"] == pytest.approx(one["val_loss"], rel=1e-5)
-        assert two["top1"] == one["top1"]
+    for single, double in zip(alone["results"]["history"], both["results"]["history"], strict=True):
+        assert double["loss"] == pytest.approx(single["loss"], rel=1e-5)
+        assert double["val_loss"] == pytest.approx(single["val_loss"], rel=1e-5)
+        assert double["top1"] == single["top1"]
     assert both["provenance"]["world_size"] == 2
     assert both["results"]["val_images"] == 20  # each once
 

@@ -89,12 +89,12 @@ def hub(request, monkeypatch):
 
 
 def pictures(count: int = 6) -> list[dict]:
-    found = []
+    images = []
     for index in range(count):
         stream = io.BytesIO()
         Image.new("L", (8, 8), index).save(stream, "PNG")
-        found.append({"bytes": stream.getvalue(), "path": None})
-    return found
+        images.append({"bytes": stream.getvalue(), "path": None})
+    return images
 
 
 IMAGES = ("image", pictures())

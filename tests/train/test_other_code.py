@@ -8,8 +8,8 @@ import torch
 
 from workflow.paper import columns
 from workflow.storage import journal, provenance
-from workflow.train import checkpoints, train
-from workflow.train.trainer import Training
+from workflow.train import checkpoints, trainer
+from workflow.train.trainer import Trainer
 
 RUN = "deit_tiny"
 PACKAGES = {"torch": "2.7.1"}
@@ -47,7 +47,7 @@ def folder(site) -> Path:
 @pytest.fixture
 def killed(site, folder, monkeypatch):
     """A function that trains and dies before this step of all; every step is saved."""
-    step_of = Training.train_step
+    step_of = Trainer.train_step
 
     def run(spec: dict, update: int) -> None:
         def killing(self, batches):
@@ -56,10 +56,10 @@ def killed(site, folder, monkeypatch):
             step_of(self, batches)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Training, "train_step", killing)
+            patch.setattr(Trainer, "train_step", killing)
             patch.setattr(checkpoints.Checkpoints, "due", lambda self: True)
             with pytest.raises(Killed):
-                train.run(spec, site, folder)
+                trainer.run(spec, site, folder)
 
     return run
 
@@ -71,7 +71,7 @@ def notes(folder: Path) -> list[str]:
 
 def positions(record: dict) -> list[tuple]:
     code = record["provenance"]["code"]
-    return [(one["commit"], one["from_epoch"], one["from_step"]) for one in code]
+    return [(entry["commit"], entry["from_epoch"], entry["from_step"]) for entry in code]
 
 
 def flags(record: dict, config) -> str:
@@ -87,7 +87,7 @@ def test_every_version_is_named_with_its_epochs(spec, site, folder, killed, by, 
     by(SECOND)
     killed(spec, 4)
     by(THIRD)
-    record = train.run(spec, site, folder)
+    record = trainer.run(spec, site, folder)
     assert record["provenance"]["commit"] == "mixed"
     assert positions(record) == [
         (FIRST["commit"], 0, 0), (SECOND["commit"], 1, 1), (THIRD["commit"], 2, 0),
@@ -96,9 +96,9 @@ def test_every_version_is_named_with_its_epochs(spec, site, folder, killed, by, 
               if event["event"] == "start"]  # fmt: skip
     assert [start["code"] for start in starts] == [FIRST, SECOND, THIRD]
     assert sum("goes on under" in note for note in notes(folder)) == 2
-    for said in ("from epoch 1 on commit aaaaaaaaaa", "from epoch 2, step 2 on commit bbbbbbbbbb",
+    for message in ("from epoch 1 on commit aaaaaaaaaa", "from epoch 2, step 2 on commit bbbbbbbbbb",
                  "from epoch 3 on commit cccccccccc"):  # fmt: skip
-        assert said in flags(record, config)
+        assert message in flags(record, config)
 
 
 def test_a_version_whose_work_was_lost_is_not_named(spec, site, folder, killed, by, monkeypatch):
@@ -109,7 +109,7 @@ def test_a_version_whose_work_was_lost_is_not_named(spec, site, folder, killed, 
         patch.setattr(checkpoints.Checkpoints, "save", lambda *arguments: None)
         killed(spec, 3)
     by(FIRST)
-    record = train.run(spec, site, folder)
+    record = trainer.run(spec, site, folder)
     assert record["provenance"]["commit"] == FIRST["commit"]
     assert positions(record) == [(FIRST["commit"], 0, 0)]
 
@@ -118,7 +118,7 @@ def test_a_commit_that_changes_no_source_is_listed_and_not_flagged(spec, site, f
     by(FIRST)
     killed(spec, 2)
     by(DOCUMENTS)
-    record = train.run(spec, site | {"other_code": "refuse"}, folder)
+    record = trainer.run(spec, site | {"other_code": "refuse"}, folder)
     assert record["provenance"]["commit"] == DOCUMENTS["commit"]
     assert positions(record) == [(FIRST["commit"], 0, 0), (DOCUMENTS["commit"], 1, 0)]
     assert notes(folder) == []
@@ -130,17 +130,17 @@ def test_refused_it_names_both_and_goes_on_under_the_first(spec, site, folder, k
     killed(spec, 2)
     by(SECOND | {"dirty": True})
     with pytest.raises(provenance.CodeError) as raised:
-        train.run(spec, site | {"other_code": "refuse"}, folder)
-    said = str(raised.value)
-    assert said.startswith(f"The checkpoint of {RUN} was made by commit aaaaaaaaaa (source aaaaaaaa)")
-    assert "but commit bbbbbbbbbb (with uncommitted changes, source bbbbbbbb) runs now" in said
-    assert "--set-resources train:other_code=warn" in said
-    assert "\n" not in said
+        trainer.run(spec, site | {"other_code": "refuse"}, folder)
+    message = str(raised.value)
+    assert message.startswith(f"The checkpoint of {RUN} was made by commit aaaaaaaaaa (source aaaaaaaa)")
+    assert "but commit bbbbbbbbbb (with uncommitted changes, source bbbbbbbb) runs now" in message
+    assert "--set-resources train:other_code=warn" in message
+    assert "\n" not in message
     by(FIRST | {"versions": {"torch": "2.8.0"}})
     with pytest.raises(provenance.CodeError, match=r"torch 2\.7\.1.*torch 2\.8\.0.* runs now"):
-        train.run(spec, site | {"other_code": "refuse"}, folder)
+        trainer.run(spec, site | {"other_code": "refuse"}, folder)
     by(FIRST)
-    record = train.run(spec, site | {"other_code": "refuse"}, folder)
+    record = trainer.run(spec, site | {"other_code": "refuse"}, folder)
     assert positions(record) == [(FIRST["commit"], 0, 0)]
 
 
@@ -149,7 +149,7 @@ def test_before_the_first_step_other_code_begins_anew(spec, site, folder, killed
     by(FIRST)
     killed(spec, 0)
     by(SECOND)
-    record = train.run(spec, site | {"other_code": "refuse"}, folder)
+    record = trainer.run(spec, site | {"other_code": "refuse"}, folder)
     assert positions(record) == [(SECOND["commit"], 0, 0)]
     assert flags(record, config) == ""
 
@@ -191,10 +191,10 @@ def test_what_the_journal_lost_the_checkpoint_knows(spec, site, folder, killed, 
         copy = folder.with_name(str(number))
         shutil.copytree(folder, copy)
         damage(copy)
-        record = train.run(spec, site, copy)
+        record = trainer.run(spec, site, copy)
         results = record["results"]
         restored = [1, 2] if name in ("empty", "missing", "only NUL") else [1]
-        assert [one["epoch"] for one in results["history"]] == [1, 2, 3], name
+        assert [entry["epoch"] for entry in results["history"]] == [1, 2, 3], name
         assert results["restored_epochs"] == restored, name
         assert results["lost_epochs"] == [], name
         assert results["train_s"] == pytest.approx(sum(e["train_s"] for e in results["history"]))
@@ -204,11 +204,11 @@ def test_what_the_journal_lost_the_checkpoint_knows(spec, site, folder, killed, 
 
 
 def test_a_line_that_is_lost_after_the_last_epoch_is_restored_too(spec, site, folder, config):
-    whole = train.run(spec, site, folder)
+    whole = trainer.run(spec, site, folder)
     assert whole["results"]["restored_epochs"] == []
     assert flags(whole, config) == ""
     lose(folder, b"\0\n", epoch=3)
-    record = train.run(spec, site, folder)
+    record = trainer.run(spec, site, folder)
     assert record["results"]["restored_epochs"] == [3]
     assert record["results"]["history"] == whole["results"]["history"]
 
@@ -219,8 +219,8 @@ def test_an_epoch_that_stands_twice_counts_as_the_checkpoint_has_it(spec, site, 
     first = content[epoch_line(content, 1)]
     twice = first.replace(b'"top1": ', b'"top1": 1')  # another accuracy
     (folder / "journal.jsonl").write_bytes(b"".join([*content, first, twice]))
-    record = train.run(spec, site, folder)
-    assert [one["epoch"] for one in record["results"]["history"]] == [1, 2, 3]
+    record = trainer.run(spec, site, folder)
+    assert [entry["epoch"] for entry in record["results"]["history"]] == [1, 2, 3]
     assert record["results"]["history"][0]["top1"] < 100
     assert record["results"]["restored_epochs"] == []
 
@@ -237,8 +237,8 @@ def make_old(folder: Path) -> None:
 def test_an_old_checkpoint_is_unknown_code_and_no_error(spec, site, folder, killed, config):
     killed(spec, 4)
     make_old(folder)
-    record = train.run(spec, site, folder)
-    assert [one["epoch"] for one in record["results"]["history"]] == [1, 2, 3]
+    record = trainer.run(spec, site, folder)
+    assert [entry["epoch"] for entry in record["results"]["history"]] == [1, 2, 3]
     assert "an unknown commit (it was made before code versions were noted)" in flags(record, config)
     assert record["provenance"]["code"][0]["commit"] is None
 
@@ -247,8 +247,8 @@ def test_what_nobody_knows_any_more_is_said_to_be_lost(spec, site, folder, kille
     killed(spec, 4)
     make_old(folder)
     lose(folder, b"\0\n")
-    results = train.run(spec, site, folder)
-    assert [one["epoch"] for one in results["results"]["history"]] == [2, 3]
+    results = trainer.run(spec, site, folder)
+    assert [entry["epoch"] for entry in results["results"]["history"]] == [2, 3]
     assert results["results"]["lost_epochs"] == [1]
     assert results["results"]["train_s"] is None
     assert "their metrics are gone" in " ".join(notes(folder))
@@ -257,10 +257,10 @@ def test_what_nobody_knows_any_more_is_said_to_be_lost(spec, site, folder, kille
 
 
 def test_a_lost_last_epoch_is_evaluated_again(spec, site, folder, config):
-    whole = train.run(spec, site, folder)["results"]
+    whole = trainer.run(spec, site, folder)["results"]
     make_old(folder)
     lose(folder, b"\0\n", epoch=3)
-    results = train.run(spec, site, folder)["results"]
+    results = trainer.run(spec, site, folder)["results"]
     assert [results[key] for key in ("top1", "top5")] == [whole[key] for key in ("top1", "top5")]
     assert results["val_loss"] == pytest.approx(whole["val_loss"])
     assert results["loss"] is None
@@ -268,25 +268,17 @@ def test_a_lost_last_epoch_is_evaluated_again(spec, site, folder, config):
 
 
 def test_a_left_out_step_is_counted_though_its_line_is_lost(spec, site, folder, killed, monkeypatch, config):
-    forward_backward = Training.forward_backward
+    forward_backward = Trainer.forward_backward
 
     def poison(self, images, target, part, parts):
         images = images * float("nan") if self.update == 1 else images
         return forward_backward(self, images, target, part, parts)
 
-    monkeypatch.setattr(Training, "forward_backward", poison)
+    monkeypatch.setattr(Trainer, "forward_backward", poison)
     killed(spec, 4)
     (folder / "journal.jsonl").unlink()
-    record = train.run(spec, site, folder)
+    record = trainer.run(spec, site, folder)
     (deviation,) = record["results"]["deviations"]
     assert deviation["update"] == 1
     assert "epoch 1, step 2" in deviation["text"]
     assert "1 training steps left out" in flags(record, config)
-
-
-def test_a_damaged_note_of_the_best_does_not_end_a_training(tmp_path):
-    saved = checkpoints.Checkpoints(tmp_path, "hash", print)
-    saved.save(1, {}, best=50.0)
-    (tmp_path / "best.json").write_bytes(b"\0" * 20)
-    saved.save(2, {}, best=40.0)
-    assert (tmp_path / "best.pt").exists()

@@ -12,7 +12,7 @@ from baselines.levit import PlainLevit
 from tests.models import families
 from workflow.campaign import specs
 from workflow.storage import records
-from workflow.train import checkpoints, evaluate, factory, train
+from workflow.train import checkpoints, evaluate, factory, trainer
 from workflow.train.checkpoints import WeightsError
 
 
@@ -23,7 +23,7 @@ def attempt(site, number=1) -> Path:
 @pytest.fixture
 def trained(tiny_spec, site) -> dict:
     """The record of a training whose weights the tests hand on as a file."""
-    return train.run(tiny_spec("deit_tiny", epochs=1), site, attempt(site))
+    return trainer.run(tiny_spec("deit_tiny", epochs=1), site, attempt(site))
 
 
 @pytest.fixture
@@ -114,6 +114,6 @@ def test_the_authors_keys_are_understood(tmp_path):
     checkpoint = {"file": str(tmp_path / "levit.pth")}
     checkpoint["sha256"] = records.sha256(tmp_path / "levit.pth")
     spec = {"setting": "demo", "run": "levit", "model": {"name": "levit"}, "checkpoint": checkpoint}
-    checkpoints.load_given(other, spec, {})
+    checkpoints.load_external(other, spec, {})
     assert isinstance(other, PlainLevit)
     assert torch.equal(other.stem.conv1.linear.weight, model.stem.conv1.linear.weight)

@@ -9,7 +9,7 @@ import torch
 from baselines.psvit_search import TopDownSearch
 from workflow.campaign import specs
 from workflow.storage import journal, provenance, records
-from workflow.train import factory, search, train
+from workflow.train import factory, search, trainer
 from workflow.train.factory import SpecError
 
 RUN = "ps_deit_tiny"
@@ -20,7 +20,7 @@ def small_specs(config, tiny_spec, site) -> dict:
     """The search's and the training's small specs, the dense model trained."""
     dense = tiny_spec("deit_tiny", epochs=1)
     folder = Path(site["root"]) / "runs" / "deit_tiny" / "attempts" / "1"
-    records.write_json(folder.parent.parent / "train.json", train.run(dense, site, folder))
+    records.write_json(folder.parent.parent / "train.json", trainer.run(dense, site, folder))
     model = dense["model"] | {"name": "ps_deit_tiny_patch16_224"}
     searched = specs.search_spec(config, "demo", RUN) | {"model": model}
     searched["start"] = specs.reference(dense)
@@ -73,16 +73,16 @@ def test_a_search_killed_in_the_middle_ends_the_same(small_specs, site, monkeypa
 
 
 def test_the_training_starts_from_what_was_found(small_specs, site):
-    found = publish(search.run(small_specs["search"], site, folder(site)), site)
-    assert found["results"]["weights"]["path"] == "search/attempts/1/weights.pt"
-    assert len(json.dumps(found)) < 20_000
+    searched = publish(search.run(small_specs["search"], site, folder(site)), site)
+    assert searched["results"]["weights"]["path"] == "search/attempts/1/weights.pt"
+    assert len(json.dumps(searched)) < 20_000
     task = factory.build_task(small_specs["train"], site, torch.device("cpu"))
-    assert task.get_trainable_module().patches == found["results"]["patches"]
+    assert task.get_trainable_module().patches == searched["results"]["patches"]
     attempt = Path(site["root"]) / "runs" / RUN / "attempts" / "1"
-    record = train.run(small_specs["train"], site, attempt)
+    record = trainer.run(small_specs["train"], site, attempt)
     assert record["results"]["top1"] >= 0
     kept = torch.load(attempt / "weights.pt")["kept"]
-    assert kept.sum(1).tolist() == found["results"]["counts"]
+    assert kept.sum(1).tolist() == searched["results"]["counts"]
 
 
 def test_images_are_a_sample_of_the_training_split(small_specs, site):

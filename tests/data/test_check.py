@@ -1,4 +1,4 @@
-"""What lies in the folders, and whether it can be decoded, before any training."""
+"""The check of a data set: what the folders hold, and whether it can be decoded, before any training."""
 
 import pytest
 from PIL import Image
@@ -19,11 +19,11 @@ def manifest_of(root) -> dict:
 def test_the_digits_are_split_the_same_way_every_time(tmp_path):
     write_digits(tmp_path / "a")
     write_digits(tmp_path / "b")
-    found = manifest_of(tmp_path / "a")
-    assert found == manifest_of(tmp_path / "b")
-    assert found["splits"]["train"]["images"] + found["splits"]["val"]["images"] == 1797
-    assert found["splits"]["val"]["images"] == 599
-    assert found["splits"]["val"]["classes"] == 10
+    manifest = manifest_of(tmp_path / "a")
+    assert manifest == manifest_of(tmp_path / "b")
+    assert manifest["splits"]["train"]["images"] + manifest["splits"]["val"]["images"] == 1797
+    assert manifest["splits"]["val"]["images"] == 599
+    assert manifest["splits"]["val"]["classes"] == 10
     image = Image.open(next((tmp_path / "a" / "val" / "0").iterdir()))
     assert (image.size, image.mode) == ((8, 8), "L")
 
@@ -53,7 +53,7 @@ def damaged(images) -> dict:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_all_bad_images_are_named_at_once(workers, images, damaged, tmp_path, monkeypatch):
-    monkeypatch.setattr(check, "TOGETHER", 7)  # several parts, also across processes
+    monkeypatch.setattr(check, "CHUNK", 7)  # several parts, also across processes
     with pytest.raises(DataError, match="4 of 61 files are no") as raised:
         check.check_images(listings(images), workers, tmp_path / "unusable.txt")
     listed = (tmp_path / "unusable.txt").read_text().splitlines()

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from workflow.runtime import device, precision
+from workflow.runtime import device
+from workflow.train import factory
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_bf16_is_refused_where_a_gpu_would_emulate_it(monkeypatch):
     device.check_precision("fp16", torch.device("cuda"), "")
     device.check_precision("bf16", torch.device("cpu"), "")
     with pytest.raises(device.DeviceError, match=r"for bf16 .*, or set `amp: null`.*recipes.yaml"):
-        precision.make("bf16", torch.device("cuda"))
+        factory.mixed_precision("bf16", torch.device("cuda"))
 
 
 def test_another_process_is_asked_about_the_device():

@@ -1,6 +1,5 @@
 """A training killed or stopped at any step ends with the same bits; steps that are not finite."""
 
-import json
 import math
 import os
 import signal
@@ -10,11 +9,10 @@ import pytest
 import torch
 
 from workflow.campaign import specs
-from workflow.runtime import preemption
-from workflow.runtime.preemption import StopFlag, Stopped
+from workflow.runtime.preemption import Stopped
 from workflow.storage import journal
-from workflow.train import checkpoints, train, trainer
-from workflow.train.trainer import Training, TrainingError
+from workflow.train import checkpoints, trainer
+from workflow.train.trainer import Trainer, TrainingError
 
 STEPS = 5  # 40 images in batches of 8
 
@@ -42,7 +40,7 @@ def spec_of(tiny_spec, run="evo_deit_tiny", **changes) -> dict:
 @pytest.fixture
 def run_and_kill(site, monkeypatch):
     """A function that trains and dies before this many steps more are done."""
-    step_of = Training.train_step
+    step_of = Trainer.train_step
 
     def run(spec: dict, folder: Path, steps: int, saving: bool = True, **changes) -> None:
         done = []
@@ -54,10 +52,10 @@ def run_and_kill(site, monkeypatch):
             done.append(self.update)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Training, "train_step", killing)
+            patch.setattr(Trainer, "train_step", killing)
             patch.setattr(checkpoints.Checkpoints, "due", lambda self: saving)
             with pytest.raises(Killed):
-                train.run(spec, site | changes, folder)
+                trainer.run(spec, site | changes, folder)
 
     return run
 
@@ -94,29 +92,29 @@ def test_killed_at_any_step_it_ends_with_the_same_bits(run, epochs, kills, site,
     spec = with_needed(spec_of(tiny_spec, run, epochs=epochs))
     if run == "evo_levit_128s":
         spec["model"]["kwargs"]["tradeoff"] = "learned"  # from the schedule's switch on
-    train.run(spec, site, attempt(site, run, 1))
+    trainer.run(spec, site, attempt(site, run, 1))
     for number, step in enumerate(kills, 2):
         run_and_kill(spec, attempt(site, run, number), step)
-        train.run(spec, site, attempt(site, run, number))
+        trainer.run(spec, site, attempt(site, run, number))
         assert_same_end(site, run, 1, number)
 
 
 def test_killed_again_and_again_between_checkpoints(site, tiny_spec, run_and_kill):
     """Checkpoints of epochs alone, five kills: work is repeated, nothing is changed."""
     spec, run = spec_of(tiny_spec, epochs=3), "evo_deit_tiny"
-    train.run(spec, site, attempt(site, run, 1))
+    trainer.run(spec, site, attempt(site, run, 1))
     for step in (3, 4, 6, 2, 7):
         run_and_kill(spec, attempt(site, run, 2), step, saving=False)
-    train.run(spec, site, attempt(site, run, 2))
+    trainer.run(spec, site, attempt(site, run, 2))
     assert_same_end(site, run, 1, 2)
 
 
 @pytest.mark.parametrize("workers", [2, 4])
 def test_workers_change_nothing(workers, site, tiny_spec, run_and_kill):
     spec, run = spec_of(tiny_spec), "evo_deit_tiny"
-    train.run(spec, site, attempt(site, run, 1))
+    trainer.run(spec, site, attempt(site, run, 1))
     run_and_kill(spec, attempt(site, run, 2), 3, workers=workers)
-    train.run(spec, site | {"workers": workers}, attempt(site, run, 2))
+    trainer.run(spec, site | {"workers": workers}, attempt(site, run, 2))
     assert_same_end(site, run, 1, 2)
 
 
@@ -127,7 +125,7 @@ def test_accumulated_batches_make_the_same_step(site, tiny_spec):
     for number, most in enumerate((None, 4, 2), 1):
         spec = spec_of(tiny_spec, "deit_tiny", device_batch=most, random_erasing=0.0, **plain)
         spec["model"]["kwargs"]["drop_path_rate"] = 0.0
-        record = train.run(spec, site, attempt(site, "deit_tiny", number))
+        record = trainer.run(spec, site, attempt(site, "deit_tiny", number))
         losses.append(record["results"]["loss"])
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
 
@@ -138,9 +136,9 @@ def test_accumulated_batches_make_the_same_step(site, tiny_spec):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_asked_to_stop_it_saves_after_the_step_and_goes_on_later(number, site, tiny_spec, monkeypatch):
     spec, run = spec_of(tiny_spec), "evo_deit_tiny"
-    train.run(spec, site, attempt(site, run, 1))
+    trainer.run(spec, site, attempt(site, run, 1))
     seen, before = [], signal.signal(number, lambda *arguments: seen.append(arguments[0]))
-    step_of = Training.train_step
+    step_of = Trainer.train_step
 
     def asked(self, batches):
         if self.update == 6:
@@ -148,25 +146,17 @@ def test_asked_to_stop_it_saves_after_the_step_and_goes_on_later(number, site, t
         step_of(self, batches)
 
     try:
-        monkeypatch.setattr(Training, "train_step", asked)
+        monkeypatch.setattr(Trainer, "train_step", asked)
         with pytest.raises(Stopped, match="checkpoint is saved"):
-            train.run(spec, site, attempt(site, run, 2))
+            trainer.run(spec, site, attempt(site, run, 2))
     finally:
         signal.signal(number, before)
-        monkeypatch.setattr(Training, "train_step", step_of)
+        monkeypatch.setattr(Trainer, "train_step", step_of)
     assert seen == [number]  # whoever handled it before does so after the checkpoint
     newest = max((attempt(site, run, 2) / "checkpoints").glob("step-*.pt"))
     assert newest.name == "step-000000007.pt"
-    train.run(spec, site, attempt(site, run, 2))
+    trainer.run(spec, site, attempt(site, run, 2))
     assert_same_end(site, run, 1, 2)
-
-
-def test_other_ranks_leave_the_end_to_the_first(monkeypatch):
-    waited = []
-    monkeypatch.setattr(preemption.time, "sleep", waited.append)
-    with pytest.raises(Stopped), StopFlag() as flag:
-        flag.hand_on(first=False)
-    assert waited == [preemption.LEFT_TO_FIRST_S]
 
 
 # -- losses that are not finite -------------------------------------------------------------------
@@ -174,22 +164,22 @@ def test_other_ranks_leave_the_end_to_the_first(monkeypatch):
 
 def poisoned(monkeypatch, *updates: int):
     """The losses of these steps become NaN, in whatever attempt they are made."""
-    forward_backward = Training.forward_backward
+    forward_backward = Trainer.forward_backward
 
     def poison(self, images, target, part, parts):
         if self.update in updates:
             images = images * math.nan
         return forward_backward(self, images, target, part, parts)
 
-    monkeypatch.setattr(Training, "forward_backward", poison)
+    monkeypatch.setattr(Trainer, "forward_backward", poison)
 
 
 def test_a_step_that_is_not_finite_is_left_out_and_recorded(site, tiny_spec, monkeypatch):
     spec, run = spec_of(tiny_spec), "evo_deit_tiny"
-    whole = train.run(spec, site, attempt(site, run, 1))
+    whole = trainer.run(spec, site, attempt(site, run, 1))
     assert whole["results"]["deviations"] == []
     poisoned(monkeypatch, 2, 7)
-    record = train.run(spec, site, attempt(site, run, 2))
+    record = trainer.run(spec, site, attempt(site, run, 2))
     deviations = record["results"]["deviations"]
     assert [d["update"] for d in deviations] == [2, 7]
     assert "epoch 1, step 3: the step is left out" in deviations[0]["text"]
@@ -202,9 +192,9 @@ def test_a_step_that_is_not_finite_is_left_out_and_recorded(site, tiny_spec, mon
 def test_deviations_survive_a_kill(site, tiny_spec, monkeypatch, run_and_kill):
     spec, run = spec_of(tiny_spec), "evo_deit_tiny"
     poisoned(monkeypatch, 2)
-    train.run(spec, site, attempt(site, run, 1))
+    trainer.run(spec, site, attempt(site, run, 1))
     run_and_kill(spec, attempt(site, run, 2), 7)
-    record = train.run(spec, site, attempt(site, run, 2))
+    record = trainer.run(spec, site, attempt(site, run, 2))
     assert [d["update"] for d in record["results"]["deviations"]] == [2]
     assert_same_end(site, run, 1, 2)
 
@@ -212,7 +202,7 @@ def test_deviations_survive_a_kill(site, tiny_spec, monkeypatch, run_and_kill):
 def test_too_many_such_steps_end_the_training(site, tiny_spec, monkeypatch):
     poisoned(monkeypatch, *range(1, 9))
     with pytest.raises(TrainingError, match="became nan in epoch 2, step 2 of evo_deit_tiny"):
-        train.run(spec_of(tiny_spec), site, attempt(site, "evo_deit_tiny", 1))
+        trainer.run(spec_of(tiny_spec), site, attempt(site, "evo_deit_tiny", 1))
     events = journal.read(attempt(site, "evo_deit_tiny", 1) / "journal.jsonl")
     left_out = [event for event, _ in events if event["event"] == "deviation"]
     assert len(left_out) == trainer.MOST_SKIPPED == 5
@@ -221,24 +211,7 @@ def test_too_many_such_steps_end_the_training(site, tiny_spec, monkeypatch):
 # -- checkpoints --------------------------------------------------------------------------------
 
 
-def test_the_last_two_and_the_best_are_kept(tmp_path):
-    saved = checkpoints.Checkpoints(tmp_path, "hash", print)
-    for step, top1 in ((1, 50.0), (2, 70.0), (3, None), (4, 60.0)):
-        saved.save(step, {"w": torch.tensor(step)}, top1)
-    assert sorted(path.name for path in tmp_path.glob("*.pt")) == [
-        "best.pt", "step-000000003.pt", "step-000000004.pt",
-    ]  # fmt: skip
-    assert torch.load(tmp_path / "best.pt")["w"] == 2
-    assert json.loads((tmp_path / "best.json").read_text())["value"] == 70.0
-
-
-def test_another_is_due_after_some_minutes(tmp_path):
-    assert not checkpoints.Checkpoints(tmp_path, "hash", print, minutes=10).due()
-    assert checkpoints.Checkpoints(tmp_path, "hash", print, minutes=0).due()
-    assert not checkpoints.Checkpoints(tmp_path, "hash", print).due()
-
-
 def test_the_record_still_is_of_its_spec(site, tiny_spec):
     spec = spec_of(tiny_spec, epochs=1)
-    record = train.run(spec, site, attempt(site, "evo_deit_tiny", 1))
+    record = trainer.run(spec, site, attempt(site, "evo_deit_tiny", 1))
     assert record["spec_hash"] == specs.spec_hash(spec)

@@ -18,6 +18,6 @@ def test_timm_knows_what_the_recipes_name(config):
     [("optimizer", "adamww"), ("auto_augment", "rnad-m9"), ("auto_augment", "rand-m9-foo1")],
 )
 def test_a_name_that_timm_does_not_know_is_said_before_any_training(key, name):
-    (said,) = preflight.unknown_names({key: [name]})
-    assert said.startswith(f"timm makes no {key} of {name!r} here (")
-    assert "correct it in workflow/config/" in said
+    (message,) = preflight.unknown_names({key: [name]})
+    assert message.startswith(f"timm makes no {key} of {name!r} here (")
+    assert "correct it in workflow/config/" in message
