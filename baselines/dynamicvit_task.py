@@ -8,7 +8,10 @@ from timm.task import ClassificationTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
+from evovit.task import register_task
 
+
+@register_task("dynamicvit")
 class DynamicViTTask(ClassificationTask):
     """Classification + kept-share + distillation losses of DynamicViT.
 

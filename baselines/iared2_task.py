@@ -7,9 +7,12 @@ from timm.task import ClassificationTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
+from evovit.task import register_task
+
 from .iared2 import InterpretedVisionTransformer, PolicyOutput
 
 
+@register_task("ia_red2")
 class IARED2Task(ClassificationTask):
     """Classification and policy learning, group by group (the curriculum).
 

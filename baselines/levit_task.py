@@ -5,7 +5,10 @@ from typing import Any
 from timm.task import TokenDistillationTask
 from torch import nn
 
+from evovit.task import register_task
 
+
+@register_task("hard_distillation")
 class HardDistillationTask(TokenDistillationTask):
     """timm's token distillation against the labels that a teacher predicts.
 

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from evovit.task import register_task
+
 from .psvit import SlimVisionTransformer
 
 
@@ -53,6 +55,7 @@ def importance(model: SlimVisionTransformer, layer: int, x: Tensor) -> Tensor:
     return scores.sum(1).mean(0)[1:]
 
 
+@register_task("ps_vit_search")
 class TopDownSearch:
     """The search, one layer at a time: call ``next_layer`` until ``done``.
 

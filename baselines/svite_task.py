@@ -9,10 +9,13 @@ from timm.task import ClassificationTask
 from timm.utils import unwrap_model
 from torch import nn
 
+from evovit.task import register_task
+
 from .svite import SparseVisionTransformer
 from .svite_layers import Gate, GatedLinear
 
 
+@register_task("svite")
 class SViTETask(ClassificationTask):
     """Classification while a model's units are killed and regrown.
 

@@ -14,6 +14,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 OLD_SCHEDULE = "_extra_state"  # a key of older files; the schedule is metadata now
+OLD_NAMES = {"tradeoff_logits": "alpha_logits", "learning_tradeoff": "learning_alpha"}  # of older files
 
 
 def load_file(path: str | Path) -> dict[str, Tensor]:
@@ -65,12 +66,17 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     load_exactly(model, model.from_official(state_dict))
 
 
+def with_new_names(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return weights or metadata of an older file under the names that they have now."""
+    return {OLD_NAMES.get(name, name): value for name, value in entries.items()}
+
+
 def has_own_keys(state_dict: Mapping[str, Tensor], model: nn.Module) -> bool:
     """Whether weights have the keys of an ``evo_*`` model, not those of the authors' code.
 
     Keys of parts that only training needs say nothing of it: the authors name them as we do.
     """
-    names = {key for key in state_dict if not key.startswith(_training_parts(model))}
+    names = {key for key in with_new_names(state_dict) if not key.startswith(_training_parts(model))}
     return names - {OLD_SCHEDULE} <= model.state_dict().keys()
 
 
@@ -91,6 +97,10 @@ def load_exactly(model: nn.Module, state_dict: Mapping[str, Tensor], fresh: Sequ
         ValueError: listing every missing, unexpected or misshapen key.
     """
     own = model.state_dict()
+    metadata = _metadata(state_dict)
+    state_dict = OrderedDict(with_new_names(state_dict))
+    if metadata:
+        state_dict._metadata = metadata
     parts = _training_parts(model)
     unneeded = () if any(key.startswith(parts) for key in own) else parts
     absent = [key for key in own if key not in state_dict]
@@ -169,19 +179,19 @@ def levit_from_official(state_dict: Mapping[str, Tensor], depths: Sequence[int])
         if stage > 0:
             places += [f"{here}.downsample"] * 2  # the attention, then its MLP
         places += [f"{here}.blocks.{block}" for block in range(depth)]
-    renamed, tradeoffs = {}, {}
+    renamed, logits = {}, {}
     for key, value in _without_twins(state_dict).items():
         match = re.fullmatch(r"blocks\.(\d+)\.(.+)", key)
         if key.endswith("learn_tradeoff") and match:
-            tradeoffs[int(match[1])] = value
+            logits[int(match[1])] = value
         elif match and int(match[1]) < len(places):
             renamed[f"{places[int(match[1])]}.{_levit_layer(match[2])}"] = value
         else:
             key = re.sub(r"^patch_embed\.(\d+)\.", _stem_layer, key)
             renamed[_levit_layer(key)] = value
-    if tradeoffs:
+    if logits:
         # Theirs weighs the new score, ours the previous one: sigmoid(-x) = 1 - sigmoid(x).
-        renamed["tradeoff_logits"] = -torch.cat([tradeoffs[i] for i in sorted(tradeoffs)])
+        renamed["alpha_logits"] = -torch.cat([logits[i] for i in sorted(logits)])
     return renamed
 
 

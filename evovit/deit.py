@@ -41,7 +41,7 @@ class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
         variant: "paper" (the text) or "official" (the authors' code).
         keep_ratio: share of informative tokens, a number or one per block (1 before start_block).
         start_block: first selecting block, counted from 0; the paper's fifth layer is 4.
-        tradeoff: alpha of Eq. 4, weight of the previous score, a number or one per block; 0.5.
+        alpha: alpha of Eq. 4, weight of the previous score, a number or one per block; 0.5.
         schedule: "stage" or "layer". Given, a checkpoint of the other schedule is refused; left
             out, it is "stage" until a checkpoint says otherwise.
         placeholders: "update" (Eqs. 5-7; default of the paper's variant), "keep" (default of the
@@ -61,7 +61,7 @@ class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
         variant: str = "paper",
         keep_ratio: float | Sequence[float] = 0.5,
         start_block: int = 4,
-        tradeoff: float | str | Sequence[float] | None = None,
+        alpha: float | str | Sequence[float] | None = None,
         schedule: str | None = None,
         placeholders: str | None = None,
         scores: str = "global",
@@ -81,7 +81,7 @@ class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
                          weight_init="skip")  # fmt: skip
         self._refuse_unsupported(kwargs)
         switches = plan.resolve(
-            plan.Host(len(self.blocks)), variant, keep_ratio, start_block, tradeoff, placeholders,
+            plan.Host(len(self.blocks)), variant, keep_ratio, start_block, alpha, placeholders,
             scores, blocks_per_stage, pool_placeholders, tile,
         )  # fmt: skip
         self.set_switches(switches, schedule)
@@ -136,7 +136,7 @@ class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
         if self.runs and self.switches.scores == "last_class":
             ranking = self._last_class_attention(embedded)
         grid = torch.arange(num_patches, device=embedded.device) if observer is not None else None
-        this = Evolution(self._block, self.switches, self.runs, self.switches.tradeoff,
+        this = Evolution(self._block, self.switches, self.runs, self.switches.alphas,
                          num_patches, ranking, grid, observer)  # fmt: skip
         end = len(self.blocks) if end is None else end
         return evolve(this, State(embedded), 0, end).tokens
@@ -274,6 +274,7 @@ default_cfgs = generate_default_cfgs({f"evo_deit_{s}": _cfg(int(s[-3:])) for s i
 
 
 def _create(name: str, pretrained: bool, kwargs: dict[str, Any], **sizes: Any) -> nn.Module:
+    plan.refuse_old_keywords(kwargs)
     # "variant" is also the name of a parameter of build_model_with_cfg
     model_cls = partial(EvoVisionTransformer, variant=kwargs.pop("variant", "paper"))
     return build_model_with_cfg(

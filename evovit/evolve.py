@@ -34,15 +34,15 @@ class Evolution(NamedTuple):
     run_block: RunBlock
     switches: Switches
     runs: Sequence[tuple[int, int]]  # of ``plan.segments``; empty: no selection, all blocks dense
-    tradeoff: Sequence[float | Tensor]  # per attention
+    alphas: Sequence[float | Tensor]  # per attention
     num_patches: int  # N of the stage's grid
     ranking: Tensor | None = None  # (B, N) fixed scores to select by
     grid: Tensor | None = None  # (N,) for the observer
     observer: list[Observation] | None = None
 
     def alpha(self, block: int) -> float | Tensor:
-        """The trade-off of a block."""
-        return self.tradeoff[self.switches.host.attention_of(block)]
+        """The weight of the previous score in a block."""
+        return self.alphas[self.switches.host.attention_of(block)]
 
 
 class State(NamedTuple):

@@ -54,20 +54,20 @@ def patch_scores(row: Tensor | ClassRow, sums: bool, lets_gradients: bool) -> Te
 
 
 def evolve_scores(
-    previous: Tensor | Pending | None, current: Tensor | ClassRow, tradeoff: float | Tensor
+    previous: Tensor | Pending | None, current: Tensor | ClassRow, alpha: float | Tensor
 ) -> Tensor | Pending:
     """``tokens.evolve_scores``."""
     if isinstance(current, Tensor):
-        return tokens.evolve_scores(previous, current, tradeoff)
+        return tokens.evolve_scores(previous, current, alpha)
     if not isinstance(previous, Pending) or previous.places is not None:
         previous = Pending(None if previous is None else settled(previous), None, ())
-    return _with(previous, current, tradeoff)
+    return _with(previous, current, alpha)
 
 
-def _with(pending: Pending, row: ClassRow, tradeoff: float) -> Pending:
+def _with(pending: Pending, row: ClassRow, alpha: float) -> Pending:
     if len(pending.rows) == kernels.MOST_BLOCKS:
         pending = Pending(settled(pending), pending.places, ())
-    return Pending(pending.previous, pending.places, (*pending.rows, (row, tradeoff)))
+    return Pending(pending.previous, pending.places, (*pending.rows, (row, alpha)))
 
 
 def settled(scores: Tensor | Pending | ClassRow) -> Tensor:
@@ -88,7 +88,7 @@ def select(scores: Tensor | Pending | ClassRow, k: int) -> Selection:
             scores.places,
             [row.query for row in rows],
             [row.keys for row in rows],
-            [float(tradeoff) for _, tradeoff in scores.rows],
+            [float(alpha) for _, alpha in scores.rows],
             rows[0].scale if rows else 1.0,
             rows[0].factor if rows else 1.0,
             k,
@@ -111,14 +111,14 @@ def evolve_kept(
     before: Tensor | Pending,
     chosen: Selection,
     row: Tensor | ClassRow,
-    tradeoff: float | Tensor,
+    alpha: float | Tensor,
 ) -> Tensor | Pending:
     """``tokens.evolve_kept``; pending scores are those of all patches."""
     if isinstance(row, Tensor):
-        return tokens.evolve_kept(scores, before, chosen.kept, row, tradeoff)
+        return tokens.evolve_kept(scores, before, chosen.kept, row, alpha)
     if scores is None:  # those before, which need not be the ranking
         scores = Pending(settled(before), chosen.places, ())
-    return _with(scores, row, tradeoff)
+    return _with(scores, row, alpha)
 
 
 def kept_scores(scores: Tensor | Pending, chosen: Selection) -> Tensor:

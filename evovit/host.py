@@ -8,7 +8,7 @@ from timm.models._input import update_model_args
 from torch import Tensor, nn
 
 from . import plan
-from .checkpoint import OLD_SCHEDULE, load_exactly
+from .checkpoint import OLD_NAMES, OLD_SCHEDULE, load_exactly, with_new_names
 from .features import NoSymbolicGraph
 
 _logger = logging.getLogger(__name__)
@@ -93,8 +93,11 @@ class EvoHost(NoSymbolicGraph):
     def _load_from_state_dict(self, state_dict, prefix: str, local_metadata, *args: Any) -> None:
         """torch's method for one module; called before those of the modules inside it."""
         stored = state_dict.pop(f"{prefix}{OLD_SCHEDULE}", None)
+        for old, new in OLD_NAMES.items():
+            if f"{prefix}{old}" in state_dict:
+                state_dict[f"{prefix}{new}"] = state_dict.pop(f"{prefix}{old}")
         if "schedule" in local_metadata:
-            self.accept_metadata(local_metadata)
+            self.accept_metadata(with_new_names(local_metadata))
         elif stored is not None:
             self.accept_metadata(self._read_extra_state(stored))
         elif "version" not in local_metadata:  # weights without torch's metadata
@@ -134,8 +137,8 @@ class EvoHost(NoSymbolicGraph):
         """
         return load_exactly(self, state_dict, fresh=self.training_parts)
 
-    def set_tradeoff_learning(self, enable: bool) -> None:
-        """For the hosts that learn their trade-offs; the others have numbers."""
+    def set_alpha_learning(self, enable: bool) -> None:
+        """For the hosts that learn their alphas; the others have numbers."""
 
     def set_training_outputs(self, enable: bool = True) -> None:
         """Whether a forward pass in training returns all that the task's loss needs.

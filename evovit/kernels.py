@@ -27,7 +27,7 @@ def choose(
     places: Tensor | None,
     queries: Sequence[Tensor],
     keys: Sequence[Tensor],
-    tradeoffs: Sequence[float],
+    alphas: Sequence[float],
     scale: float,
     factor: float,
     k: int,
@@ -40,7 +40,7 @@ def choose(
             and keeps its score; None: all do, in order.
         queries, keys: of each block the class token's (B, H, D), and (B, L, C) with the class token
             first.
-        tradeoffs: alpha of Eq. 4 for each block.
+        alphas: alpha of Eq. 4 for each block.
         scale: factor on the products of queries and keys, of all blocks.
         factor: on the sum over the heads, of all blocks; 1 / H for their mean.
         k: tokens to keep; 0 only evolves.
@@ -51,9 +51,9 @@ def choose(
     """
     first = _first(previous, queries)
     if triton is None or not first.is_cuda or first.dtype == torch.float64:
-        return reference(previous, places, queries, keys, tradeoffs, scale, factor, k)
+        return reference(previous, places, queries, keys, alphas, scale, factor, k)
     with torch.cuda.device(first.device):
-        return _launch(previous, places, queries, keys, tradeoffs, scale, factor, k)
+        return _launch(previous, places, queries, keys, alphas, scale, factor, k)
 
 
 def _first(previous: Tensor | None, queries: Sequence[Tensor]) -> Tensor:
@@ -70,7 +70,7 @@ def _num_patches(previous: Tensor | None, keys: Sequence[Tensor]) -> int:
 
 
 @choose.register_fake
-def _(previous, places, queries, keys, tradeoffs, scale, factor, k) -> Chosen:
+def _(previous, places, queries, keys, alphas, scale, factor, k) -> Chosen:
     first = _first(previous, queries)
     return _outputs(first, _num_patches(previous, keys), k)
 
@@ -83,17 +83,17 @@ def _outputs(like: Tensor, num_patches: int, k: int) -> Chosen:
     return scores, empty(k, torch.int64), empty(num_patches, torch.int64), weights
 
 
-def reference(previous, places, queries, keys, tradeoffs, scale, factor, k) -> Chosen:
+def reference(previous, places, queries, keys, alphas, scale, factor, k) -> Chosen:
     """What the kernels compute."""
     dtype = _dtype(_first(previous, queries))
     scores = None if previous is None else previous.to(dtype)
-    for query, key, tradeoff in zip(queries, keys, tradeoffs, strict=True):
+    for query, key, alpha in zip(queries, keys, alphas, strict=True):
         heads = key.to(dtype).unflatten(2, query.shape[1:])
         products = (query.to(dtype) * scale).unsqueeze(1) * heads
         row = products.sum(dim=3).softmax(dim=1)[:, 1:].sum(dim=2) * factor
         if places is not None:
             row = torch.where(places >= 0, row.gather(1, places.clamp_min(0)), scores)
-        scores = row if scores is None else torch.lerp(row, scores, tradeoff)
+        scores = row if scores is None else torch.lerp(row, scores, alpha)
     scores = scores.clone()
     rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     kept = rank.argsort(dim=1)[:, :k].contiguous()
@@ -114,7 +114,7 @@ def _warps(block: int) -> int:
     return min(16, max(4, block // 64))
 
 
-def _launch(previous, places, queries, keys, tradeoffs, scale, factor, k) -> Chosen:
+def _launch(previous, places, queries, keys, alphas, scale, factor, k) -> Chosen:
     previous, places = (t if t is None else t.contiguous() for t in (previous, places))
     queries, keys = _alike(queries), _alike(keys)
     first, count = _first(previous, queries), len(queries)
@@ -134,7 +134,7 @@ def _launch(previous, places, queries, keys, tradeoffs, scale, factor, k) -> Cho
             num_warps=_warps(block),
         )  # fmt: skip
     block = triton.next_power_of_2(num_patches)
-    alphas = [*tradeoffs, *[0.0] * (MOST_BLOCKS - count)]
+    alphas = [*alphas, *[0.0] * (MOST_BLOCKS - count)]
     _choose[(batch,)](
         scores if previous is None else previous, kept if places is None else places, rows,
         scores, kept, new_places, weights, *alphas, factor, k, length,

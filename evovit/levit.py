@@ -45,7 +45,7 @@ class EvoLevit(PyramidHost, nn.Module):
             authors' code: alpha learned, sub-sampled scores rescaled to the sum they had before).
         keep_ratio: share of informative tokens, a number or one per block (1 before start_block).
         start_block: first selecting block, counted from 0 through all stages.
-        tradeoff: alpha of Eq. 4, weight of the previous score; a number, one per attention
+        alpha: alpha of Eq. 4, weight of the previous score; a number, one per attention
             (sub-sampling ones included, in order) or "learned".
         schedule: "stage" or "layer"; see EvoVisionTransformer.
         placeholders: "update" (Eqs. 5-7) or "keep".
@@ -77,7 +77,7 @@ class EvoLevit(PyramidHost, nn.Module):
         variant: str = "paper",
         keep_ratio: float | Sequence[float] = 0.5,
         start_block: int = 2,
-        tradeoff: float | str | Sequence[float] | None = None,
+        alpha: float | str | Sequence[float] | None = None,
         schedule: str | None = None,
         placeholders: str | None = None,
         scores: str = "global",
@@ -96,7 +96,7 @@ class EvoLevit(PyramidHost, nn.Module):
         self.grad_checkpointing = self.distilled_training = False
         self._set_pool(global_pool)
         host = plan.Host(sum(depth), tuple(sum(depth[:i]) for i in range(len(depth))))
-        switches = plan.resolve(host, variant, keep_ratio, start_block, tradeoff, placeholders, scores, tile=tile)
+        switches = plan.resolve(host, variant, keep_ratio, start_block, alpha, placeholders, scores, tile=tile)
         self.set_switches(switches, schedule)
         self._set_grids(img_size)
         act = get_act_layer(act_layer)
@@ -120,8 +120,8 @@ class EvoLevit(PyramidHost, nn.Module):
             self.feature_info.append(info)
         # One vector, so that all of it has a gradient under every schedule (DDP wants that).
         learned = torch.zeros(host.attentions, **dd)
-        self.tradeoff_logits = nn.Parameter(learned) if switches.learned else None
-        self.learning_tradeoff = switches.learned
+        self.alpha_logits = nn.Parameter(learned) if switches.learned else None
+        self.learning_alpha = switches.learned
         self._set_classifiers(**dd)
 
     training_parts = TRAINING_HEADS
@@ -141,8 +141,8 @@ class EvoLevit(PyramidHost, nn.Module):
         init_levit_layers(self)
         nn.init.zeros_(self.cls_token)
         trunc_normal_(self.pos_embed, std=0.02)
-        if self.tradeoff_logits is not None:
-            nn.init.zeros_(self.tradeoff_logits)
+        if self.alpha_logits is not None:
+            nn.init.zeros_(self.alpha_logits)
 
     def _set_pool(self, global_pool: str) -> None:
         if global_pool not in ("avg", ""):
@@ -192,18 +192,18 @@ class EvoLevit(PyramidHost, nn.Module):
             self.set_training_outputs(False)
             self.reset_classifier(0, "")
         blocks = sum(len(stage.blocks) for stage in self.stages)
-        if blocks <= self.switches.start_block:  # nothing is left that selects by the trade-offs
-            self.tradeoff_logits, self.learning_tradeoff = None, False
+        if blocks <= self.switches.start_block:  # nothing is left that selects by the alphas
+            self.alpha_logits, self.learning_alpha = None, False
         return taken
 
     def no_weight_decay(self) -> set[str]:
         return {
-            name for name, _ in self.named_parameters() if name.endswith(("pos_embed", "cls_token", "tradeoff_logits"))
+            name for name, _ in self.named_parameters() if name.endswith(("pos_embed", "cls_token", "alpha_logits"))
         }
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return dict(
-            stem=r"^(?:stem|cls_token|pos_embed|tradeoff_logits)",
+            stem=r"^(?:stem|cls_token|pos_embed|alpha_logits)",
             blocks=r"^stages\.(\d+)"
             if coarse
             else [
@@ -306,6 +306,7 @@ default_cfgs = generate_default_cfgs({f"evo_levit_{size}": CFG for size in SIZES
 
 
 def _create(size: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    plan.refuse_old_keywords(kwargs)
     # "variant" is also the name of a parameter of build_model_with_cfg
     model_cls = partial(EvoLevit, variant=kwargs.pop("variant", "paper"))
     return build_model_with_cfg(

@@ -1,13 +1,23 @@
 """The switches of Evo-ViT: checked once at construction, then turned into a static plan."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SCHEDULES = ("layer", "stage")
 VARIANTS = ("paper", "official")
 PLACEHOLDERS = ("update", "keep", "drop")
 SCORES = ("global", "class", "random", "last_class", "column_mean")
+
+
+def refuse_old_keywords(keywords: Mapping[str, Any]) -> None:
+    """Refuse a model's keyword that has another name now.
+
+    Raises:
+        ValueError: naming the new keyword.
+    """
+    if "tradeoff" in keywords:
+        raise ValueError(f"the keyword tradeoff is called alpha now: write alpha={keywords['tradeoff']!r}")
 
 
 class Host(NamedTuple):
@@ -38,8 +48,8 @@ class Switches(NamedTuple):
     variant: str
     keep_ratio: tuple[float, ...]  # share of the patches that is kept; 1 before start_block
     start_block: int
-    tradeoff: tuple[float, ...]  # per attention: weight of the previous score in Eq. 4
-    learned: bool  # the trade-offs are parameters, and these are their values until then
+    alphas: tuple[float, ...]  # per attention: weight of the previous score in Eq. 4
+    learned: bool  # the alphas are parameters, and these are their values until then
     placeholders: str
     scores: str
     stage_starts: tuple[int, ...]  # blocks that select stage-wise
@@ -62,7 +72,7 @@ def resolve(
     variant: str,
     keep_ratio: float | Sequence[float],
     start_block: int,
-    tradeoff: float | str | Sequence[float] | None,
+    alpha: float | str | Sequence[float] | None,
     placeholders: str | None,
     scores: str,
     blocks_per_stage: int | None = None,
@@ -115,8 +125,8 @@ def resolve(
         variant=variant,
         keep_ratio=_keep_ratios(keep_ratio, host.depth, start_block, placeholders),
         start_block=start_block,
-        tradeoff=_tradeoffs(tradeoff, host, start_block, variant, scores),
-        learned=_learns(tradeoff, host, variant, placeholders, scores),
+        alphas=_alphas(alpha, host, start_block, variant, scores),
+        learned=_learns(alpha, host, variant, placeholders, scores),
         placeholders=placeholders,
         scores=scores,
         stage_starts=starts,
@@ -156,9 +166,9 @@ def scoring_blocks(switches: Switches, runs: Sequence[tuple[int, int]]) -> froze
     needed = set()
     for first, end in ((0, switches.start_block), *runs):
         for block in range(first, end):
-            # A trade-off of 0 further down the same run forgets what was scored before it.
+            # An alpha of 0 further down the same run forgets what was scored before it.
             later = (switches.host.attention_of(other) for other in range(block + 1, end))
-            forgotten = any(switches.tradeoff[attention] == 0 for attention in later)
+            forgotten = any(switches.alphas[attention] == 0 for attention in later)
             if block < selecting[-1] and not forgotten:
                 needed.add(block)
     return frozenset(needed)
@@ -215,23 +225,23 @@ def _learns(
     placeholders: str,
     scores: str,
 ) -> bool:
-    """Whether the trade-offs are parameters: asked for, or as the authors' LeViT code has it."""
+    """Whether the alphas are parameters: asked for, or as the authors' LeViT code has it."""
     possible = host.subsamples and placeholders == "update" and scores == "global"
     if isinstance(value, str):
         if value != "learned":
-            raise ValueError(f"tradeoff={value!r} is neither a number nor 'learned'")
+            raise ValueError(f"alpha={value!r} is neither a number nor 'learned'")
         if not host.subsamples:
-            raise ValueError("tradeoff='learned': only Evo-LeViT learns it, DeiT's is a number")
+            raise ValueError("alpha='learned': only Evo-LeViT learns it, DeiT's is a number")
         if not possible:
             raise ValueError(
-                f"tradeoff='learned' with placeholders={placeholders!r}, scores={scores!r}: only "
-                "the weights of Eq. 5, made of global scores, pass a gradient to the trade-off"
+                f"alpha='learned' with placeholders={placeholders!r}, scores={scores!r}: only "
+                "the weights of Eq. 5, made of global scores, pass a gradient to the alpha"
             )
         return True
     return value is None and possible and variant == "official"
 
 
-def _tradeoffs(
+def _alphas(
     value: float | str | Sequence[float] | None,
     host: Host,
     start: int,
@@ -239,7 +249,7 @@ def _tradeoffs(
     scores: str,
 ) -> tuple[float, ...]:
     if value is not None and scores != "global":
-        raise ValueError(f"tradeoff={value} mixes the global class attention, not scores={scores!r}")
+        raise ValueError(f"alpha={value} mixes the global class attention, not scores={scores!r}")
     if scores != "global":
         return (0.0,) * host.attentions
     if value is None or isinstance(value, str):
@@ -248,7 +258,7 @@ def _tradeoffs(
         # The authors' DeiT code has no memory before the first selecting block; the text has.
         forgetful = start if variant == "official" and not host.subsamples else 0
         value = [0.0 if i < forgetful else value for i in range(host.attentions)]
-    alphas = _per_entry("tradeoff", value, host.attentions, "attentions")
+    alphas = _per_entry("alpha", value, host.attentions, "attentions")
     if not all(0 <= alpha <= 1 for alpha in alphas):
-        raise ValueError(f"tradeoff={alphas} must lie in [0, 1]")
+        raise ValueError(f"alpha={alphas} must lie in [0, 1]")
     return alphas

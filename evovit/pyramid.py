@@ -19,35 +19,35 @@ from .host import EvoHost
 class PyramidHost(EvoHost):
     """Mixed into a model with ``stem``, ``stages``, ``cls_token``, ``pos_embed`` and ``grids``."""
 
-    def set_tradeoff_learning(self, enable: bool) -> None:
-        """Whether learned trade-offs count; until then they are the number they start from."""
-        self.learning_tradeoff = enable and self.tradeoff_logits is not None
+    def set_alpha_learning(self, enable: bool) -> None:
+        """Whether learned alphas count; until then they are the number they start from."""
+        self.learning_alpha = enable and self.alpha_logits is not None
 
     def set_distilled_training(self, enable: bool = True) -> None:
         """Whether the heads stay apart from their distillation twins in training."""
         self.distilled_training = enable
 
     def metadata(self) -> dict[str, Any]:
-        """See EvoHost; and whether learned trade-offs count."""
-        return {**super().metadata(), "learning_tradeoff": self.learning_tradeoff}
+        """See EvoHost; and whether learned alphas count."""
+        return {**super().metadata(), "learning_alpha": self.learning_alpha}
 
     def accept_metadata(self, metadata: Mapping[str, Any]) -> None:
         """See EvoHost."""
         super().accept_metadata(metadata)
-        self.set_tradeoff_learning(metadata["learning_tradeoff"])
+        self.set_alpha_learning(metadata["learning_alpha"])
 
-    def _tradeoffs(self) -> Sequence[float | Tensor]:
+    def _alphas(self) -> Sequence[float | Tensor]:
         """Weight of the previous score per attention; learned ones once they are to be."""
-        if self.tradeoff_logits is None or not self.learning_tradeoff:
-            return self.switches.tradeoff
-        return torch.sigmoid(self.tradeoff_logits).unbind()
+        if self.alpha_logits is None or not self.learning_alpha:
+            return self.switches.alphas
+        return torch.sigmoid(self.alpha_logits).unbind()
 
     def _class_token(self) -> Tensor:
-        """(1, 1, C). Through it trade-offs that nothing selects by get a gradient, of zero: DDP
+        """(1, 1, C). Through it alphas that nothing selects by get a gradient, of zero: DDP
         wants one for each parameter."""
-        if self.tradeoff_logits is None or not records_gradient(self.tradeoff_logits):
+        if self.alpha_logits is None or not records_gradient(self.alpha_logits):
             return self.cls_token
-        return self.cls_token + 0.0 * torch.sigmoid(self.tradeoff_logits).sum()
+        return self.cls_token + 0.0 * torch.sigmoid(self.alpha_logits).sum()
 
     def _scores(self, row: Tensor) -> Tensor:
         """Mean over the heads; only Eq. 5's weights let a gradient through."""
@@ -82,7 +82,7 @@ class PyramidHost(EvoHost):
             )
         x = self.stem(images).flatten(2).transpose(1, 2)
         x = torch.cat((self._class_token().expand(x.shape[0], -1, -1), x), dim=1) + self.pos_embed
-        state, host, alphas = State(x), self.switches.host, self._tradeoffs()
+        state, host, alphas = State(x), self.switches.host, self._alphas()
         grid = None if observer is None else torch.arange(x.shape[1] - 1, device=x.device)
         bounds = list(pairwise((*host.stages, host.depth)))
         stages = len(self.stages) if stages is None else stages

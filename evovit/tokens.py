@@ -60,19 +60,19 @@ def patch_scores(row: Tensor, sums: bool, lets_gradients: bool) -> Tensor:
     return row if lets_gradients else row.detach()
 
 
-def evolve_scores(previous: Tensor | None, current: Tensor, tradeoff: float | Tensor) -> Tensor:
-    """Global class attention, Eq. 4: ``tradeoff`` (the paper's alpha) weighs the previous score.
+def evolve_scores(previous: Tensor | None, current: Tensor, alpha: float | Tensor) -> Tensor:
+    """Global class attention, Eq. 4: ``alpha`` (the paper's alpha) weighs the previous score.
 
     Args:
         previous: (B, k), or None in the first block.
         current: class attention (B, k) of the same tokens.
-        tradeoff: a number, or a tensor () where it is learned.
+        alpha: a number, or a tensor () where it is learned.
     """
-    if previous is None or (not isinstance(tradeoff, Tensor) and tradeoff == 0):
+    if previous is None or (not isinstance(alpha, Tensor) and alpha == 0):
         return current
-    if isinstance(tradeoff, Tensor):
-        tradeoff = tradeoff.to(current.dtype)
-    return torch.lerp(current, previous, tradeoff)
+    if isinstance(alpha, Tensor):
+        alpha = alpha.to(current.dtype)
+    return torch.lerp(current, previous, alpha)
 
 
 def subsample_scores(scores: Tensor, grid: tuple[int, int], keeps_tokens: bool) -> Tensor:
@@ -163,11 +163,11 @@ def put_back(tokens: Tensor, kept: Tensor, slow: Tensor, residual: Tensor | None
     return backward.replaced_rows(tokens, rows, slow, residual)
 
 
-def evolve_kept(scores: Tensor | None, before: Tensor, kept: Tensor, row: Tensor, tradeoff: float | Tensor) -> Tensor:
+def evolve_kept(scores: Tensor | None, before: Tensor, kept: Tensor, row: Tensor, alpha: float | Tensor) -> Tensor:
     """Eq. 4 for the kept tokens (B, k) alone, whose scores are those ``before`` (B, N) at first; of
     the row (B, L - 1) theirs come first."""
     scores = before.gather(1, kept) if scores is None else scores
-    return evolve_scores(scores, row[..., : kept.shape[1]], tradeoff)
+    return evolve_scores(scores, row[..., : kept.shape[1]], alpha)
 
 
 def kept_scores(scores: Tensor, kept: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ def deit(model, image, schedule, blocks_per_stage=2):
     x = model._pos_embed(model.patch_embed(image))[0]
     every = 1 if schedule == "layer" else blocks_per_stage
     selecting = [i for i in range(start, len(model.blocks)) if (i - start) % every == 0]
-    alphas = model.switches.tradeoff
+    alphas = model.switches.alphas
     blocks = list(enumerate(model.blocks))
     x, _, events = slow_fast(x, None, blocks, selecting, start, alphas, model.switches, deit_block)
     return model.norm(x), events
@@ -21,9 +21,9 @@ def levit(model, image, schedule, merge=False):
     x = model.stem(image).flatten(2)[0].T
     x = torch.cat((model.cls_token[0], x)) + model.pos_embed[0]
     scores, events, first = None, [], 0
-    alphas = list(switches.tradeoff)
-    if model.tradeoff_logits is not None and model.learning_tradeoff:
-        alphas = [torch.sigmoid(logit) for logit in model.tradeoff_logits]
+    alphas = list(switches.alphas)
+    if model.alpha_logits is not None and model.learning_alpha:
+        alphas = [torch.sigmoid(logit) for logit in model.alpha_logits]
     for number, stage in enumerate(model.stages):
         if number > 0:
             x, scores = levit_subsample(stage.downsample, x, scores, alphas.pop(0), merge, switches)

@@ -21,7 +21,7 @@ def fresh_compiler():
 
 HOSTS = {
     "deit": lambda **kwargs: small.build(depth=4, start_block=2, blocks_per_stage=2, **kwargs),
-    "levit": lambda **kwargs: small.levit(tradeoff="learned", **kwargs),
+    "levit": lambda **kwargs: small.levit(alpha="learned", **kwargs),
 }
 SIZE = {"deit": 32, "levit": 128}
 both = pytest.mark.parametrize(

@@ -103,8 +103,8 @@ def arguments(blocks, before, some, k, dtype):
     length = KEPT + 2 if some else 1 + PATCHES
     rows = [row(length, seed) for seed in range(blocks)]
     queries, keys = ([made[i].to(dtype) for made in rows] for i in range(2))
-    tradeoffs = [0.5, 0.25, 0.0, 0.75][:blocks]
-    return previous, places, queries, keys, tradeoffs, SCALE, 1 / HEADS, k
+    alphas = [0.5, 0.25, 0.0, 0.75][:blocks]
+    return previous, places, queries, keys, alphas, SCALE, 1 / HEADS, k
 
 
 def awkward():

@@ -22,10 +22,11 @@ from tests.evovit import small
         (dict(keep_ratio=[1, 0.5, 1, 1, 0.5, 0.5]), "before start_block"),
         (dict(keep_ratio=[1, 1, 1, 1, 0.5, 0.4]), "their keep ratios differ"),
         (dict(keep_ratio=[1, 1, 1, 1, 0.4, 0.5], placeholders="drop"), "can't bring tokens back"),
-        (dict(tradeoff=1.5), r"must lie in \[0, 1\]"),
-        (dict(tradeoff=[0.5]), "1 entries for 6 attentions"),
-        (dict(tradeoff="learned"), "only Evo-LeViT learns it"),
-        (dict(tradeoff=0.5, scores="class"), "mixes the global class attention"),
+        (dict(tradeoff=0.5), "tradeoff is called alpha now: write alpha=0.5"),
+        (dict(alpha=1.5), r"must lie in \[0, 1\]"),
+        (dict(alpha=[0.5]), "1 entries for 6 attentions"),
+        (dict(alpha="learned"), "only Evo-LeViT learns it"),
+        (dict(alpha=0.5, scores="class"), "mixes the global class attention"),
         (dict(variant="official", placeholders="update"), "no representative token"),
         (dict(placeholders="drop", pool_placeholders=False), "none are left to pool"),
         (dict(variant="mine"), "paper, official"),
@@ -138,7 +139,7 @@ def test_dropping_in_steps_reports_grid_positions():
 
 def test_class_rows_are_computed_only_where_a_selection_follows():
     def needed(schedule="stage", **kwargs):
-        options = dict(variant="paper", keep_ratio=0.5, start_block=4, tradeoff=None,
+        options = dict(variant="paper", keep_ratio=0.5, start_block=4, alpha=None,
                        placeholders=None, scores="global", blocks_per_stage=4,
                        pool_placeholders=True)  # fmt: skip
         switches = plan.resolve(plan.Host(12), **{**options, **kwargs})

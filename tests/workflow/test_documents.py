@@ -17,7 +17,7 @@ from baselines.iared2_task import IARED2Task
 from baselines.levit_task import HardDistillationTask
 from baselines.psvit_search import TopDownSearch
 from baselines.svite_task import SViTETask
-from evovit.schedule import AssistedDistillationTask, AssistedTokenTask
+from evovit.task import AssistedDistillationTask, AssistedTokenTask
 from workflow.campaign import targets
 from workflow.storage import records
 

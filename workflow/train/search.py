@@ -1,7 +1,7 @@
 """A search before a training: a trained model and one spec -> a record of what was found.
 
 Its weights, slimmed and tuned, are what the run's training starts from. The search itself is the
-method's own class, named by the recipe (`search.task`, as baselines.psvit_search.TopDownSearch).
+method's own class, named by the recipe (`search.task`, as ps_vit_search).
 """
 
 import time
