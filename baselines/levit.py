@@ -14,8 +14,7 @@ from timm.models.levit import Attention, AttentionDownsample, Downsample, LevitD
 from torch import Tensor, nn
 
 from evovit.features import NoSymbolicGraph, of_no_images, refuse_empty_training
-from evovit.levit import STRIDE, source_grid, stage_grid
-from evovit.levit_layers import init_levit_layers
+from evovit.levit import STRIDE, init_levit_layers, source_grid, stage_grid
 
 from .weights import load_exactly
 
