@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from evovit.checkpoint import load_exactly
 from evovit.features import NoSymbolicGraph, of_no_images, refuse_empty_training
-from evovit.levit import STRIDE, source_grid, stage_grid
-from evovit.levit_layers import init_levit_layers
+from evovit.levit import STRIDE, init_levit_layers, source_grid, stage_grid
 from evovit.task import register_task
 
 

@@ -35,7 +35,7 @@ class AssistedTokenTask(ClassificationTask):
     Eq. 8 adds the loss of the class token to that of the average prediction; the authors' code
     weighs both with 0.5 (``variant="official"`` of the model).
 
-    Args (beside ClassificationTask's):
+    Args (besides ClassificationTask's):
         class_weight, average_weight: factors of the two losses; None: 1 and 1, official 0.5 each.
         switch_at: share of the training after which tokens are selected once per stage instead
             of in each layer (the paper: 200 of 300 epochs); None keeps the model's own schedule.
@@ -61,7 +61,7 @@ class AssistedTokenTask(ClassificationTask):
             if share is not None and not 0 <= share <= 1:
                 raise ValueError(f"{name}={share} is a share of the training, from 0 to 1")
         inner = unwrap_model(model)
-        default = 0.5 if inner.switches.variant == "official" else 1.0
+        default = 0.5 if inner.options.variant == "official" else 1.0
         self.class_weight = default if class_weight is None else class_weight
         self.average_weight = default if average_weight is None else average_weight
         self.switch_at, self.select_from = switch_at, select_from
@@ -72,7 +72,7 @@ class AssistedTokenTask(ClassificationTask):
 
     def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any):
         """Wrap in DDP, which must not wait for alphas that nothing selects by yet."""
-        if self.select_from > 0 and unwrap_model(self.trainable_module).switches.learned:
+        if self.select_from > 0 and unwrap_model(self.trainable_module).options.learned:
             ddp_kwargs = {"find_unused_parameters": True, **ddp_kwargs}
         return super().prepare_distributed(device_ids, **ddp_kwargs)
 
@@ -91,7 +91,7 @@ class AssistedTokenTask(ClassificationTask):
 
     def unreached(self, epochs: int) -> list[str]:
         """A sentence for each part of the schedule that a training of ``epochs`` never comes to."""
-        learned = unwrap_model(self.trainable_module).switches.learned
+        learned = unwrap_model(self.trainable_module).options.learned
         parts = {
             "select_from": (self.select_from, "selects no tokens at all"),
             "switch_at": (self.switch_at, "never becomes stage-wise, so it is no layer-to-stage"),
@@ -127,7 +127,7 @@ class AssistedTokenTask(ClassificationTask):
 class AssistedDistillationTask(AssistedTokenTask):
     """Eq. 8 for LeViT's heads and, against the labels a teacher predicts, for their twins.
 
-    Args (beside AssistedTokenTask's):
+    Args (besides AssistedTokenTask's):
         teacher: a frozen model that predicts the same classes.
         distill_weight: of the twins' part of the loss; the labels' part has the rest.
 

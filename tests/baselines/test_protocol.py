@@ -37,20 +37,26 @@ def own_names(cls: type) -> set[str]:
 
 
 def asked_of(*variables: str) -> set[str]:
-    """Return the attributes that the workflow reads, also by getattr and hasattr, of variables of these names."""
+    """Return the attributes that the workflow reads of variables of these names, and asks for by getattr and hasattr.
+
+    A ``module`` is often a layer, so of modules only the latter count.
+    """
     names = set()
     for path in (path for package in PACKAGES for path in (ROOT / "workflow" / package).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            owner, name = None, None
-            if isinstance(node, ast.Attribute):
-                owner, name = node.value, node.attr
-            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr"):
-                owner, name = node.args[0], getattr(node.args[1], "value", None)
-            if isinstance(owner, ast.Attribute) and getattr(owner.value, "id", "") == "self":
-                owner = ast.Name(owner.attr)
-            if isinstance(owner, ast.Name) and owner.id in variables:
-                names.add(name)
+            if isinstance(node, ast.Attribute) and variable(node.value) in set(variables) - {"module"}:
+                names.add(node.attr)
+            asks = isinstance(node, ast.Call) and variable(node.func) in ("getattr", "hasattr")
+            if asks and variable(node.args[0]) in variables and isinstance(node.args[1], ast.Constant):
+                names.add(node.args[1].value)
     return names
+
+
+def variable(node: ast.expr) -> str | None:
+    """Return x of the expressions x and self.x."""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
+        return node.attr
+    return node.id if isinstance(node, ast.Name) else None
 
 
 def parameters(function) -> list[str]:

@@ -1,4 +1,4 @@
-"""Evo-LeViT: against the literal method, its switches, what a checkpoint carries."""
+"""Evo-LeViT: against the literal method, its options, what a checkpoint carries."""
 
 import pytest
 import torch
@@ -83,7 +83,7 @@ def test_plain_pass_and_trace_agree(images):
     [
         (dict(placeholders="drop"), "leaves no grid to sub-sample"),
         (dict(scores="last_class"), "no score for the patches that sub-sampling leaves out"),
-        (dict(alpha="learned", placeholders="keep"), "pass a gradient to the alpha"),
+        (dict(alpha="learned", placeholders="keep"), "pass a gradient to alpha"),
         (dict(alpha="learned", scores="class"), "mixes the global class attention"),
         (dict(alpha="mine"), "neither a number nor 'learned'"),
         (dict(alpha=[0.5] * 7), "7 entries for 9 attentions"),

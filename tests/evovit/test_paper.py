@@ -1,5 +1,7 @@
 """variant="paper" against a literal transcription of the method, and its invariances."""
 
+import functools
+
 import pytest
 import timm
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 import evovit
-from evovit.evolve import Evolution, State, evolve
+from evovit.slow_fast import SlowFast, State
 from tests.evovit import literal, small
 
 
@@ -77,10 +79,12 @@ def test_order_of_patches_does_not_matter(schedule):
     embedded = model._pos_embed(model.patch_embed(small.images(2)))
     shuffled = torch.randperm(16, generator=torch.Generator().manual_seed(3)) + 1
     order = torch.cat((torch.zeros(1, dtype=torch.long), shuffled))
-    this = Evolution(model._block, model.switches, model.runs, model.switches.alphas, 16)
-    found = evolve(this, State(embedded[:, order]), 0, 6).tokens
-    expected = evolve(this, State(embedded), 0, 6).tokens[:, order]
-    assert_close(found, expected, rtol=0, atol=1e-11)
+    run_block = functools.partial(model._block, kind="class")
+    slow_fast = SlowFast(run_block, model.options, model.groups, model.options.alphas, 16)
+    scores = model.new_scores(embedded)
+    shuffled_tokens = slow_fast.run(State(embedded[:, order], scores), 0, 6).tokens
+    expected = slow_fast.run(State(embedded, scores), 0, 6).tokens[:, order]
+    assert_close(shuffled_tokens, expected, rtol=0, atol=1e-11)
 
 
 def test_fused_and_unfused_attention_agree():
