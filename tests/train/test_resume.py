@@ -91,7 +91,7 @@ def assert_same_end(site, run, first, second):
 def test_killed_at_any_step_it_ends_with_the_same_bits(run, epochs, kills, site, tiny_spec, with_needed, run_and_kill):
     spec = with_needed(spec_of(tiny_spec, run, epochs=epochs))
     if run == "evo_levit_128s":
-        spec["model"]["kwargs"]["tradeoff"] = "learned"  # from the schedule's switch on
+        spec["model"]["kwargs"]["alpha"] = "learned"  # from the schedule's switch on
     trainer.run(spec, site, attempt(site, run, 1))
     for number, step in enumerate(kills, 2):
         run_and_kill(spec, attempt(site, run, number), step)

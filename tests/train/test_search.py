@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from baselines.psvit_search import TopDownSearch
+from baselines.psvit import TopDownSearch
 from workflow.campaign import specs
 from workflow.storage import journal, provenance, records
 from workflow.train import factory, search, trainer
@@ -48,7 +48,7 @@ def test_a_search_killed_in_the_middle_ends_the_same(small_specs, site, monkeypa
     next_layer = TopDownSearch.next_layer
 
     def killed_after_three(self):
-        if len(self.found) == 3:
+        if len(self.layers) == 3:
             raise Killed
         return next_layer(self)
 

@@ -1,7 +1,6 @@
 """Build what a spec names: models with their starting weights, training tasks, and mixed precision."""
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -13,13 +12,12 @@ from timm.task import TrainingTask
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-import baselines  # noqa: F401 (registers its models with timm)
+import baselines  # noqa: F401 (registers its models with timm, and its tasks)
 import evovit  # noqa: F401
-from evovit.schedule import AssistedTokenTask
+from evovit.task import TASKS, AssistedTokenTask
 from workflow.runtime.device import check_precision
 from workflow.train import checkpoints
 
-TASK_PACKAGES = ("timm.task", "evovit", "baselines")
 AUTOCAST_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -79,18 +77,18 @@ def _arguments(name: str) -> set[str]:
     } - {"self"}
 
 
-def task_class(path: str) -> type:
-    """The class of a dotted path. Raises SpecError unless it is there and one of ours or timm's."""
-    module, _, name = path.rpartition(".")
-    if not module.startswith(TASK_PACKAGES):
-        raise SpecError(f"task {path!r} must lie in one of {', '.join(TASK_PACKAGES)}.")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise SpecError(f"No task {path!r}: {error}") from None
-    if not inspect.isclass(found):
-        raise SpecError(f"The task {path!r} is no class.")
-    return found
+def task_class(name: str) -> type:
+    """Return the class of a training task or a search that a recipe names.
+
+    Raises SpecError for an unknown name, with the nearest; for a dotted path, as older recipes have it, with
+    the name that it has now.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    for new_name, cls in TASKS.items():
+        if "." in name and name.rpartition(".")[2] == cls.__name__:
+            raise SpecError(f"The task {name!r} is called {new_name!r} now: write task: {new_name}.")
+    raise SpecError(f"No task is called {name!r}{nearest(name, TASKS) or '; known are ' + ', '.join(sorted(TASKS))}.")
 
 
 def build_started(spec: dict, site: dict) -> nn.Module:

@@ -54,13 +54,13 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
         if warning:
             journal.write("note", text=warning)
         search.load_state_dict(state["search"])
-        code = provenance.extended(made_by, from_layer=len(search.found))
-    journal.write("start", layer=len(search.found), code=provenance.running())
+        code = provenance.extended(made_by, from_layer=len(search.layers))
+    journal.write("start", layer=len(search.layers), code=provenance.running())
     while not search.done:
         layer = search.next_layer()
         metrics = {"patches": len(layer.patches), "error": layer.error}
         journal.write("layer", layer=1 + layer.layer, layers=search.model.depth, metrics=metrics)
-        saved.save(len(search.found), {"search": search.state_dict(), "code": code})
+        saved.save(len(search.layers), {"search": search.state_dict(), "code": code})
     results = {
         **search.summary(),
         "images": len(search.images),

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch.testing import assert_close
 
-from baselines.subsample import POOLINGS, PatchPool
+from baselines.pooled import POOLINGS, PatchPool
 from tests.models import families
 
 SMALL = families.FAMILIES["pooled_deit"].small
@@ -20,9 +20,9 @@ def test_windows(pooling, grid):
         torch.nn.init.normal_(pool.conv.bias)
     rows, columns = grid
     x = torch.randn(2, 1 + rows * columns, 3, dtype=torch.float64)
-    found = pool(x, grid)
-    assert torch.equal(found[:, 0], x[:, 0])
-    place = 1
+    pooled = pool(x, grid)
+    assert torch.equal(pooled[:, 0], x[:, 0])
+    row_of_window = 1
     for row in range(0, rows, 2):
         for column in range(0, columns, 2):
             cells = [(r, c) for r in (0, 1) for c in (0, 1)
@@ -36,9 +36,9 @@ def test_windows(pooling, grid):
                 weight = pool.conv.weight
                 products = [t @ weight[:, :, r, c].T for t, (r, c) in zip(tokens, cells, strict=True)]
                 expected = sum(products) + pool.conv.bias
-            assert_close(found[:, place], expected, rtol=0, atol=1e-12)
-            place += 1
-    assert found.shape[1] == place
+            assert_close(pooled[:, row_of_window], expected, rtol=0, atol=1e-12)
+            row_of_window += 1
+    assert pooled.shape[1] == row_of_window
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -67,7 +67,7 @@ def test_a_fresh_convolution_is_the_average():
     [
         (dict(pooling="median"), "average, max, conv"),
         (dict(pool_block=12), r"0\.\.11"),
-        (dict(class_token=False, global_pool="avg"), "needs the class token"),
+        (dict(class_token=False, global_pool="avg"), "needs one class token"),
     ],
 )
 def test_nonsense_is_refused_with_the_reason(kwargs, reason):

@@ -1,16 +1,14 @@
-"""Table 4's sub-sampling rivals on DeiT, registered as ``pooled_deit_*``.
+"""The sub-sampling of Table 4 on DeiT, registered as ``pooled_deit_*``.
 
-The paper says only that the sub-sampling stands at the seventh layer of DeiT-T and that it is
-average pooling, max pooling or convolution. Chosen here: 2 x 2 windows with stride 2 before block
-6 (counted from 0), so that a 14 x 14 grid becomes 7 x 7; the class token passes unchanged and
-DeiT's own head on it predicts. An odd edge gives windows of what is there: averages and maxima
-over the patches present, the convolution with the missing ones as zeros. The convolution keeps
-the width and starts as the average. At 224 px DeiT-T then needs 0.78 G MACs
-(convolution 0.79), dense 1.25.
+The paper says only that DeiT-T is sub-sampled at the seventh layer, by average pooling, max pooling
+or convolution. Chosen here: 2 x 2 windows with stride 2 before block 6 (counted from 0), so that a
+14 x 14 grid becomes 7 x 7; the class token passes unchanged and DeiT's own head on it predicts. At an
+odd edge windows are smaller: averages and maxima are those of the patches present, the convolution
+takes the missing ones as zeros. The convolution keeps the width and starts as the average. At 224 px
+DeiT-T then needs 0.78 G MACs (convolution 0.79), dense 1.25.
 """
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,16 +16,14 @@ import torch.nn.functional as F
 from timm.layers import get_device_dtype
 from timm.models import checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from evovit.features import NoSymbolicGraph, TokenPooling, pack_intermediates
+from evovit.features import pack_intermediates
 
-from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
-from .weights import load_exactly
+from .deit import BASE, SMALL, TINY, DeitVariant, create_deit, pretrained_cfg
+from .weights import complete_dense
 
 POOLINGS = ("average", "max", "conv")
-_logger = logging.getLogger(__name__)
 
 
 class PatchPool(nn.Module):
@@ -43,14 +39,14 @@ class PatchPool(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """The convolution starts as the average of each window."""
+        """Let the convolution start as the average of each window."""
         if self.conv is not None:
             eye = torch.eye(self.conv.in_channels).view(*self.conv.weight.shape[:2], 1, 1)
             self.conv.weight.copy_(eye.expand_as(self.conv.weight) / 4)
             nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Class token and patches (B, 1 + H * W, C) to (B, 1 + ceil(H / 2) * ceil(W / 2), C)."""
+        """Pool class token and patches (B, 1 + H * W, C) to (B, 1 + ceil(H / 2) * ceil(W / 2), C)."""
         patches = x[..., 1:, :].transpose(-2, -1)
         # not unflatten: torch's ONNX exporter would keep the example's batch size
         patches = patches.reshape(x.shape[0], x.shape[2], *grid)
@@ -63,7 +59,7 @@ class PatchPool(nn.Module):
         return torch.cat((x[..., :1, :], patches.flatten(2).transpose(-2, -1)), dim=1)
 
 
-class PooledVisionTransformer(NoSymbolicGraph, TokenPooling, VisionTransformer):
+class PooledVisionTransformer(DeitVariant):
     """Vision Transformer whose patch grid is sub-sampled once, before ``pool_block``.
 
     Args (beside timm's):
@@ -71,9 +67,11 @@ class PooledVisionTransformer(NoSymbolicGraph, TokenPooling, VisionTransformer):
         pool_block: block before which the grid shrinks, counted from 0; the seventh layer is 6.
 
     Raises:
-        ValueError: for an unknown pooling, a block that is not there, no class token, or a
-            ``patch_drop_rate``.
+        ValueError: for an unknown pooling, a block that does not exist, other prefix tokens than one
+            class token, or a ``patch_drop_rate``.
     """
+
+    fresh_keys = ("patch_pool.",)
 
     def __init__(self, *args: Any, pooling: str = "average", pool_block: int = 6, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -82,7 +80,7 @@ class PooledVisionTransformer(NoSymbolicGraph, TokenPooling, VisionTransformer):
         if not 0 <= pool_block < len(self.blocks):
             raise ValueError(f"pool_block={pool_block} must lie in 0..{len(self.blocks) - 1}")
         if not self.has_class_token or self.num_reg_tokens:
-            raise ValueError("pooled DeiT needs the class token alone beside the patches")
+            raise ValueError(f"{type(self).__name__} needs one class token beside the patches")
         if kwargs.get("patch_drop_rate"):
             raise ValueError("patch_drop_rate drops tokens at random; pooling needs the whole grid")
         self.pool_block = pool_block
@@ -91,7 +89,7 @@ class PooledVisionTransformer(NoSymbolicGraph, TokenPooling, VisionTransformer):
             info["reduction"] *= 2
 
     def _run(self, images: Tensor, end: int) -> tuple[Tensor, list[Tensor], list[tuple[int, int]]]:
-        """Run the blocks before ``end``: the last tokens, and each block's tokens and grid."""
+        """Run the blocks before ``end``; return the last tokens, and each block's tokens and grid."""
         x = self.norm_pre(self._pos_embed(self.patch_embed(images)))
         grid = self.patch_embed.dynamic_feat_size(images.shape[-2:])
         recompute = self.grad_checkpointing and torch.is_grad_enabled()
@@ -111,16 +109,24 @@ class PooledVisionTransformer(NoSymbolicGraph, TokenPooling, VisionTransformer):
             raise ValueError("pooled DeiT changes its tokens on the way: no attention masks")
 
     def forward_features(self, x: Tensor, attn_mask=None, is_causal=False) -> Tensor:
-        """Images to normed tokens (B, 1 + n, C); n patches of the smaller grid."""
+        """Return normed tokens (B, 1 + n, C) of images; n patches of the smaller grid."""
         self._refuse_masks(x, attn_mask, is_causal)
         return self.norm(self._run(x, len(self.blocks))[0])
 
     def forward_intermediates(
-        self, x: Tensor, indices: int | Sequence[int] | None = None, return_prefix_tokens=False,
-        norm=False, stop_early=False, output_fmt="NCHW", intermediates_only=False,
-        output_dict=False, attn_mask=None, is_causal=False,
-    ) -> Any:  # fmt: skip
-        """timm's method; maps from ``pool_block`` on have half the resolution."""
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        output_dict: bool = False,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Any:
+        """Return timm's intermediates; maps from ``pool_block`` on have half the resolution."""
         self._refuse_masks(x, attn_mask, is_causal)
         taken, last = feature_take_indices(len(self.blocks), indices)
         final, tokens, grids = self._run(x, last + 1 if stop_early else len(self.blocks))
@@ -135,58 +141,44 @@ class PooledVisionTransformer(NoSymbolicGraph, TokenPooling, VisionTransformer):
         )
 
     def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True) -> list[int]:
-        """timm's method; the pooling goes with the block that it stands before."""
+        """Remove what no block up to the last of ``indices`` needs; the pooling belongs to ``pool_block``."""
         taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
         if self.pool_block >= len(self.blocks):
             self.patch_pool = nn.Identity()
         return taken
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """The pooling stands between two blocks and counts with the one after it."""
+        """Return timm's groups of parameters; the pooling counts with the block after it."""
         matcher = super().group_matcher(coarse)
         return {**matcher, "blocks": [*matcher["blocks"], (r"^patch_pool", (self.pool_block,))]}
 
-    def load_pretrained_dense(self, state_dict: Mapping[str, Tensor]) -> list[str]:
-        """Load a plain DeiT; returns the keys that start fresh (the convolution's).
 
-        Raises:
-            ValueError: listing every missing, unexpected or misshapen key; nothing is loaded then.
-        """
-        return load_exactly(self, state_dict, fresh=("patch_pool.",))
-
-
-def complete_dense(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """timm's filter for pretrained weights: a plain DeiT gets the convolution, and we say so."""
-    filtered = checkpoint_filter_fn(dict(state_dict), model)
-    own = model.state_dict()
-    fresh = {k: own[k] for k in own if k.startswith("patch_pool.") and k not in filtered}
-    if fresh:
-        _logger.warning("plain DeiT weights, these keys start fresh: %s", ", ".join(fresh))
-    return {**filtered, **fresh}
+default_cfgs = generate_default_cfgs(
+    {
+        "pooled_deit_tiny_patch16_224": pretrained_cfg(224),
+        "pooled_deit_small_patch16_224": pretrained_cfg(224),
+        "pooled_deit_base_patch16_224": pretrained_cfg(224),
+    }
+)
 
 
-SIZES = {"tiny": TINY, "small": SMALL, "base": BASE}
-default_cfgs = generate_default_cfgs({f"pooled_deit_{size}_patch16_224": pretrained_cfg(224) for size in SIZES})
-
-
-def _create(size: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
-    name = f"pooled_deit_{size}_patch16_224"
-    return create_deit(PooledVisionTransformer, name, pretrained, kwargs, SIZES[size], complete_dense)
+def _create(name: str, pretrained: bool, kwargs: dict[str, Any], sizes: dict[str, Any]) -> nn.Module:
+    return create_deit(PooledVisionTransformer, name, pretrained, kwargs, sizes, complete_dense)
 
 
 @register_model
 def pooled_deit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> PooledVisionTransformer:
     """DeiT-T, sub-sampled at the seventh layer."""
-    return _create("tiny", pretrained, kwargs)
+    return _create("pooled_deit_tiny_patch16_224", pretrained, kwargs, TINY)
 
 
 @register_model
 def pooled_deit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> PooledVisionTransformer:
     """DeiT-S, sub-sampled at the seventh layer."""
-    return _create("small", pretrained, kwargs)
+    return _create("pooled_deit_small_patch16_224", pretrained, kwargs, SMALL)
 
 
 @register_model
 def pooled_deit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> PooledVisionTransformer:
     """DeiT-B, sub-sampled at the seventh layer."""
-    return _create("base", pretrained, kwargs)
+    return _create("pooled_deit_base_patch16_224", pretrained, kwargs, BASE)

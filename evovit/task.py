@@ -1,5 +1,6 @@
 """Training Evo-ViT: layer-to-stage schedule, start of selection, assisted class-token loss."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,19 +9,38 @@ from timm.task import ClassificationTask, DistillationTeacher
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
+TASKS: dict[str, type] = {"classification": ClassificationTask}  # by the name that recipes use
 
+
+def register_task(name: str) -> Callable[[type], type]:
+    """Return a decorator that lets recipes call a task, or a search, by ``name``.
+
+    Raises:
+        ValueError: if another class has this name.
+    """
+
+    def register(cls: type) -> type:
+        if name in TASKS:
+            raise ValueError(f"the task {name!r} is registered twice, for {TASKS[name].__name__} and {cls.__name__}")
+        TASKS[name] = cls
+        return cls
+
+    return register
+
+
+@register_task("assisted_tokens")
 class AssistedTokenTask(ClassificationTask):
     """Classification with the assisted class-token loss (Eq. 8) and the layer-to-stage schedule.
 
     Eq. 8 adds the loss of the class token to that of the average prediction; the authors' code
     weighs both with 0.5 (``variant="official"`` of the model).
 
-    Args (beside ClassificationTask's):
+    Args (besides ClassificationTask's):
         class_weight, average_weight: factors of the two losses; None: 1 and 1, official 0.5 each.
         switch_at: share of the training after which tokens are selected once per stage instead
             of in each layer (the paper: 200 of 300 epochs); None keeps the model's own schedule.
         select_from: share of the training after which tokens are selected at all.
-        learn_tradeoff_from: share after which Evo-LeViT's learned trade-offs count; None: when
+        learn_alpha_from: share after which Evo-LeViT's learned alphas count; None: when
             the schedule switches, as in the authors' code.
     """
 
@@ -32,27 +52,27 @@ class AssistedTokenTask(ClassificationTask):
         average_weight: float | None = None,
         switch_at: float | None = 2 / 3,
         select_from: float = 0.0,
-        learn_tradeoff_from: float | None = None,
+        learn_alpha_from: float | None = None,
         **kwargs: Any,
     ):
         super().__init__(model, *args, **kwargs)
-        shares = dict(switch_at=switch_at, select_from=select_from, learn_tradeoff_from=learn_tradeoff_from)
+        shares = dict(switch_at=switch_at, select_from=select_from, learn_alpha_from=learn_alpha_from)
         for name, share in shares.items():
             if share is not None and not 0 <= share <= 1:
                 raise ValueError(f"{name}={share} is a share of the training, from 0 to 1")
         inner = unwrap_model(model)
-        default = 0.5 if inner.switches.variant == "official" else 1.0
+        default = 0.5 if inner.options.variant == "official" else 1.0
         self.class_weight = default if class_weight is None else class_weight
         self.average_weight = default if average_weight is None else average_weight
         self.switch_at, self.select_from = switch_at, select_from
-        self.learn_tradeoff_from = switch_at if learn_tradeoff_from is None else learn_tradeoff_from
+        self.learn_alpha_from = switch_at if learn_alpha_from is None else learn_alpha_from
         inner.set_training_outputs(True)
         # From here on this task decides the schedule, also over what a checkpoint brings along.
         inner.set_schedule(inner.schedule)
 
     def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any):
-        """Wrap in DDP, which must not wait for trade-offs that nothing selects by yet."""
-        if self.select_from > 0 and unwrap_model(self.trainable_module).switches.learned:
+        """Wrap in DDP, which must not wait for alphas that nothing selects by yet."""
+        if self.select_from > 0 and unwrap_model(self.trainable_module).options.learned:
             ddp_kwargs = {"find_unused_parameters": True, **ddp_kwargs}
         return super().prepare_distributed(device_ids, **ddp_kwargs)
 
@@ -67,17 +87,17 @@ class AssistedTokenTask(ClassificationTask):
             if self.switch_at is not None:
                 stage = _reached(epoch, epochs, self.switch_at)
                 model.set_schedule("stage" if stage else "layer")
-            model.set_tradeoff_learning(_reached(epoch, epochs, self.learn_tradeoff_from or 0.0))
+            model.set_alpha_learning(_reached(epoch, epochs, self.learn_alpha_from or 0.0))
 
     def unreached(self, epochs: int) -> list[str]:
         """A sentence for each part of the schedule that a training of ``epochs`` never comes to."""
-        learned = unwrap_model(self.trainable_module).switches.learned
+        learned = unwrap_model(self.trainable_module).options.learned
         parts = {
             "select_from": (self.select_from, "selects no tokens at all"),
             "switch_at": (self.switch_at, "never becomes stage-wise, so it is no layer-to-stage"),
-            "learn_tradeoff_from": (
-                self.learn_tradeoff_from if learned else None,
-                "never learns its trade-offs",
+            "learn_alpha_from": (
+                self.learn_alpha_from if learned else None,
+                "never learns its alphas",
             ),
         }
         return [
@@ -103,10 +123,11 @@ class AssistedTokenTask(ClassificationTask):
         return self.average_weight * average_loss + self.class_weight * class_loss
 
 
+@register_task("assisted_distillation")
 class AssistedDistillationTask(AssistedTokenTask):
     """Eq. 8 for LeViT's heads and, against the labels a teacher predicts, for their twins.
 
-    Args (beside AssistedTokenTask's):
+    Args (besides AssistedTokenTask's):
         teacher: a frozen model that predicts the same classes.
         distill_weight: of the twins' part of the loss; the labels' part has the rest.
 

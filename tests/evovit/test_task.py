@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from evovit.schedule import AssistedDistillationTask, AssistedTokenTask
+from evovit.task import AssistedDistillationTask, AssistedTokenTask
 from tests.evovit import small
 
 
@@ -108,15 +108,15 @@ def test_shares_are_checked(kwargs):
 
 
 @pytest.mark.parametrize(("given", "first"), [(None, 20), (0.5, 15), (0.0, 0)])
-def test_learned_tradeoffs_count_from_the_switch_on(given, first):
-    model = small.levit(tradeoff="learned")
-    task = task_of(model, learn_tradeoff_from=given)
+def test_learned_alphas_count_from_the_switch_on(given, first):
+    model = small.levit(alpha="learned")
+    task = task_of(model, learn_alpha_from=given)
     for epoch in (29, 0, first, max(first - 1, 0)):
         task.start_epoch(epoch, 30)
-        assert model.learning_tradeoff == (epoch >= first)
-    fixed = small.levit(tradeoff=0.5)
+        assert model.learning_alpha == (epoch >= first)
+    fixed = small.levit(alpha=0.5)
     task_of(fixed).start_epoch(29, 30)
-    assert not fixed.learning_tradeoff
+    assert not fixed.learning_alpha
 
 
 def test_a_teacher_sees_its_own_normalisation_and_is_left_alone():

@@ -1,4 +1,4 @@
-"""The switches: what each does, and which combinations are refused."""
+"""The options: what each does, and which combinations are refused."""
 
 import pytest
 import timm
@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 import evovit
-from evovit import plan
+from evovit import options
 from tests.evovit import small
 
 
@@ -22,10 +22,11 @@ from tests.evovit import small
         (dict(keep_ratio=[1, 0.5, 1, 1, 0.5, 0.5]), "before start_block"),
         (dict(keep_ratio=[1, 1, 1, 1, 0.5, 0.4]), "their keep ratios differ"),
         (dict(keep_ratio=[1, 1, 1, 1, 0.4, 0.5], placeholders="drop"), "can't bring tokens back"),
-        (dict(tradeoff=1.5), r"must lie in \[0, 1\]"),
-        (dict(tradeoff=[0.5]), "1 entries for 6 attentions"),
-        (dict(tradeoff="learned"), "only Evo-LeViT learns it"),
-        (dict(tradeoff=0.5, scores="class"), "mixes the global class attention"),
+        (dict(tradeoff=0.5), "tradeoff is called alpha now: write alpha=0.5"),
+        (dict(alpha=1.5), r"must lie in \[0, 1\]"),
+        (dict(alpha=[0.5]), "1 entries for 6 attentions"),
+        (dict(alpha="learned"), "only Evo-LeViT learns it"),
+        (dict(alpha=0.5, scores="class"), "mixes the global class attention"),
         (dict(variant="official", placeholders="update"), "no representative token"),
         (dict(placeholders="drop", pool_placeholders=False), "none are left to pool"),
         (dict(variant="mine"), "paper, official"),
@@ -53,8 +54,8 @@ def test_a_grid_too_small_for_the_ratio_is_refused():
         model.set_input_size(8)
 
 
-@pytest.mark.parametrize("scores", plan.SCORES)
-@pytest.mark.parametrize("placeholders", plan.PLACEHOLDERS)
+@pytest.mark.parametrize("scores", options.SCORES)
+@pytest.mark.parametrize("placeholders", options.PLACEHOLDERS)
 def test_every_score_and_placeholder_rule_runs_and_learns(scores, placeholders):
     model = small.build(scores=scores, placeholders=placeholders, schedule="layer").train()
     model.set_training_outputs()
@@ -68,7 +69,7 @@ def test_every_score_and_placeholder_rule_runs_and_learns(scores, placeholders):
 
 def test_what_each_score_selects_by():
     images = small.images()
-    first = {name: small.build(scores=name) for name in plan.SCORES}
+    first = {name: small.build(scores=name) for name in options.SCORES}
     dense = small.build(keep_ratio=1, scores="class")
     rows = evovit.trace(dense, images).class_attention
     assert_selected(first["class"], images, rows[3])
@@ -109,7 +110,7 @@ def test_dropped_and_kept_placeholders():
     assert dropped.forward_features(images).shape == (3, 9, 24)
     kept = small.build(placeholders="keep")
     before = kept.forward_intermediates(images, [3], intermediates_only=True, output_fmt="NLC")[0]
-    after = kept._evolve(images)[:, 1:]
+    after = kept._run_blocks(images)[:, 1:]
     chosen = evovit.trace(kept, images).kept[0]
     untouched = torch.ones(3, 16, dtype=torch.bool).scatter(1, chosen, False)
     assert torch.equal(after[untouched], before[untouched])
@@ -138,11 +139,11 @@ def test_dropping_in_steps_reports_grid_positions():
 
 def test_class_rows_are_computed_only_where_a_selection_follows():
     def needed(schedule="stage", **kwargs):
-        options = dict(variant="paper", keep_ratio=0.5, start_block=4, tradeoff=None,
-                       placeholders=None, scores="global", blocks_per_stage=4,
-                       pool_placeholders=True)  # fmt: skip
-        switches = plan.resolve(plan.Host(12), **{**options, **kwargs})
-        return sorted(plan.scoring_blocks(switches, plan.segments(switches, schedule)))
+        defaults = dict(variant="paper", keep_ratio=0.5, start_block=4, alpha=None,
+                        placeholders=None, scores="global", blocks_per_stage=4,
+                        pool_placeholders=True)  # fmt: skip
+        checked = options.check_options(options.Host(12), **{**defaults, **kwargs})
+        return sorted(options.scoring_blocks(checked, options.selection_groups(checked, schedule)))
 
     assert needed() == list(range(8))
     assert needed("layer") == list(range(11))
@@ -155,7 +156,7 @@ def test_class_rows_are_computed_only_where_a_selection_follows():
 @pytest.mark.parametrize("scores", ["global", "class"])
 def test_skipped_class_rows_change_nothing(scores):
     """``trace`` computes the scores of all blocks; a plain pass only those that matter."""
-    for variant in plan.VARIANTS:
+    for variant in options.VARIANTS:
         model = small.build(variant=variant, scores=scores, start_block=2, blocks_per_stage=2)
         logits = evovit.trace(model, small.images()).logits
         assert_close(model(small.images()), logits, rtol=0, atol=1e-12)
@@ -177,7 +178,7 @@ def test_tokens_come_in_tiles(name, kwargs, kept):
     with torch.no_grad():
         found = evovit.trace(model, torch.randn(1, 3, 224, 224))
     assert found.kept[0].shape[1] == kept
-    assert sizes[-1] % model.switches.tile == 0
+    assert sizes[-1] % model.options.tile == 0
 
 
 def test_no_choice_of_fc_norm_leaves_the_models_norm():

@@ -1,4 +1,4 @@
-"""What a compiler for GPUs runs against the plain form, its kernels by Triton's interpreter."""
+"""The kernels of deferred scores against their reference, by Triton's interpreter and on a GPU."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from evovit import fusible, kernels, tokens
+from evovit.fast import kernels
 
 BATCH, PATCHES, HEADS, WIDTH, SCALE = 2, 11, 3, 4, 0.5
 KEPT = 5
@@ -24,66 +24,10 @@ def row(length, seed):
     return qkv[:, 0, 0].unflatten(1, (HEADS, WIDTH)), qkv[:, :, 1], SCALE
 
 
-def evolved(form, lengths, sums=False):
-    """Scores after selecting, KEPT tokens of which went on through blocks; and the selection."""
-    scores = None
-    for seed, length in enumerate(lengths):
-        current = form.patch_scores(form.class_attention(*row(length, seed)), sums, True)
-        scores = form.evolve_scores(scores, current, 0.3)
-    chosen, kept = form.select(scores, KEPT), None
-    for seed in (90, 91):
-        current = form.patch_scores(form.class_attention(*row(KEPT + 2, seed)), sums, True)
-        kept = form.evolve_kept(kept, scores, chosen, current, 0.6)
-    return form.put_back_scores(scores, chosen, kept), chosen
-
-
-@pytest.fixture(autouse=True)
-def ordered(monkeypatch):
-    """The plain form selects in no order; rows of kept tokens are made for one here."""
-    monkeypatch.setattr(tokens, "select", lambda s, k: s.argsort(1, descending=True)[:, :k])
-
-
-@pytest.mark.parametrize("sums", [False, True])
-@pytest.mark.parametrize("blocks", [1, 4, 6])  # more than go into one launch
-def test_what_is_put_off_comes_to_the_same(blocks, sums):
-    expected, kept = evolved(tokens, [1 + PATCHES] * blocks, sums)
-    found, chosen = evolved(fusible, [1 + PATCHES] * blocks, sums)
-    assert torch.equal(fusible.positions(chosen), kept)
-    assert_close(fusible.settled(found), expected, rtol=1e-12, atol=1e-12)
-    weights = fusible.placeholder_weights(None, fusible.select(found, KEPT))
-    again = tokens.select(expected, KEPT)
-    assert_close(weights, tokens.placeholder_weights(expected, again), rtol=1e-12, atol=1e-12)
-
-
-def test_scores_of_the_kept_alone_and_of_all_after_them():
-    found, chosen = evolved(fusible, [12])
-    now = fusible.settled(found)
-    assert_close(fusible.kept_scores(found, chosen), now.gather(1, chosen.kept))
-    later = []
-    for form, scores in ((tokens, now), (fusible, found)):
-        current = form.patch_scores(form.class_attention(*row(12, 7)), False, True)
-        later.append(form.evolve_scores(scores, current, 0.3))
-    assert_close(fusible.settled(later[1]), later[0], rtol=1e-12, atol=1e-12)
-
-
-def test_rows_that_are_there_already_are_taken_as_they_are():
-    """LeViT's attention matrices are made anyway."""
-    attention = drawn(BATCH, HEADS, 1 + PATCHES, seed=1).softmax(dim=2)
-    both = []
-    for form in (tokens, fusible):
-        current = form.patch_scores(attention, False, True)
-        scores = form.evolve_scores(None, current, 0.3)
-        chosen = form.select(scores, PATCHES - 1)
-        kept = form.evolve_kept(None, scores, chosen, current, torch.tensor(0.5).double())
-        scores = form.put_back_scores(scores, chosen, kept)
-        both.append(scores.gather(1, form.positions(chosen)).sort(dim=1).values)
-    assert_close(*both, rtol=1e-12, atol=1e-12)
-
-
 INTERPRETED = """
 import torch
-from tests.evovit import test_fusible as made
-from evovit import kernels
+from tests.evovit.fast import test_kernels as made
+from evovit.fast import kernels
 for arguments in (*(made.arguments(*case) for case in made.CASES), *made.awkward()):
     for found, expected in zip(kernels._launch(*arguments), kernels.reference(*arguments)):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
@@ -99,12 +43,12 @@ CASES = [  # blocks, with previous scores, of kept tokens only, tokens to keep, 
 
 def arguments(blocks, before, some, k, dtype):
     previous = drawn(BATCH, PATCHES, seed=50).abs().float() if before else None
-    places = kernels.reference(previous, None, [], [], [], 1.0, 1.0, KEPT)[2] if some else None
+    ranks = kernels.reference(previous, None, [], [], [], 1.0, 1.0, KEPT)[2] if some else None
     length = KEPT + 2 if some else 1 + PATCHES
     rows = [row(length, seed) for seed in range(blocks)]
     queries, keys = ([made[i].to(dtype) for made in rows] for i in range(2))
-    tradeoffs = [0.5, 0.25, 0.0, 0.75][:blocks]
-    return previous, places, queries, keys, tradeoffs, SCALE, 1 / HEADS, k
+    alphas = [0.5, 0.25, 0.0, 0.75][:blocks]
+    return previous, ranks, queries, keys, alphas, SCALE, 1 / HEADS, k
 
 
 def awkward():
@@ -115,10 +59,10 @@ def awkward():
     lost[0, 5] = lost[1] = float("nan")
     yield lost, None, [], [], [], 1.0, 1.0, 33
     yield ties.T.contiguous().T, None, [], [], [], 1.0, 1.0, 33
-    previous, places, queries, keys, *rest = arguments(3, True, True, 4, torch.float32)
+    previous, ranks, queries, keys, *rest = arguments(3, True, True, 4, torch.float32)
     keys[1] = keys[1].contiguous()
-    yield previous, places.T.contiguous().T, queries, keys, *rest
-    yield previous, places, queries, [k.mT.contiguous().mT for k in keys], *rest
+    yield previous, ranks.T.contiguous().T, queries, keys, *rest
+    yield previous, ranks, queries, [k.mT.contiguous().mT for k in keys], *rest
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -159,10 +103,10 @@ def test_the_kernels_can_be_built_for_gpus(capability):
     constants = {"WIDTH": 64, "WIDTH_BLOCK": 64, "BLOCK": 256}
     build(compile, ASTSource, kernels._class_rows, signature, constants, target)
     signature = dict.fromkeys(("previous", "rows", "scores", "weights"), "*fp32")
-    signature |= dict.fromkeys(("places", "kept", "new_places"), "*i64")
+    signature |= dict.fromkeys(("ranks", "kept", "new_ranks"), "*i64")
     signature |= dict.fromkeys([f"alpha_{i}" for i in range(4)] + ["factor"], "fp32")
     signature |= {"k": "i32", "length": "i32"}
-    constants = {"PATCHES": 196, "HEADS": 6, "COUNT": 4, "PREVIOUS": True, "PLACES": True}
+    constants = {"PATCHES": 196, "HEADS": 6, "COUNT": 4, "PREVIOUS": True, "RANKS": True}
     constants |= {"BLOCK": 256, "CHUNK": 32}
     build(compile, ASTSource, kernels._choose, signature, constants, target)
 
