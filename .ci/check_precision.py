@@ -12,7 +12,7 @@ from timm.data import resolve_model_data_config
 
 import evovit
 from workflow.data import loaders
-from workflow.runtime.distributed import Place
+from workflow.runtime.distributed import DistributedContext
 from workflow.train import factory
 
 folder = Path(sys.argv[1])
@@ -22,7 +22,7 @@ model = factory.build_model(spec["model"]).eval()
 model.load_state_dict(torch.load(folder / record["results"]["weights"]["path"], weights_only=True))
 site = {"data_root": folder.parent.parent / "digits", "workers": 0}
 config = resolve_model_data_config(model) | {"input_size": (3, *factory.image_size(model))}
-loader = loaders.eval_loader(spec["data"], site, spec["recipe"], config, Place(torch.device("cpu")))
+loader = loaders.eval_loader(spec["data"], site, spec["recipe"], config, DistributedContext(torch.device("cpu")))
 same = total = 0
 for images, _ in loader:
     exact = evovit.trace(model, images).kept[0]

@@ -1,5 +1,8 @@
-"""What Evo-ViT is compared with. Importing this package registers its models in timm."""
+"""What Evo-ViT is compared with. Importing this package imports all its modules, which register their
+models in timm and their training tasks in evovit.task."""
 
-from . import deit, dynamicvit, iared2, levit, psvit, subsample, svite
+import importlib
+import pkgutil
 
-__all__ = ["deit", "dynamicvit", "iared2", "levit", "psvit", "subsample", "svite"]
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -1,6 +1,9 @@
-"""The dense reference: DeiT on timm's building blocks, registered as ``plain_deit_*``."""
+"""The dense reference: DeiT on timm's building blocks, registered as ``plain_deit_*``.
 
-from collections.abc import Callable
+The methods that change a DeiT build on this file: on ``DeitVariant``, the sizes and ``create_deit``.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -8,14 +11,17 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, fx, jit, nn
 
-from evovit.features import TokenPooling, of_no_images
+from evovit.checkpoint import load_exactly
+from evovit.features import NoSymbolicGraph, TokenPooling, of_no_images
+
+from .weights import split_weights
 
 
 class PlainVisionTransformer(TokenPooling, VisionTransformer):
-    """timm's Vision Transformer, which says so where torch.fx can't trace it."""
+    """timm's Vision Transformer, with an error that says why torch.fx can't trace it."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False):
-        """Images (B, 3, H, W) to logits (B, num_classes)."""
+        """Return logits (B, num_classes) of images (B, 3, H, W)."""
         if not jit.is_scripting():
             self._refuse_symbolic_tracing(x)
         x = self.forward_features(x, attn_mask=attn_mask, is_causal=is_causal)
@@ -36,24 +42,37 @@ class PlainVisionTransformer(TokenPooling, VisionTransformer):
             )
 
 
+class DeitVariant(NoSymbolicGraph, TokenPooling, VisionTransformer):
+    """The base class of the DeiTs that a method changes; the weights of a plain DeiT start them."""
+
+    fresh_keys: tuple[str, ...] = ()  # prefixes of the keys that a plain DeiT lacks
+
+    def load_pretrained_dense(self, state_dict: Mapping[str, Tensor]) -> list[str]:
+        """Load the weights of a plain DeiT and return the keys that it lacks, which keep their values.
+
+        Raises:
+            ValueError: listing every missing, unexpected or misshapen key; nothing is loaded then.
+        """
+        return load_exactly(self, split_weights(self, state_dict), fresh=self.fresh_keys)
+
+
 def pretrained_cfg(size: int) -> dict[str, Any]:
-    """timm's pretrained_cfg; crop_pct as in DeiT's evaluation: resize to 256 / 224 of the size."""
+    """Return timm's pretrained_cfg; DeiT's evaluation resizes to 256 / 224 of the size, its crop_pct."""
     return dict(
-        url="", num_classes=1000, input_size=(3, size, size), pool_size=None, crop_pct=0.875,
-        interpolation="bicubic", fixed_input_size=True, mean=IMAGENET_DEFAULT_MEAN,
-        std=IMAGENET_DEFAULT_STD, first_conv="patch_embed.proj", classifier="head", license="mit",
-    )  # fmt: skip
+        url="",
+        num_classes=1000,
+        input_size=(3, size, size),
+        pool_size=None,
+        crop_pct=0.875,
+        interpolation="bicubic",
+        fixed_input_size=True,
+        mean=IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_DEFAULT_STD,
+        first_conv="patch_embed.proj",
+        classifier="head",
+        license="mit",
+    )
 
-
-default_cfgs = generate_default_cfgs(
-    {
-        "plain_deit_tiny_patch16_224": pretrained_cfg(224),
-        "plain_deit_small_patch16_224": pretrained_cfg(224),
-        "plain_deit_base_patch16_224": pretrained_cfg(224),
-        "plain_deit_small_patch16_384": pretrained_cfg(384),
-        "plain_deit_base_patch16_384": pretrained_cfg(384),
-    }
-)
 
 TINY = dict(embed_dim=192, num_heads=3)
 SMALL = dict(embed_dim=384, num_heads=6)
@@ -65,10 +84,10 @@ def create_deit(
     name: str,
     pretrained: bool,
     kwargs: dict[str, Any],
-    sizes: dict,
+    sizes: dict[str, Any],
     pretrained_filter: Callable = checkpoint_filter_fn,
 ) -> nn.Module:
-    """Build ``model_cls`` at DeiT's sizes; ``kwargs`` given by the caller win over them."""
+    """Build ``model_cls`` with DeiT's ``sizes``, which the caller's ``kwargs`` override."""
     return build_model_with_cfg(
         model_cls,
         name,
@@ -77,6 +96,17 @@ def create_deit(
         feature_cfg=dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter"),
         **{"patch_size": 16, **sizes, **kwargs},
     )
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "plain_deit_tiny_patch16_224": pretrained_cfg(224),
+        "plain_deit_small_patch16_224": pretrained_cfg(224),
+        "plain_deit_base_patch16_224": pretrained_cfg(224),
+        "plain_deit_small_patch16_384": pretrained_cfg(384),
+        "plain_deit_base_patch16_384": pretrained_cfg(384),
+    }
+)
 
 
 @register_model

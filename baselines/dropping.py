@@ -1,18 +1,21 @@
-"""What the methods that drop patches share: one timm interface, and feature maps of the whole grid.
+"""What the methods that drop patches share: timm's interface, and feature maps of the whole grid.
 
-A dropped patch keeps its last value in a feature map: the one it had after the last block that
-updated it.
+A dropped patch keeps its last value in a feature map: the value after the last block that updated
+it.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from timm.models import checkpoint
 from timm.models._features import feature_take_indices
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from evovit.features import NoSymbolicGraph, TokenPooling, pack_intermediates
+from evovit.features import fill_grid, pack_intermediates
+from evovit.tokens import take_tokens
+
+from .deit import DeitVariant
 
 
 class FeatureMaps:
@@ -24,48 +27,43 @@ class FeatureMaps:
     """
 
     def __init__(self, blocks: Sequence[int], end: int):
-        self.blocks, self.end = frozenset(blocks), end
+        self.blocks = frozenset(blocks)
+        self.end = end
         self.maps: list[Tensor] = []  # (B, 1 + N, C) for each chosen block
         self._grid: Tensor | None = None  # the last value of every token
-        self._positions: Tensor | None = None  # (B, 1 + n) or (1, 1 + n) in the grid; None: all
+        self._kept: Tensor | None = None  # positions (B, n) on the grid of the patches still present; None: all
 
     def start(self, tokens: Tensor) -> None:
         """Note the embedded tokens (B, 1 + N, C), class token first."""
         self._grid = tokens
 
-    def keep(self, rows: Tensor) -> None:
-        """Note that only the tokens at ``rows`` (B, k) or (k,) of those present stay."""
-        rows = rows.view(-1, rows.shape[-1])
-        if self._positions is not None:
-            rows = self._positions.expand(len(rows), -1).gather(1, rows)
-        self._positions = rows
+    def keep(self, kept: Tensor) -> None:
+        """Note that of the patches present only those at the positions ``kept`` (B, k) or (k,) stay."""
+        kept = kept.expand(len(self._grid), -1)
+        self._kept = kept if self._kept is None else self._kept.gather(1, kept)
 
     def record(self, block: int, tokens: Tensor, valid: Tensor | None = None) -> None:
-        """Note the tokens (B, L, C) after a block; those where ``valid`` (B, L) is False are gone.
+        """Note the tokens (B, 1 + n, C) after a block; those where ``valid`` (B, 1 + n) is False are dropped.
 
-        A gone token is there for the shape of the batch alone, so its value does not count.
+        A dropped token only fills the shape of the batch, so its value does not count.
         """
-        grid = self._grid
-        tokens = tokens.to(grid.dtype)
-        if self._positions is None:
-            self._grid = tokens if valid is None else torch.where(valid[..., None], tokens, grid)
-        else:
-            index = self._positions.unsqueeze(2).expand(tokens.shape)
-            if valid is not None:
-                tokens = torch.where(valid[..., None], tokens, grid.gather(1, index))
-            self._grid = grid.scatter(1, index, tokens)
+        tokens = tokens.to(self._grid.dtype)
+        if valid is not None:
+            before = self._grid if self._kept is None else take_tokens(self._grid, self._kept)
+            tokens = torch.where(valid[..., None], tokens, before)
+        self._grid = tokens if self._kept is None else fill_grid(tokens, self._kept, self._grid)
         if block in self.blocks:
             self.maps.append(self._grid)
 
 
-class TokenDroppingTransformer(NoSymbolicGraph, TokenPooling, VisionTransformer):
+class TokenDroppingTransformer(DeitVariant):
     """A Vision Transformer that drops patches on the way and predicts from its class token.
 
-    A subclass defines ``forward_tokens``.
+    A subclass defines ``forward_tokens``, and embeds and runs its blocks by ``embed`` and ``run_block``.
 
     Raises:
-        ValueError: for a model without the class token or with tokens beside it, another pooling,
-            or timm's random dropping of patches.
+        ValueError: for a model without a class token or with further prefix tokens, for another pooling,
+            and for timm's random dropping of patches.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -93,19 +91,51 @@ class TokenDroppingTransformer(NoSymbolicGraph, TokenPooling, VisionTransformer)
         super().reset_classifier(num_classes, global_pool)
 
     def forward_tokens(self, images: Tensor, maps: FeatureMaps | None = None) -> Tensor:
-        """Images (B, 3, H, W) to normed tokens (B, 1 + n, C); fills ``maps`` on the way."""
+        """Return normed tokens (B, 1 + n, C) of images (B, 3, H, W), and fill ``maps`` on the way."""
         raise NotImplementedError
 
+    def embed(self, images: Tensor, maps: FeatureMaps | None = None) -> Tensor:
+        """Return the tokens (B, 1 + N, C) of images (B, 3, H, W) before the first block."""
+        x = self.norm_pre(self._pos_embed(self.patch_embed(images)))
+        if maps is not None:
+            maps.start(x)
+        return x
+
+    def run_block(
+        self, index: int, x: Tensor, maps: FeatureMaps | None = None, valid: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        """Run a block, with its own ``options``, on tokens (B, L, C) and record the result in ``maps``.
+
+        Args:
+            valid: which of the resulting tokens are not dropped (B, L); None: all.
+        """
+        block = self.blocks[index]
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            x = checkpoint(block, x, **options)
+        else:
+            x = block(x, **options)
+        if maps is not None:
+            maps.record(index, x, valid)
+        return x
+
     def forward_features(self, x: Tensor, attn_mask=None, is_causal=False) -> Tensor:
-        """Images to normed tokens (B, 1 + n, C): the class token and the patches that remain."""
+        """Return normed tokens (B, 1 + n, C) of images: the class token and the patches that remain."""
         self.check_inputs(x, attn_mask, is_causal)
         return self.forward_tokens(x)
 
     def forward_intermediates(
-        self, x: Tensor, indices=None, return_prefix_tokens=False, norm=False, stop_early=False,
-        output_fmt="NCHW", intermediates_only=False, output_dict=False, attn_mask=None,
-        is_causal=False,
-    ) -> Any:  # fmt: skip
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        output_dict: bool = False,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Any:
         """Return timm's intermediates, over the whole grid: (B, C, H, W), or (B, N, C) as "NLC".
 
         A dropped patch keeps its last value. Arguments and results are those of timm's method.
@@ -129,7 +159,7 @@ class TokenDroppingTransformer(NoSymbolicGraph, TokenPooling, VisionTransformer)
         )
 
     def check_inputs(self, images: Any, attn_mask: Any, is_causal: Any) -> None:
-        """Refuse what the model can't do with its inputs.
+        """Refuse inputs that the model can't use.
 
         Raises:
             NotImplementedError: while torch.fx traces the model.

@@ -1,48 +1,105 @@
-"""IA-RED2 (Pan et al. 2021): interpreters that choose, image by image, which patches to keep.
+"""IA-RED2 (Pan et al. 2021, NeurIPS): interpreters that choose, image by image, which patches to keep.
 
-Registered as ``ia_red2_deit_*``. The blocks stand in three groups; before each, an interpreter
-scores the patches by multi-head products with the class token, and those at or below 0.5 are
-dropped. ``iared2_task.IARED2Task`` trains the interpreters by REINFORCE.
+Registered as ``ia_red2_deit_*``. The blocks form three groups; before each, an interpreter scores the
+patches by multi-head products with the class token, and those at or below 0.5 are dropped.
+``IARED2Task`` trains the interpreters by REINFORCE.
 
 No training code was released. Known: the groups, LayerNorm without affine, six heads, the mean
 over heads of sigmoid(q_class . k * scale), times the previous policy, the threshold. Chosen here:
 head width C / 6; fresh scores are about 0.73, so that training starts from the dense model;
-inference gathers what each image keeps and pads to the longest in the batch,
-masking the padding. Under a plain loss the interpreters get no gradient, since choosing has none:
-their parameters require one only after ``set_training_outputs(True)``, which IARED2Task calls.
-``keep_profile`` turns the threshold into fixed counts: throughput without
-trained weights uses [0.8, 0.64, 0.512], chosen so that DeiT-B's MACs match the printed speed-up.
+inference gathers what each image keeps and pads to the longest in the batch, masking the padding.
+Under a plain loss the interpreters get no gradient, since choosing has none: their parameters
+require one only after ``set_training_outputs(True)``, which IARED2Task calls. ``keep_profile`` turns
+the threshold into fixed counts: throughput without trained weights uses [0.8, 0.64, 0.512], chosen
+so that DeiT-B's MACs match the printed speed-up.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.models import checkpoint, generate_default_cfgs, register_model
+from timm.layers import Attention
+from timm.models import generate_default_cfgs, register_model
+from timm.models.vision_transformer import Block
+from timm.task import ClassificationTask
+from timm.utils import unwrap_model
 from torch import Tensor, nn
+
+from evovit.task import register_task
+from evovit.tokens import take_tokens
 
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
 from .dropping import FeatureMaps, TokenDroppingTransformer
-from .iared2_layers import Interpreter, KeyMaskedAttention, MaskedBlock
-from .weights import complete_dense, load_exactly
+from .weights import complete_dense
 
 THRESHOLD = 0.5
-
-
-VARYING = (
+FRESH_LOGIT = 1.0  # sigmoid(1) = 0.73: kept by the threshold, dropped now and then by a sample
+COUNTS_VARY = (
     "how many patches IA-RED2 keeps depends on the images: build the model with "
     "keep_profile=[0.8, 0.64, 0.512] (a share per group) to export or trace it, or to run it on "
     "the meta device"
 )
 
 
+class Interpreter(nn.Module):
+    """Scores (B, N) in (0, 1) of the patches, by their products with the class token."""
+
+    def __init__(self, dim: int, num_heads: int, **dd: Any):
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"{num_heads} interpreter heads do not divide the width {dim}")
+        self.num_heads = num_heads
+        self.scale = (dim // num_heads) ** -0.5
+        self.norm = nn.LayerNorm(dim, elementwise_affine=False, **dd)
+        self.query = nn.Linear(dim, dim, **dd)
+        self.key = nn.Linear(dim, dim, **dd)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw new weights; equal biases make a fresh interpreter keep everything, whatever the image."""
+        for linear in (self.query, self.key):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            head_dim = linear.out_features // self.num_heads
+            nn.init.constant_(linear.bias, (FRESH_LOGIT / self.scale / head_dim) ** 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return scores (B, N), in float32 at least, of tokens (B, 1 + N, C), class token first."""
+        x = self.norm(x)
+        # not x[:, 1:]: torch 2.7 then exports no batch without an upper limit
+        query = self.query(x.narrow(1, 0, 1)).unflatten(2, (self.num_heads, -1))
+        key = self.key(x.narrow(1, 1, x.shape[1] - 1)).unflatten(2, (self.num_heads, -1))
+        logits = (query * key).to(torch.promote_types(x.dtype, torch.float32)).sum(-1)
+        return torch.sigmoid(logits * self.scale).mean(-1)
+
+
+class KeyMaskedAttention(Attention):
+    """timm's Attention that can leave out keys; ``keys`` (B, L) is True for those that count."""
+
+    def forward(self, x: Tensor, attn_mask=None, is_causal=False, keys: Tensor | None = None):
+        """(B, L, C) -> (B, L, C)."""
+        mask = attn_mask if keys is None else keys[:, None, None, :]
+        if mask is not None and not self.fused_attn:  # unfused, timm adds the mask to the logits
+            mask = torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, -torch.inf)
+        return super().forward(x, attn_mask=mask, is_causal=is_causal)
+
+
+class MaskedBlock(Block):
+    """timm's Block whose attention can leave out keys."""
+
+    def forward(self, x: Tensor, attn_mask=None, is_causal=False, keys: Tensor | None = None):
+        """(B, L, C) -> (B, L, C)."""
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask, is_causal, keys)))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
 class PolicyOutput(NamedTuple):
     """What REINFORCE needs of one group's interpreter; B images of N patches."""
 
     log_prob: Tensor  # (B,) of the sampled policy, sum over the patches present
-    sampled: Tensor  # (B, N) who is kept by the sample
-    greedy: Tensor  # (B, N) who is kept by the threshold
+    sampled: Tensor  # (B, N) which patches the sample keeps
+    greedy: Tensor  # (B, N) which patches the threshold keeps
     sampled_logits: Tensor  # (B, num_classes), without gradient
     greedy_logits: Tensor
 
@@ -57,11 +114,11 @@ class InterpretedVisionTransformer(TokenDroppingTransformer):
             of all above the threshold; None: the threshold.
 
     Raises:
-        ValueError: for groups that are not the blocks, or a profile that rises or leaves nothing.
+        ValueError: for groups that do not add up to the blocks, or a profile that rises or leaves nothing.
     """
 
+    fresh_keys = ("interpreters.",)
     cost_varies = True  # from image to image
-    fresh_keys = ("interpreters.",)  # that no plain DeiT has
 
     def __init__(
         self,
@@ -91,27 +148,82 @@ class InterpretedVisionTransformer(TokenDroppingTransformer):
         """Set whether the interpreters' parameters require a gradient, which REINFORCE gives."""
         self.interpreters.requires_grad_(enable)
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Images to tokens (B, 1 + N, C) before the first group."""
-        return self.norm_pre(self._pos_embed(self.patch_embed(images)))
+    def forward(self, x: Tensor, attn_mask=None, is_causal=False) -> Any:
+        """Return logits (B, num_classes); while exploring in training a PolicyOutput."""
+        if self.training and self.exploring:
+            self.check_inputs(x, attn_mask, is_causal)
+            return self.explore(x)
+        return self.forward_head(self.forward_features(x, attn_mask, is_causal))
+
+    def forward_tokens(self, images: Tensor, maps: FeatureMaps | None = None) -> Tensor:
+        """Return normed tokens of images: in training all, (B, 1 + N, C); after it the class token and what
+        is kept, padded to the longest image, (B, 1 + n, C)."""
+        return self.masked(images, maps) if self.training else self.gathered(images, maps)[0]
 
     def run_group(self, group: int, x: Tensor, keys: Tensor | None, maps: FeatureMaps | None = None) -> Tensor:
-        """The blocks of a group on (B, L, C); keys (B, L) or None, where all count."""
+        """Run the blocks of a group on (B, L, C); keys (B, L) or None, where all count."""
         first = sum(self.groups[:group])
         end = first + self.groups[group]
-        recompute = self.grad_checkpointing and torch.is_grad_enabled()
         for index in range(first, end if maps is None else min(end, maps.end)):
-            block = self.blocks[index]
-            x = checkpoint(block, x, keys=keys) if recompute else block(x, keys=keys)
-            if maps is not None:
-                maps.record(index, x, keys)
+            x = self.run_block(index, x, maps, keys, keys=keys)
         return x
 
+    def choose(self, group: int, scores: Tensor, kept: Tensor) -> Tensor:
+        """Return which patches (B, N) are kept by the scores (B, N) of a group, of those kept before."""
+        if self.keep_profile is None:
+            return (scores > THRESHOLD) & kept
+        best = self._best(group, scores.masked_fill(~kept, -1.0), scores.shape[1])
+        return torch.zeros_like(kept).scatter(1, best, True)
+
+    def _best(self, group: int, scores: Tensor, total: int) -> Tensor:
+        """Return positions (B, k), in raster order, of the best scores (B, n) by the profile's share."""
+        count = max(1, int(self.keep_profile[group] * total))
+        return scores.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
+
+    def gathered(self, images: Tensor, maps: FeatureMaps | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Run only kept tokens through the blocks; return normed tokens, and per group their counts (B,).
+
+        Raises:
+            NotImplementedError: without ``keep_profile``, where the number of tokens has to be
+                known before the images are: in an export or a trace, or on the meta device.
+        """
+        x, counts = self.embed(images, maps), []
+        patches = x.shape[1] - 1
+        valid = torch.ones(x.shape[0], patches, dtype=torch.bool, device=x.device)
+        for group, interpreter in enumerate(self.interpreters):
+            scores, keys = interpreter(x), None
+            if self.keep_profile is None:
+                valid = self.choose(group, scores, valid)
+                count = valid.sum(1)
+                kept = self._kept_first(valid, count)
+                valid = valid.gather(1, kept)
+                if bool((count < kept.shape[1]).any()):
+                    keys = with_class(valid)
+            else:
+                kept = self._best(group, scores, patches)
+                count = kept.new_full((len(kept),), kept.shape[1])
+            counts.append(count)
+            x = take_tokens(x, kept)
+            if maps is not None:
+                maps.keep(kept)
+            x = self.run_group(group, x, keys, maps)
+        return self.norm(x), counts
+
+    def _kept_first(self, valid: Tensor, counts: Tensor) -> Tensor:
+        """Return positions (B, n) of the kept patches in raster order, then of what pads shorter images.
+
+        n is the largest of the counts (B,), so it depends on the images.
+        """
+        if valid.is_meta or torch.jit.is_tracing() or torch.compiler.is_exporting():
+            if torch.compiler.is_dynamo_compiling():  # it reports this message, but no exception's
+                torch._dynamo.graph_break(msg=COUNTS_VARY)
+            raise NotImplementedError(COUNTS_VARY)
+        longest = int(counts.max()) if len(counts) else 0
+        return (~valid).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
+
     def masked(self, images: Tensor, maps: FeatureMaps | None = None) -> Tensor:
-        """Normed tokens (B, 1 + N, C), dropped ones left out as keys: fixed shapes."""
-        x = self.embed(images)
-        if maps is not None:
-            maps.start(x)
+        """Return normed tokens (B, 1 + N, C), dropped ones left out as keys: fixed shapes."""
+        x = self.embed(images, maps)
         kept = torch.ones(x.shape[0], x.shape[1] - 1, dtype=torch.bool, device=x.device)
         for group, interpreter in enumerate(self.interpreters):
             if not self.training or self.acting is None or group < self.acting:
@@ -141,74 +253,6 @@ class InterpretedVisionTransformer(TokenDroppingTransformer):
                 logits.append(self.forward_head(self.norm(rest)))
         return PolicyOutput((log_prob * kept).sum(1), sampled, greedy, *logits)
 
-    def choose(self, group: int, scores: Tensor, kept: Tensor) -> Tensor:
-        """Who is kept (B, N) after the scores (B, N) of a group, of those kept before."""
-        if self.keep_profile is None:
-            return (scores > THRESHOLD) & kept
-        best = self._best(group, scores.masked_fill(~kept, -1.0), scores.shape[1])
-        return torch.zeros_like(kept).scatter(1, best, True)
-
-    def _best(self, group: int, scores: Tensor, total: int) -> Tensor:
-        """Positions (B, k), in raster order, of the best scores (B, n) by the profile's share."""
-        count = max(1, int(self.keep_profile[group] * total))
-        return scores.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
-
-    def forward_tokens(self, images: Tensor, maps: FeatureMaps | None = None) -> Tensor:
-        """Images to normed tokens: all (B, 1 + N, C) in training, the class token and what is
-        kept, padded to the longest image, (B, 1 + n, C) after it."""
-        return self.masked(images, maps) if self.training else self.gathered(images, maps)[0]
-
-    def forward(self, x: Tensor, attn_mask=None, is_causal=False) -> Any:
-        """Logits; while exploring in training a PolicyOutput."""
-        if self.training and self.exploring:
-            self.check_inputs(x, attn_mask, is_causal)
-            return self.explore(x)
-        return self.forward_head(self.forward_features(x, attn_mask, is_causal))
-
-    def gathered(self, images: Tensor, maps: FeatureMaps | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Only kept tokens through the blocks: normed tokens, and per group how many (B,).
-
-        Raises:
-            NotImplementedError: without ``keep_profile``, where the number of tokens has to be
-                known before the images are: in an export or a trace, or on the meta device.
-        """
-        x, counts = self.embed(images), []
-        if maps is not None:
-            maps.start(x)
-        batch, length, channels = x.shape
-        first = torch.arange(batch, device=x.device).unsqueeze(1)
-        valid = torch.ones(batch, length - 1, dtype=torch.bool, device=x.device)
-        for group, interpreter in enumerate(self.interpreters):
-            scores = interpreter(x)
-            if self.keep_profile is None:
-                valid = self.choose(group, scores, valid)
-                counts.append(valid.sum(1))
-                order = self._kept_first(valid, counts[-1])
-                valid = valid.gather(1, order)
-                keys = with_class(valid) if bool((counts[-1] < order.shape[1]).any()) else None
-            else:
-                order, keys = self._best(group, scores, length - 1), None
-                counts.append(order.new_full((batch,), order.shape[1]))
-            rows = torch.cat((torch.zeros_like(first), 1 + order), dim=1)
-            if maps is not None:
-                maps.keep(rows)
-            rows = (rows + first * x.shape[1]).flatten()
-            x = x.flatten(0, 1).index_select(0, rows).view(batch, 1 + order.shape[1], channels)
-            x = self.run_group(group, x, keys, maps)
-        return self.norm(x), counts
-
-    def _kept_first(self, valid: Tensor, counts: Tensor) -> Tensor:
-        """Positions (B, n) of the kept patches in raster order, then of what pads shorter images.
-
-        n is the largest of the counts (B,), so it depends on the images.
-        """
-        if valid.is_meta or torch.jit.is_tracing() or torch.compiler.is_exporting():
-            if torch.compiler.is_dynamo_compiling():  # it reports this message, but no exception's
-                torch._dynamo.graph_break(msg=VARYING)
-            raise NotImplementedError(VARYING)
-        longest = int(counts.max()) if len(counts) else 0
-        return (~valid).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
-
     def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True) -> list[int]:
         """Remove what no block up to the last of ``indices`` needs, as timm's method."""
         taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
@@ -221,50 +265,123 @@ class InterpretedVisionTransformer(TokenDroppingTransformer):
         self.interpreters = self.interpreters[: len(groups)]
         return taken
 
-    def load_pretrained_dense(self, state_dict: Mapping[str, Tensor]) -> list[str]:
-        """Load a plain DeiT; returns the keys that start fresh (the interpreters').
-
-        Raises:
-            ValueError: listing every missing, unexpected or misshapen key; nothing is loaded then.
-        """
-        return load_exactly(self, state_dict, fresh=self.fresh_keys)
-
 
 def with_class(kept: Tensor) -> Tensor:
-    """Keys (B, 1 + N): the class token always counts."""
+    """Return keys (B, 1 + N) from kept patches (B, N): the class token always counts."""
     return F.pad(kept, (1, 0), value=True)
 
 
-SIZES = {"tiny": TINY, "small": SMALL, "base": BASE}
-NAMES = [f"ia_red2_deit_{size}_patch16_224" for size in SIZES]
-NAMES.append("ia_red2_deit_base_patch16_384")
-default_cfgs = generate_default_cfgs({name: pretrained_cfg(int(name[-3:])) for name in NAMES})
+@register_task("ia_red2")
+class IARED2Task(ClassificationTask):
+    """Classification and policy learning, group by group (the curriculum).
+
+    The training is cut into one part per group of blocks. In its first half the group's
+    interpreter learns by REINFORCE while all else is frozen; in its second half the backbone
+    learns to classify what the interpreters so far leave. Later interpreters do not act yet.
+
+    Args (beside ClassificationTask's):
+        tau: penalty for a wrong prediction; not known from the paper's text, 0.5 here.
+
+    Raises:
+        ValueError: for a model without interpreters, or one with a fixed keep_profile.
+    """
+
+    def __init__(self, model: nn.Module, *args: Any, tau: float = 0.5, **kwargs: Any):
+        super().__init__(model, *args, **kwargs)
+        inner = unwrap_model(model)
+        if not isinstance(inner, InterpretedVisionTransformer):
+            raise ValueError(f"{type(inner).__name__} has no interpreters to train")
+        if inner.keep_profile is not None:
+            raise ValueError("keep_profile fixes what is kept: leave it out to train the policies")
+        self.tau = tau
+        inner.set_training_outputs(True)  # before the optimizer and DDP look for parameters
+
+    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any):
+        """Wrap in DDP, which must not wait for gradients of frozen parameters."""
+        ddp_kwargs = {"find_unused_parameters": True, **ddp_kwargs}
+        return super().prepare_distributed(device_ids, **ddp_kwargs)
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Choose what learns in ``epoch`` (from 0) of ``epochs``; call it also after a resume.
+
+        Frozen parameters get no gradient at all, so the optimizer leaves them alone.
+        """
+        model = unwrap_model(self.trainable_module)
+        half = 2 * len(model.groups) * epoch // epochs
+        group = half // 2
+        model.acting = group + 1
+        model.exploring = half % 2 == 0
+        for name, parameter in model.named_parameters():
+            if model.exploring:
+                learns = name.startswith(f"interpreters.{group}.")
+            else:
+                learns = not name.startswith("interpreters.")
+            parameter.requires_grad_(learns)
+
+    def unreached(self, epochs: int) -> list[str]:
+        """Return a sentence if a training of ``epochs`` is too short for every group's two phases."""
+        phases = 2 * len(unwrap_model(self.trainable_module).groups)
+        reached = len({phases * epoch // epochs for epoch in range(epochs)})
+        if reached == phases:
+            return []
+        return [f"A training of {epochs} epochs comes to {reached} of IA-RED2's {phases} phases."]
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Return the loss and the logits (B, num_classes) of images (B, 3, H, W); while the model explores,
+        also the reward and the kept share."""
+        output = self.trainable_module(input)
+        if not isinstance(output, PolicyOutput):
+            return {"loss": self.criterion(output, target), "output": output}
+        labels = target.argmax(-1) if target.ndim > 1 else target
+        sampled = self.reward(output.sampled, output.sampled_logits, labels)
+        greedy = self.reward(output.greedy, output.greedy_logits, labels)
+        return {
+            "loss": -((sampled - greedy) * output.log_prob).mean(),
+            "output": output.greedy_logits,
+            "reward": greedy.mean(),
+            "kept_share": output.greedy.float().mean(),
+        }
+
+    def reward(self, kept: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return 1 - (kept share)^2 (B,) where the prediction is right, else -tau."""
+        share = kept.float().mean(1)
+        right = logits.argmax(-1) == labels
+        return torch.where(right, 1 - share.square(), -self.tau)
 
 
-def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
-    sizes = SIZES[name.split("_")[3]]
+default_cfgs = generate_default_cfgs(
+    {
+        "ia_red2_deit_tiny_patch16_224": pretrained_cfg(224),
+        "ia_red2_deit_small_patch16_224": pretrained_cfg(224),
+        "ia_red2_deit_base_patch16_224": pretrained_cfg(224),
+        "ia_red2_deit_base_patch16_384": pretrained_cfg(384),
+    }
+)
+
+
+def _create(name: str, pretrained: bool, kwargs: dict[str, Any], sizes: dict[str, Any]) -> nn.Module:
     return create_deit(InterpretedVisionTransformer, name, pretrained, kwargs, sizes, complete_dense)
 
 
 @register_model
 def ia_red2_deit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> InterpretedVisionTransformer:
     """DeiT-T with interpreters."""
-    return _create("ia_red2_deit_tiny_patch16_224", pretrained, kwargs)
+    return _create("ia_red2_deit_tiny_patch16_224", pretrained, kwargs, TINY)
 
 
 @register_model
 def ia_red2_deit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> InterpretedVisionTransformer:
     """DeiT-S with interpreters."""
-    return _create("ia_red2_deit_small_patch16_224", pretrained, kwargs)
+    return _create("ia_red2_deit_small_patch16_224", pretrained, kwargs, SMALL)
 
 
 @register_model
 def ia_red2_deit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> InterpretedVisionTransformer:
     """DeiT-B with interpreters."""
-    return _create("ia_red2_deit_base_patch16_224", pretrained, kwargs)
+    return _create("ia_red2_deit_base_patch16_224", pretrained, kwargs, BASE)
 
 
 @register_model
 def ia_red2_deit_base_patch16_384(pretrained: bool = False, **kwargs: Any) -> InterpretedVisionTransformer:
     """DeiT-B at 384 px with interpreters."""
-    return _create("ia_red2_deit_base_patch16_384", pretrained, kwargs)
+    return _create("ia_red2_deit_base_patch16_384", pretrained, kwargs, BASE)

@@ -11,13 +11,13 @@ from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._input import update_model_input_size
 from timm.models.levit import Attention, AttentionDownsample, Downsample, LevitDistilled, model_cfgs
+from timm.task import TokenDistillationTask
 from torch import Tensor, nn
 
+from evovit.checkpoint import load_exactly
 from evovit.features import NoSymbolicGraph, of_no_images, refuse_empty_training
-from evovit.levit import STRIDE, source_grid, stage_grid
-from evovit.levit_layers import init_levit_layers
-
-from .weights import load_exactly
+from evovit.levit import STRIDE, init_levit_layers, source_grid, stage_grid
+from evovit.task import register_task
 
 
 class PlainLevit(NoSymbolicGraph, LevitDistilled):
@@ -51,7 +51,7 @@ class PlainLevit(NoSymbolicGraph, LevitDistilled):
             init_levit_layers(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to the last grid's tokens (B, N, C)."""
+        """Return the last grid's tokens (B, N, C) of images (B, 3, H, W)."""
         self._check(x)
         if x.shape[0] == 0:  # timm's attention can't view an empty batch
             return of_no_images(self.forward_features, x)
@@ -61,18 +61,22 @@ class PlainLevit(NoSymbolicGraph, LevitDistilled):
         return x
 
     def forward_intermediates(
-        self, x: Tensor, indices: int | Sequence[int] | None = None, norm=False, stop_early=False,
-        output_fmt="NCHW", intermediates_only=False,
-    ) -> Any:  # fmt: skip
-        """timm's method: the map of each stage (B, C, H, W)."""
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Return timm's intermediates: the map (B, C, H, W) of each stage."""
         self._check(x)
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt={output_fmt!r}: LeViT's intermediates are NCHW")
         if x.shape[0] == 0:
             return of_no_images(
-                self.forward_intermediates, x, indices, norm, stop_early, output_fmt,
-                intermediates_only,
-            )  # fmt: skip
+                self.forward_intermediates, x, indices, norm, stop_early, output_fmt, intermediates_only
+            )
         self._forget_biases_with_gradients()
         result = super().forward_intermediates(x, indices, norm, stop_early, output_fmt, intermediates_only)
         self._forget_biases_with_gradients()
@@ -88,15 +92,15 @@ class PlainLevit(NoSymbolicGraph, LevitDistilled):
             )
 
     def _forget_biases_with_gradients(self) -> None:
-        # In evaluation timm keeps the gathered biases: with their graph they could not be copied
-        # (EMA), made in inference mode they could not be differentiated, and while torch.export
-        # runs the model they hold no numbers.
+        # In evaluation timm keeps the gathered biases. With their graph they could not be copied
+        # (EMA); made in inference mode they could not be differentiated; while torch.export runs the
+        # model they hold no numbers.
         exporting = torch.compiler.is_exporting()
         if not self.training and (torch.is_grad_enabled() or exporting):
             self._forget_gathered_biases()
 
     def _forget_gathered_biases(self, *_: Any) -> None:
-        kinds = (Attention, AttentionDownsample)  # torch 2.7 can't export "|" of types
+        kinds = (Attention, AttentionDownsample)  # torch 2.7 can't export "|" between types
         for module in self.modules():
             if isinstance(module, kinds):
                 module.attention_bias_cache.clear()
@@ -127,23 +131,24 @@ class PlainLevit(NoSymbolicGraph, LevitDistilled):
         update_model_input_size(self, size)
 
     def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights under facebookresearch/LeViT's keys, under ours."""
-        places = []  # ours, in the authors' order: attention and MLP in turn
+        """Return weights that have facebookresearch/LeViT's keys under ours."""
+        modules = []  # our names in the authors' order: attention and MLP in turn
         for number, stage in enumerate(self.stages):
-            here = f"stages.{number}"
+            prefix = f"stages.{number}"
             if number > 0:
-                places += [f"{here}.downsample.attn_downsample", f"{here}.downsample.mlp"]
+                modules += [f"{prefix}.downsample.attn_downsample", f"{prefix}.downsample.mlp"]
             for block in range(len(stage.blocks)):
-                places += [f"{here}.blocks.{block}.attn", f"{here}.blocks.{block}.mlp"]
+                modules += [f"{prefix}.blocks.{block}.attn", f"{prefix}.blocks.{block}.mlp"]
         renamed = {}
         for key, value in state_dict.items():
             if key.endswith("attention_bias_idxs"):
                 continue
-            if (match := re.fullmatch(r"blocks\.(\d+)\.(.+)", key)) and int(match[1]) < len(places):
+            match = re.fullmatch(r"blocks\.(\d+)\.(.+)", key)
+            if match and int(match[1]) < len(modules):
                 layer = match[2].removeprefix("m.")
                 layer = re.sub(r"^([02])\.", lambda m: f"ln{int(m[1]) // 2 + 1}.", layer)
                 layer = re.sub(r"^(q|proj)\.1\.", r"\1.ln.", layer)
-                key = f"{places[int(match[1])]}.{layer}"
+                key = f"{modules[int(match[1])]}.{layer}"
             key = re.sub(r"^patch_embed\.(\d+)\.", lambda m: f"stem.conv{int(m[1]) // 2 + 1}.", key)
             renamed[re.sub(r"\.[cl]\.", ".linear.", key)] = value
         return renamed
@@ -157,15 +162,15 @@ def _checked(img_size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _stage_of_keys(name: str, module: nn.Module) -> int:
-    """Index of the stage whose grid a module's keys lie on; sub-sampling starts one before."""
+    """Return the index of the stage whose grid a module's keys have; sub-sampling starts one before."""
     stage = int(name.split(".")[1])
     return stage if isinstance(module, Attention) else stage - 1
 
 
 def resample_biases(biases: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Biases (H, R * S) for the offsets (0..R-1, 0..S-1), for another grid's offsets.
+    """Resample biases (H, R * S), one for each offset (0..R-1, 0..S-1) of a grid, to another grid's offsets.
 
-    The offset 0 keeps its bias, the largest stays the largest, what is between is interpolated.
+    The offset 0 and the largest offset keep their biases; those between are interpolated.
     """
     biases = biases.detach()
     if old == new:
@@ -177,7 +182,7 @@ def resample_biases(biases: Tensor, old: tuple[int, int], new: tuple[int, int]) 
 
 
 def resample_positions(state_dict: Mapping[str, Any], model: PlainLevit) -> dict[str, Any]:
-    """timm's filter for pretrained weights: attention biases resampled to the model's grids."""
+    """Filter pretrained weights for timm: attention biases are resampled to the model's grids."""
     state_dict = dict(state_dict.get("model", state_dict))
     for name, module in model.named_modules():
         key = f"{name}.attention_biases"
@@ -198,12 +203,39 @@ def load_official(model: PlainLevit, state_dict: Mapping[str, Tensor]) -> None:
     load_exactly(model, model.from_official(state_dict))
 
 
+@register_task("hard_distillation")
+class HardDistillationTask(TokenDistillationTask):
+    """LeViT's training (Graham et al. 2021, after DeiT): a second head learns the labels that a teacher predicts.
+
+    Args (beside TokenDistillationTask's):
+        teacher: a frozen model that predicts the same classes.
+        distill_weight: of the distillation head's part of the loss; the labels' part has the rest.
+
+    Raises:
+        ValueError: for a model without a distillation head, or a weight outside [0, 1].
+    """
+
+    def __init__(self, model: nn.Module, *, teacher: nn.Module, distill_weight: float = 0.5, **kwargs: Any):
+        if not 0 <= distill_weight <= 1:
+            raise ValueError(f"distill_weight={distill_weight} must lie in [0, 1]")
+        weights = {"task_loss_weight": 1 - distill_weight, "distill_loss_weight": distill_weight}
+        super().__init__(model, teacher, distill_type="hard", **weights, **kwargs)
+
+
 CFG = dict(
-    url="", num_classes=1000, input_size=(3, 224, 224), pool_size=None, crop_pct=0.875,
-    interpolation="bicubic", fixed_input_size=True, mean=IMAGENET_DEFAULT_MEAN,
-    std=IMAGENET_DEFAULT_STD, first_conv="stem.conv1.linear",
-    classifier=("head.linear", "head_dist.linear"), license="apache-2.0",
-)  # fmt: skip
+    url="",
+    num_classes=1000,
+    input_size=(3, 224, 224),
+    pool_size=None,
+    crop_pct=0.875,
+    interpolation="bicubic",
+    fixed_input_size=True,
+    mean=IMAGENET_DEFAULT_MEAN,
+    std=IMAGENET_DEFAULT_STD,
+    first_conv="stem.conv1.linear",
+    classifier=("head.linear", "head_dist.linear"),
+    license="apache-2.0",
+)
 SIZES = ("128s", "128", "192", "256", "384")
 default_cfgs = generate_default_cfgs({f"plain_levit_{size}": CFG for size in SIZES})
 

@@ -1,40 +1,35 @@
-"""PS-ViT (Tang et al. 2022, Patch Slimming): one fixed set of patches per layer, for all images.
+"""PS-ViT (Tang et al. 2022, Patch Slimming, CVPR): one fixed set of patches per layer, for all images.
 
-Registered as ``ps_deit_*``. A layer computes queries and FFN for its own patches alone; its keys
+Registered as ``ps_deit_*``. A layer computes queries and FFN for its own patches only; its keys
 and values are the patches that the layer before it computed. Sets only shrink with depth, so a
-patch that a layer leaves out is gone. ``psvit_search`` finds the sets on a trained DeiT, from the
-top down; fine-tuning the slimmed model is plain classification.
+patch that a layer leaves out is dropped for good. ``TopDownSearch`` finds the sets on a trained DeiT,
+from the last layer down; fine-tuning the slimmed model is plain classification.
 
 No code was released. Chosen here: a model without weights keeps every patch. ``keep_profile``
 slims it without a search, to the patches nearest to the image's centre: throughput without
 searched weights uses shares 1 - (layer / 12)^p, p = 3 for DeiT-T and DeiT-S and 2.4 for DeiT-B, so
-that their MACs match Table 1's images/s; the sets that its authors found were not published.
+that their MACs match Table 1's images/s; the authors' sets were not published.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention
-from timm.models import checkpoint, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from evovit.task import register_task
+
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
 from .dropping import FeatureMaps, TokenDroppingTransformer
-from .weights import (
-    SplitsWeights,
-    complete_dense,
-    joined_weights,
-    load_exactly,
-    refuse_averaged_masks,
-    split_weights,
-)
+from .weights import SplitsWeights, complete_dense, joined_weights, refuse_averaged_masks, split_weights
 
 
 class RowAttention(SplitsWeights, Attention):
-    """timm's Attention that can compute some rows alone.
+    """timm's Attention that can compute only some rows.
 
     Queries have a linear layer of their own, as they are made of fewer tokens than keys and values.
     """
@@ -49,7 +44,7 @@ class RowAttention(SplitsWeights, Attention):
         weights = {f"qkv.{key}": value for key, value in qkv.state_dict().items()}
         self.load_state_dict(weights, strict=False)
         for name, layer in list(self.named_children()):
-            if name not in ("q", "kv"):  # stands behind them, so that a seed draws what timm draws
+            if name not in ("q", "kv"):  # comes after them, so that a seed draws what timm draws
                 delattr(self, name)
                 setattr(self, name, layer)
 
@@ -72,22 +67,22 @@ class RowAttention(SplitsWeights, Attention):
                 state_dict[f"{prefix}qkv.{name}"] = torch.cat(parts)
 
     def project(self, x: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (B, L, C) to queries (B, H, R, d) of the rows, keys and values (B, H, L, d)."""
+        """Return queries (B, H, R, d) of the rows, keys and values (B, H, L, d) of tokens (B, L, C)."""
         q = self.q(x if rows is None else x.index_select(1, rows))
         q = q.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
         kv = self.kv(x).unflatten(2, (2, self.num_heads, self.head_dim))
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
         return self.q_norm(q), self.k_norm(k), v
 
-    def maps(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Attention probabilities (B, H, R, L) of the rows."""
+    def probabilities(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return the attention (B, H, R, L) of the rows (R,) of tokens (B, L, C); None: of all."""
         q, k, _ = self.project(x, rows)
         return (q * self.scale @ k.transpose(-2, -1)).softmax(dim=-1)
 
     def forward(self, x: Tensor, attn_mask=None, is_causal=False, rows: Tensor | None = None):
         """(B, L, C) -> (B, R, C); ``rows`` (R,) indexes the L tokens, None takes all."""
         if attn_mask is not None or is_causal:
-            raise ValueError("PS-ViT's layers compute some rows alone: leave out attention masks")
+            raise ValueError("PS-ViT's layers compute only some rows: leave out attention masks")
         q, k, v = self.project(x, rows)
         if self.fused_attn:
             dropout = self.attn_drop.p if self.training else 0.0
@@ -99,10 +94,10 @@ class RowAttention(SplitsWeights, Attention):
 
 
 class RowBlock(Block):
-    """timm's Block that can compute some rows alone."""
+    """timm's Block that can compute only some rows."""
 
     def forward(self, x: Tensor, attn_mask=None, is_causal=False, rows: Tensor | None = None):
-        """(B, L, C) -> (B, R, C)."""
+        """(B, L, C) -> (B, R, C); ``rows`` (R,) indexes the L tokens, None takes all."""
         kept = x if rows is None else x.index_select(1, rows)
         x = self.attn(self.norm1(x), attn_mask, is_causal, rows)
         x = kept + self.drop_path1(self.ls1(x))
@@ -123,7 +118,7 @@ class SlimVisionTransformer(TokenDroppingTransformer):
             ``dynamic_img_size``: the sets belong to one grid.
     """
 
-    fresh_keys = ("kept",)  # that no plain DeiT has
+    fresh_keys = ("kept",)
     _present: list[list[int]] | None = None  # the tokens of each layer, class token 0
 
     def __init__(self, *args: Any, keep_profile: Sequence[float] | None = None, **kwargs: Any):
@@ -141,19 +136,19 @@ class SlimVisionTransformer(TokenDroppingTransformer):
 
     @property
     def depth(self) -> int:
-        """Layers that have a set, also those that ``prune_intermediate_layers`` removed."""
+        """Return how many layers have a set, with those that ``prune_intermediate_layers`` removed."""
         return len(self.kept)
 
     @property
     def patches(self) -> list[list[int]]:
-        """Each layer's patches in raster order."""
+        """Return each layer's patches in raster order."""
         return [[index - 1 for index in present if index] for present in self._present]
 
     def set_patches(self, patches: Sequence[Sequence[int]] | None) -> None:
         """Choose which patches, counted from 0 in raster order, each layer computes; None: all.
 
         Raises:
-            ValueError: for a wrong number of layers, a patch that is not there or stands twice, or
+            ValueError: for a wrong number of layers, a patch that does not exist or comes twice, or
                 one that the layer before does not compute.
         """
         total = self.patch_embed.num_patches
@@ -162,14 +157,14 @@ class SlimVisionTransformer(TokenDroppingTransformer):
         if len(patches) != self.depth:
             raise ValueError(f"patches has {len(patches)} layers, the model {self.depth}")
         before = set(range(total))
-        for layer, wanted in enumerate(patches):
-            if len(set(wanted)) != len(wanted) or not before.issuperset(wanted):
+        for layer, own in enumerate(patches):
+            if len(set(own)) != len(own) or not before.issuperset(own):
                 raise ValueError(f"layer {layer} must compute patches of the layer before it, each once")
-            before = set(wanted)
-        self._index([[0, *sorted(1 + index for index in wanted)] for wanted in patches])
+            before = set(own)
+        self._index([[0, *sorted(1 + index for index in own)] for own in patches])
 
     def set_input_size(self, *args: Any, **kwargs: Any) -> None:
-        """timm's method; each patch of the new grid is kept where the nearest old one was."""
+        """Change the image size, as timm's method; each new patch is kept where the nearest old one was."""
         before = self.patch_embed.grid_size
         super().set_input_size(*args, **kwargs)
         grid = self.patch_embed.grid_size
@@ -179,32 +174,36 @@ class SlimVisionTransformer(TokenDroppingTransformer):
         self.set_patches([layer.nonzero().flatten().tolist() for layer in mask])
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
-        """timm's method; the sets of patches stay as they are."""
+        """Initialize all weights, as timm's method; the sets of patches stay as they are."""
         super().init_weights(mode, needs_reset)
         if self._present is not None:  # while the model is made there are none yet
             self._index(self._present)
 
     def _mask(self, total: int) -> Tensor:
-        """The sets as a mask (depth, total) on the CPU, which also a model on "meta" can read."""
+        """Return the sets as a mask (depth, total) on the CPU, which also a model on "meta" can read."""
         mask = torch.zeros(self.depth, total, dtype=torch.bool, device="cpu")
         for layer, patches in enumerate(self.patches):
             mask[layer, patches] = True
         return mask
 
     def _index(self, present: list[list[int]]) -> None:
-        """Write down the tokens (class token 0) of each layer, and where they stand before it."""
+        """Note the tokens (class token 0) of each layer, and their rows in the layer before it."""
         self._present = present
         before = list(range(1 + self.patch_embed.num_patches))
         for layer, tokens in enumerate(present):
-            place = {token: row for row, token in enumerate(before)}
-            rows = torch.tensor([place[token] for token in tokens], device=self.kept.device)
-            # beside the mask, so that no forward pass asks the device who is kept
+            row_of = {token: row for row, token in enumerate(before)}
+            rows = torch.tensor([row_of[token] for token in tokens], device=self.kept.device)
+            # also as rows, so that no forward pass has to read the mask from the device
             self.register_buffer(f"rows_{layer}", rows, persistent=False)
             before = tokens
         self.kept.copy_(self._mask(self.kept.shape[1]))
 
     def _central(self, keep_profile: Sequence[float]) -> list[list[int]]:
-        """The patches of a profile."""
+        """Return each layer's patches by a profile.
+
+        Raises:
+            ValueError: for a profile that rises, leaves [0, 1] or has not one share per block.
+        """
         falling = all(a >= b for a, b in zip((1.0, *keep_profile), keep_profile, strict=False))
         if len(keep_profile) != self.depth or not falling or min(keep_profile) < 0:
             raise ValueError(
@@ -222,41 +221,24 @@ class SlimVisionTransformer(TokenDroppingTransformer):
         return [nearest[: int(share * total)] for share in keep_profile]
 
     def rows(self, layer: int) -> Tensor | None:
-        """Where a layer's tokens stand in the layer before it (R,); None: it computes them all."""
+        """Return the rows (R,) of a layer's tokens in the layer before it; None: it computes them all."""
         before = self._present[layer - 1] if layer else range(1 + self.patch_embed.num_patches)
         same = len(self._present[layer]) == len(before)
         return None if same else getattr(self, f"rows_{layer}")
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Images to tokens (B, 1 + N, C) before the first layer."""
-        return self.norm_pre(self._pos_embed(self.patch_embed(images)))
-
     def run(self, x: Tensor, first: int, end: int, maps: FeatureMaps | None = None) -> Tensor:
-        """Blocks ``first`` to before ``end`` on the tokens that the layer before computed."""
-        recompute = self.grad_checkpointing and torch.is_grad_enabled()
+        """Run blocks ``first`` to before ``end`` on the tokens that the layer before ``first`` computed."""
         for layer in range(first, end):
-            block, rows = self.blocks[layer], self.rows(layer)
-            x = checkpoint(block, x, rows=rows) if recompute else block(x, rows=rows)
-            if maps is not None:
-                if rows is not None:
-                    maps.keep(rows)
-                maps.record(layer, x)
+            rows = self.rows(layer)
+            if maps is not None and rows is not None:
+                maps.keep(rows[1:] - 1)  # without the class token's
+            x = self.run_block(layer, x, maps, rows=rows)
         return x
 
     def forward_tokens(self, images: Tensor, maps: FeatureMaps | None = None) -> Tensor:
-        """Images to normed tokens (B, 1 + n, C): the class token and the last layer's patches."""
-        x = self.embed(images)
-        if maps is not None:
-            maps.start(x)
+        """Return normed tokens (B, 1 + n, C) of images: the class token and the last layer's patches."""
+        x = self.embed(images, maps)
         return self.norm(self.run(x, 0, len(self.blocks) if maps is None else maps.end, maps))
-
-    def load_pretrained_dense(self, state_dict: Mapping[str, Tensor]) -> list[str]:
-        """Load a plain DeiT; returns the keys that stay as they are (who is kept).
-
-        Raises:
-            ValueError: listing every missing, unexpected or misshapen key; nothing is loaded then.
-        """
-        return load_exactly(self, state_dict, fresh=self.fresh_keys)
 
     def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return weights with timm's keys (``qkv``) under our keys."""
@@ -270,35 +252,225 @@ class SlimVisionTransformer(TokenDroppingTransformer):
 
 
 def _read_kept(model: SlimVisionTransformer, incompatible: Any) -> None:
-    """After loading weights: compute the patches that the mask says, if it was among them."""
+    """Take over the patches of the mask if it was among the weights; a hook after loading them."""
     if any(key.split(".")[-1] == "kept" for key in incompatible.missing_keys):
         model.set_patches(model.patches)
     elif not model.kept.is_meta:
         model.set_patches([layer.nonzero().flatten().tolist() for layer in model.kept.cpu()])
 
 
-SIZES = {"tiny": TINY, "small": SMALL, "base": BASE}
-default_cfgs = generate_default_cfgs({f"ps_deit_{size}_patch16_224": pretrained_cfg(224) for size in SIZES})
+class SearchedLayer(NamedTuple):
+    """The result of the search for one layer."""
+
+    layer: int
+    patches: list[int]  # in raster order
+    error: float  # of the next layer's output
+    rounds: list[tuple[int, float]]  # number of patches tried, and the error that they left
 
 
-def _create(size: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
-    name = f"ps_deit_{size}_patch16_224"
-    return create_deit(SlimVisionTransformer, name, pretrained, kwargs, SIZES[size], complete_dense)
+@register_task("ps_vit_search")
+class TopDownSearch:
+    """The search for the sets, one layer at a time: call ``next_layer`` until ``done``.
+
+    The last layer computes only the class token. Going down, a layer's set starts as that of the layer
+    above; patches join it ``granularity`` at a time, the most important first, and the layer is
+    fine-tuned, until the next layer's output is reconstructed. Layers below are still the dense ones.
+
+    No code was released; chosen here: the error is relative, ||output - target||^2 / ||target||^2 over
+    the sample images, where the target is the next layer's output (as slimmed so far) when all patches
+    are kept, so that keeping everything always ends a layer; fine-tuning minimises this error by AdamW;
+    the heads of the attention maps above are multiplied head by head.
+
+    The search slims ``model`` and fine-tunes its blocks in place. What ``state_dict`` returns between
+    two layers is enough to go on without a change of the result.
+
+    Args:
+        model: a trained model, every patch kept.
+        images: (n, 3, H, W), normalised: the sample on which errors are measured.
+        epsilon: largest error that a layer may leave.
+        granularity: patches that join at a time.
+        steps: fine-tuning steps after patches joined.
+        batch_size: images per step.
+        lr: learning rate of the fine-tuning.
+        seed: of the fine-tuning's batches.
+
+    Raises:
+        ValueError: for a model that is no PS-ViT of two layers or more, or an option out of range.
+    """
+
+    def __init__(
+        self,
+        model: SlimVisionTransformer,
+        images: Tensor,
+        *,
+        epsilon: float = 0.01,
+        granularity: int = 10,
+        steps: int = 50,
+        batch_size: int = 64,
+        lr: float = 1e-4,
+        seed: int = 0,
+    ):
+        for name, value, least in (
+            ("granularity", granularity, 1),
+            ("batch_size", batch_size, 1),
+            ("steps", steps, 0),
+            ("epsilon", epsilon, 0),
+            ("lr", lr, 0),
+            ("the number of images", len(images), 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name} is {value}, but must be at least {least}")
+        if not isinstance(model, SlimVisionTransformer):
+            raise ValueError(f"{type(model).__name__} has no patch sets to search")
+        if model.depth < 2:
+            raise ValueError(f"a model of {model.depth} layers has no layer below the last")
+        self.model = model.eval()
+        self.images = images
+        self.epsilon = epsilon
+        self.granularity = granularity
+        self.steps = steps
+        self.batch_size = batch_size
+        self.lr = lr
+        self.seed = seed
+        self.layers: list[SearchedLayer] = []  # from the top down, without the last layer
+        self._apply([])
+
+    @property
+    def done(self) -> bool:
+        """Return whether all layers have their set."""
+        return len(self.layers) == self.model.depth - 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the model's weights and the layers searched so far."""
+        return {"model": self.model.state_dict(), "layers": [tuple(layer) for layer in self.layers]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what ``state_dict`` returned."""
+        self.model.load_state_dict(state["model"])
+        self.layers = [SearchedLayer(*layer) for layer in state["layers"]]
+
+    def summary(self) -> dict[str, Any]:
+        """Return the result, ready for JSON; layers are counted from 0, patches in raster order."""
+        sets = self.model.patches
+        return {
+            "patches": sets,
+            "counts": [len(patches) for patches in sets],
+            "of_patches": self.model.patch_embed.num_patches,
+            "layers": [{"layer": layer.layer, "error": layer.error, "rounds": layer.rounds} for layer in self.layers],
+        }
+
+    def next_layer(self) -> SearchedLayer:
+        """Search the set of the next layer down, and leave the model with it."""
+        layer = self.model.depth - 2 - len(self.layers)
+        block = self.model.blocks[layer]
+        above = set(self.layers[-1].patches if self.layers else ())
+        x = self._batched(self.images, lambda images: self.model.run(self.model.embed(images), 0, layer))
+        target = self._batched(x, lambda part: self.model.run(part, layer, layer + 2))
+        scores = self._batched(x, lambda part: importance(self.model, layer, part) * len(part), gather=sum)
+        order = scores.argsort(descending=True, stable=True).tolist()
+        candidates = [index for index in order if index not in above]
+        dense = {key: value.clone() for key, value in block.state_dict().items()}
+        optimizer = torch.optim.AdamW(block.parameters(), lr=self.lr, weight_decay=0)
+        generator = torch.Generator().manual_seed(self.seed * self.model.depth + layer)
+        rounds: list[tuple[int, float]] = []
+        for joined in range(0, len(candidates) + self.granularity, self.granularity):
+            patches = sorted(above.union(candidates[:joined]))
+            self._apply([patches])
+            if joined >= len(candidates):  # everything is kept: the layer as it was, no error
+                block.load_state_dict(dense)
+            else:
+                self._fine_tune(layer, x, target, optimizer, generator)
+            error = self._error(layer, x, target)
+            rounds.append((len(patches), error))
+            if error <= self.epsilon:
+                break
+        self.layers.append(SearchedLayer(layer, patches, error, rounds))
+        return self.layers[-1]
+
+    def _apply(self, candidate: list[list[int]]) -> None:
+        """Give the model the sets so far, a candidate below them, and all patches further down."""
+        from_top = [[], *(layer.patches for layer in self.layers), *candidate]
+        everything = list(range(self.model.patch_embed.num_patches))
+        self.model.set_patches([everything] * (self.model.depth - len(from_top)) + from_top[::-1])
+
+    def _batched(self, x: Tensor, function: Callable[[Tensor], Tensor], gather: Callable = torch.cat) -> Tensor:
+        """Apply the function to all of x in batches, without gradient."""
+        with torch.no_grad():
+            return gather([function(part) for part in x.split(self.batch_size)])
+
+    def _error(self, layer: int, x: Tensor, target: Tensor) -> float:
+        """Return the relative squared error of the next layer's output, from the layer's input x."""
+        with torch.no_grad():
+            parts = zip(x.split(self.batch_size), target.split(self.batch_size), strict=True)
+            lost = sum((self.model.run(part, layer, layer + 2) - goal).double().square().sum() for part, goal in parts)
+            return (lost / target.double().square().sum()).item()
+
+    def _fine_tune(self, layer: int, x: Tensor, target: Tensor, optimizer, generator: torch.Generator) -> None:
+        """Bring the next layer's output closer to the target by training only this layer."""
+        weights = list(self.model.blocks[layer].parameters())
+        for _ in range(self.steps):
+            drawn = torch.randperm(len(x), generator=generator)[: self.batch_size].to(x.device)
+            goal = target[drawn]
+            lost = (self.model.run(x[drawn], layer, layer + 2) - goal).square().sum()
+            gradients = torch.autograd.grad(lost / goal.square().sum(), weights)
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = gradient
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+@torch.no_grad()
+def importance(model: SlimVisionTransformer, layer: int, x: Tensor) -> Tensor:
+    """Return how much each patch that ``layer`` computes matters to the class token at the end.
+
+    It is the sum over heads of ||A[:, i] U[i, :]||^2, averaged over images; A (rows of the last layer, L)
+    is the product of the attention maps of the layers above, each with its kept rows only, U (L, d)
+    the layer's |values|. The norm of an outer product is that of its factors.
+
+    Args:
+        x: (B, 1 + N, C), the input of ``layer``; its own and lower layers keep all patches.
+
+    Returns:
+        (N,)
+    """
+    block = model.blocks[layer]
+    values = block.attn.project(block.norm1(x), None)[2]
+    product, x = None, block(x)
+    for above in range(layer + 1, model.depth):
+        block, rows = model.blocks[above], model.rows(above)
+        attention = block.attn.probabilities(block.norm1(x), rows)
+        product = attention if product is None else attention @ product
+        x = block(x, rows=rows)
+    scores = product.square().sum(2) * values.square().sum(3)
+    return scores.sum(1).mean(0)[1:]
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "ps_deit_tiny_patch16_224": pretrained_cfg(224),
+        "ps_deit_small_patch16_224": pretrained_cfg(224),
+        "ps_deit_base_patch16_224": pretrained_cfg(224),
+    }
+)
+
+
+def _create(name: str, pretrained: bool, kwargs: dict[str, Any], sizes: dict[str, Any]) -> nn.Module:
+    return create_deit(SlimVisionTransformer, name, pretrained, kwargs, sizes, complete_dense)
 
 
 @register_model
 def ps_deit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> SlimVisionTransformer:
     """DeiT-T with a set of patches per layer."""
-    return _create("tiny", pretrained, kwargs)
+    return _create("ps_deit_tiny_patch16_224", pretrained, kwargs, TINY)
 
 
 @register_model
 def ps_deit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> SlimVisionTransformer:
     """DeiT-S with a set of patches per layer."""
-    return _create("small", pretrained, kwargs)
+    return _create("ps_deit_small_patch16_224", pretrained, kwargs, SMALL)
 
 
 @register_model
 def ps_deit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> SlimVisionTransformer:
     """DeiT-B with a set of patches per layer."""
-    return _create("base", pretrained, kwargs)
+    return _create("ps_deit_base_patch16_224", pretrained, kwargs, BASE)

@@ -1,4 +1,4 @@
-"""Loading weights from elsewhere: all of them, or an error that says which do not fit."""
+"""What several methods need for loading weights of a plain DeiT, of timm or of the authors."""
 
 import logging
 from collections.abc import Mapping
@@ -11,28 +11,17 @@ from torch import Tensor, nn
 _logger = logging.getLogger(__name__)
 
 
-def load_exactly(model: nn.Module, state_dict: Mapping[str, Tensor], fresh: tuple[str, ...] = ()) -> list[str]:
-    """Load every key or nothing; keys that start with one of ``fresh`` may be absent.
-
-    Returns:
-        The absent keys, which keep their fresh values.
-
-    Raises:
-        ValueError: listing every missing, unexpected or misshapen key.
-    """
-    state_dict = split_weights(model, state_dict)
-    own = model.state_dict()
-    absent = [key for key in own if key not in state_dict]
-    faults = [f"missing {key}" for key in absent if not key.startswith(fresh)]
-    for key, value in state_dict.items():
-        if key not in own:
-            faults.append(f"unexpected {key}")
-        elif value.shape != own[key].shape:
-            faults.append(f"{key} is {tuple(value.shape)}, needed {tuple(own[key].shape)}")
-    if faults:
-        raise ValueError("the state dict does not fit: " + "; ".join(faults))
-    model.load_state_dict(state_dict, strict=False)
-    return absent
+def complete_dense(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Filter pretrained weights for timm: those of a plain DeiT get the model's own ``fresh_keys``, logged."""
+    filtered = split_weights(model, checkpoint_filter_fn(dict(state_dict), model))
+    fresh = {
+        key: value
+        for key, value in model.state_dict().items()
+        if key.startswith(model.fresh_keys) and key not in filtered
+    }
+    if fresh:
+        _logger.warning("plain DeiT weights, these keys start fresh: %s", ", ".join(fresh))
+    return {**filtered, **fresh}
 
 
 class SplitsWeights(nn.Module):
@@ -49,7 +38,7 @@ class SplitsWeights(nn.Module):
 
     @staticmethod
     def split(state_dict: dict[str, Tensor], prefix: str) -> None:
-        """Replace the joined keys, where they are, by the layer's own."""
+        """Replace the joined keys, if the state dict has them, by the layer's own."""
         raise NotImplementedError
 
     @staticmethod
@@ -60,25 +49,6 @@ class SplitsWeights(nn.Module):
 
 def _split_before_loading(layer: SplitsWeights, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
     layer.split(state_dict, prefix)
-
-
-def refuse_averaged_masks(model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
-    """Before loading weights: refuse values of a mask (a bool buffer) that are neither 0 nor 1.
-
-    torch would take each of them for True.
-
-    Raises:
-        ValueError: naming the mask; nothing is loaded then.
-    """
-    for name, buffer in model.named_buffers():
-        mask = state_dict.get(f"{prefix}{name}")
-        if buffer.dtype != torch.bool or mask is None or mask.dtype == torch.bool or mask.is_meta:
-            continue
-        if not ((mask == 0) | (mask == 1)).all():
-            raise ValueError(
-                f"the state dict's mask {prefix}{name} holds values beside 0 and 1 (were weights "
-                "with different masks averaged?): average only weights that share their masks"
-            )
 
 
 def split_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -99,11 +69,20 @@ def joined_weights(model: nn.Module) -> dict[str, Tensor]:
     return state_dict
 
 
-def complete_dense(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Filter pretrained weights for timm: a plain DeiT gets the model's ``fresh_keys``, logged."""
-    filtered = split_weights(model, checkpoint_filter_fn(dict(state_dict), model))
-    own = model.state_dict()
-    fresh = {k: own[k] for k in own if k.startswith(model.fresh_keys) and k not in filtered}
-    if fresh:
-        _logger.warning("plain DeiT weights, these keys start fresh: %s", ", ".join(fresh))
-    return {**filtered, **fresh}
+def refuse_averaged_masks(model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
+    """Refuse values of a mask (a bool buffer) that are neither 0 nor 1; a hook before loading weights.
+
+    torch would take each of them for True.
+
+    Raises:
+        ValueError: naming the mask; nothing is loaded then.
+    """
+    for name, buffer in model.named_buffers():
+        mask = state_dict.get(f"{prefix}{name}")
+        if buffer.dtype != torch.bool or mask is None or mask.dtype == torch.bool or mask.is_meta:
+            continue
+        if not ((mask == 0) | (mask == 1)).all():
+            raise ValueError(
+                f"the state dict's mask {prefix}{name} holds values beside 0 and 1 (were weights "
+                "with different masks averaged?): average only weights that share their masks"
+            )

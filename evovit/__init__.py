@@ -4,6 +4,6 @@ Importing this package registers its models in timm. Start reading at ``evovit/t
 """
 
 from . import deit, levit
-from .trace import Trace, trace
+from .slow_fast import Trace, trace
 
 __all__ = ["Trace", "deit", "levit", "trace"]

@@ -14,10 +14,11 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 OLD_SCHEDULE = "_extra_state"  # a key of older files; the schedule is metadata now
+OLD_NAMES = {"tradeoff_logits": "alpha_logits", "learning_tradeoff": "learning_alpha"}  # of older files
 
 
 def load_file(path: str | Path) -> dict[str, Tensor]:
-    """State dict (raw weights, not averaged ones) of a published file, .safetensors or pickled.
+    """Return the state dict (raw weights, not averaged ones) of a published file, .safetensors or pickled.
 
     Files of the DeiT family also hold the training script's argparse.Namespace; nothing else
     beyond tensors is allowed.
@@ -49,7 +50,7 @@ def _weights_in(content: Mapping[str, Any], names: Sequence[str]) -> dict[str, T
 
 
 def _metadata(state_dict: Mapping[str, Tensor]) -> Mapping[str, dict]:
-    """What torch says of each module beside its weights."""
+    """Return what torch notes about each module besides its weights."""
     return getattr(state_dict, "_metadata", {})
 
 
@@ -65,17 +66,22 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     load_exactly(model, model.from_official(state_dict))
 
 
-def has_own_keys(state_dict: Mapping[str, Tensor], model: nn.Module) -> bool:
-    """Whether weights have the keys of an ``evo_*`` model, not those of the authors' code.
+def with_new_names(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return weights or metadata of an older file under the names that they have now."""
+    return {OLD_NAMES.get(name, name): value for name, value in entries.items()}
 
-    Keys of parts that only training needs say nothing of it: the authors name them as we do.
+
+def has_own_keys(state_dict: Mapping[str, Tensor], model: nn.Module) -> bool:
+    """Return whether weights have the keys of an ``evo_*`` model, not those of the authors' code.
+
+    Keys of parts that only training needs don't decide it: the authors name them as we do.
     """
-    names = {key for key in state_dict if not key.startswith(_training_parts(model))}
+    names = {key for key in with_new_names(state_dict) if not key.startswith(_training_parts(model))}
     return names - {OLD_SCHEDULE} <= model.state_dict().keys()
 
 
 def _training_parts(model: nn.Module) -> tuple[str, ...]:
-    """How the keys begin of the parts that only training needs."""
+    """Return the beginnings of the keys of the parts that only training needs."""
     return tuple(f"{part}." for part in getattr(model, "training_parts", ()))
 
 
@@ -91,6 +97,10 @@ def load_exactly(model: nn.Module, state_dict: Mapping[str, Tensor], fresh: Sequ
         ValueError: listing every missing, unexpected or misshapen key.
     """
     own = model.state_dict()
+    metadata = _metadata(state_dict)
+    state_dict = OrderedDict(with_new_names(state_dict))
+    if metadata:
+        state_dict._metadata = metadata
     parts = _training_parts(model)
     unneeded = () if any(key.startswith(parts) for key in own) else parts
     absent = [key for key in own if key not in state_dict]
@@ -109,15 +119,15 @@ def load_exactly(model: nn.Module, state_dict: Mapping[str, Tensor], fresh: Sequ
 
 
 def filter_deit(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """timm's filter for pretrained weights of a plain DeiT or an Evo-DeiT."""
+    """Filter pretrained weights of a plain DeiT or an Evo-DeiT for timm."""
     return add_saved_metadata(checkpoint_filter_fn(dict(state_dict), model), model)
 
 
 def add_saved_metadata(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     """Return pretrained weights with the metadata that timm lost, so that the model can check it.
 
-    The schedule stands in the file that ``pretrained_cfg_overlay`` names, or in the arguments that
-    timm saved beside the weights.
+    The schedule is in the file that ``pretrained_cfg_overlay`` names, or in the arguments that timm
+    saved with the weights.
     """
     state_dict = OrderedDict(state_dict)
     metadata = _metadata_of_source(getattr(model, "pretrained_cfg", None) or {})
@@ -133,7 +143,7 @@ def _metadata_of_source(cfg: Mapping[str, Any]) -> Mapping[str, dict]:
     """Return torch's metadata in the file that timm loads by a ``pretrained_cfg``."""
     path = cfg.get("file")
     if not path or cfg.get("state_dict") or not Path(path).is_file():
-        return {}  # of a state dict given there, timm hands on a copy without metadata
+        return {}  # timm hands on a copy of that state dict, without metadata
     if not zipfile.is_zipfile(path):  # safetensors, or a format older than our metadata
         return {}
     names = ("state_dict_ema", "model_ema", "state_dict", "model")  # timm's order
@@ -141,7 +151,7 @@ def _metadata_of_source(cfg: Mapping[str, Any]) -> Mapping[str, dict]:
 
 
 def deit_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Evo-DeiT: the authors keep qk, v, proj and norm1 of each block in lists beside the blocks."""
+    """Return Evo-DeiT's weights under our keys; the authors have lists of qk, v, proj and norm1 of all blocks."""
     renamed, parts = {}, {}
     for key, value in state_dict.items():
         if match := re.fullmatch(r"(qks|vs)\.(\d+)\.(?:qk|v)\.(weight|bias)", key):
@@ -150,38 +160,38 @@ def deit_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         key = re.sub(r"^projs\.(\d+)\.", r"blocks.\1.attn.proj.", key)
         renamed[re.sub(r"^norms\.(\d+)\.", r"blocks.\1.norm1.", key)] = value
-    for key, found in parts.items():
-        if set(found) != {"qks", "vs"}:
-            raise ValueError(f"the state dict does not fit: only {sorted(found)} of {key}")
-        renamed[key] = torch.cat((found["qks"], found["vs"]))  # rows: query, key, value
+    for key, halves in parts.items():
+        if set(halves) != {"qks", "vs"}:
+            raise ValueError(f"the state dict does not fit: only {sorted(halves)} of {key}")
+        renamed[key] = torch.cat((halves["qks"], halves["vs"]))  # rows: query, key, value
     return renamed
 
 
 def levit_from_official(state_dict: Mapping[str, Tensor], depths: Sequence[int]) -> dict[str, Tensor]:
-    """Evo-LeViT: one list of blocks, sub-sampling attentions and their MLPs among them.
+    """Return Evo-LeViT's weights under our keys; the authors have one list of blocks, sub-sampling ones included.
 
     Args:
         depths: blocks per stage.
     """
-    places = []  # ours, in the authors' order
+    modules = []  # ours, in the authors' order
     for stage, depth in enumerate(depths):
-        here = f"stages.{stage}"
         if stage > 0:
-            places += [f"{here}.downsample"] * 2  # the attention, then its MLP
-        places += [f"{here}.blocks.{block}" for block in range(depth)]
-    renamed, tradeoffs = {}, {}
+            downsample = f"stages.{stage}.downsample"
+            modules += [downsample, downsample]  # the attention, then its MLP
+        modules += [f"stages.{stage}.blocks.{block}" for block in range(depth)]
+    renamed, logits = {}, {}
     for key, value in _without_twins(state_dict).items():
         match = re.fullmatch(r"blocks\.(\d+)\.(.+)", key)
         if key.endswith("learn_tradeoff") and match:
-            tradeoffs[int(match[1])] = value
-        elif match and int(match[1]) < len(places):
-            renamed[f"{places[int(match[1])]}.{_levit_layer(match[2])}"] = value
+            logits[int(match[1])] = value
+        elif match and int(match[1]) < len(modules):
+            renamed[f"{modules[int(match[1])]}.{_levit_layer(match[2])}"] = value
         else:
             key = re.sub(r"^patch_embed\.(\d+)\.", _stem_layer, key)
             renamed[_levit_layer(key)] = value
-    if tradeoffs:
+    if logits:
         # Theirs weighs the new score, ours the previous one: sigmoid(-x) = 1 - sigmoid(x).
-        renamed["tradeoff_logits"] = -torch.cat([tradeoffs[i] for i in sorted(tradeoffs)])
+        renamed["alpha_logits"] = -torch.cat([logits[i] for i in sorted(logits)])
     return renamed
 
 
@@ -190,7 +200,7 @@ def _stem_layer(match: re.Match) -> str:
 
 
 def _levit_layer(name: str) -> str:
-    """Their name of a layer inside a block, or of a head, in timm's words."""
+    """Return timm's name of a layer inside a block, or of a head, for the authors' name."""
     name = re.sub(r"^m1\.m\.", "attn.", name)
     name = re.sub(r"^(?:m2\.)?m\.([02])\.", lambda m: f"mlp.ln{int(m[1]) // 2 + 1}.", name)
     name = re.sub(r"^q\.1\.", "q.", name)
@@ -200,7 +210,7 @@ def _levit_layer(name: str) -> str:
 
 
 def _without_twins(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The authors register all blocks twice, in the same order; the twins must be equal."""
+    """Return the weights without the copies of all blocks that the authors register; these must be equal."""
     blocks = [key for key in state_dict if key.startswith("blocks.")]
     twins = [key for key in state_dict if key.startswith("stage_blocks.")]
     if twins and len(twins) != len(blocks):

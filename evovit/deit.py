@@ -6,8 +6,9 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import get_device_dtype
+from timm.layers import Attention, get_device_dtype
 from timm.models import (
     build_model_with_cfg,
     checkpoint,
@@ -16,43 +17,90 @@ from timm.models import (
     register_model,
 )
 from timm.models._features import feature_take_indices
-from timm.models.vision_transformer import VisionTransformer, get_init_weights_vit
+from timm.models.vision_transformer import Block, VisionTransformer, get_init_weights_vit
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from . import plan
-from .blocks import EvoAttention, EvoBlock
 from .checkpoint import deit_from_official, filter_deit
-from .dispatch import functions_for
-from .evolve import Evolution, Observation, State, evolve
+from .fast.autograd import class_attention
+from .fast.deferred import DeferredRow, DeferredScores
 from .features import TokenPooling, fill_grid, pack_intermediates
 from .host import EvoHost
+from .options import Host, check_options, refuse_old_keywords
+from .scores import attention_scores
+from .slow_fast import Observation, SlowFast, State
+
+
+class EvoAttention(Attention):
+    """Multi-head self-attention that can hand out token scores with its result.
+
+    Modifications of timm's Attention:
+    - ``scores="class"`` adds the attention of the class token (fused attention stays fused),
+      ``"deferred"`` what it is to be computed from,
+    - ``scores="column_mean"`` adds the mean over the queries. It alone needs the whole attention matrix.
+    """
+
+    def forward(self, x: Tensor, attn_mask=None, is_causal=False, scores: str | None = None):
+        """Return (B, L, C) for (B, L, C), with ``scores`` also (B, H, L): one weight per head and token."""
+        if scores is None:
+            return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
+        qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.fused_attn and scores != "column_mean":
+            dropout = self.attn_drop.p if self.training else 0.0
+            out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+            query = q.select(2, 0)
+            keys = k.transpose(1, 2).flatten(2)
+            if scores == "deferred":
+                row = DeferredRow(query, keys, self.scale)
+            else:
+                row = class_attention(query, keys, self.scale)
+        else:
+            attn = ((q * self.scale) @ k.transpose(-2, -1)).softmax(dim=-1)
+            out = self.attn_drop(attn) @ v
+            row = attention_scores(attn, q, k, self.scale, scores)
+        out = self.norm(out.transpose(1, 2).flatten(2))
+        return self.proj_drop(self.proj(out)), row
+
+
+class EvoBlock(Block):
+    """timm's Block, handing on the token scores of its attention."""
+
+    def forward(self, x: Tensor, attn_mask=None, is_causal=False, scores: str | None = None):
+        """Return (B, L, C) for (B, L, C), with ``scores`` also (B, H, L)."""
+        if scores is None:
+            return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
+        attended, row = self.attn(self.norm1(x), scores=scores)
+        x = x + self.drop_path1(self.ls1(attended))
+        del attended  # its memory is free while the MLP runs
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), row
 
 
 class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
     """Vision Transformer with structure-preserving token selection and slow-fast updating.
 
     Modifications of timm's VisionTransformer:
-    - the switches of ``evovit.plan``; blocks run by ``_evolve``,
+    - the options of ``evovit.options``; blocks run by ``evovit.slow_fast``,
     - prediction from the mean of the patch tokens; for Eq. 8 ``set_training_outputs`` adds a norm
       and a head for the class token. Without them the state dict has the plain model's keys.
 
-    Args (beside timm's; docs/switches.md has their symbols):
+    Args (besides timm's; docs/switches.md has their symbols):
         variant: "paper" (the text) or "official" (the authors' code).
         keep_ratio: share of informative tokens, a number or one per block (1 before start_block).
         start_block: first selecting block, counted from 0; the paper's fifth layer is 4.
-        tradeoff: alpha of Eq. 4, weight of the previous score, a number or one per block; 0.5.
+        alpha: alpha of Eq. 4, weight of the previous score, a number or one per block; 0.5.
         schedule: "stage" or "layer". Given, a checkpoint of the other schedule is refused; left
             out, it is "stage" until a checkpoint says otherwise.
         placeholders: "update" (Eqs. 5-7; default of the paper's variant), "keep" (default of the
             official one) or "drop".
         scores: "global" (Eq. 4), "class" (no memory), "random" (torch's global generator),
-            "last_class" (the last block's class attention, found by a first dense pass) or
+            "last_class" (the last block's class attention, from a first pass without selection) or
             "column_mean" (of the attention matrix, no memory).
         blocks_per_stage: blocks that share a selection stage-wise.
         pool_placeholders: False leaves the last placeholders out of the pooled mean.
-        tile: keep a few tokens fewer, so that blocks run on a multiple of so many (8 or 16: what
-            matrix units like); the paper's 98 of 196 are 100 tokens with class and representative.
+        tile: keep a few tokens fewer, so that blocks run on a multiple of ``tile`` tokens (8 or 16 suit
+            matrix units); the paper's 98 of 196 are 100 tokens with class and representative token.
     """
 
     def __init__(
@@ -61,7 +109,7 @@ class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
         variant: str = "paper",
         keep_ratio: float | Sequence[float] = 0.5,
         start_block: int = 4,
-        tradeoff: float | str | Sequence[float] | None = None,
+        alpha: float | str | Sequence[float] | None = None,
         schedule: str | None = None,
         placeholders: str | None = None,
         scores: str = "global",
@@ -73,21 +121,28 @@ class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
         weight_init = kwargs.pop("weight_init", "")
         if kwargs.get("fc_norm"):
             raise ValueError(
-                "fc_norm=True: variant says where Evo-ViT's norm stands, before the mean of the "
-                "patches (paper) or behind it (official); leave fc_norm out"
+                "fc_norm=True: variant decides where Evo-ViT norms, before the mean of the "
+                "patches (paper) or after it (official); leave fc_norm out"
             )
         kwargs = {"global_pool": "avg", **kwargs, "fc_norm": False}  # None: timm would choose
-        super().__init__(*args, block_fn=EvoBlock, attn_layer=EvoAttention, **kwargs,
-                         weight_init="skip")  # fmt: skip
+        super().__init__(*args, block_fn=EvoBlock, attn_layer=EvoAttention, **kwargs, weight_init="skip")
         self._refuse_unsupported(kwargs)
-        switches = plan.resolve(
-            plan.Host(len(self.blocks)), variant, keep_ratio, start_block, tradeoff, placeholders,
-            scores, blocks_per_stage, pool_placeholders, tile,
-        )  # fmt: skip
-        self.set_switches(switches, schedule)
+        checked = check_options(
+            Host(len(self.blocks)),
+            variant,
+            keep_ratio,
+            start_block,
+            alpha,
+            placeholders,
+            scores,
+            blocks_per_stage,
+            pool_placeholders,
+            tile,
+        )
+        self.set_options(checked, schedule)
         self._check_grid()
-        # Drawn and let go: the class token's head was made here once, and a seed must go on giving
-        # the weights that it gave, for recorded trainings are found by their seed.
+        # Drawn and discarded: the class token's head was made here once, and a seed must go on giving the
+        # weights that it gave, because recorded trainings are identified by their seed.
         self._classifier()
         self.weight_init_mode = "reset" if weight_init == "skip" else weight_init
         if weight_init != "skip":
@@ -109,53 +164,61 @@ class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
     def _refuse_unsupported(self, kwargs: dict[str, Any]) -> None:
         _refuse_pool(self.global_pool)
         if not self.has_class_token or self.num_reg_tokens:
-            raise ValueError("Evo-ViT needs the class token (its attention is the score) alone")
+            raise ValueError("Evo-ViT needs the class token, whose attention is the score, and no other prefix token")
         if kwargs.get("patch_drop_rate"):
             raise ValueError("patch_drop_rate drops tokens at random; Evo-ViT keeps the grid whole")
 
-    def _block(self, index: int, x: Tensor, observed: bool) -> tuple[Tensor, Tensor | None]:
-        """Block ``index`` on (B, L, C); with the patches' scores (B, L - 1) where they count."""
-        kind = "column_mean" if self.switches.scores == "column_mean" else "class"
-        kind = kind if observed or index in self.scoring else None
+    def _block(self, index: int, x: Tensor, observed: bool, kind: str) -> tuple[Tensor, Tensor | DeferredRow | None]:
+        """Run block ``index`` on (B, L, C).
+
+        Args:
+            observed: ask for the scores in any case, not only where a later selection depends on them.
+            kind: of scores, as EvoAttention takes it.
+
+        Returns:
+            (B, L, C) and, where the scores count, (B, H, L).
+        """
+        scores = kind if observed or index in self.scoring else None
         block = self.blocks[index]
         recompute = self.grad_checkpointing and torch.is_grad_enabled()
-        out = checkpoint(block, x, scores=kind) if recompute else block(x, scores=kind)
-        if kind is None:
-            return out, None
-        x, row = out
-        # Only Eq. 5's weights let a gradient through; without them the scores just rank.
-        lets_gradients = self.switches.placeholders == "update"
-        tk = functions_for(x)
-        return x, tk.patch_scores(row, self.switches.variant == "official", lets_gradients)
+        out = checkpoint(block, x, scores=scores) if recompute else block(x, scores=scores)
+        return (out, None) if scores is None else out
 
-    def _evolve(self, images: Tensor, observer: list[Observation] | None = None, end: int | None = None) -> Tensor:
-        """Images to tokens (B, 1 + n, C) after all blocks, or those before ``end``; not normed."""
+    def _run_blocks(self, images: Tensor, observer: list[Observation] | None = None, end: int | None = None) -> Tensor:
+        """Return tokens (B, 1 + n, C) after all blocks, or those before ``end``; not normed."""
         embedded = self.norm_pre(self._pos_embed(self.patch_embed(images)))
         num_patches = embedded.shape[1] - 1
+        scores = self.new_scores(embedded)
+        kind = "class"
+        if self.options.scores == "column_mean":
+            kind = "column_mean"
+        elif isinstance(scores, DeferredScores):
+            kind = "deferred"
         ranking = None
-        if self.runs and self.switches.scores == "last_class":
-            ranking = self._last_class_attention(embedded)
-        grid = torch.arange(num_patches, device=embedded.device) if observer is not None else None
-        this = Evolution(self._block, self.switches, self.runs, self.switches.tradeoff,
-                         num_patches, ranking, grid, observer)  # fmt: skip
+        if self.groups and self.options.scores == "last_class":
+            ranking = self._last_class_attention(embedded, kind)
+        grid = None if observer is None else torch.arange(num_patches, device=embedded.device)
+        run_block = partial(self._block, kind=kind)
+        alphas = self.options.alphas
+        slow_fast = SlowFast(run_block, self.options, self.groups, alphas, num_patches, ranking, grid, observer)
         end = len(self.blocks) if end is None else end
-        return evolve(this, State(embedded), 0, end).tokens
+        return slow_fast.run(State(embedded, scores), 0, end).tokens
 
     @torch.no_grad()
-    def _last_class_attention(self, x: Tensor) -> Tensor:
-        """First of two passes: class attention (B, N) of the last block, nothing selected."""
+    def _last_class_attention(self, x: Tensor, kind: str) -> Tensor:
+        """Return the class attention (B, N) of the last block after a first pass in which nothing is selected."""
         for block in self.blocks[:-1]:
             x = block(x)
-        _, row = self._block(len(self.blocks) - 1, x, observed=True)
-        return functions_for(x).settled(row)
+        _, row = self._block(len(self.blocks) - 1, x, True, kind)
+        return self.new_scores(x).update(row, 0.0).settle()
 
     def forward_features(self, x: Tensor, attn_mask=None, is_causal=False) -> Tensor:
-        """Images to tokens (B, 1 + N, C) in raster order; normed in the paper's variant.
+        """Return the tokens (B, 1 + N, C) of images in raster order; normed in the paper's variant.
 
         With dropped or unpooled placeholders only the informative patches remain, in no order.
         """
         self._refuse_masks(x, attn_mask, is_causal)
-        return self._normed(self._evolve(x))
+        return self._normed(self._run_blocks(x))
 
     def _refuse_masks(self, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> None:
         self.refuse_symbolic_tracing(x)
@@ -163,32 +226,32 @@ class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
             raise ValueError("Evo-ViT ranks all tokens by class attention: no attention masks")
 
     def _normed(self, x: Tensor) -> Tensor:
-        """Norm the tokens here in the paper's variant; the official one norms their mean."""
-        return self.norm(x) if self.switches.variant == "paper" else x
+        """Return normed tokens in the paper's variant; the official one norms their mean."""
+        return self.norm(x) if self.options.variant == "paper" else x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens of ``forward_features`` to logits: the mean of the patches is classified.
+        """Return the logits of tokens from ``forward_features``: the mean of the patches is classified.
 
         The paper averages the tokens' predictions, that is their normed features; the authors'
         code averages the features and norms the mean.
         """
         x = self.pool(x)
-        x = self.head_drop(x if self.switches.variant == "paper" else self.norm(x))
+        x = self.head_drop(x if self.options.variant == "paper" else self.norm(x))
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor, attn_mask=None, is_causal=False) -> Any:
-        """Logits; with ``set_training_outputs`` in training (average, class token), Eq. 8."""
+        """Return logits; with ``set_training_outputs`` in training (average, class token), Eq. 8."""
         if not (self.training and self.training_outputs):
             return self.forward_head(self.forward_features(x, attn_mask, is_causal))
         self._refuse_masks(x, attn_mask, is_causal)
-        x = self._evolve(x)
+        x = self._run_blocks(x)
         class_token = self.head_drop(self.norm_cls(x.select(1, 0)))
         return self.forward_head(self._normed(x)), self.head_cls(class_token)
 
     def observe(self, images: Tensor) -> tuple[list[Observation], Tensor]:
-        """What every block did to images, for ``trace``; and the logits."""
+        """Return what every block did to images, for ``trace``, and the logits."""
         observed: list[Observation] = []
-        x = self._evolve(images, observed)
+        x = self._run_blocks(images, observed)
         return observed, self.forward_head(self._normed(x))
 
     def forward_intermediates(
@@ -196,20 +259,22 @@ class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
         norm=False, stop_early=False, output_fmt="NCHW", intermediates_only=False,
         output_dict=False, attn_mask=None, is_causal=False,
     ) -> Any:  # fmt: skip
-        """timm's method; after each block every patch has its place in the grid.
+        """Return what timm's method returns; after each block the tokens are those of the whole grid.
 
-        Placeholders have the value that they would have if the run of blocks ended there; dropped
+        Placeholders have the value that they would have if the group of blocks ended there; dropped
         ones keep their last value.
         """
         self._refuse_masks(x, attn_mask, is_causal)
         taken, last = feature_take_indices(len(self.blocks), indices)
         grid = self.patch_embed.dynamic_feat_size(x.shape[-2:])
         observed: list[Observation] = []
-        final = self._evolve(x, observed, last + 1 if stop_early else None)
+        final = self._run_blocks(x, observed, last + 1 if stop_early else None)
         after = [observed[0].tokens]  # all tokens (B, 1 + N, C) after each block
-        for seen in observed[1:]:
-            dropped = seen.tokens.shape[1] < after[-1].shape[1]
-            after.append(fill_grid(seen.tokens, seen.kept, after[-1]) if dropped else seen.tokens)
+        for observation in observed[1:]:
+            tokens = observation.tokens
+            if tokens.shape[1] < after[-1].shape[1]:
+                tokens = fill_grid(tokens, observation.kept, after[-1])
+            after.append(tokens)
         return pack_intermediates(
             [self.norm(after[i]) if norm else after[i] for i in taken],
             [grid] * len(taken),
@@ -221,10 +286,10 @@ class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
         )
 
     def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True) -> list[int]:
-        """timm's method; ``scores="last_class"`` keeps all blocks, since the last one ranks."""
+        """Prune as timm's method does; ``scores="last_class"`` keeps all blocks, since the last one ranks."""
         blocks = self.blocks
         taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
-        if self.switches.scores == "last_class":
+        if self.options.scores == "last_class":
             self.blocks = blocks
         if prune_head:
             self.set_training_outputs(False)
@@ -247,8 +312,8 @@ class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
         self._check_grid()
 
     def _check_grid(self) -> None:
-        for block in range(self.switches.host.depth):
-            self.switches.kept(self.patch_embed.num_patches, block)
+        for block in range(self.options.host.depth):
+            self.options.kept(self.patch_embed.num_patches, block)
 
 
 def _refuse_pool(global_pool: str) -> None:
@@ -259,7 +324,7 @@ def _refuse_pool(global_pool: str) -> None:
 
 
 def _cfg(size: int) -> dict[str, Any]:
-    """timm's pretrained_cfg; crop_pct as in DeiT's evaluation: resize to 256 / 224 of the size."""
+    """Return timm's pretrained_cfg; crop_pct as in DeiT's evaluation: resize to 256 / 224 of the size."""
     return dict(
         url="", num_classes=1000, input_size=(3, size, size), pool_size=None, crop_pct=0.875,
         interpolation="bicubic", fixed_input_size=True, mean=IMAGENET_DEFAULT_MEAN,
@@ -274,6 +339,7 @@ default_cfgs = generate_default_cfgs({f"evo_deit_{s}": _cfg(int(s[-3:])) for s i
 
 
 def _create(name: str, pretrained: bool, kwargs: dict[str, Any], **sizes: Any) -> nn.Module:
+    refuse_old_keywords(kwargs)
     # "variant" is also the name of a parameter of build_model_with_cfg
     model_cls = partial(EvoVisionTransformer, variant=kwargs.pop("variant", "paper"))
     return build_model_with_cfg(

@@ -1,25 +1,25 @@
-"""The algorithm of Evo-ViT as pure functions on tensors. Read this first.
+"""The algorithm of Evo-ViT, Eqs. 3-7, as functions of tensors. Read this first.
 
-Shapes: B images, N patch tokens, C channels, H heads, D = C / H. ``tokens`` is always one buffer
-(B, 1 + N, C): the class token, then the patches in raster order. ``kept`` (B, k) holds the patch
-positions (class token not counted) of the informative tokens, in no particular order: nothing
-below depends on it, so no feature is ever sorted and no order has to be restored.
+Shapes: B images, N patch tokens, C channels, H heads, D = C / H. ``tokens`` is one buffer (B, 1 + N, C):
+the class token, then the patches in raster order. ``kept`` (B, k) holds the positions of the informative
+patches (the class token is not counted) in no particular order: nothing below depends on it, so no feature
+is ever sorted and no order has to be restored.
 
-Slices begin with ``...`` and not with ``:``, which torch.export of 2.7 takes for a limit of the
-batch size.
+Slices begin with ``...`` and not with ``:``, which torch.export of 2.7 takes for a limit of the batch size.
 """
+
+import contextlib
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import backward
-
 
 def class_attention(query: Tensor, keys: Tensor, scale: float) -> Tensor:
-    """Attention of the class token to every token, Eq. 3, one row per head.
+    """Return the attention of the class token to every token, Eq. 3, one row for each head.
 
-    It is float32 at least, also under autocast: bf16 scores tie at the cut.
+    It is float32 at least, also under autocast: scores in bf16 would tie at the cut. One product with a
+    head-block-diagonal query computes it, because a product of four dimensions would copy strided keys.
 
     Args:
         query: class queries (B, H, D).
@@ -27,61 +27,46 @@ def class_attention(query: Tensor, keys: Tensor, scale: float) -> Tensor:
         scale: factor on the products (the text writes 1 / sqrt(C) for one head; D ** -0.5 here).
 
     Returns:
-        (B, H, L), each row sums to 1.
+        (B, H, L); each row sums to 1.
     """
-    if backward.records_gradient(query, keys):
-        return backward.ClassAttention.apply(query, keys, scale)
-    return backward.class_row(query, keys, scale)
+    dtype = torch.promote_types(keys.dtype, torch.float32)
+    heads = query.shape[1]
+    diagonal = torch.eye(heads, dtype=dtype, device=query.device).unsqueeze(2) * scale
+    blocks = (query.to(dtype).unsqueeze(1) * diagonal).flatten(2)  # (B, H, C)
+    with without_autocast(keys):
+        return torch.bmm(blocks, keys.to(dtype).transpose(1, 2)).softmax(dim=2)
 
 
-def attention_scores(attn: Tensor, q: Tensor, k: Tensor, scale: float, kind: str) -> Tensor:
-    """Token scores of an attention matrix that was made anyway, (B, H, L) in float32 at least.
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
+    """Return a context without autocast; an empty one where there is no autocast, since exporters know none."""
+    device = "cpu" if x.is_meta else x.device.type
+    if not torch.is_autocast_enabled(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+def evolve_scores(previous: Tensor | None, current: Tensor, alpha: float | Tensor) -> Tensor:
+    """Return the global class attention, Eq. 4: alpha * previous + (1 - alpha) * current.
 
     Args:
-        attn: (B, H, Lq, L), class query first.
-        q, k: what it was made of, (B, H, Lq, D) and (B, H, L, D).
-        kind: "class", the class token's row, or "column_mean", the mean over all queries.
+        previous: (B, n), or None in the first block.
+        current: class attention (B, n) of the same tokens.
+        alpha: a number, or a tensor () where it is learned.
     """
-    if kind == "column_mean":
-        return attn.to(torch.promote_types(attn.dtype, torch.float32)).mean(dim=2)
-    if torch.finfo(q.dtype).bits < 32:  # the row of this matrix would tie at the cut
-        return class_attention(q.select(2, 0), k.transpose(1, 2).flatten(2), scale)
-    return attn.select(2, 0).clone()  # a view would keep the matrix alive
-
-
-def patch_scores(row: Tensor, sums: bool, lets_gradients: bool) -> Tensor:
-    """Scores (B, L - 1) of the patches from attention (B, H, L) to all tokens.
-
-    Args:
-        sums: over the heads, as the authors' code does; else their mean.
-        lets_gradients: through the scores to what they were made of.
-    """
-    row = row[..., 1:].sum(dim=1) if sums else row[..., 1:].mean(dim=1)
-    return row if lets_gradients else row.detach()
-
-
-def evolve_scores(previous: Tensor | None, current: Tensor, tradeoff: float | Tensor) -> Tensor:
-    """Global class attention, Eq. 4: ``tradeoff`` (the paper's alpha) weighs the previous score.
-
-    Args:
-        previous: (B, k), or None in the first block.
-        current: class attention (B, k) of the same tokens.
-        tradeoff: a number, or a tensor () where it is learned.
-    """
-    if previous is None or (not isinstance(tradeoff, Tensor) and tradeoff == 0):
+    if previous is None or (not isinstance(alpha, Tensor) and alpha == 0):
         return current
-    if isinstance(tradeoff, Tensor):
-        tradeoff = tradeoff.to(current.dtype)
-    return torch.lerp(current, previous, tradeoff)
+    if isinstance(alpha, Tensor):
+        alpha = alpha.to(current.dtype)
+    return torch.lerp(current, previous, alpha)
 
 
 def subsample_scores(scores: Tensor, grid: tuple[int, int], keeps_tokens: bool) -> Tensor:
-    """Scores of the tokens that remain when 2 x 2 windows become one token (supplement).
+    """Return the scores of the tokens that remain when 2 x 2 windows become one token (supplement).
 
     Args:
         scores: (B, H * W) of the grid (H, W) in raster order.
-        keeps_tokens: the window's first token survives (a stride) and keeps its own score; else the
-            window was merged (average, convolution) and its highest score counts.
+        keeps_tokens: the window's first token survives (a stride) and keeps its own score; otherwise
+            the window was merged (average, convolution) and its highest score counts.
 
     Returns:
         (B, ceil(H / 2) * ceil(W / 2)).
@@ -92,89 +77,58 @@ def subsample_scores(scores: Tensor, grid: tuple[int, int], keeps_tokens: bool) 
     return F.max_pool2d(scores.unsqueeze(1), 2, ceil_mode=True).flatten(1)
 
 
-def settled(scores: Tensor) -> Tensor:
-    """Scores as a tensor, which other forms of these functions may put off."""
-    return scores
-
-
 def select(scores: Tensor, k: int) -> Tensor:
-    """Positions (B, k) of the k highest of the scores (B, N), unsorted."""
+    """Return the positions (B, k) of the k highest scores (B, N), unsorted."""
     return torch.topk(scores.detach(), k, dim=1, sorted=False).indices
 
 
-def selected_scores(scores: Tensor, kept: Tensor) -> Tensor:
-    """The scores (B, N) that were selected by."""
-    return scores
-
-
-def positions(kept: Tensor) -> Tensor:
-    """Those of a selection, (B, k)."""
-    return kept
-
-
 def token_rows(tokens: Tensor, kept: Tensor) -> Tensor:
-    """Rows (B * (1 + k),) of the class token and the kept patches in tokens.flatten(0, 1).
+    """Return the rows (B * (1 + k),) of the class token and the kept patches in tokens.flatten(0, 1).
 
-    ``index_select`` and ``index_copy`` on whole rows are several times faster than ``gather`` and
+    ``index_select`` and ``index_copy`` of whole rows are several times faster than ``gather`` and
     ``scatter`` with an index expanded to C.
     """
     batch, length, _ = tokens.shape
-    first = torch.arange(batch, device=kept.device).unsqueeze(1) * length
-    return torch.cat((first, kept + (first + 1)), dim=1).flatten()
+    class_row = torch.arange(batch, device=kept.device).unsqueeze(1) * length
+    first_patch_row = class_row + 1
+    return torch.cat((class_row, first_patch_row + kept), dim=1).flatten()
 
 
 def take_tokens(tokens: Tensor, kept: Tensor) -> Tensor:
-    """Class token and informative tokens (B, 1 + k, C) of the buffer (B, 1 + N, C)."""
+    """Return the class token and the informative tokens (B, 1 + k, C) of the buffer (B, 1 + N, C)."""
     batch, _, channels = tokens.shape
     rows = token_rows(tokens, kept)
     return tokens.flatten(0, 1).index_select(0, rows).reshape(batch, 1 + kept.shape[1], channels)
 
 
 def placeholder_weights(scores: Tensor, kept: Tensor) -> Tensor:
-    """Weights (B, N) of Eq. 5: the placeholders' scores over their sum, 0 for the kept tokens."""
+    """Return the weights (B, N) of Eq. 5: the placeholders' scores over their sum, 0 for kept tokens."""
     weights = scores.scatter(1, kept, 0.0)
-    # Attention rows are positive, so only underflow can empty the sum; then all weights are 0.
+    # Attention is positive, so only underflow can make the sum 0; then all weights are 0.
     return weights / weights.sum(dim=1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
 
 
 def representative_token(tokens: Tensor, weights: Tensor) -> Tensor:
-    """x_rep (B, 1, C) = weighted sum of the placeholders in the buffer (B, 1 + N, C), Eq. 5."""
-    # of the whole buffer, the class token weighing 0: in bf16 a slice of it takes a CPU longer
+    """Return x_rep (B, 1, C), the weighted sum of the placeholders in the buffer (B, 1 + N, C), Eq. 5."""
+    # The class token takes part with weight 0: a slice without it takes a CPU longer in bf16.
     weights = F.pad(weights.to(tokens.dtype), (1, 0)).unsqueeze(1)
     return torch.bmm(weights, tokens)
 
 
 def put_back(tokens: Tensor, kept: Tensor, slow: Tensor, residual: Tensor | None) -> Tensor:
-    """Buffer (B, 1 + N, C) after slow-fast updating, Eqs. 6-7.
+    """Return the buffer (B, 1 + N, C) after slow-fast updating, Eqs. 6-7.
 
-    Slowly updated tokens replace their old values; every placeholder receives the summed residuals
-    of the representative token (phi_exp, a copy). Adding them to all rows first and overwriting
-    the slow ones after needs no list of the placeholders.
+    Slowly updated tokens replace their old values; every placeholder receives the residuals of the
+    representative token (phi_exp, a copy). These are added to all rows before the slow ones are
+    overwritten, so that no list of the placeholders is needed.
 
     Args:
         tokens: the buffer before the update.
-        kept: positions of the informative tokens.
+        kept: positions (B, k) of the informative tokens.
         slow: updated class and informative tokens (B, 1 + k, C).
         residual: x_rep^(1) + x_rep^(2), summed over the blocks, (B, 1, C); None: no fast update.
     """
-    rows, slow = token_rows(tokens, kept), slow.flatten(0, 1)
-    if backward.records_gradient(tokens, slow, residual):
-        return backward.ReplaceRows.apply(tokens, rows, slow, residual)
-    return backward.replaced_rows(tokens, rows, slow, residual)
-
-
-def evolve_kept(scores: Tensor | None, before: Tensor, kept: Tensor, row: Tensor, tradeoff: float | Tensor) -> Tensor:
-    """Eq. 4 for the kept tokens (B, k) alone, whose scores are those ``before`` (B, N) at first; of
-    the row (B, L - 1) theirs come first."""
-    scores = before.gather(1, kept) if scores is None else scores
-    return evolve_scores(scores, row[..., : kept.shape[1]], tradeoff)
-
-
-def kept_scores(scores: Tensor, kept: Tensor) -> Tensor:
-    """Scores (B, k) of the kept tokens, from what ``evolve_kept`` returned."""
-    return scores
-
-
-def put_back_scores(scores: Tensor, kept: Tensor, updated: Tensor) -> Tensor:
-    """Scores (B, N) in which the kept tokens have their ``updated`` ones (B, k)."""
-    return scores.scatter(1, kept, updated)
+    rows = token_rows(tokens, kept)
+    updated = tokens if residual is None else tokens + residual
+    slow = slow.flatten(0, 1).to(updated.dtype)
+    return updated.flatten(0, 1).index_copy(0, rows, slow).reshape(updated.shape)

@@ -14,7 +14,7 @@ from tests.integration.project import edit
 from workflow.campaign import specs
 from workflow.campaign.config import Config
 from workflow.storage import records
-from workflow.train import train
+from workflow.train import trainer
 
 TRACKED = ("Snakefile", "environment.yml", "pyproject.toml", "workflow", "evovit", "baselines")
 
@@ -85,7 +85,7 @@ def with_needed(tiny_spec, site):
     def with_needed_of(run: str) -> dict:
         needed, folder = tiny_spec(run, epochs=1), Path(site["root"]) / "runs" / run
         if not (folder / "train.json").exists():
-            record = train.run(needed, site, folder / "attempts" / "1")
+            record = trainer.run(needed, site, folder / "attempts" / "1")
             records.write_json(folder / "train.json", record)
         return needed
 

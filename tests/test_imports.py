@@ -13,7 +13,7 @@ HEAVY = {"torch", "timm", "mlflow", "pandas", "seaborn", "matplotlib"}
 # package or file -> third-party packages that it may import; the longest prefix counts
 LIBRARIES = {
     "evovit": {"torch", "timm"},
-    "evovit/kernels.py": {"torch", "triton"},  # which comes with torch where there are GPUs
+    "evovit/fast/kernels.py": {"torch", "triton"},  # which comes with torch where there are GPUs
     "baselines": {"torch", "timm"},
     "workflow": set(),
     "workflow/campaign": {"yaml", "jsonschema", "snakemake"},
@@ -43,12 +43,7 @@ OWN = {
     "workflow.runtime": {"workflow.storage"},
     "workflow.data": {"workflow.storage", "workflow.runtime"},
     "workflow.train": {
-        "workflow.campaign",
-        "workflow.storage",
-        "workflow.runtime",
-        "workflow.data",
-        "evovit",
-        "baselines",
+        *("workflow.campaign", "workflow.storage", "workflow.runtime", "workflow.data", "evovit", "baselines"),
     },
     "workflow.bench": {
         *("workflow.campaign", "workflow.storage", "workflow.runtime", "workflow.data", "workflow.train"),

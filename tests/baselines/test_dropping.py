@@ -11,7 +11,7 @@ from timm.optim import create_optimizer_v2
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-from baselines.iared2_task import IARED2Task
+from baselines.iared2 import IARED2Task
 from baselines.weights import split_weights
 from tests.models import families
 
@@ -63,7 +63,7 @@ def reference_maps(key, model, batch):
     outputs = []
     hooks = [block.register_forward_hook(lambda *args: outputs.append(args[-1]))
              for block in model.blocks]  # fmt: skip
-    tokens = model._embed(batch) if key == "dynamic_deit" else model.embed(batch)
+    tokens = model.embed(batch)
     # IA-RED2's masked form updates all tokens, each in its place
     model.masked(batch) if key == "ia_red2_deit" else model(batch)
     for hook in hooks:

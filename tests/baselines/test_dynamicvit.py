@@ -8,9 +8,8 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch.testing import assert_close
 
-from baselines import dynamicvit_layers as layers
-from baselines.dynamicvit import DynamicViTTask, load_official
-from baselines.dynamicvit_task import ratio_loss, token_loss
+from baselines import dynamicvit
+from baselines.dynamicvit import DynamicViTTask, load_official, ratio_loss, token_loss
 
 SMALL = dict(img_size=32, patch_size=8, embed_dim=24, num_heads=3, num_classes=5)
 
@@ -37,13 +36,13 @@ def task_of(model, **kwargs):
 
 def test_masked_softmax_by_hand():
     logits, policy = torch.randn(2, 2, 4, 4), torch.tensor([[1.0, 0, 1, 0], [1, 1, 0, 1]])
-    found = layers.masked_softmax(logits, policy, eps=0)
+    weights = dynamicvit.masked_softmax(logits, policy, eps=0)
     for b in range(2):
         for i in range(4):
             seen = [j for j in range(4) if policy[b, j] or i == j]
             expected = torch.zeros(2, 4)
             expected[:, seen] = logits[b, :, i, seen].softmax(dim=-1)
-            assert_close(found[b, :, i], expected, rtol=0, atol=1e-6)
+            assert_close(weights[b, :, i], expected, rtol=0, atol=1e-6)
 
 
 def test_masking_equals_gathering():
@@ -59,11 +58,11 @@ def test_masking_equals_gathering():
     logits = model(images())
     first = torch.zeros(3, 16, dtype=torch.float64).scatter(1, chosen[0], 1.0)
     second = torch.zeros_like(first).scatter(1, chosen[0].gather(1, chosen[1]), 1.0)
-    x = model._embed(images())
+    x = model.embed(images())
     for index in range(12):
         policy = None if index < 3 else (first if index < 6 else second)
         policy = None if policy is None else torch.nn.functional.pad(policy, (1, 0), value=1.0)
-        x = model._block(index, x, policy)
+        x = model.run_block(index, x, policy=policy)
     assert_close(model.forward_head(model.norm(x)), logits, rtol=0, atol=1e-4)
     assert first.sum() == 3 * 11
     assert second.sum() == 3 * 7
@@ -92,7 +91,7 @@ def test_predictor_without_and_with_a_full_policy_agree():
 def test_sampled_decisions_follow_their_probability():
     torch.manual_seed(0)
     log_probs = torch.tensor([0.8, 0.2]).log().expand(1, 20000, 2).clone().requires_grad_()
-    keep = layers.sample_keep(log_probs)
+    keep = dynamicvit.sample_keep(log_probs)
     assert set(keep.detach().round(decimals=5).unique().tolist()) == {0.0, 1.0}
     assert keep.mean().item() == pytest.approx(0.8, abs=0.015)
     keep.sum().backward()
@@ -131,8 +130,8 @@ def test_weights_of_the_terms():
     assert_close(base["loss"].detach(), base["class_loss"])
     for name in ("ratio", "distill", "token"):
         weights = dict(ratio_weight=0, distill_weight=0, token_weight=0)
-        found = loss(**{**weights, f"{name}_weight": 3.0})
-        assert_close(found["loss"] - base["loss"], 3 * found[f"{name}_loss"], check_dtype=False)
+        result = loss(**{**weights, f"{name}_weight": 3.0})
+        assert_close(result["loss"] - base["loss"], 3 * result[f"{name}_loss"], check_dtype=False)
 
 
 def step(task, optimizer):
@@ -176,17 +175,17 @@ def test_learning_rates_and_decay_of_the_groups():
     task = task_of(build(torch.float32))
     optimizer = optimizer_of(task)
     CosineLRScheduler(optimizer, t_initial=10).step(0)
-    found = {}
+    settings = {}
     names = {p: key for key, p in task.trainable_module.named_parameters()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            found[names[parameter]] = (group["lr"], group["weight_decay"])
-    assert set(found) == set(names.values())
-    assert found["score_predictor.0.in_conv.1.weight"] == pytest.approx((1e-2, 0.05))
-    assert found["score_predictor.0.in_conv.1.bias"] == pytest.approx((1e-2, 0))
-    assert found["blocks.3.mlp.fc1.weight"] == pytest.approx((1e-4, 0.05))
-    assert found["blocks.3.norm1.weight"] == pytest.approx((1e-4, 0))
-    assert found["pos_embed"] == pytest.approx((1e-4, 0))
+            settings[names[parameter]] = (group["lr"], group["weight_decay"])
+    assert set(settings) == set(names.values())
+    assert settings["score_predictor.0.in_conv.1.weight"] == pytest.approx((1e-2, 0.05))
+    assert settings["score_predictor.0.in_conv.1.bias"] == pytest.approx((1e-2, 0))
+    assert settings["blocks.3.mlp.fc1.weight"] == pytest.approx((1e-4, 0.05))
+    assert settings["blocks.3.norm1.weight"] == pytest.approx((1e-4, 0))
+    assert settings["pos_embed"] == pytest.approx((1e-4, 0))
 
 
 def test_a_plain_deit_loads_and_names_what_starts_fresh():
@@ -221,7 +220,7 @@ def test_nonsense_is_refused_with_the_reason(kwargs, reason):
 def test_an_image_whose_tokens_were_all_dropped_stays_finite():
     """Gumbel samples may drop every token of a small grid in training."""
     torch.manual_seed(0)
-    predictor = layers.ScorePredictor(16)
+    predictor = dynamicvit.ScorePredictor(16)
     tokens = torch.randn(2, 9, 16, requires_grad=True)
     policy = torch.ones(2, 9)
     policy[1] = 0

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch.testing import assert_close
 
-from baselines import dynamicvit, dynamicvit_layers
+from baselines import dynamicvit
 from baselines.weights import joined_weights
 from tests.golden import reference
 
@@ -72,7 +72,7 @@ def test_training_in_float64(golden, monkeypatch):
     dense = {k: s for k, s in about["shapes"].items() if not k.startswith("score_predictor.")}
     teacher.load_state_dict(reference.weights(dense, torch.float64, "teacher."))
     noise = iter(torch.tensor(expected["gumbel_noise"]))
-    monkeypatch.setattr(dynamicvit_layers, "sample_gumbel", lambda like: next(noise))
+    monkeypatch.setattr(dynamicvit, "sample_gumbel", lambda like: next(noise))
     task = dynamicvit.DynamicViTTask(model, teacher=teacher, verbose=False)
     outputs = []
     model.register_forward_hook(lambda module, inputs, output: outputs.append(output))

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch.testing import assert_close
 
-from baselines.iared2_task import IARED2Task
+from baselines.iared2 import IARED2Task
 from tests.models import families
 
 KEY = "ia_red2_deit"
@@ -24,14 +24,14 @@ def build(spread=1.0, **kwargs):
 def test_scores_are_those_of_the_definition():
     interpreter = build().interpreters[0]
     x = torch.randn(2, 5, 24)
-    found = interpreter(x)
+    scores = interpreter(x)
     normed = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
     for image in range(2):
         for patch in range(4):
             query = interpreter.query(normed[image, 0]).view(3, 8)
             key = interpreter.key(normed[image, 1 + patch]).view(3, 8)
             heads = [torch.sigmoid(q @ k / 8**0.5) for q, k in zip(query, key, strict=True)]
-            assert_close(found[image, patch], sum(heads) / 3)
+            assert_close(scores[image, patch], sum(heads) / 3)
 
 
 def test_a_fresh_model_is_the_dense_one():
@@ -84,23 +84,24 @@ def test_reward():
     task = task_of(families.build(KEY), tau=0.5)
     kept = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]]).bool()
     logits = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
-    found = task.reward(kept, logits, torch.tensor([1, 0, 0]))
-    assert found.tolist() == [1 - 0.25, -0.5, 0.0]
+    reward = task.reward(kept, logits, torch.tensor([1, 0, 0]))
+    assert reward.tolist() == [1 - 0.25, -0.5, 0.0]
 
 
 def test_the_curriculum_takes_turns():
     model = families.build(KEY)
-    task, found = task_of(model), []
+    task = task_of(model)
+    phases = []
     for epoch in range(12):
         task.start_epoch(epoch, 12)
         learning = {".".join(name.split(".")[:2]) for name, p in model.named_parameters() if p.requires_grad}
         interpreters = sorted(name for name in learning if name.startswith("interpreters"))
-        found.append((model.acting, interpreters, "head.weight" in learning))
+        phases.append((model.acting, interpreters, "head.weight" in learning))
     expected = []
     for group in range(3):
         expected += 2 * [(group + 1, [f"interpreters.{group}"], False)]
         expected += 2 * [(group + 1, [], True)]
-    assert found == expected
+    assert phases == expected
 
 
 def test_the_loss_raises_what_was_rewarded():

@@ -55,8 +55,8 @@ def test_golden_inference_in_float64():
 def test_golden_inference_in_float32():
     model, images, expected = official(torch.float32)
     limit = 4 * reference.case(CASE)[0]["max_abs_diff_f32_f64"]
-    wanted = torch.tensor(expected["logits"])
-    assert_close(model(images).double(), wanted, rtol=0, atol=limit)
+    reference_logits = torch.tensor(expected["logits"])
+    assert_close(model(images).double(), reference_logits, rtol=0, atol=limit)
 
 
 def test_golden_heads_in_training():
@@ -66,8 +66,8 @@ def test_golden_heads_in_training():
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.eval()
-    for found, head in zip(model(images), ("train_head", "train_head_dist"), strict=True):
-        assert_close(found, torch.tensor(expected[head]), rtol=0, atol=1e-9)
+    for logits, head in zip(model(images), ("train_head", "train_head_dist"), strict=True):
+        assert_close(logits, torch.tensor(expected[head]), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(

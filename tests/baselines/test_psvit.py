@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from baselines.psvit_search import TopDownSearch, importance
+from baselines.psvit import TopDownSearch, importance
 from tests.models import families
 
 KEY = "ps_deit"
@@ -114,7 +114,7 @@ def test_importance_is_the_masked_product_written_out():
     model.set_patches([EVERYTHING] * 9 + above)
     x = model.run(model.embed(images), 0, layer)
     with torch.no_grad():
-        found = importance(model, layer, x)
+        scores = importance(model, layer, x)
         values = model.blocks[layer].attn.project(model.blocks[layer].norm1(x), None)[2].abs()
         x, keys = model.blocks[layer](x), torch.ones(17, dtype=torch.bool)
         product = torch.eye(17, dtype=torch.double)
@@ -128,7 +128,7 @@ def test_importance_is_the_masked_product_written_out():
             keys = mask
     for patch in (0, 5, 13):
         outer = product[..., 1 + patch, None] * values[:, :, None, 1 + patch]
-        assert_close(found[patch], outer.square().sum((1, 2, 3)).mean())
+        assert_close(scores[patch], outer.square().sum((1, 2, 3)).mean())
 
 
 def search(model=None, **changes):
@@ -136,15 +136,15 @@ def search(model=None, **changes):
     return TopDownSearch(model or dense(), pictures(), **options)
 
 
-def finish(found):
-    while not found.done:
-        found.next_layer()
-    return found.summary()
+def finish(running):
+    while not running.done:
+        running.next_layer()
+    return running.summary()
 
 
 def test_sets_only_shrink_with_depth_and_the_last_layer_keeps_the_class_token():
-    found = search()
-    patches = finish(found)["patches"]
+    running = search()
+    patches = finish(running)["patches"]
     assert patches[-1] == []
     for lower, upper in pairwise(patches):
         assert set(upper) <= set(lower)
@@ -152,13 +152,13 @@ def test_sets_only_shrink_with_depth_and_the_last_layer_keeps_the_class_token():
 
 
 def test_patches_join_by_importance_until_the_error_is_small():
-    found = search()
-    while not found.done:
-        above = set(found.found[-1].patches if found.found else ())
-        layer = found.model.depth - 2 - len(found.found)
-        x = found.model.run(found.model.embed(found.images), 0, layer)
-        order = importance(found.model, layer, x).argsort(descending=True, stable=True).tolist()
-        result = found.next_layer()
+    running = search()
+    while not running.done:
+        above = set(running.layers[-1].patches if running.layers else ())
+        layer = running.model.depth - 2 - len(running.layers)
+        x = running.model.run(running.model.embed(running.images), 0, layer)
+        order = importance(running.model, layer, x).argsort(descending=True, stable=True).tolist()
+        result = running.next_layer()
         joined = [patch for patch in order if patch not in above]
         joined = joined[: len(result.patches) - len(above)]
         assert set(result.patches) == above | set(joined)
@@ -197,7 +197,7 @@ def test_a_search_resumed_after_any_layer_ends_the_same():
     saved = []
     while not whole.done:
         state = whole.state_dict()
-        saved.append({"found": state["found"], "model": {
+        saved.append({"layers": state["layers"], "model": {
             key: value.clone() for key, value in state["model"].items()}})  # fmt: skip
         whole.next_layer()
     for state in saved[::3]:

@@ -7,8 +7,7 @@ import timm
 import torch
 from torch.testing import assert_close
 
-from baselines.svite_layers import UnitGate
-from baselines.svite_task import SViTETask, update
+from baselines.svite import SViTETask, UnitGate, update
 from tests.models import families
 
 KEY = "svite_deit"
@@ -168,18 +167,18 @@ def test_an_update_follows_the_first_step_of_an_epoch(sparsity):
     model = families.build(KEY, sparsity=sparsity)
     task = SViTETask(model, criterion_kwargs=dict(smoothing=0.1), verbose=False).train()
     images, target = families.images(KEY), torch.tensor([0, 3])
-    found = []
+    units_after = []
     for epoch in (0, 1):
         task.start_epoch(epoch, 25)
         for step in range(3):
             task.start_step(step)
             task(images, target)["loss"].backward()
-            found.append(alive(model))
-    assert found[0] == found[1] == found[2] == found[3]  # nothing in epoch 0
-    assert found[4] != found[3]
-    assert found[5] == found[4]
-    for layer, units in found[5].items():
-        assert torch.tensor(units).sum() == torch.tensor(found[0][layer]).sum()
+            units_after.append(alive(model))
+    assert units_after[0] == units_after[1] == units_after[2] == units_after[3]  # nothing in epoch 0
+    assert units_after[4] != units_after[3]
+    assert units_after[5] == units_after[4]
+    for layer, units in units_after[5].items():
+        assert torch.tensor(units).sum() == torch.tensor(units_after[0][layer]).sum()
 
 
 def test_when_and_how_many():

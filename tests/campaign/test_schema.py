@@ -35,6 +35,16 @@ CASES = {
         lambda c: c["deit_tiny"].update(famly="deit"),
         r"runs.yaml: deit_tiny has an unknown key 'famly'; did you mean 'family'\?",
     ),
+    "old keyword of a model": (
+        "runs",
+        lambda c: c["deit_tiny-alpha0"]["kwargs"].update(tradeoff=0.5),
+        r"runs.yaml: deit_tiny-alpha0.kwargs.tradeoff is called alpha now; rename it",
+    ),
+    "old keyword of a task": (
+        "settings",
+        lambda c: c["demo"]["recipe"].update(task_args={"learn_tradeoff_from": 0.5}),
+        r"settings.yaml: demo.recipe.task_args.learn_tradeoff_from is called learn_alpha_from now; rename it",
+    ),
     "missing key": (
         "runs",
         lambda c: c["deit_tiny"].pop("model"),

@@ -71,7 +71,7 @@ def test_a_search_stands_between_the_dense_model_and_the_training(config):
     edited = changed(config, "runs", "ps_deit_tiny", overrides={"epochs": 7})
     assert specs.search_spec(edited, "demo", "ps_deit_tiny") == searched
     edited = changed(config, "runs", "ps_deit_tiny", overrides={"search": {
-        "task": "baselines.psvit_search.TopDownSearch", "images": 9, "task_args": {}}})  # fmt: skip
+        "task": "ps_vit_search", "images": 9, "task_args": {}}})  # fmt: skip
     assert specs.train_spec(edited, "demo", "ps_deit_tiny")["start"] != trained["start"]
     with pytest.raises(KeyError):
         specs.search_spec(config, "demo", "deit_tiny")

@@ -5,39 +5,39 @@ import torch
 
 def deit(model, image, schedule, blocks_per_stage=2):
     """Normed tokens (1 + N, C) in raster order of image (1, 3, H, W); kept sets per event."""
-    start = model.switches.start_block
+    start = model.options.start_block
     x = model._pos_embed(model.patch_embed(image))[0]
     every = 1 if schedule == "layer" else blocks_per_stage
     selecting = [i for i in range(start, len(model.blocks)) if (i - start) % every == 0]
-    alphas = model.switches.tradeoff
+    alphas = model.options.alphas
     blocks = list(enumerate(model.blocks))
-    x, _, events = slow_fast(x, None, blocks, selecting, start, alphas, model.switches, deit_block)
+    x, _, events = slow_fast(x, None, blocks, selecting, start, alphas, model.options, deit_block)
     return model.norm(x), events
 
 
 def levit(model, image, schedule, merge=False):
     """Tokens (1 + N, C) of the last grid in raster order; kept sets per event on their grids."""
-    switches = model.switches
+    options = model.options
     x = model.stem(image).flatten(2)[0].T
     x = torch.cat((model.cls_token[0], x)) + model.pos_embed[0]
     scores, events, first = None, [], 0
-    alphas = list(switches.tradeoff)
-    if model.tradeoff_logits is not None and model.learning_tradeoff:
-        alphas = [torch.sigmoid(logit) for logit in model.tradeoff_logits]
+    alphas = list(options.alphas)
+    if model.alpha_logits is not None and model.learning_alpha:
+        alphas = [torch.sigmoid(logit) for logit in model.alpha_logits]
     for number, stage in enumerate(model.stages):
         if number > 0:
-            x, scores = levit_subsample(stage.downsample, x, scores, alphas.pop(0), merge, switches)
+            x, scores = levit_subsample(stage.downsample, x, scores, alphas.pop(0), merge, options)
         blocks = list(enumerate(stage.blocks, first))
-        indices = [i for i, _ in blocks if i >= switches.start_block]
+        indices = [i for i, _ in blocks if i >= options.start_block]
         selecting = indices if schedule == "layer" else indices[:1]
         here = {i: alphas.pop(0) for i, _ in blocks}
-        x, scores, found = slow_fast(x, scores, blocks, selecting, switches.start_block, here, switches, levit_block)
+        x, scores, found = slow_fast(x, scores, blocks, selecting, options.start_block, here, options, levit_block)
         events += found
         first += len(blocks)
     return x, events
 
 
-def slow_fast(x, scores, blocks, selecting, start, alphas, switches, run):
+def slow_fast(x, scores, blocks, selecting, start, alphas, options, run):
     """Blocks on the tokens x (1 + N, C) of one grid: dense before ``start``, slow-fast after."""
     num_patches, events = len(x) - 1, []
     for i, block in blocks:
@@ -47,7 +47,7 @@ def slow_fast(x, scores, blocks, selecting, start, alphas, switches, run):
             continue
         if i in selecting:
             ranked = sorted(range(num_patches), key=lambda j: -scores[j].item())
-            k = int(num_patches * switches.keep_ratio[i])
+            k = int(num_patches * options.keep_ratio[i])
             informative, placeholders = sorted(ranked[:k]), ranked[k:]
             weighted_by = scores
             events.append(informative)
@@ -104,7 +104,7 @@ def levit_block(block, x):
     return x + block.mlp(x[None])[0], row
 
 
-def levit_subsample(down, x, scores, alpha, merge, switches):
+def levit_subsample(down, x, scores, alpha, merge, options):
     """Tokens and scores (supplement: the survivor's, or the window's maximum) of the next grid."""
     rows, columns = down.grid
     total, x = scores.sum(), x + down.pos_embed[0]
@@ -122,7 +122,7 @@ def levit_subsample(down, x, scores, alpha, merge, switches):
     out, attention = attend(q, k, v, down.num_heads, down.scale)
     new = [max(attention[cell] for cell in window[i]) for i in range(len(old))]
     scores = torch.stack([alpha * a + (1 - alpha) * b for a, b in zip(old, new, strict=True)])
-    if switches.variant == "official":
+    if options.variant == "official":
         scores = scores * total / scores.sum()
     x = down.proj(out[None])[0]
     return x + down.mlp(x[None])[0], scores

@@ -1,6 +1,5 @@
 """torch.compile without graph breaks: static shapes, no data-dependent branches."""
 
-import inspect
 import shutil
 from types import SimpleNamespace
 
@@ -8,7 +7,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from evovit import blocks, deit, dispatch, evolve, fusible, kernels, tokens
+from evovit.fast import deferred, kernels
+from evovit.fast.deferred import DeferredScores
+from evovit.scores import Scores
 from tests.evovit import small
 
 
@@ -21,7 +22,7 @@ def fresh_compiler():
 
 HOSTS = {
     "deit": lambda **kwargs: small.build(depth=4, start_block=2, blocks_per_stage=2, **kwargs),
-    "levit": lambda **kwargs: small.levit(tradeoff="learned", **kwargs),
+    "levit": lambda **kwargs: small.levit(alpha="learned", **kwargs),
 }
 SIZE = {"deit": 32, "levit": 128}
 both = pytest.mark.parametrize(
@@ -41,13 +42,8 @@ def test_inference(host, schedule):
 
 @pytest.fixture
 def for_gpus(monkeypatch):
-    """From now on the form for GPUs, on this CPU."""
-
-    def switch():
-        for place in (evolve, blocks, deit):
-            monkeypatch.setattr(place, "functions_for", lambda x: fusible)
-
-    return switch
+    """From now on deferred scores, on this CPU."""
+    return lambda: monkeypatch.setattr(deferred, "saves_time", lambda x: True)
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -109,16 +105,11 @@ def test_only_a_compiler_of_inference_for_a_gpu_gets_it(differs, monkeypatch):
     x = SimpleNamespace(is_cuda=differs != "is_cuda")
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: differs != "is_compiling")
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: differs == "is_exporting")
+    model = small.build()
     with torch.set_grad_enabled(differs == "grad"):
-        found = dispatch.functions_for(x)
-    assert found is (fusible if differs is None else tokens)
-
-
-def test_both_forms_have_the_same_functions():
-    for name, function in inspect.getmembers(fusible, inspect.isfunction):
-        if function.__module__ == "evovit.fusible" and not name.startswith("_"):
-            plain = getattr(tokens, name)
-            assert len(inspect.signature(function).parameters) == len(inspect.signature(plain).parameters), name
+        assert isinstance(model.new_scores(x), DeferredScores if differs is None else Scores)
+        model.defers_scores = False
+        assert isinstance(model.new_scores(x), Scores)
 
 
 @both

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 import evovit
 from evovit.checkpoint import load_official
-from evovit.schedule import AssistedTokenTask
+from evovit.task import AssistedTokenTask
 from tests.golden import reference
 
 CASES = [name for name in reference.INDEX["cases"] if name.startswith("evo_deit")]
@@ -21,7 +21,7 @@ def build(about, dtype):
         variant="official",
         schedule=about["mode"].removesuffix("-wise"),
         keep_ratio=ctor["prune_ratio"],
-        tradeoff=[1 - new for new in ctor["tradeoff"]],  # theirs weighs the new score
+        alpha=[1 - new for new in ctor["tradeoff"]],  # theirs weighs the new score
         pool_placeholders=not ctor.get("prunecls", False),
         drop_path_rate=0.0,
         **{k: ctor[k] for k in ("img_size", "patch_size", "embed_dim", "num_heads", "num_classes")},

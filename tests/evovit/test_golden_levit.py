@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 import evovit
 from evovit.checkpoint import levit_from_official, load_official
-from evovit.schedule import AssistedDistillationTask, AssistedTokenTask
+from evovit.task import AssistedDistillationTask, AssistedTokenTask
 from tests.golden import reference
 
 CASES = [name for name in reference.INDEX["cases"] if name.startswith("evo_levit")]
@@ -26,7 +26,7 @@ def build(about, dtype):
     model = timm.create_model("evo_levit_128s", variant="official", schedule=schedule, **sizes)
     model.set_training_outputs()
     load_official(model.to(dtype), reference.weights(about["shapes"], dtype))
-    model.set_tradeoff_learning(about["learn_tradeoff_mode"])
+    model.set_alpha_learning(about["learn_tradeoff_mode"])
     return model
 
 
@@ -115,7 +115,7 @@ def gradient_norms(model, shapes):
     norms = {}
     for name, numbers in ours.items():
         grad = model.get_parameter(name).grad
-        if name == "tradeoff_logits":
+        if name == "alpha_logits":
             for number, entry in zip(numbers, grad, strict=True):
                 norms[keys[int(-number)]] = entry.abs().item()
         else:

@@ -1,4 +1,4 @@
-"""Evo-LeViT: against the literal method, its switches, what a checkpoint carries."""
+"""Evo-LeViT: against the literal method, its options, what a checkpoint carries."""
 
 import pytest
 import torch
@@ -22,14 +22,14 @@ images = pytest.fixture(lambda: small.images(2, 128))
     subsample=st.sampled_from(["stride", "average"]),
     start_block=st.integers(1, 4),
     keep_ratio=st.floats(0.26, 0.9),
-    tradeoff=st.one_of(st.floats(0, 1), st.just("learned")),
+    alpha=st.one_of(st.floats(0, 1), st.just("learned")),
     size=st.sampled_from([128, 112]),  # grids of 8, 4, 2 and of 7, 4, 2
     seed=st.integers(0, 99),
 )
-def test_equals_the_literal_method(schedule, variant, subsample, start_block, keep_ratio, tradeoff, size, seed):
+def test_equals_the_literal_method(schedule, variant, subsample, start_block, keep_ratio, alpha, size, seed):
     model = small.levit(
         seed=seed, img_size=size, schedule=schedule, variant=variant, subsample=subsample,
-        start_block=start_block, keep_ratio=keep_ratio, tradeoff=tradeoff,
+        start_block=start_block, keep_ratio=keep_ratio, alpha=alpha,
     )  # fmt: skip
     batch = small.images(2, size, seed=seed)
     with torch.inference_mode():
@@ -44,13 +44,13 @@ def test_equals_the_literal_method(schedule, variant, subsample, start_block, ke
 
 @pytest.mark.parametrize("schedule", ["layer", "stage"])
 def test_gradients_equal_the_literal_method(schedule, images):
-    model = small.levit(schedule=schedule, tradeoff="learned")
-    parameters = [model.tradeoff_logits, *model.stages.parameters()]
+    model = small.levit(schedule=schedule, alpha="learned")
+    parameters = [model.alpha_logits, *model.stages.parameters()]
     ours = torch.autograd.grad(model.forward_features(images[:1]).cos().sum(), parameters)
     expected, _ = literal.levit(model, images[:1], schedule)
     theirs = torch.autograd.grad(expected.cos().sum(), parameters)
     assert_close(ours, theirs, rtol=1e-8, atol=1e-9)
-    # The trade-offs learn where the placeholders' scores depend on them.
+    # The alphas learn where the placeholders' scores depend on them.
     assert ours[0][[1, 2, 3, 6]].abs().min() > 1e-4
 
 
@@ -83,10 +83,10 @@ def test_plain_pass_and_trace_agree(images):
     [
         (dict(placeholders="drop"), "leaves no grid to sub-sample"),
         (dict(scores="last_class"), "no score for the patches that sub-sampling leaves out"),
-        (dict(tradeoff="learned", placeholders="keep"), "pass a gradient to the trade-off"),
-        (dict(tradeoff="learned", scores="class"), "mixes the global class attention"),
-        (dict(tradeoff="mine"), "neither a number nor 'learned'"),
-        (dict(tradeoff=[0.5] * 7), "7 entries for 9 attentions"),
+        (dict(alpha="learned", placeholders="keep"), "pass a gradient to alpha"),
+        (dict(alpha="learned", scores="class"), "mixes the global class attention"),
+        (dict(alpha="mine"), "neither a number nor 'learned'"),
+        (dict(alpha=[0.5] * 7), "7 entries for 9 attentions"),
         (dict(keep_ratio=0.2), "4 patches keeps 0"),
         (dict(keep_ratio=[1, 1, 0.5, 0.5, 0.4, 0.5, 0.5]), "their keep ratios differ"),
         (dict(start_block=7), r"1\.\.6"),
@@ -135,41 +135,49 @@ def test_subsampled_scores():
     assert highest.tolist() == [[12, 14, 5, 7, 9, 10]]
 
 
-def test_without_gradients_tradeoffs_need_no_copy_to_the_device():
+def test_without_gradients_alphas_need_no_copy_to_the_device():
     """Which a GPU's host would wait for in every pass, and no CUDA graph can hold."""
-    model = small.levit(tradeoff="learned")
-    model.set_tradeoff_learning(False)
+    model = small.levit(alpha="learned")
+    model.set_alpha_learning(False)
     with torch.no_grad():
-        assert all(isinstance(alpha, float) for alpha in model._tradeoffs())
+        assert all(isinstance(alpha, float) for alpha in model._alphas())
 
 
 @pytest.mark.parametrize("change", ["keep_ratio", "selecting", "learning"])
-def test_tradeoffs_that_nothing_selects_by_have_gradients_of_zero(change, images):
+def test_alphas_that_nothing_selects_by_have_gradients_of_zero(change, images):
     """DDP waits for a gradient of every parameter."""
-    model = small.levit(tradeoff="learned", keep_ratio=1 if change == "keep_ratio" else 0.5)
+    model = small.levit(alpha="learned", keep_ratio=1 if change == "keep_ratio" else 0.5)
     if change == "selecting":
         model.set_selecting(False)
     elif change == "learning":
-        model.set_tradeoff_learning(False)
+        model.set_alpha_learning(False)
     model(images).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
-    assert not model.tradeoff_logits.grad.any()
+    assert not model.alpha_logits.grad.any()
 
 
-def test_learned_tradeoffs_count_once_they_are_to(images):
-    fixed, learned = small.levit(tradeoff=0.5), small.levit(tradeoff="learned")
-    assert fixed.tradeoff_logits is None
+def test_learned_alphas_count_once_they_are_to(images):
+    fixed, learned = small.levit(alpha=0.5), small.levit(alpha="learned")
+    assert fixed.alpha_logits is None
     with torch.no_grad():
-        learned.tradeoff_logits.fill_(3.0)
-    learned.load_state_dict({**fixed.state_dict(), "tradeoff_logits": learned.tradeoff_logits})
+        learned.alpha_logits.fill_(3.0)
+    learned.load_state_dict({**fixed.state_dict(), "alpha_logits": learned.alpha_logits})
     assert not torch.allclose(learned(images), fixed(images))
-    learned.set_tradeoff_learning(False)
+    learned.set_alpha_learning(False)
     assert_close(learned(images), fixed(images), rtol=0, atol=1e-12)
-    again = small.levit(seed=1, tradeoff="learned")
+    again = small.levit(seed=1, alpha="learned")
     again.load_state_dict(learned.state_dict())
-    assert not again.learning_tradeoff  # the checkpoint knows
-    assert small.levit(variant="official").tradeoff_logits is not None
-    assert small.levit().tradeoff_logits is None
+    assert not again.learning_alpha  # the checkpoint knows
+    saved = learned.state_dict()
+    saved["tradeoff_logits"] = saved.pop("alpha_logits")  # as older files hold it
+    saved._metadata[""]["learning_tradeoff"] = saved._metadata[""].pop("learning_alpha")
+    of_old_file = small.levit(seed=2, alpha="learned")
+    of_old_file.load_state_dict(saved)
+    assert not of_old_file.learning_alpha
+    assert torch.equal(of_old_file.alpha_logits, learned.alpha_logits)
+    assert small.levit(seed=2, alpha="learned").load_pretrained_dense(saved) == []
+    assert small.levit(variant="official").alpha_logits is not None
+    assert small.levit().alpha_logits is None
 
 
 def test_a_checkpoint_knows_its_schedule(images):
@@ -221,7 +229,7 @@ def test_the_authors_doubled_keys_are_accepted_if_equal():
         (lambda s: s.pop("poss"), "missing pos_embed"),
         (lambda s: s.pop("blocks.3.kv.c.weight"), r"missing stages\.1\.downsample\.kv\.linear"),
         (lambda s: s.update({"blocks.99.x": torch.zeros(1)}), r"unexpected blocks\.99\.x"),
-        (lambda s: s.pop("blocks.3.learn_tradeoff"), r"tradeoff_logits is \(8,\), needed \(9,\)"),
+        (lambda s: s.pop("blocks.3.learn_tradeoff"), r"alpha_logits is \(8,\), needed \(9,\)"),
     ],
 )
 def test_official_weights_that_do_not_fit_are_refused(change, complaint):

@@ -1,5 +1,7 @@
 """variant="paper" against a literal transcription of the method, and its invariances."""
 
+import functools
+
 import pytest
 import timm
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 import evovit
-from evovit.evolve import Evolution, State, evolve
+from evovit.slow_fast import SlowFast, State
 from tests.evovit import literal, small
 
 
@@ -17,14 +19,14 @@ from tests.evovit import literal, small
     schedule=st.sampled_from(["layer", "stage"]),
     start_block=st.integers(1, 4),
     keep_ratio=st.floats(0.1, 0.9),
-    tradeoff=st.floats(0, 1),
+    alpha=st.floats(0, 1),
     size=st.sampled_from([32, 40]),
     seed=st.integers(0, 99),
 )
-def test_equals_the_literal_method(schedule, start_block, keep_ratio, tradeoff, size, seed):
+def test_equals_the_literal_method(schedule, start_block, keep_ratio, alpha, size, seed):
     model = small.build(
         seed=seed, img_size=size, schedule=schedule, start_block=start_block,
-        keep_ratio=keep_ratio, tradeoff=tradeoff, blocks_per_stage=2,
+        keep_ratio=keep_ratio, alpha=alpha, blocks_per_stage=2,
     )  # fmt: skip
     images = small.images(2, size, seed=seed)
     with torch.inference_mode():
@@ -77,10 +79,12 @@ def test_order_of_patches_does_not_matter(schedule):
     embedded = model._pos_embed(model.patch_embed(small.images(2)))
     shuffled = torch.randperm(16, generator=torch.Generator().manual_seed(3)) + 1
     order = torch.cat((torch.zeros(1, dtype=torch.long), shuffled))
-    this = Evolution(model._block, model.switches, model.runs, model.switches.tradeoff, 16)
-    found = evolve(this, State(embedded[:, order]), 0, 6).tokens
-    expected = evolve(this, State(embedded), 0, 6).tokens[:, order]
-    assert_close(found, expected, rtol=0, atol=1e-11)
+    run_block = functools.partial(model._block, kind="class")
+    slow_fast = SlowFast(run_block, model.options, model.groups, model.options.alphas, 16)
+    scores = model.new_scores(embedded)
+    shuffled_tokens = slow_fast.run(State(embedded[:, order], scores), 0, 6).tokens
+    expected = slow_fast.run(State(embedded, scores), 0, 6).tokens[:, order]
+    assert_close(shuffled_tokens, expected, rtol=0, atol=1e-11)
 
 
 def test_fused_and_unfused_attention_agree():

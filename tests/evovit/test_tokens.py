@@ -1,4 +1,4 @@
-"""Each function of evovit.tokens against the equation, written out with loops."""
+"""Each function of evovit.tokens, and its faster form, against the equation, written out with loops."""
 
 import math
 
@@ -8,9 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from evovit import backward, fusible, tokens
+from evovit import tokens
+from evovit.fast import autograd
+from evovit.fast.deferred import DeferredScores
+from evovit.scores import Scores, attention_scores
 
-both = pytest.mark.parametrize("form", [tokens, fusible])
+NEW_SCORES = {"plain": Scores(sums_heads=False, detached=True), "deferred": DeferredScores(sums_heads=False)}
+both = pytest.mark.parametrize("form", NEW_SCORES)
 SHAPES = st.tuples(st.integers(1, 3), st.integers(2, 12), st.integers(1, 3), st.integers(1, 4))
 quick = settings(max_examples=25, deadline=None)
 
@@ -19,13 +23,17 @@ def normal(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def problem(shape, seed, share, form=tokens):
-    """Random scores, kept positions and a token buffer of the shape (B, N, ...)."""
+def select(form, scores, k):
+    """The selection of k tokens by scores (B, N)."""
+    return NEW_SCORES[form].with_values(scores).select(k)
+
+
+def problem(shape, seed, share, form="plain"):
+    """Random scores, a selection by them and a token buffer of the shape (B, N, ...)."""
     batch, num_patches, heads, width = shape
     k = min(max(1, int(share * num_patches)), num_patches - 1)
     scores = normal(seed, batch, num_patches).abs() + 0.01
-    kept = form.select(scores, k)
-    return scores, kept, normal(seed + 1, batch, 1 + num_patches, heads * width)
+    return scores, select(form, scores, k), normal(seed + 1, batch, 1 + num_patches, heads * width)
 
 
 @quick
@@ -56,46 +64,45 @@ def test_evolved_scores_are_equation_4(alpha, seed):
 @quick
 @given(SHAPES, st.integers(0, 999), st.floats(0, 1))
 def test_representative_is_equation_5(form, shape, seed, share):
-    scores, kept, buffer = problem(shape, seed, share, form)
-    weights = form.placeholder_weights(scores, kept)
-    found = form.representative_token(buffer, weights)
+    scores, selection, buffer = problem(shape, seed, share, form)
+    representative = selection.representative(buffer)
     for b in range(len(buffer)):
         ranked = sorted(range(scores.shape[1]), key=lambda j: -scores[b, j])
-        placeholders = ranked[form.positions(kept).shape[1] :]
+        placeholders = ranked[selection.kept.shape[1] :]
         total = sum(scores[b, j] for j in placeholders)
         expected = sum(scores[b, j] / total * buffer[b, 1 + j] for j in placeholders)
-        assert_close(found[b, 0], expected, rtol=1e-11, atol=1e-12)
+        assert_close(representative[b, 0], expected, rtol=1e-11, atol=1e-12)
 
 
 @both
 @quick
 @given(SHAPES, st.integers(0, 999), st.floats(0, 1), st.booleans())
 def test_put_back_is_equations_6_and_7(form, shape, seed, share, fast):
-    _, kept, buffer = problem(shape, seed, share, form)
+    _, selection, buffer = problem(shape, seed, share, form)
     before = buffer.clone()
-    slow = form.take_tokens(buffer, kept)
+    slow = selection.take(buffer)
     change = normal(seed + 2, *slow.shape)
     residual = normal(seed + 3, len(buffer), 1, buffer.shape[2]) if fast else None
-    found = form.put_back(buffer, kept, slow + change, residual)
+    updated = selection.put_back(buffer, slow + change, residual)
+    assert_close(updated, tokens.put_back(buffer, selection.kept, slow + change, residual), rtol=1e-12, atol=1e-12)
     for b in range(len(buffer)):
         expected = before[b].clone()
-        informative = [0, *(1 + form.positions(kept)[b]).tolist()]
+        informative = [0, *(1 + selection.kept[b]).tolist()]
         for j in range(len(expected)):
             if j in informative:
                 expected[j] += change[b, informative.index(j)]
             elif fast:
                 expected[j] += residual[b, 0]
-        assert_close(found[b], expected, rtol=1e-12, atol=1e-12)
+        assert_close(updated[b], expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(buffer, before)
 
 
 def test_put_back_lets_gradients_through():
-    _, kept, buffer = problem((2, 5, 1, 3), 0, 0.5)
+    _, selection, buffer = problem((2, 5, 1, 3), 0, 0.5)
     residual = normal(7, 2, 1, 3)
 
     def update(buffer, residual):
-        slow = tokens.take_tokens(buffer, kept)
-        return tokens.put_back(buffer, kept, slow.square(), residual)
+        return selection.put_back(buffer, selection.take(buffer).square(), residual)
 
     inputs = (buffer.requires_grad_(), residual.requires_grad_())
     assert torch.autograd.gradcheck(update, inputs)
@@ -105,7 +112,7 @@ def test_class_attention_lets_gradients_through():
     qkv, query = normal(0, 2, 5, 3, 6), normal(1, 2, 3, 2)
 
     def row(query, qkv):
-        return tokens.class_attention(query, qkv[:, :, 1], 0.3)
+        return autograd.class_attention(query, qkv[:, :, 1], 0.3)
 
     assert torch.autograd.gradcheck(row, (query.requires_grad_(), qkv.requires_grad_()))
 
@@ -113,21 +120,21 @@ def test_class_attention_lets_gradients_through():
 def test_the_backward_pass_keeps_low_precision_keys_as_they_are():
     """In float32 they would be another tensor for each block."""
     query, keys = normal(0, 1, 2, 4).bfloat16(), normal(1, 1, 9, 8).bfloat16()
-    kept, found = [], []
+    kept, gradients = [], []
 
     def pack(tensor):
         kept.append(tensor)
         return tensor
 
-    for row in (tokens.class_attention, backward.class_row):
+    for row in (autograd.class_attention, tokens.class_attention):
         ends = [end.clone().requires_grad_() for end in (query, keys)]
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             scores = row(*ends, 0.5)
         whole = [one for one in kept if one.numel() == keys.numel()]
-        assert {one.dtype for one in whole} == {torch.bfloat16 if row is tokens.class_attention else torch.float32}
-        found.append(torch.autograd.grad(scores.square().sum(), ends))
-    for one, other in zip(*found, strict=True):
+        assert {one.dtype for one in whole} == {torch.bfloat16 if row is autograd.class_attention else torch.float32}
+        gradients.append(torch.autograd.grad(scores.square().sum(), ends))
+    for one, other in zip(*gradients, strict=True):
         assert_close(one, other, rtol=0.02, atol=1e-4)  # each rounds to bf16
 
 
@@ -143,30 +150,30 @@ def test_low_precision_scores_are_float32_even_under_autocast():
 @both
 def test_underflowing_weights_stay_finite(form):
     scores = torch.tensor([[1.0, 0.0, 0.0]])
-    kept = form.select(scores, 1)
-    assert torch.equal(form.placeholder_weights(scores, kept), torch.zeros(1, 3))
+    buffer = torch.ones(1, 4, 2)
+    assert torch.equal(select(form, scores, 1).representative(buffer), torch.zeros(1, 1, 2))
 
 
 @both
 def test_of_equal_scores_as_many_are_kept(form):
     scores = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.5], [0.0, 0.0, 0.0, 0.0, 0.0]])
-    kept = form.positions(form.select(scores, 2))
+    kept = select(form, scores, 2).kept
     assert all(len(set(row)) == 2 for row in kept.tolist())
     assert set(kept[0].tolist()) < {1, 2, 3}
 
 
 @both
 def test_updated_scores_go_to_their_tokens(form):
-    scores, kept, _ = problem((3, 7, 1, 1), 0, 0.5, form)
-    place = form.positions(kept)
-    found = form.put_back_scores(scores, kept, -scores.gather(1, place))
-    signs = torch.ones_like(scores).scatter(1, place, -1.0)
-    assert torch.equal(found, scores * signs)
+    scores, selection, _ = problem((3, 7, 1, 1), 0, 0.5, form)
+    attention = torch.cat((torch.ones(3, 1), -scores.gather(1, selection.kept)), dim=1).unsqueeze(1)  # one head
+    updated = NEW_SCORES[form].with_values(scores).update_kept(selection, attention, 0.0)
+    signs = torch.ones_like(scores).scatter(1, selection.kept, -1.0)
+    assert torch.equal(updated.settle(), scores * signs)
 
 
 def test_a_row_of_the_matrix_does_not_keep_the_matrix():
     """Through the MLP that follows it would be the largest tensor there is."""
     attn = torch.randn(2, 3, 8, 8).softmax(dim=-1)
-    row = tokens.attention_scores(attn, attn, attn, 1.0, "class")
+    row = attention_scores(attn, attn, attn, 1.0, "class")
     assert torch.equal(row, attn[:, :, 0])
     assert row.untyped_storage().nbytes() == row.nbytes

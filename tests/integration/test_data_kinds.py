@@ -63,7 +63,7 @@ REFUSED = {  # a setting of its own for each: one start looks through all
     sixteen_bits: "val/A/x.png: its mode I;16 has values",
     too_many_pixels: "val/A/x.png: Image size (180000000 pixels) exceeds limit",
     not_utf8: r"val/A/\xff.png has a name that is not UTF-8; rename it",
-    flat_tar: "flat.tar is flat: its 2 images lie in no class folders",
+    flat_tar: "flat.tar is flat: its 2 images are in no class folders",
 }
 AT_ONCE = {  # what the login node sees ends snakemake before any job
     "train/.hidden": lambda path: path.mkdir(),

@@ -85,7 +85,7 @@ def test_what_is_fetched_is_found_by_the_job(hub, fetch, tmp_path):
     assert record["results"]["sha256"] == SHA256
     assert record["results"]["revision"] == "c0ffee"
     spec = {"checkpoint": {"timm": TAG}}
-    path, sha256, _ = checkpoints.given_file(spec, {"root": str(tmp_path)})
+    path, sha256, _ = checkpoints.external_file(spec, {"root": str(tmp_path)})
     assert (path.read_bytes(), sha256) == (CONTENT, SHA256)
     assert specs.needed_records(spec) == [f"weights/{TAG}.json"]
 
@@ -114,4 +114,4 @@ def test_without_a_network_it_says_what_to_do(hub, fetch):
 def test_a_job_without_the_fetched_file_says_so(tmp_path):
     spec = {"checkpoint": {"timm": TAG}}
     with pytest.raises(checkpoints.WeightsError, match=r"deit_in1k\.json is missing"):
-        checkpoints.given_file(spec, {"root": str(Path(tmp_path))})
+        checkpoints.external_file(spec, {"root": str(Path(tmp_path))})

@@ -13,7 +13,7 @@ import pytest
 from workflow.campaign import specs
 from workflow.launch import follow, submit
 from workflow.storage import attempts, records
-from workflow.train import train
+from workflow.train import trainer
 
 pytestmark = pytest.mark.integration
 
@@ -157,7 +157,7 @@ def test_what_a_shell_has_left_behind_changes_no_record(job, tmp_path, images, t
         "workers": 0,
         "device": "cpu",
     }
-    alone = train.run(tiny_spec("deit_tiny"), site, tmp_path / "alone/runs/deit_tiny/attempts/1")
+    alone = trainer.run(tiny_spec("deit_tiny"), site, tmp_path / "alone/runs/deit_tiny/attempts/1")
     for key in ("loss", "val_loss", "top1"):
         assert record["results"][key] == alone["results"][key]
 

@@ -31,7 +31,7 @@ OPTIONS = {  # other options of the families; FAMILIES has the defaults
     "evo_deit, last class": ("evo_deit", dict(scores="last_class")),
     "pooled_deit, average": ("pooled_deit", dict(pooling="average", pool_block=3)),
     "svite_deit, unstructured": ("svite_deit", dict(sparsity="unstructured")),
-    "evo_levit, learned": ("evo_levit", dict(tradeoff="learned", schedule="layer")),
+    "evo_levit, learned": ("evo_levit", dict(alpha="learned", schedule="layer")),
 }
 FORMS = {**{key: (key, {}) for key in FAMILIES}, **OPTIONS}
 DEIT_FORMS = [form for form, (key, _) in FORMS.items() if key in DEITS]

@@ -12,7 +12,7 @@ from workflow.campaign.kinds import KINDS
 from workflow.data import layout
 from workflow.runtime import job
 from workflow.storage import locks
-from workflow.train import train
+from workflow.train import trainer
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_bad_image_is_one_sentence_also_from_a_loaders_process(workers, site, 
     (Path(site["data_root"]) / "train/3/1.png").write_bytes(b"no image")
     folder = Path(site["root"]) / "runs/deit_tiny/attempts/1"
     with pytest.raises(layout.DataError) as raised:
-        train.run(spec, site | {"workers": workers}, folder)
+        trainer.run(spec, site | {"workers": workers}, folder)
     job.keep_error(folder, 0, raised.value)
     said = json.loads((folder / "error-rank0.json").read_text())["sentence"]
     assert said.startswith(f"{site['data_root']}/train/3/1.png can't be decoded (")

@@ -15,7 +15,7 @@ from tests.slurm import cluster as clusters
 from tests.slurm.cluster import PATIENCE_S
 from workflow.campaign import specs
 from workflow.storage import attempts, journal, records
-from workflow.train import train
+from workflow.train import trainer
 
 EPOCHS, PACE_S = 20, 0.5  # of the trainings here, which take 10 s at least
 NOTICE_S = 90  # within which a launcher must see that its job died
@@ -187,7 +187,7 @@ def undisturbed(curves, site, tmp_path):
         key = specs.spec_hash(spec)
         if key not in curves:
             folder = tmp_path / "runs/deit_tiny/attempts/1"
-            train.run(spec, site, folder)
+            trainer.run(spec, site, folder)
             curves[key] = curve(folder / "journal.jsonl")
         return curves[key]
 

@@ -14,7 +14,7 @@ from workflow.storage import provenance, records
 from workflow.tracking import runs
 
 NOBODY = 65534
-FILES = {"evovit/tokens.py": "a = 1\n", "workflow/train/train.py": "", "README.md": "text\n"}
+FILES = {"evovit/tokens.py": "a = 1\n", "workflow/train/trainer.py": "", "README.md": "text\n"}
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -161,7 +161,7 @@ def test_sources_are_the_same_code_whatever_the_documents_say(clone):
     assert provenance.source_hash(clone) == before
     hashes = {before}
     for name in ("evovit/tokens.py", "baselines/deit.py", "workflow/campaign/specs.py",
-                 "workflow/train/train.py", "workflow/runtime/job.py"):  # fmt: skip
+                 "workflow/train/trainer.py", "workflow/runtime/job.py"):  # fmt: skip
         write(clone, {name: "changed = True\n"})
         hashes.add(provenance.source_hash(clone))
     assert len(hashes) == 6

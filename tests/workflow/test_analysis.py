@@ -10,7 +10,7 @@ from workflow.analysis import analyze, pictures
 from workflow.campaign import specs
 from workflow.data.layout import DataError
 from workflow.storage import records
-from workflow.train import factory, train
+from workflow.train import factory, trainer
 from workflow.train.factory import SpecError
 
 
@@ -23,7 +23,7 @@ def look(config, site, tiny_spec):
         training = tiny_spec(spec["run"], epochs=epochs)
         folder = Path(site["root"]) / "runs" / spec["run"]
         if not (folder / "train.json").exists():
-            record = train.run(training, site, folder / "attempts" / "1")
+            record = trainer.run(training, site, folder / "attempts" / "1")
             records.write_json(folder / "train.json", record)
         spec |= {"model": training["model"], "start": specs.reference(training)}
         record = analyze.run(spec, site, Path(site["root"]) / "analyses" / name / "attempts" / "1")

@@ -12,12 +12,12 @@ import yaml
 
 import baselines  # noqa: F401 (registers its models)
 import evovit  # noqa: F401 (registers its models)
-from baselines.dynamicvit_task import DynamicViTTask
-from baselines.iared2_task import IARED2Task
-from baselines.levit_task import HardDistillationTask
-from baselines.psvit_search import TopDownSearch
-from baselines.svite_task import SViTETask
-from evovit.schedule import AssistedDistillationTask, AssistedTokenTask
+from baselines.dynamicvit import DynamicViTTask
+from baselines.iared2 import IARED2Task
+from baselines.levit import HardDistillationTask
+from baselines.psvit import TopDownSearch
+from baselines.svite import SViTETask
+from evovit.task import AssistedDistillationTask, AssistedTokenTask
 from workflow.campaign import targets
 from workflow.storage import records
 

@@ -15,7 +15,7 @@ REFERENCE = "deit_tiny-fast_updating"
 PARAMETERS = {  # what a figure changes, and its value where the paper's own stands
     "figureS1a": ("keep_ratio", 0.5),
     "figureS1b": ("start_block", 4),
-    "figureS1c": ("tradeoff", 0.5),
+    "figureS1c": ("alpha", 0.5),
     "figureS1d": ("select_from", 0.0),
 }
 

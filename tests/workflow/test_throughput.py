@@ -15,7 +15,7 @@ from workflow.bench.fresh import MeasurementError
 from workflow.campaign import specs
 from workflow.data.layout import DataError
 from workflow.storage import records
-from workflow.train import macs, train
+from workflow.train import macs, trainer
 from workflow.train.checkpoints import WeightsError
 
 
@@ -107,7 +107,7 @@ def weighted(tiny_spec, site) -> dict:
         training = tiny_spec(run, epochs=1)
         training.pop("start", None)
         folder = Path(site["root"]) / "runs" / run / "attempts" / "1"
-        records.write_json(folder.parent.parent / "train.json", train.run(training, site, folder))
+        records.write_json(folder.parent.parent / "train.json", trainer.run(training, site, folder))
         models.append({"run": run, **training["model"], "weights": specs.reference(training)})
     del models[0]["weights"]
     images = {"data": training["data"], "interpolation": "bicubic", "crop_pct": 1.0}

@@ -55,7 +55,7 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
     journal = Journal(folder / "journal.jsonl")
     journal.write("note", text=f"{spec['computes']} of {spec['run']}: {results['images']} images")
     journal.write("end")
-    seen = {"device": device.describe(where), **check.of_images(site)}
+    seen = {"device": device.describe(where), **check.describe_images(site)}
     return records.make(spec, results, started, **seen)
 
 

@@ -14,7 +14,7 @@ from evovit import tokens as tk
 from evovit.host import EvoHost
 from workflow.train.factory import SpecError
 
-TRADEOFF = 0.5  # alpha of Eq. 4, the paper's in all layers
+ALPHA = 0.5  # alpha of Eq. 4, the paper's in all layers
 
 
 class Layer(NamedTuple):
@@ -63,7 +63,7 @@ def observe(model: VisionTransformer, images: Tensor) -> list[Layer]:
         row = tk.class_attention(queries[:, :, 0], _joined(keys), block.attn.scale)
         row = row[:, :, 1:].mean(dim=1)
         before = layers[-1].global_attention if layers else None
-        evolved = tk.evolve_scores(before, row, TRADEOFF)
+        evolved = tk.evolve_scores(before, row, ALPHA)
         layers.append(Layer(tokens, _joined(queries)[:, 1:], row, evolved))
     return layers
 

@@ -25,16 +25,16 @@ from workflow.campaign import specs
 from workflow.campaign.config import Config
 from workflow.data import loaders
 from workflow.runtime import preemption
-from workflow.runtime.distributed import Place
+from workflow.runtime.distributed import DistributedContext
 from workflow.train import factory
 from workflow.train.checkpoints import Checkpoints
-from workflow.train.trainer import Training
+from workflow.train.trainer import Trainer
 
 BAR_PCT = 3.0  # the engine's overhead
 STREAM = 1024  # images, at least
 RUN, BATCH, STEPS = "deit_tiny", 16, 4
 PLAIN = {"mixup": 0.0, "cutmix": 0.0, "ema": None}  # a bare loop has none of them
-CPU = Place(torch.device("cpu"))
+CPU = DistributedContext(torch.device("cpu"))
 
 
 def make_spec(config: Config, images: int, **recipe) -> dict:
@@ -78,7 +78,7 @@ def other_share(spec: dict, site: dict, steps: int) -> float:
     """Share of a step's time, on real images, that is not forward and backward."""
     spent = []
 
-    class Timed(Training):
+    class Timed(Trainer):
         def forward_backward(self, *arguments):
             started = time.perf_counter()
             found = super().forward_backward(*arguments)
@@ -93,11 +93,11 @@ def other_share(spec: dict, site: dict, steps: int) -> float:
     started = time.perf_counter()
     for _ in range(steps):
         training.train_step(batches)
-        training.look(False, False)
+        training.synchronise(False, False)
     return 1 - sum(spent) / (time.perf_counter() - started)
 
 
-def engine_round(training: Training, folder: str) -> float:
+def engine_round(training: Trainer, folder: str) -> float:
     """Seconds of STEPS steps of the engine, with all it does around them."""
     training.epoch, training.step = 0, 0
     saved, flag = Checkpoints(Path(folder), "none", print), preemption.StopFlag()
@@ -121,7 +121,7 @@ def overhead_pct(config: Config, rounds: int) -> list[float]:
     """The engine's time over the bare loop's, in percent, of each round."""
     spec = make_spec(config, 1000, smoothing=0.0, **PLAIN)
     noise = Noise(BATCH, (224, 224), 1000, STEPS, "cpu")
-    training = Training(spec, {}, CPU, None, loader=noise)
+    training = Trainer(spec, {}, CPU, None, loader=noise)
     model = factory.build_model(spec["model"])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     found = []

@@ -18,14 +18,14 @@ from workflow.bench.parts import Parts
 from workflow.bench.timing import synchronise
 from workflow.bench.training_on_noise import begin, count_bytes, describe, make_training
 from workflow.runtime import device
-from workflow.train.step import Stepper
+from workflow.train.trainer import Trainer
 
 ROUND_S = 1.0  # a model's share of a round is at least one step and about this long
 GIB = 2**30
 
 
 def time_steps(
-    training: Stepper, epoch: int, where: torch.device, counts: bool
+    training: Trainer, epoch: int, where: torch.device, counts: bool
 ) -> tuple[float, int | None, int | None]:
     """Seconds of a step in that epoch, the bytes that training needs there, and, on a CPU, those of
     them that the forward pass keeps for the backward pass.

@@ -9,9 +9,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from workflow.bench.fresh import MeasurementError
 from workflow.bench.modes import set_attention, set_backends
 from workflow.runtime import device
-from workflow.runtime.distributed import Place
+from workflow.runtime.distributed import DistributedContext
 from workflow.train import factory, macs
-from workflow.train.step import Stepper
+from workflow.train.trainer import Trainer
 
 CLASSES = 1000
 
@@ -55,7 +55,7 @@ class Noise:
             yield self.images, self.labels
 
 
-def make_training(model: dict, spec: dict, batch_size: int, where: torch.device) -> Stepper:
+def make_training(model: dict, spec: dict, batch_size: int, where: torch.device) -> Trainer:
     """The engine around one model, with its recipe, fed with noise."""
     amp = None if spec["precision"] == "fp32" else spec["precision"]
     recipe = {**model["recipe"], "batch_size": batch_size, "amp": amp}
@@ -63,7 +63,7 @@ def make_training(model: dict, spec: dict, batch_size: int, where: torch.device)
     noise = Noise(batch_size, size, CLASSES, 10**6, where)
     data = {"num_classes": CLASSES}
     known = {"run": model["run"], "model": model["model"], "recipe": recipe, "data": data}
-    training = Stepper({**known, "seed": 0}, {}, Place(where), loader=noise)
+    training = Trainer({**known, "seed": 0}, {}, DistributedContext(where), loader=noise)
     set_attention(training.task, spec["mode"])
     return training
 
@@ -92,7 +92,7 @@ class Kept:
         return sum(s.nbytes() for address, s in self.storages.items() if address not in known)
 
 
-def static_bytes(training: Stepper) -> tuple[int, set[int]]:
+def static_bytes(training: Trainer) -> tuple[int, set[int]]:
     """Weights, buffers, averaged weights, gradients and optimiser state; and their addresses."""
     held = [*training.task.parameters(), *training.task.buffers()]
     held += [weight.grad for weight in training.task.parameters() if weight.grad is not None]
@@ -102,7 +102,7 @@ def static_bytes(training: Stepper) -> tuple[int, set[int]]:
     return sum(storage.nbytes() for storage in storages.values()), set(storages)
 
 
-def count_bytes(training: Stepper, batches: Iterator) -> tuple[int, int]:
+def count_bytes(training: Trainer, batches: Iterator) -> tuple[int, int]:
     """Bytes that training holds between two steps, and, counted in a step of their own, those that
     the forward pass keeps for the backward pass."""
     with Kept() as kept:

@@ -10,6 +10,7 @@ from workflow.campaign import benchmarks, specs, statements
 from workflow.campaign.config import CLAIMS, CONFIG, FILES, Config, ConfigError, read_yaml, run_name
 
 SCHEMA = CONFIG / "schema.yaml"
+NEW_NAMES = {"tradeoff": "alpha", "learn_tradeoff_from": "learn_alpha_from"}  # of keywords, by the old one
 
 
 def load(files: dict[str, Path] = FILES) -> Config:
@@ -21,8 +22,19 @@ def load(files: dict[str, Path] = FILES) -> Config:
         error = best_match(Draft202012Validator(schema).iter_errors(getattr(config, name)))
         if error is not None:
             raise ConfigError(describe(path, error))
+        refuse_old_names(path, getattr(config, name))
     check_names(config, files, set(shapes["$defs"]["recipe"]["properties"]))
     return config
+
+
+def refuse_old_names(path: Path, entry, place: str = "") -> None:
+    """Refuse a keyword of a model or a task under the name that it had once. Raises ConfigError."""
+    if not isinstance(entry, dict):
+        return
+    for key, value in entry.items():
+        if key in NEW_NAMES:
+            raise ConfigError(f"{path}: {place}{key} is called {NEW_NAMES[key]} now; rename it.")
+        refuse_old_names(path, value, f"{place}{key}.")
 
 
 def describe(path: Path, error: ValidationError) -> str:

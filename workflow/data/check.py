@@ -1,7 +1,7 @@
-"""The data job: what lies in a setting's folders, and whether every image can be decoded.
+"""The check of a data set: which images and classes a setting's folders hold, and whether every image can be decoded.
 
-Decoding all of ImageNet takes hours of CPU, so it is done once per manifest, by as many processes
-as the setting's `workers`.
+Decoding all of ImageNet takes hours of CPU, so it is done once per manifest, by as many processes as the setting's
+`workers`.
 """
 
 import hashlib
@@ -13,19 +13,19 @@ from torch.utils.data import DataLoader, Dataset
 
 from workflow.data import layout, readers
 from workflow.data.layout import DataError, printable
-from workflow.data.loaders import in_processes
+from workflow.data.loaders import worker_options
 from workflow.data.readers import ImageError, ImageReader, decode
 from workflow.storage import records
 
-TOGETHER = 256  # images that a process decodes before it takes others
-SHOWN = 20
+CHUNK = 256  # images that a process decodes before it takes others
+SHOWN = 20  # files in the error message
 
 
 def manifest(by_split: dict[str, ImageReader]) -> dict:
     """Return classes, image counts, bytes and a hash over every path and size of all splits.
 
-    `listing` is a split's hash over names and labels alone, with which each job compares what it
-    reads: that asks the disk for no file.
+    `listing` is a split's hash over names and labels only. Each job compares it with the images that it reads, which
+    needs no file's size.
     """
     digest, splits = hashlib.sha256(), {}
     for split, reader in by_split.items():
@@ -44,26 +44,29 @@ def manifest(by_split: dict[str, ImageReader]) -> dict:
 
 
 def check_classes(setting: str, num_classes: int, by_split: dict[str, ImageReader]) -> None:
-    """Raise DataError unless all splits have the same classes, as many as the YAML says, and the
-    training split has an image of each."""
-    train, val = next(iter(by_split.values())), next(reversed(by_split.values()))
+    """Raise DataError unless all splits have the same classes, as many as the YAML says, and the training split has
+    an image of each class."""
+    splits = list(by_split.values())
+    train, val = splits[0], splits[-1]
     key = f"workflow/config/settings.yaml, {setting}.data"
-    for split, reader in by_split.items():
-        if {len(other.classes) for other in by_split.values()} == {1} and num_classes > 1:
-            raise DataError(
-                f"All {len(reader)} images of {setting}'s {split} lie in one class, "
-                f"{reader.classes[0]!r} ({key}); put each into its class folder."
-            )
+    if num_classes > 1 and all(len(reader.classes) == 1 for reader in splits):
+        raise DataError(
+            f"All {len(train)} images of {setting}'s {next(iter(by_split))} are in one class, "
+            f"{train.classes[0]!r} ({key}); put each into its class folder."
+        )
     if len(train.classes) != num_classes or train.classes != val.classes:
-        odd = sorted(set(train.classes) ^ set(val.classes))
-        difference = f", {odd[0]!r} only one of them" if odd else ""
-        if not odd and len(train.classes) == len(val.classes) and train.classes != val.classes:
+        in_one_split = sorted(set(train.classes) ^ set(val.classes))
+        difference = ""
+        if in_one_split:
+            difference = f", {in_one_split[0]!r} only one of them"
+        elif train.classes != val.classes:
             difference = ", but in another order"
         raise DataError(
             f"The splits of {setting} have {len(train.classes)} and {len(val.classes)} classes"
             f"{difference}; needed are the same {num_classes} in both ({key})."
         )
-    if missing := sorted(set(range(num_classes)) - set(train.labels)):
+    missing = sorted(set(range(num_classes)) - set(train.labels))
+    if missing:
         raise DataError(
             f"The training split of {setting} has no image of {len(missing)} of {num_classes} "
             f"classes, the first {train.classes[missing[0]]!r}; add some, or correct num_classes "
@@ -71,17 +74,17 @@ def check_classes(setting: str, num_classes: int, by_split: dict[str, ImageReade
         )
 
 
-def of_images(site: dict) -> dict:
-    """Return what a record says of the images: their manifest's hash and the list of classes.
+def describe_images(site: dict) -> dict:
+    """Return the hash of the images' manifest and the list of classes, for a record.
 
     Both are None outside the workflow, where there is no manifest.
     """
-    seen = readers.looked_through(site) or {}
-    return {"manifest": seen.get("hash"), "classes": seen.get("classes")}
+    checked = readers.read_manifest(site) or {}
+    return {"manifest": checked.get("hash"), "classes": checked.get("classes")}
 
 
 class Decoding(Dataset):
-    """Of each of a split's images None, or why it can't be used."""
+    """A data set whose items are None for an image that can be used, else a sentence with its path."""
 
     def __init__(self, reader: ImageReader):
         self.reader, self.sizes = reader, reader.sizes()
@@ -95,36 +98,39 @@ class Decoding(Dataset):
                 decode(stream)
         except (OSError, ImageError) as error:
             reason = str(error) if self.sizes[index] else "it is empty"
-            return f"{printable(self.reader.place(index))}: {reason}"
+            return f"{printable(self.reader.location(index))}: {reason}"
         return None
 
 
 def unusable(reader: ImageReader, workers: int) -> Iterator[str]:
-    """Decode every image in `workers` processes; yield those that can't be used, and why."""
-    options = in_processes(workers, stay=False) | {"collate_fn": list}
-    loader = DataLoader(Decoding(reader), batch_size=TOGETHER, **options)
-    return (reason for reasons in loader for reason in reasons if reason)
+    """Decode every image in `workers` processes. Yield a sentence for each image that can't be used."""
+    options = worker_options(workers, persistent=False) | {"collate_fn": list}
+    for chunk in DataLoader(Decoding(reader), batch_size=CHUNK, **options):
+        yield from filter(None, chunk)
 
 
 def check_images(by_split: dict[str, ImageReader], workers: int, listed: Path) -> None:
-    """Raise DataError naming the files that can't be used; `listed` takes all of them."""
+    """Raise DataError with the first files that can't be used; all of them are written to the file `listed`."""
     faults = [fault for reader in by_split.values() for fault in unusable(reader, workers)]
     if not faults:
         return
     listed.parent.mkdir(parents=True, exist_ok=True)
     listed.write_text("\n".join(faults) + "\n", encoding="utf-8")
     count = sum(map(len, by_split.values()))
-    more = f"\n... and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+    lines = faults[:SHOWN]
+    if len(faults) > SHOWN:
+        lines.append(f"... and {len(faults) - SHOWN} more")
     raise DataError(
         f"{len(faults)} of {count} files are no whole images, or hold what 8-bit RGB can't; "
-        f"replace them with the originals, convert or delete them (all are listed in {listed}):\n"
-        + "\n".join(faults[:SHOWN])
-        + more
+        f"replace them with the originals, convert or delete them (all are listed in {listed}):\n" + "\n".join(lines)
     )
 
 
 def run(spec: dict, site: dict, folder: Path) -> dict:
-    """The data job: write the demo's digits, or look through the user's folders; -> record."""
+    """Check a setting's images, after writing the demo's digits if it has those. Return the record.
+
+    Raises DataError for whatever is wrong with the images.
+    """
     started = time.time()
     data = spec["data"]
     if data["name"] == "digits":
@@ -135,11 +141,11 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
     splits = (data["train"], data["val"])
     by_split = {split: readers.open_reader(data, site, split) for split in splits}
     check_classes(spec["setting"], data["num_classes"], by_split)
-    found = manifest(by_split)
-    # another name than `decoded-...`, which did not look at modes
-    checked = Path(site["root"]) / "data" / f"checked-{found['hash']}"
+    results = manifest(by_split)
+    # an older version wrote `decoded-...`, and did not check the images' modes
+    checked = Path(site["root"]) / "data" / f"checked-{results['hash']}"
     if not checked.exists():
         check_images(by_split, site["workers"], folder / "unusable.txt")
         checked.parent.mkdir(parents=True, exist_ok=True)
         checked.touch()
-    return records.make(spec, found, started)
+    return records.make(spec, results, started)

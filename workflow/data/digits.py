@@ -9,14 +9,14 @@ from PIL import Image
 from workflow.data.layout import DataError
 
 VAL_SHARE = 1 / 3
-MARK = ".written-by-evovit"  # tells our folder from one of the user's
+MARK = ".written-by-evovit"  # distinguishes our folder from the user's
 
 
 def write_digits(root: str | Path, train: str = "train", val: str = "val") -> None:
-    """Write 1,797 grey 8x8 scans below root/{train,val}/<digit>/, a third for validation.
+    """Write 1,797 grey images of 8x8 pixels below root/{train,val}/<digit>/, a third of them for validation.
 
-    The split is fixed and stratified. The folder appears whole or not at all. Raises DataError
-    rather than replace a folder that it did not write.
+    The split is fixed and stratified. The folder appears whole or not at all. Raises DataError rather than replace a
+    folder that this function did not write.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -30,14 +30,14 @@ def write_digits(root: str | Path, train: str = "train", val: str = "val") -> No
             f"{root} exists and was not written by this workflow, so the digits are not written "
             "over it; set another `data.root` for them in workflow/config/settings.yaml."
         )
-    beside = root.with_name(f"{root.name}.unfinished")
-    shutil.rmtree(beside, ignore_errors=True)
+    unfinished = root.with_name(f"{root.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
     for split, members in ((train, train_indices), (val, val_indices)):
         for index in members:
-            folder = beside / split / str(digits.target[index])
+            folder = unfinished / split / str(digits.target[index])
             folder.mkdir(parents=True, exist_ok=True)
             pixels = (digits.images[index] * (255 / 16)).round().astype(np.uint8)
             Image.fromarray(pixels).save(folder / f"{index:04d}.png")
-    (beside / MARK).touch()
+    (unfinished / MARK).touch()
     shutil.rmtree(root, ignore_errors=True)
-    beside.rename(root)
+    unfinished.rename(root)

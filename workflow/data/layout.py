@@ -1,7 +1,7 @@
-"""Decide which files are images, and which class each belongs to.
+"""The layout of a data set on disk: which files are images, and which class each belongs to.
 
-This is the one definition of a split in class folders: check, training, evaluation, search and figures list it
-here. Standard library only: the login node asks before anything is launched.
+This is the only definition of a split in class folders; the check, training, evaluation, search and figures use it.
+Standard library only: the login node checks the layout before anything is launched.
 """
 
 import fnmatch
@@ -12,12 +12,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
-# Files that file managers, and timm's tar reader, leave behind: they are not images.
+# files that file managers and timm's tar reader leave behind
 IGNORED = (".DS_Store", "._*", "Thumbs.db", "desktop.ini", "_*_tarinfos.pickle")
 
 
 class DataError(RuntimeError):
-    """The images are not as they should be; the message names place, fault and remedy."""
+    """The images are not as they should be; the message names path, fault and remedy."""
 
 
 class Unused:
@@ -30,22 +30,25 @@ class Unused:
         self.entries.append((str(path), reason))
 
     def check(self) -> None:
-        """Raise DataError, with the first path, unless there is nothing."""
-        if self.entries:
-            path, reason = self.entries[0]
-            others = len(self.entries) - 1
+        """Raise DataError, with the first path by name, if anything was added."""
+        if not self.entries:
+            return
+        path, reason = min(self.entries)
+        others = len(self.entries) - 1
+        more = ""
+        if others:
             more = f" ({others} more {'is' if others == 1 else 'are'} not used either)"
-            raise DataError(f"{printable(path)} {reason}{more if others else ''}.")
+        raise DataError(f"{printable(path)} {reason}{more}.")
 
 
 def printable(path: str | Path) -> str:
-    """Return a path with everything escaped that is not printable text."""
+    """Return a path in which everything that is not printable text is escaped."""
     text = os.fsencode(str(path)).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def natural_key(name: str) -> tuple:
-    """Return timm's sort key, in which numbers count by value, with ties broken by the name.
+    """Return timm's sort key, which compares numbers by value, with the name to break ties.
 
     `A` and `a`, or `1` and `01`, are equal to timm, which then numbers classes by a set's order.
     """
@@ -63,7 +66,7 @@ def is_utf8(name: str) -> bool:
 
 
 def image_fault(name: str) -> str | None:
-    """Return why a file of this name is not read as an image, None if it is."""
+    """Return why a file of this name is not read as an image; None if it is read."""
     if not is_utf8(name):
         return "has a name that is not UTF-8; rename it"
     if not name.lower().endswith(IMAGE_SUFFIXES):
@@ -79,7 +82,7 @@ def expand(path: str, key: str) -> Path:
     """
     expanded = os.path.expanduser(os.path.expandvars(path))
     unset = re.search(r"\$(\w+|\{[^}]*\})", expanded)
-    if unset and not os.path.exists(expanded):  # which is a folder whose name has that sign
+    if unset and not os.path.exists(expanded):  # a folder's name may contain the sign
         raise DataError(f"{key} is {path}, but the variable {unset[0]} is not set; set it, or write the path.")
     if expanded.startswith("~"):
         raise DataError(f"{key} is {path}, but no such home folder is known; write the path.")
@@ -87,9 +90,9 @@ def expand(path: str, key: str) -> Path:
 
 
 def _entries(folder: Path) -> list[tuple[os.DirEntry, int | None]]:
-    """Return a folder's entries, but for ignored files, and what each is or links to.
+    """Return a folder's entries without the ignored files, each with the type of what it is or links to.
 
-    The second value is one of `stat`'s file types, None for a link that leads nowhere.
+    The type is one of `stat`'s file types, None for a link that leads nowhere.
     """
     try:
         with os.scandir(folder) as listing:
@@ -101,7 +104,7 @@ def _entries(folder: Path) -> list[tuple[os.DirEntry, int | None]]:
 
 def _file_type(entry: os.DirEntry) -> int | None:
     try:
-        if entry.is_file():  # mostly without asking the disk
+        if entry.is_file():  # mostly without a system call
             return stat.S_IFREG
         return stat.S_IFMT(entry.stat().st_mode)
     except OSError:  # it leads to nothing, or round in a circle
@@ -137,7 +140,6 @@ def class_folders(split: Path) -> list[str]:
             )
         else:
             unused.add(entry.path, _other_fault(kind))
-    unused.entries.sort()
     unused.check()
     _check_different(split, [entry for entry, kind in entries if kind == stat.S_IFDIR])
     return sorted(names, key=natural_key)
@@ -161,7 +163,7 @@ def _check_different(split: Path, folders: list[os.DirEntry]) -> None:
 def class_images(split: Path, classes: Iterable[str]) -> list[tuple[str, int]]:
     """Return (name below the split, label) of every image, sorted by `natural_key`.
 
-    Raises DataError for whatever else lies in a class folder, and for a class without images.
+    Raises DataError for anything else in a class folder, and for a class without images.
     """
     images, unused = [], Unused()
     for label, name in enumerate(classes):
@@ -178,13 +180,12 @@ def class_images(split: Path, classes: Iterable[str]) -> list[tuple[str, int]]:
                 unused.add(entry.path, _other_fault(kind))
         if len(images) == before and not unused.entries:
             raise DataError(f"{printable(split / name)} is empty; restore its images.")
-    unused.entries.sort()
     unused.check()
     return sorted(images, key=lambda image: natural_key(image[0]))
 
 
 def tar_files(split: Path) -> list[Path]:
-    """Return the tar files that a split consists of: itself, or those in its folder; mostly none.
+    """Return the tar files that a split consists of: the split itself, or those in its folder; mostly none.
 
     Raises DataError for anything else in a folder of tar files.
     """
@@ -205,7 +206,6 @@ def tar_files(split: Path) -> list[Path]:
             "keep either in it, and move the others elsewhere."
         )
     if tars:
-        unused.entries.sort()
         unused.check()
     return sorted(tars, key=lambda path: natural_key(path.name))
 
@@ -213,8 +213,8 @@ def tar_files(split: Path) -> list[Path]:
 def check(setting: str, data: dict) -> None:
     """Raise DataError unless `data["root"]` holds both splits, as tar files or a folder per class.
 
-    `data` is a setting's data block; only folder names are read, no images. What is in tar files,
-    or in the data set that its `reader` names, the data job will see.
+    `data` is a setting's data block. Only the names of folders are read here; the data job reads the images, tar files,
+    and the data set that `reader` names.
     """
     key = f"settings.yaml, {setting}.data.root: {data['root']}"
     root = Path(data["root"])
@@ -244,24 +244,28 @@ def check(setting: str, data: dict) -> None:
         if not classes[folder]:
             raise DataError(_flat(folder, root / data["train"], key, shape))
     every = {name for names in classes.values() for name in names}
-    missing = [(folder, every - set(names)) for folder, names in classes.items()]
-    odd = [f"{folder} lacks {min(names)!r}" for folder, names in missing if names]
+    differences = []
+    for folder, names in classes.items():
+        missing = every - set(names)
+        if missing:
+            differences.append(f"{folder} lacks {min(missing)!r}")
     for folder, names in classes.items():
         if len(names) != data["num_classes"]:
+            expected = "; ".join([shape, *differences])
             raise DataError(
                 f"{folder} holds {len(names)} class folders, not {data['num_classes']} "
-                f"(workflow/config/{key}); expected {shape}{'; '.join(['', *odd])}; "
+                f"(workflow/config/{key}); expected {expected}; "
                 "add what is missing, or move what is no class elsewhere."
             )
-    if odd:
+    if differences:
         raise DataError(
-            f"{odd[0]}, which the other split has (workflow/config/{key}); both splits need the "
+            f"{differences[0]}, which the other split has (workflow/config/{key}); both splits need the "
             "same class folders: add it here, or move it elsewhere there."
         )
 
 
 def _flat(folder: Path, train: Path, key: str, shape: str) -> str:
-    """Return what to do about a split without class folders."""
+    """Return the sentence about a split without class folders."""
     images = sum(kind == stat.S_IFREG for _, kind in _entries(folder))
     if images == 50_000 and any(folder.glob("ILSVRC2012_val_*.JPEG")):
         return (

@@ -1,7 +1,7 @@
-"""The images of a split and their classes: from class folders, tar files or Hugging Face.
+"""Read the images of a split and their classes, from class folders, tar files or Hugging Face.
 
-Every job opens them by `open_split`, and the data job looks through what `open_reader` lists, so
-what is checked is what is read. Whatever lies in a split and is not used is refused by its path.
+Every job reads images through `open_split`, and the check of the data set reads them through the same readers, so
+what is checked is what is trained on. A file in a split that is not used is refused by its path.
 """
 
 import contextlib
@@ -26,7 +26,6 @@ from workflow.storage import files, records
 # Modes whose values RGB with 8 bits can hold; of 16-bit colours Pillow reads the upper 8 bits.
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 OPEN_FILES = 64
-UNREADABLE = (OSError, SyntaxError, ValueError, tarfile.TarError)
 
 
 class ImageError(ValueError):
@@ -34,11 +33,11 @@ class ImageError(ValueError):
 
 
 def decode(stream: BinaryIO, upright: bool = False) -> Image.Image:
-    """Return the RGB image in a stream, as the data job checks and every other job reads it.
+    """Return the RGB image in a stream, as the check and every other job read it.
 
     Args:
-        upright: turn it as its EXIF orientation says. Training and evaluation do not: ImageNet's
-            protocol takes the pixels as they are stored.
+        upright: turn the image as its EXIF orientation says. Training and evaluation do not: ImageNet's protocol
+            takes the pixels as they are stored.
 
     Raises ImageError.
     """
@@ -90,22 +89,18 @@ class ImageReader(Reader):
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         if basename:
             return PurePosixPath(self.names[index]).name
-        return self.place(index) if absolute else self.names[index]
+        return self.location(index) if absolute else self.names[index]
 
     def open(self, index: int) -> BinaryIO:
         """Return an image's bytes as a stream."""
         raise NotImplementedError
 
-    def place(self, index: int) -> str:
-        """Return where an image lies, for people."""
+    def location(self, index: int) -> str:
+        """Return the full path of an image, or its row in a data set, for messages."""
         raise NotImplementedError
 
     def sizes(self) -> list[int]:
         """Return each image's size in bytes."""
-        raise NotImplementedError
-
-    def files(self) -> list[str]:
-        """Return the files below the split that hold its images; "" is the split itself."""
         raise NotImplementedError
 
     def digest(self) -> str:
@@ -130,21 +125,18 @@ class FolderReader(ImageReader):
     def open(self, index: int) -> BinaryIO:
         return open(self.path / self.names[index], "rb")
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         return str(self.path / self.names[index])
 
     def sizes(self) -> list[int]:
         return [os.stat(self.path / name).st_size for name in self.names]
 
-    def files(self) -> list[str]:
-        return self.names
-
 
 class Member(NamedTuple):
     """An image in a tar file."""
 
-    tar: int  # which one of the split's tar files
-    inner: str  # the tar file inside it, mostly ""
+    tar: int  # index into the split's tar files
+    inner: str  # name of the tar file inside that one, mostly ""
     name: str  # path in the innermost tar file
     offset: int  # of its first byte in the outer tar file
     size: int
@@ -153,37 +145,33 @@ class Member(NamedTuple):
 class TarReader(ImageReader):
     """Images in a tar file, in a folder of tar files, or in tar files inside a tar file.
 
-    An image's class is the folder that it lies in, or its tar file where that has no folders.
+    An image's class is its folder, or its tar file if that has no folders.
     """
 
     def __init__(self, path: Path, index_folder: Path | None = None):
-        """`index_folder` keeps the tar files' contents: reading all headers can take minutes."""
+        """Keep the list of the tar files' contents in `index_folder`: reading all headers can take minutes."""
         self.path, self.tars = path, layout.tar_files(path)
-        self.shown = [tar.name if path != tar else "" for tar in self.tars]
+        # as they appear in images' names; "" if the split itself is the tar file
+        self.tar_names = [tar.name if path != tar else "" for tar in self.tars]
         self._open: dict[int, BinaryIO] = {}
         members = self._members(index_folder)
-        folders = [self._folder(member) for member in members]
-        self._check_folders(members, folders)
+        self.members = sorted(members, key=lambda member: (natural_key(member.name), self._name(member)))
+        folders = [self._folder(member) for member in self.members]
+        self._check_folders(self.members, folders)
         self.classes = sorted({folder[-1] for folder in folders}, key=natural_key)
-        numbers = {name: label for label, name in enumerate(self.classes)}
-        found = [
-            (natural_key(member.name), self._name(member), numbers[folder[-1]], member)
-            for member, folder in zip(members, folders, strict=True)
-        ]
-        found.sort(key=lambda image: image[:2])
-        self.names = [name for _, name, _, _ in found]
-        self.labels = [label for _, _, label, _ in found]
-        self.members = [member for *_, member in found]
+        labels = {name: label for label, name in enumerate(self.classes)}
+        self.names = [self._name(member) for member in self.members]
+        self.labels = [labels[folder[-1]] for folder in folders]
 
     def _members(self, index_folder: Path | None) -> list[Member]:
-        """Return all images in the tar files, from their index if it is of the same files."""
+        """Return all images in the tar files, from the index of these files if there is one."""
         if index_folder is None:
             return self._scan()
-        # the path belongs to it: tar files packed reproducibly have equal names, sizes and times
+        # the path is part of the key: reproducibly packed tar files have equal names, sizes and times
         status = [(str(tar), tar.stat().st_size, tar.stat().st_mtime_ns) for tar in self.tars]
         key = hashlib.sha256(json.dumps(status).encode()).hexdigest()[:16]
         index = index_folder / f"tar-index-{key}.json"
-        with contextlib.suppress(FileNotFoundError, ValueError, TypeError):  # none, or a damaged one
+        with contextlib.suppress(FileNotFoundError, ValueError, TypeError):  # no index, or a damaged one
             return [Member(*values) for values in json.loads(index.read_text())]
         members = self._scan()
         files.write(index, json.dumps(members))
@@ -203,41 +191,43 @@ class TarReader(ImageReader):
 
     def _folder(self, member: Member) -> tuple[str, ...]:
         """Return the names of the tar files and folders around an image, outermost first."""
-        tars = [name for name in (self.shown[member.tar], member.inner) if name]
+        tars = [name for name in (self.tar_names[member.tar], member.inner) if name]
         stems = [PurePosixPath(name).stem for name in tars]
         return (*stems, *PurePosixPath(member.name).parts[:-1])
 
     def _name(self, member: Member) -> str:
-        return "/".join(filter(None, (self.shown[member.tar], member.inner, member.name)))
+        return "/".join(filter(None, (self.tar_names[member.tar], member.inner, member.name)))
 
-    def _place(self, member: Member) -> str:
+    def _location(self, member: Member) -> str:
         return f"{self.path}/{self._name(member)}"
 
     def _check_folders(self, members: list[Member], folders: list[tuple[str, ...]]) -> None:
-        """Raise DataError unless the class folders of each tar file lie side by side."""
+        """Raise DataError unless the class folders of each tar file have the same parent folder."""
         if not any(folders):
             raise DataError(
-                f"{self.path} is flat: its {len(members)} images lie in no class folders; put "
+                f"{self.path} is flat: its {len(members)} images are in no class folders; put "
                 "each into its class folder and pack them anew."
             )
         unused = Unused()
-        parents: dict[tuple, Counter] = {}  # of each innermost tar file's class folders
+        parents: dict[tuple, Counter] = {}  # of the class folders, for each innermost tar file
         for member, folder in zip(members, folders, strict=True):
             parents.setdefault((member.tar, member.inner), Counter())[folder[:-1]] += 1
-        usual = {tar: min(c, key=lambda p: (-c[p], p)) for tar, c in parents.items()}
+        usual = {}  # the parent of most images, the first by name if several have as many
+        for tar, counts in parents.items():
+            usual[tar] = min(counts, key=lambda parent: (-counts[parent], parent))
         for member, folder in zip(members, folders, strict=True):
             if not folder or folder[:-1] != usual[member.tar, member.inner]:
-                reason = "does not lie in one of the class folders; pack the tar file without it"
-                unused.add(self._place(member), reason)
+                reason = "is not in one of the class folders; pack the tar file without it"
+                unused.add(self._location(member), reason)
             elif folder[-1].startswith("."):
-                reason = "lies in a hidden folder, which is no class; pack the tar file without it"
-                unused.add(self._place(member), reason)
+                reason = "is in a hidden folder, which is no class; pack the tar file without it"
+                unused.add(self._location(member), reason)
         unused.check()
         names = Counter((member.tar, member.inner, member.name) for member in members)
         for (tar, inner, name), count in names.items():
             if count > 1:
-                place = self._place(Member(tar, inner, name, 0, 0))
-                raise DataError(f"{printable(place)} is there {count} times; pack the tar anew.")
+                location = self._location(Member(tar, inner, name, 0, 0))
+                raise DataError(f"{printable(location)} is there {count} times; pack the tar anew.")
 
     def open(self, index: int) -> BinaryIO:
         member = self.members[index]
@@ -257,18 +247,15 @@ class TarReader(ImageReader):
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open": {}}  # files are opened by each process
 
-    def place(self, index: int) -> str:
-        return self._place(self.members[index])
+    def location(self, index: int) -> str:
+        return self._location(self.members[index])
 
     def sizes(self) -> list[int]:
         return [member.size for member in self.members]
 
-    def files(self) -> list[str]:
-        return self.shown
-
 
 def scan_tar(
-    stream: BinaryIO, place: str, unused: Unused, inner: str = "", start: int = 0
+    stream: BinaryIO, location: str, unused: Unused, inner: str = "", start: int = 0
 ) -> Iterator[tuple[str, str, int, int]]:
     """Yield (inner tar file, name, offset, size) of every image in an open tar file.
 
@@ -281,7 +268,7 @@ def scan_tar(
             while (info := tar.next()) is not None:
                 tar.members = []  # tarfile keeps all, a kilobyte each
                 name = "/".join(part for part in info.name.split("/") if part not in ("", "."))
-                path = f"{place}/{name}"
+                path = f"{location}/{name}"
                 if info.isdir():
                     folders.append(name)
                 elif layout.is_ignored(PurePosixPath(name).name):
@@ -298,33 +285,34 @@ def scan_tar(
                 else:
                     parents.update(map(str, PurePosixPath(name).parents))
                     yield inner, name, start + info.offset_data, info.size
-            _check_end(stream, tar.offset, place)
+            _check_end(stream, tar.offset, location)
     except (tarfile.TarError, EOFError) as error:
         raise DataError(
-            f"{printable(place)} can't be listed ({error}); replace it with the original tar file, not compressed."
+            f"{printable(location)} can't be listed ({error}); replace it with the original tar file, not compressed."
         ) from None
     for name in folders:
         if name and name not in parents:
-            unused.add(f"{place}/{name}", "is an empty folder; restore its images, or pack anew")
+            unused.add(f"{location}/{name}", "is an empty folder; restore its images, or pack anew")
 
 
-def _check_end(stream: BinaryIO, offset: int, place: str) -> None:
-    """Raise DataError unless a tar file has its end mark there, and nothing after it.
+def _check_end(stream: BinaryIO, offset: int, location: str) -> None:
+    """Raise DataError unless a tar file has its end mark at `offset`, and nothing after it.
 
     tarfile takes a damaged header, and the end of a file that was cut short, for the end mark.
     """
     stream.seek(offset)
-    seen = 0
+    zeros = 0
     while block := stream.read(1 << 20):
-        seen += len(block)
+        zeros += len(block)
         if block.strip(b"\0"):
             raise DataError(
-                f"{printable(place)} can't be read beyond byte {offset}: it is damaged, cut short "
+                f"{printable(location)} can't be read beyond byte {offset}: it is damaged, cut short "
                 "or several tar files in one; replace it with the original, or pack it anew."
             )
-    if not seen:
+    if not zeros:
         raise DataError(
-            f"{printable(place)} ends without its end mark, so it was cut short; replace it with the original tar file."
+            f"{printable(location)} ends without its end mark, so it was cut short; "
+            "replace it with the original tar file."
         )
 
 
@@ -332,7 +320,8 @@ class HubReader(ImageReader):
     """Images of a data set that Hugging Face's `datasets` loads.
 
     Attributes:
-        dataset: it, with encoded images.
+        dataset: the data set, with encoded images.
+        source: its name and split, for messages.
     """
 
     def __init__(self, data: dict, root: str | Path, split: str):
@@ -343,15 +332,15 @@ class HubReader(ImageReader):
                 f"{data['reader']}: {split} can't be listed without the package `datasets`; pip install datasets."
             ) from None
         name = data["reader"].removeprefix("hfds/")
-        self.shown = f"{data['reader']}, split {split}"
+        self.source = f"{data['reader']}, split {split}"
         dataset = datasets.load_dataset(name, split=split, cache_dir=str(root))
-        self.image = self._image_column(datasets, dataset, data.get("image_column"))
-        column = self._label_column(datasets, dataset, data.get("label_column"))
+        self.image = self._column(dataset, "image", data.get("image_column"), datasets.Image)
+        column = self._column(dataset, "label", data.get("label_column"), datasets.ClassLabel)
         try:
             self.dataset = dataset.cast_column(self.image, datasets.Image(decode=False))
         except Exception as error:
             raise DataError(
-                f"{self.shown}: the column {self.image!r} of type {dataset.features[self.image]} "
+                f"{self.source}: the column {self.image!r} of type {dataset.features[self.image]} "
                 f"holds no images ({' '.join(str(error).split())}); name another by "
                 "`image_column` in workflow/config/settings.yaml."
             ) from None
@@ -359,26 +348,20 @@ class HubReader(ImageReader):
         self.labels = self._labels(dataset[column][:], column)
         self.names = [f"{self.classes[label]}/row {index}" for index, label in enumerate(self.labels)]
 
-    def _image_column(self, datasets, dataset, wanted: str | None) -> str:
-        return self._column(dataset, "image", wanted, lambda x: isinstance(x, datasets.Image))
-
-    def _label_column(self, datasets, dataset, wanted: str | None) -> str:
-        return self._column(dataset, "label", wanted, lambda x: isinstance(x, datasets.ClassLabel))
-
-    def _column(self, dataset, kind: str, wanted: str | None, fits) -> str:
-        """Return the wanted column; else the one of that name; else the only one of the type.
+    def _column(self, dataset, kind: str, requested: str | None, feature_type: type) -> str:
+        """Return the requested column; without a request the column named `kind`, or the only one of the type.
 
         Raises DataError if there is none, or more than one.
         """
         known = list(dataset.features)
-        name = wanted or kind
+        name = requested or kind
         if name in known:
             return name
-        candidates = [key for key, feature in dataset.features.items() if fits(feature)]
-        if wanted is None and len(candidates) == 1:
+        candidates = [key for key, feature in dataset.features.items() if isinstance(feature, feature_type)]
+        if requested is None and len(candidates) == 1:
             return candidates[0]
         raise DataError(
-            f"{self.shown}: it has no column {name!r} but {', '.join(map(repr, known))}; name the "
+            f"{self.source}: it has no column {name!r} but {', '.join(map(repr, known))}; name the "
             f"one of the {kind}s by `{kind}_column` in workflow/config/settings.yaml."
         )
 
@@ -389,7 +372,7 @@ class HubReader(ImageReader):
         if "int" in str(getattr(feature, "dtype", "")):
             return [str(label) for label in range(data["num_classes"])]
         raise DataError(
-            f"{self.shown}: the column {column!r} is of type {feature}, and labels are whole "
+            f"{self.source}: the column {column!r} is of type {feature}, and labels are whole "
             "numbers or of type ClassLabel; convert it (cast_column), or name another by "
             "`label_column` in workflow/config/settings.yaml."
         )
@@ -398,7 +381,7 @@ class HubReader(ImageReader):
         for index, label in enumerate(labels):
             if not isinstance(label, int) or not 0 <= label < len(self.classes):
                 raise DataError(
-                    f"{self.shown}: row {index} has {label} in the column {column!r}, and labels "
+                    f"{self.source}: row {index} has {label} in the column {column!r}, and labels "
                     f"are 0 to {len(self.classes) - 1}; correct the data set, or `num_classes` in "
                     "workflow/config/settings.yaml."
                 )
@@ -410,8 +393,8 @@ class HubReader(ImageReader):
             raise OSError("it is empty")
         return io.BytesIO(image["bytes"]) if image["bytes"] else open(image["path"], "rb")
 
-    def place(self, index: int) -> str:
-        return f"{self.shown}, row {index}"
+    def location(self, index: int) -> str:
+        return f"{self.source}, row {index}"
 
     def sizes(self) -> list[int]:
         return [self._size(index) for index in range(len(self))]
@@ -425,10 +408,9 @@ class HubReader(ImageReader):
 
 
 class StrictImageDataset(ImageDataset):
-    """timm's dataset of one of the readers above.
+    """timm's data set of one of the readers above.
 
-    Modifications:
-    - an image that can't be read raises DataError with its path; timm takes the next image.
+    An image that can't be read raises DataError with its path; timm would take the next image.
     """
 
     reader: ImageReader
@@ -440,13 +422,10 @@ class StrictImageDataset(ImageDataset):
                 pixels = decode(stream)
         except (OSError, ImageError) as error:
             raise DataError(
-                f"{printable(self.place(index))} can't be decoded ({error}); replace it with the original image."
+                f"{printable(self.reader.location(index))} can't be decoded ({error}); "
+                "replace it with the original image."
             ) from None
         return self.transform(pixels), target
-
-    def place(self, index: int) -> str:
-        """Return where an image lies, for people."""
-        return self.reader.place(index)
 
 
 def open_reader(data: dict, site: dict, split: str) -> ImageReader:
@@ -463,7 +442,7 @@ def open_reader(data: dict, site: dict, split: str) -> ImageReader:
         return FolderReader(path)
     except DataError:
         raise
-    except Exception as error:  # `datasets` raises many kinds for one that it can't load
+    except Exception as error:  # `datasets` raises many kinds for a data set that it can't load
         raise DataError(
             f"{data.get('reader') or path}: {split} can't be listed "
             f"({' '.join(str(error).split()) or type(error).__name__}); "
@@ -472,18 +451,19 @@ def open_reader(data: dict, site: dict, split: str) -> ImageReader:
 
 
 def open_split(data: dict, site: dict, split: str, transform=None) -> StrictImageDataset:
-    """Return the images of a setting's `data` in one split, as the data job has seen them.
+    """Return the images of a setting's `data` in one split.
 
-    Raises DataError if they can't be listed, or are not the images that the data job has seen.
+    Raises DataError if they can't be listed, or are not the images that were checked.
     """
     reader = open_reader(data, site, split)
-    if (seen := looked_through(site)) is not None:
-        _compare(reader, seen, site, split)
+    checked = read_manifest(site)
+    if checked is not None:
+        _check_unchanged(reader, checked, site, split)
     return StrictImageDataset(site["data_root"], reader=reader, transform=transform)
 
 
-def looked_through(site: dict) -> dict | None:
-    """Return what the data job has found; None outside the workflow, where there is none.
+def read_manifest(site: dict) -> dict | None:
+    """Return the manifest that the check of the setting's images left; None outside the workflow.
 
     Raises DataError for a data.json without classes: it was made by code that did not compare them.
     """
@@ -499,17 +479,18 @@ def looked_through(site: dict) -> dict | None:
     return results
 
 
-def _compare(reader: ImageReader, seen: dict, site: dict, split: str) -> None:
-    known = seen["splits"].get(split, {})
-    if known.get("listing") == reader.digest():
+def _check_unchanged(reader: ImageReader, checked: dict, site: dict, split: str) -> None:
+    """Raise DataError if a split's images are not those of the manifest."""
+    listed = checked["splits"].get(split, {})
+    if listed.get("listing") == reader.digest():
         return
     path = Path(site["root"]) / "data.json"
-    if reader.classes != seen["classes"]:
-        difference = class_difference(seen["classes"], reader.classes)
+    if reader.classes != checked["classes"]:
+        difference = class_difference(checked["classes"], reader.classes)
+    elif listed.get("images") == len(reader):
+        difference = "some have other names"
     else:
-        difference = f"it had {known.get('images')} images and has {len(reader)}"
-        if known.get("images") == len(reader):
-            difference = "some have other names"
+        difference = f"it had {listed.get('images')} images and has {len(reader)}"
     raise DataError(
         f"{Path(site['data_root']) / split} has changed since {path} was made ({difference}); "
         f"restore it, or look it through again: snakemake {path} --forcerun {path}, with your "
@@ -518,7 +499,7 @@ def _compare(reader: ImageReader, seen: dict, site: dict, split: str) -> None:
 
 
 def class_difference(before: list[str], now: list[str]) -> str:
-    """Return the first difference of two lists of classes, for people."""
+    """Return the first difference of two lists of classes, for messages."""
     if len(before) != len(now):
         return f"{len(before)} classes then, {len(now)} now"
     label = next(i for i, (old, new) in enumerate(zip(before, now, strict=True)) if old != new)

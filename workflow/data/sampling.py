@@ -1,10 +1,11 @@
-"""In which order images are drawn, and what the random numbers of each draw depend on.
+"""The order in which training images are drawn, and the seeds of all random numbers.
 
-An image's augmentation depends on (seed, epoch, position in the epoch's global order), what happens
-to a batch on (seed, step, rank): neither on workers nor on where a training was stopped.
+The augmentation of an image depends on seed, epoch and the image's position in the epoch's order; what happens to a
+batch depends on seed, step and rank. Neither depends on the number of workers or on where a training was stopped.
 """
 
 import hashlib
+import math
 import random
 from collections.abc import Iterator
 
@@ -16,11 +17,15 @@ from workflow.data.layout import DataError
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """One rank's draws for one epoch, (seed of the draw, index of the image).
+    """Yield one rank's draws of one epoch, each (seed of the draw, index of the image).
 
-    Each of the epoch's images stands `repeats` times in a row, spread over the ranks, and the epoch
-    ends after as many images as the data set has (repeated augmentation, Hoffer et al. 2020).
-    Only whole global batches are drawn. Iteration begins with step `first` of epoch `epoch`.
+    Each image of the epoch is drawn `repeats` times in a row, spread over the ranks, and the epoch ends after as
+    many draws as the data set has images (repeated augmentation, Hoffer et al. 2020). Only whole global batches are
+    drawn. Iteration begins with step `first` of epoch `epoch`.
+
+    Args:
+        size: number of images.
+        batch_size: images of a step, over all ranks.
     """
 
     def __init__(self, size: int, batch_size: int, seed: int, repeats: int, rank: int, world: int):
@@ -30,15 +35,17 @@ class EpochSampler(Sampler[tuple[int, int]]):
                 f"{batch_size}; lower `batch_size` in workflow/config/."
             )
         self.size, self.batch_size, self.seed, self.repeats = size, batch_size, seed, repeats
-        self.rank, self.world, self.epoch, self.first = rank, world, 0, 0
+        self.rank, self.world = rank, world
+        self.epoch, self.first = 0, 0
         self.steps = size // batch_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        drawn = self.steps * self.batch_size
+        draws = self.steps * self.batch_size
+        images = math.ceil(draws / self.repeats)
         generator = torch.Generator().manual_seed(stream_seed(self.seed, self.epoch, "order"))
-        order = torch.randperm(self.size, generator=generator)
-        order = order[: -(-drawn // self.repeats)].repeat_interleave(self.repeats)[:drawn].tolist()
-        for position in range(self.first * self.batch_size + self.rank, drawn, self.world):
+        order = torch.randperm(self.size, generator=generator)[:images]
+        order = order.repeat_interleave(self.repeats)[:draws].tolist()
+        for position in range(self.first * self.batch_size + self.rank, draws, self.world):
             yield stream_seed(self.seed, self.epoch, position), order[position]
 
     def __len__(self) -> int:
@@ -46,7 +53,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 class SeededDraws(Dataset):
-    """A data set whose items are drawn as the sampler says."""
+    """A data set that seeds the random numbers of each item as the sampler says."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
@@ -57,20 +64,8 @@ class SeededDraws(Dataset):
         return self.dataset[index]
 
 
-class SeededErasing:
-    """timm's RandomErasing of whole batches, whose draws depend on how many went before."""
-
-    def __init__(self, erasing, seed: int, rank: int):
-        self.erasing, self.seed, self.rank, self.batch = erasing, seed, rank, 0
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        seed_everything(stream_seed(self.seed, self.batch, self.rank, "erasing"))
-        self.batch += 1
-        return self.erasing(images)
-
-
 def stream_seed(*names: int | str) -> int:
-    """A 63-bit seed for the random numbers that these names are of."""
+    """Return a 63-bit seed for the stream of random numbers that these names identify."""
     digest = hashlib.sha256("/".join(map(str, names)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -78,8 +73,8 @@ def stream_seed(*names: int | str) -> int:
 def seed_host(seed: int) -> None:
     """Seed Python's, numpy's and torch's generators of the CPU (timm's transforms use all three).
 
-    `torch.manual_seed` seeds the devices, too, and formats stack traces where none was used yet:
-    too much for every image.
+    `torch.manual_seed` also seeds the devices, and formats a stack trace if no device was used yet: too slow for
+    every image.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)

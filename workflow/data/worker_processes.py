@@ -1,7 +1,7 @@
-"""The processes that load images: how they are started, and one sentence where one is lost.
+"""The processes that load images: how they are started, and one sentence if one of them is lost.
 
-What reaches the main process then is a ConnectionResetError, an EOFError or torch's RuntimeError,
-as it happens; the processes' exit codes tell the cause. Standard library only.
+The main process then sees a ConnectionResetError, an EOFError or torch's RuntimeError; only the processes' exit codes
+tell the cause. Standard library only, since the job imports this before its kind's own module.
 """
 
 import copy
@@ -13,12 +13,12 @@ import threading
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 
-FAULTS = (RuntimeError, OSError, EOFError)  # in which a lost process may end
+FAULTS = (RuntimeError, OSError, EOFError)  # errors that a lost process may cause
 SHARED_MEMORY = "/dev/shm"
 TOO_MANY_FILES = ("Too many open files", "items of ancdata")
 NO_ROOM = ("No space left on device", "insufficient shared memory", "Bus error")
-FULL_BYTES = 1 << 20  # what is left of a shared memory that counts as full
-DYING_S = 1.0  # what a process may need to be gone after its connection is
+FULL_BYTES = 1 << 20  # with less left, shared memory counts as full
+DYING_S = 1.0  # the time between the loss of a process's connection and its end
 _started: list = []
 
 
@@ -27,35 +27,40 @@ class LoaderError(RuntimeError):
 
 
 def context() -> BaseContext:
-    """For a DataLoader's `multiprocessing_context`: Python's own, that remembers its processes."""
-    made = copy.copy(multiprocessing.get_context())
-    start = made.Process
+    """Return a DataLoader's `multiprocessing_context`: Python's own, which also remembers its processes."""
+    remembering = copy.copy(multiprocessing.get_context())
+    make_process = remembering.Process
 
-    def remembered(*arguments, **options):
-        process = start(*arguments, **options)
+    def make_and_remember(*arguments, **options):
+        process = make_process(*arguments, **options)
         _started.append(process)
         return process
 
-    made.Process = remembered
-    return made
+    remembering.Process = make_and_remember
+    return remembering
 
 
-def in_process(number: int) -> None:
-    """In each loader process: the notice of a time limit is for the job's main process alone."""
+def initialise(number: int) -> None:
+    """Ignore the notice of a time limit in a loader process: only the job's main process reacts to it."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def lost() -> list[int]:
-    """After an error: exit codes of the loader processes that ended otherwise than they should, -n
-    for signal n. One that is dying is waited for."""
+    """Return the exit codes, -n for signal n, of the loader processes that did not end as they should.
+
+    To be called after an error; it waits for a process that is about to end.
+    """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises, for each that dies
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises for each process that dies
     wait([process.sentinel for process in _started if process.is_alive()], timeout=DYING_S)
     return [process.exitcode for process in _started if process.exitcode]
 
 
 def explain(error: BaseException) -> str | None:
-    """Which fault of the loader processes the error comes from, and the remedy; None: of none."""
+    """Return a sentence with the fault of the loader processes that caused an error, and the remedy.
+
+    Returns None if they did not cause it.
+    """
     text = str(error)
     if any(words in text for words in TOO_MANY_FILES):
         return (
@@ -88,7 +93,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def _shared_memory() -> tuple[int, float]:
-    """Its size and what is free, in bytes; on macOS, which shows none, free of limits."""
+    """Return the size and the free part, in bytes; 0 and infinity on macOS, which shows no such folder."""
     try:
         usage = shutil.disk_usage(SHARED_MEMORY)
     except OSError:

@@ -1,4 +1,4 @@
-"""Where a process stands: its device, its rank, and how many there are."""
+"""The processes of one job: this process's device and rank, and how they exchange values."""
 
 import gc
 import os
@@ -13,78 +13,81 @@ from workflow.storage import provenance
 
 
 @dataclass(frozen=True)
-class Place:
+class DistributedContext:
+    """This process's device and its rank among the processes of the job.
+
+    Attributes:
+        control: process group for small values between CPUs; None for the default group.
+    """
+
     device: torch.device
     rank: int = 0
     world_size: int = 1
-    control: dist.ProcessGroup | None = None  # for small things between CPUs; None: the one there is
+    control: dist.ProcessGroup | None = None
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         return self.rank == 0
 
     @property
-    def distributed(self) -> bool:
+    def is_distributed(self) -> bool:
         return self.world_size > 1
 
     def gather(self, value: Any) -> list:
-        """Every rank's value, on every rank."""
-        if not self.distributed:
+        """Return every rank's value, on every rank."""
+        if not self.is_distributed:
             return [value]
         values = [None] * self.world_size
         dist.all_gather_object(values, value, group=self.control)
         return values
 
-    def from_first(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
-        held = [value]
-        if self.distributed:
-            dist.broadcast_object_list(held, src=0, group=self.control)
-        return held[0]
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's value, on every rank."""
+        values = [value]
+        if self.is_distributed:
+            dist.broadcast_object_list(values, src=0, group=self.control)
+        return values[0]
 
-    def share_of(self, sums: list[dict]) -> dict:
-        """This rank's of the sums that ranks gathered; rank 0 has all if there were others."""
-        if len(sums) == self.world_size:
-            return sums[self.rank]
-        names = sums[0] if self.first else ()
-        return {name: sum(rank[name] for rank in sums) for name in names}
-
-    def agree(self, values: list[float]) -> list[float]:
-        """The largest of each value on any rank."""
-        if not self.distributed:
+    def maximum(self, values: list[float]) -> list[float]:
+        """Return the largest of each value over the ranks, on every rank."""
+        if not self.is_distributed:
             return values
         largest = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.control)
         return largest.tolist()
 
 
-def join(wanted: str) -> Place:
-    """Join the job's other processes, if the environment (RANK, WORLD_SIZE, ...) says so.
+def join(requested: str) -> DistributedContext:
+    """Join the other processes of the job, if the environment (RANK, WORLD_SIZE, ...) names any.
 
-    One process per GPU over NCCL; on CPUs over gloo. Raises CodeError if they run different code.
+    GPUs have one process each and use NCCL; processes on CPUs use gloo.
+
+    Args:
+        requested: "auto", "cpu" or "cuda".
+
+    Raises DeviceError if the device can't be used and CodeError if the processes run different code.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
-        return Place(devices.choose(wanted))
-    device = devices.choose(wanted, int(os.environ["LOCAL_RANK"]))
+        return DistributedContext(devices.choose(requested))
+    device = devices.choose(requested, int(os.environ["LOCAL_RANK"]))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if device.type == "cpu":
-        dist.init_process_group("gloo")
-        place = Place(device, dist.get_rank(), world_size)
-    else:
         dist.init_process_group("nccl")
-        place = Place(device, dist.get_rank(), world_size, dist.new_group(backend="gloo"))
-    provenance.check_ranks(place.gather(provenance.running()))
-    return place
+        context = DistributedContext(device, dist.get_rank(), world_size, dist.new_group(backend="gloo"))
+    else:
+        dist.init_process_group("gloo")
+        context = DistributedContext(device, dist.get_rank(), world_size)
+    provenance.check_ranks(context.gather(provenance.running()))
+    return context
 
 
-def leave(place: Place) -> None:
-    """Part from the other processes, once all are done.
+def leave(context: DistributedContext) -> None:
+    """Wait for the other processes, then leave their group.
 
-    Whatever used the processes' group (DDP) must be gone: destroyed after the group it can hang.
+    Everything that used the group (DDP) must be gone before: destroyed after the group it can hang.
     """
-    if place.distributed:
+    if context.is_distributed:
         gc.collect()
-        dist.barrier(group=place.control)
+        dist.barrier(group=context.control)
         dist.destroy_process_group()

@@ -1,20 +1,26 @@
-"""Signals that ask a job to stop become a flag, which the training obeys between two steps."""
+"""Reaction to preemption: signals that ask a job to stop set a flag, which the training checks between two steps."""
 
 import signal
 import threading
 import time
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # an end, and submitit's notice of a time limit
-LEFT_TO_FIRST_S = 300
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # the end of a job, and submitit's notice of a time limit
+WAIT_FOR_FIRST_RANK_S = 300
 
 
 class Stopped(RuntimeError):
-    """The job was asked to stop, saved what it had and ended; started again, it goes on."""
+    """The job was asked to stop, saved a checkpoint and ended; started again, it goes on from there."""
 
 
 class StopFlag:
-    """While entered, the signals are noted instead of handled; only the main thread can do so."""
+    """Record the signals while the context is entered, instead of handling them.
+
+    Outside the main thread Python can set no handler, so nothing is recorded there.
+
+    Attributes:
+        received: number of the last signal, None before the first.
+    """
 
     def __init__(self):
         self.received: int | None = None
@@ -22,27 +28,28 @@ class StopFlag:
 
     def __enter__(self) -> "StopFlag":
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._handlers = {number: signal.signal(number, self._record) for number in SIGNALS}
         return self
 
     def __exit__(self, *exception) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: Any) -> None:
+    def _record(self, number: int, frame: Any) -> None:
         self.received = number
 
-    def hand_on(self, first: bool) -> None:
-        """After the checkpoint: what would have been done at once (submitit requeues the job).
+    def end_job(self, is_first: bool) -> None:
+        """Do what the signal asked for, now that a checkpoint is saved.
 
-        The first rank does so; the others wait for the end that this brings them. Raises Stopped
-        where nothing ends the job.
+        The first rank calls the handler that the signal had before (submitit's requeues the job).
+        The other ranks wait until that ends them, too. Raises Stopped if nothing ends the process.
         """
         self.__exit__()
-        # the other ranks may have been told, and we may not
-        handler = self._handlers.get(self.received or signal.SIGUSR2)
-        if not first:
-            time.sleep(LEFT_TO_FIRST_S)
+        # another rank may have received the signal, and this one none
+        number = self.received or signal.SIGUSR2
+        handler = self._handlers.get(number)
+        if not is_first:
+            time.sleep(WAIT_FOR_FIRST_RANK_S)
         elif callable(handler):
-            handler(self.received or signal.SIGUSR2, None)
+            handler(number, None)
         raise Stopped("The job was asked to stop; its checkpoint is saved. Started again, it goes on.")

@@ -1,7 +1,8 @@
-"""Evaluation: weights from a file -> a record like a training's, so that others may start from it.
+"""Validation accuracy, and the job that evaluates weights from a file.
 
-settings.yaml names what a run is given instead of a training (`checkpoints`), and weights to
-evaluate beside the campaign's runs (`evaluations`).
+The job's record is like a training's, so that other runs may start from the weights. settings.yaml names the runs
+whose weights come from a file (`checkpoints`), and weights that are evaluated in addition to the campaign's runs
+(`evaluations`).
 """
 
 import time
@@ -15,7 +16,7 @@ from timm.task import ClassificationEvaluator
 from torch import nn
 
 from workflow.data import check, layout, loaders
-from workflow.runtime import device, distributed, precision
+from workflow.runtime import device, distributed
 from workflow.storage import records
 from workflow.storage.journal import Journal
 from workflow.train import checkpoints, factory
@@ -27,43 +28,49 @@ def accuracy(
     loader,
     evaluator: ClassificationEvaluator,
     autocast: Callable[[], AbstractContextManager],
-    across_processes: bool,
+    is_distributed: bool,
 ) -> dict[str, float]:
-    """{"val_loss", "top1", "top5"} in percent over all of the loader's images, on all ranks."""
+    """Return "val_loss", and "top1" and "top5" in percent, over all of the loader's images, on all ranks."""
     for images, target in loader:
         with autocast():
             output = module(images)
         evaluator.update(output, target)
-    found = evaluator.compute(distributed=across_processes)
-    return {"val_loss": found["loss"], "top1": found["top1"], "top5": found["top5"]}
+    metrics = evaluator.compute(distributed=is_distributed)
+    return {"val_loss": metrics["loss"], "top1": metrics["top1"], "top5": metrics["top5"]}
 
 
 def run(spec: dict, site: dict, folder: Path) -> dict | None:
-    """Load, evaluate and keep a copy of the weights; -> the record on rank 0, None elsewhere."""
+    """Load the weights, evaluate them and keep a copy. Return the record on rank 0, None on the other ranks."""
     started = time.time()
     recipe = spec["recipe"]
     torch.set_num_threads(recipe["threads"])
     layout.check(spec["setting"], {**spec["data"], "root": site["data_root"]})
-    where = distributed.join(site["device"])
+    context = distributed.join(site["device"])
     model = factory.build_model(spec["model"])
-    checkpoints.load_given(model, spec, site)
-    model.to(where.device).eval()
+    checkpoints.load_external(model, spec, site)
+    model.to(context.device).eval()
     config = resolve_model_data_config(model)
     config["input_size"] = (3, *factory.image_size(model))
-    loader = loaders.eval_loader(spec["data"], site, recipe, config, where)
-    autocast, _ = precision.make(recipe["amp"], where.device)
-    evaluator = ClassificationEvaluator(device=where.device)
-    results = accuracy(model, loader, evaluator, autocast, where.distributed)
-    distributed.leave(where)
-    if not where.first:
+    loader = loaders.eval_loader(spec["data"], site, recipe, config, context)
+    autocast, _ = factory.mixed_precision(recipe["amp"], context.device)
+    evaluator = ClassificationEvaluator(device=context.device)
+    results = accuracy(model, loader, evaluator, autocast, context.is_distributed)
+    distributed.leave(context)
+    if not context.is_first:
         return None
-    if "evaluation" not in spec:  # others may start from it
+    if "evaluation" not in spec:  # it takes the place of a training, so other runs may start from it
         classes = loader.loader.dataset.reader.classes
         results["weights"] = checkpoints.save_weights(folder, model, spec, classes)
     results["val_images"] = len(loader.loader.dataset)
     journal = Journal(folder / "journal.jsonl")
-    given = spec["checkpoint"].get("file") or f"timm/{spec['checkpoint']['timm']}"
-    journal.write("note", text=f"{given}: top-1 {results['top1']:.2f} %")
+    source = spec["checkpoint"].get("file") or f"timm/{spec['checkpoint']['timm']}"
+    journal.write("note", text=f"{source}: top-1 {results['top1']:.2f} %")
     journal.write("end")
-    seen = {"device": device.describe(where.device), **check.of_images(site)}
-    return records.make(spec, results, started, world_size=where.world_size, **seen)
+    return records.make(
+        spec,
+        results,
+        started,
+        world_size=context.world_size,
+        device=device.describe(context.device),
+        **check.describe_images(site),
+    )

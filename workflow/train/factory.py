@@ -1,7 +1,9 @@
-"""From a spec's names to timm models and training tasks."""
+"""Build what a spec names: models with their starting weights, training tasks, and mixed precision."""
 
-import importlib
+import functools
 import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import timm
 import torch
@@ -10,20 +12,25 @@ from timm.task import TrainingTask
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-import baselines  # noqa: F401 (registers its models with timm)
+import baselines  # noqa: F401 (registers its models with timm, and its tasks)
 import evovit  # noqa: F401
-from evovit.schedule import AssistedTokenTask
+from evovit.task import TASKS, AssistedTokenTask
+from workflow.runtime.device import check_precision
 from workflow.train import checkpoints
 
-TASK_PACKAGES = ("timm.task", "evovit", "baselines")
+AUTOCAST_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class SpecError(ValueError):
     """A spec names a model, keyword argument or task that does not exist; says the nearest one."""
 
 
+class PrecisionError(ValueError):
+    """A precision that this device does not have; the message says what to set."""
+
+
 def nearest(name: str, known) -> str:
-    """A hint for a mistyped name, '' if nothing is near."""
+    """Return a hint at the known name that a mistyped one resembles, "" if none does."""
     import difflib
 
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
@@ -31,7 +38,7 @@ def nearest(name: str, known) -> str:
 
 
 def build_model(model: dict, device: torch.device | str | None = None) -> nn.Module:
-    """timm's model of a spec's {"name", "kwargs"}.
+    """Build timm's model of a spec's {"name", "kwargs"}.
 
     Raises SpecError for an unknown model or keyword argument and for values it refuses.
     """
@@ -50,16 +57,17 @@ def build_model(model: dict, device: torch.device | str | None = None) -> nn.Mod
 
 
 def image_size(model: nn.Module) -> tuple[int, int]:
-    """Height and width in pixels of the images a model takes."""
-    for part in (model, getattr(model, "patch_embed", None)):
-        if (size := getattr(part, "img_size", None)) is not None:
+    """Return height and width, in pixels, of the images that a model takes."""
+    for module in (model, getattr(model, "patch_embed", None)):
+        size = getattr(module, "img_size", None)
+        if size is not None:
             return to_2tuple(size)
-    # convolutional networks and pyramids take any; timm says what they are for
+    # convolutional networks and pyramids take any size; timm notes the usual one
     return tuple(model.pretrained_cfg["input_size"][1:])
 
 
 def _arguments(name: str) -> set[str]:
-    """Names of the keyword arguments along the class hierarchy of a model."""
+    """Return the names of the keyword arguments along the class hierarchy of a model."""
     cls = type(timm.create_model(name))
     return {
         parameter
@@ -69,27 +77,27 @@ def _arguments(name: str) -> set[str]:
     } - {"self"}
 
 
-def task_class(path: str) -> type:
-    """The class of a dotted path. Raises SpecError unless it is there and one of ours or timm's."""
-    module, _, name = path.rpartition(".")
-    if not module.startswith(TASK_PACKAGES):
-        raise SpecError(f"task {path!r} must lie in one of {', '.join(TASK_PACKAGES)}.")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise SpecError(f"No task {path!r}: {error}") from None
-    if not inspect.isclass(found):
-        raise SpecError(f"The task {path!r} is no class.")
-    return found
+def task_class(name: str) -> type:
+    """Return the class of a training task or a search that a recipe names.
+
+    Raises SpecError for an unknown name, with the nearest; for a dotted path, as older recipes have it, with
+    the name that it has now.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    for new_name, cls in TASKS.items():
+        if "." in name and name.rpartition(".")[2] == cls.__name__:
+            raise SpecError(f"The task {name!r} is called {new_name!r} now: write task: {new_name}.")
+    raise SpecError(f"No task is called {name!r}{nearest(name, TASKS) or '; known are ' + ', '.join(sorted(TASKS))}.")
 
 
 def build_started(spec: dict, site: dict) -> nn.Module:
-    """The spec's model with the weights that it starts from, if it names any."""
+    """Build the spec's model and load the weights that it starts from, if it names any."""
     return load_start(build_model(spec["model"]), spec, site)
 
 
 def load_start(model: nn.Module, spec: dict, site: dict) -> nn.Module:
-    """Load the weights that the spec's model starts from, if it names any; -> the model."""
+    """Load the weights that the spec's model starts from, if it names any. Return the model."""
     if "start" in spec:
         weights = checkpoints.final_weights(site, spec["start"])
         if spec["start"]["model"]["name"] == spec["model"]["name"]:
@@ -100,32 +108,32 @@ def load_start(model: nn.Module, spec: dict, site: dict) -> nn.Module:
 
 
 def make_task(spec: dict, cls: type, *arguments, **kwargs):
-    """A task or search from its arguments. Raises SpecError with its sentence if it refuses."""
+    """Build a task or a search. Raises SpecError, with its own sentence, if it refuses its arguments."""
     try:
         return cls(*arguments, **kwargs)
     except (TypeError, ValueError) as error:
-        place = f"{spec['run']}, recipe {spec['recipe']['name']} (workflow/config/recipes.yaml)"
-        raise SpecError(f"{place}: {cls.__name__} refuses its arguments: {error}") from error
+        source = f"{spec['run']}, recipe {spec['recipe']['name']} (workflow/config/recipes.yaml)"
+        raise SpecError(f"{source}: {cls.__name__} refuses its arguments: {error}") from error
 
 
 def synchronise_statistics(model: nn.Module, device: torch.device) -> nn.Module:
-    """BatchNorm over the images of all processes. Raises SpecError without a GPU."""
+    """Let BatchNorm use the images of all processes. Raises SpecError on a CPU."""
     if device.type != "cuda":
         raise SpecError("batch_norm: sync (recipes.yaml) needs GPUs; use local or frozen on a CPU.")
     return convert_sync_batchnorm(model)
 
 
 def freeze_statistics(module: nn.Module) -> None:
-    """Normalise with the running statistics, and leave them as they are, until the next train()."""
+    """Let BatchNorm use its running statistics and keep them as they are, until the next train()."""
     for layer in module.modules():
         if isinstance(layer, _BatchNorm):
             layer.eval()
 
 
 def build_task(spec: dict, site: dict, device: torch.device) -> TrainingTask:
-    """The spec's model inside its task, with starting weights and frozen teacher if it has them.
+    """Build the spec's task around its model, with starting weights and a frozen teacher if it has them.
 
-    Raises SpecError for a task that is none and for what it or the device refuses.
+    Raises SpecError for a name that is no training task, and for arguments that the task or the device refuses.
     """
     recipe = spec["recipe"]
     cls = task_class(recipe["task"])
@@ -137,13 +145,38 @@ def build_task(spec: dict, site: dict, device: torch.device) -> TrainingTask:
     load_start(model, spec, site)
     if recipe["batch_norm"] == "sync":
         model = synchronise_statistics(model, device)
-    extra = {}
+    kwargs = {}
     if "teacher" in spec:
         teacher = build_model(spec["teacher"]["model"])
         teacher.load_state_dict(checkpoints.final_weights(site, spec["teacher"]))
-        extra["teacher"] = teacher.to(device).eval().requires_grad_(False)
-    mixes = recipe["mixup"] > 0 or recipe["cutmix"] > 0
-    extra |= recipe.get("task_args", {})
-    criterion = {"soft_targets": True} if mixes else {"smoothing": recipe["smoothing"]}
-    extra["criterion_kwargs"] = criterion
-    return make_task(spec, cls, model.to(device), device=device, verbose=False, **extra)
+        kwargs["teacher"] = teacher.to(device).eval().requires_grad_(False)
+    kwargs |= recipe.get("task_args", {})
+    if recipe["mixup"] > 0 or recipe["cutmix"] > 0:
+        kwargs["criterion_kwargs"] = {"soft_targets": True}  # which mixup smooths
+    else:
+        kwargs["criterion_kwargs"] = {"smoothing": recipe["smoothing"]}
+    return make_task(spec, cls, model.to(device), device=device, verbose=False, **kwargs)
+
+
+def mixed_precision(
+    amp: str | None, device: torch.device
+) -> tuple[Callable[[], AbstractContextManager], torch.amp.GradScaler]:
+    """Return a factory of contexts for forward passes, and a gradient scaler that is active for fp16 only.
+
+    Args:
+        amp: "fp16", "bf16", or None for fp32 throughout.
+
+    Raises PrecisionError for fp16 on a CPU, DeviceError for bf16 on a GPU without units for it.
+    """
+    if amp == "fp16" and device.type != "cuda":
+        raise PrecisionError("`amp: fp16` needs a GPU; set `amp: bf16` or `amp: null` in the recipe.")
+    check_precision(
+        amp,
+        device,
+        "ask for another GPU (`constraint` in the profile), or set `amp: null`, for a "
+        "training also fp16 with a lower lr (workflow/config/recipes.yaml)",
+    )
+    scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+    if amp is None:
+        return nullcontext, scaler
+    return functools.partial(torch.autocast, device.type, AUTOCAST_DTYPES[amp]), scaler

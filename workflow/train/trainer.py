@@ -1,180 +1,273 @@
-"""The training's loop: epochs, checkpoints, evaluation, and the way back from a step that failed.
+"""Training: from a spec and a folder to a record.
 
-A training that is stopped at any step goes on to the same bits.
+`run` does the whole job; `Trainer` holds the training loop, the step, the checkpoints' content, and the way back from
+a step whose loss was not finite. A training that is stopped after any step goes on to the same bits: whatever is
+random in a step depends on seed, step and rank only.
 """
 
 import functools
 import math
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
 
 import torch
+from timm.data import resolve_model_data_config
 from timm.data.loader import PrefetchLoader
 from timm.utils import distribute_bn, unwrap_model
 
-from workflow.data import loaders
-from workflow.runtime.distributed import Place
+from workflow.campaign import specs
+from workflow.data import augmentation, check, layout, loaders, worker_processes
+from workflow.data.sampling import seed_everything, stream_seed
+from workflow.runtime import device, distributed
+from workflow.runtime.distributed import DistributedContext
 from workflow.runtime.preemption import StopFlag
 from workflow.storage import journal as journals
-from workflow.storage import provenance
+from workflow.storage import provenance, records
 from workflow.storage.journal import Journal
-from workflow.train import evaluate, macs
-from workflow.train.checkpoints import Checkpoints, snapshot_epochs
-from workflow.train.step import CODE_OF_OLD, Stepper
+from workflow.train import evaluate, factory, macs, optimizer
+from workflow.train.checkpoints import Checkpoints, describe_snapshots, save_weights, snapshot_epochs
 
+CHECKPOINT_MINUTES = 15
 REPORT_EVERY_S = 20
-MACS_IMAGES = 256
-LOOK_EVERY = {"cpu": 1, "cuda": 20}  # steps between two looks at the loss, the clock and the flag
-NEVER = 2**53  # beyond every step, and still a whole number as a float
+SYNCHRONISE_EVERY = {"cpu": 1, "cuda": 20}  # steps between two checks of losses, clock and stop flag
+MACS_IMAGES = 256  # validation images over which the MACs are counted where they depend on the image
 MOST_SKIPPED = 5  # steps of one training whose loss was not finite
+NEVER = 2**53  # beyond every step, and still a whole number as a float
+# the code of a checkpoint that was saved before code versions were noted
+UNKNOWN_CODE = [{**provenance.UNREPORTED, "from_epoch": 0, "from_step": 0}]
 
 
 class TrainingError(RuntimeError):
     """The training can't go on; the message says where and why."""
 
 
-class NotFinite(ArithmeticError):
-    """A step's loss was NaN or infinite."""
+class NotFiniteError(ArithmeticError):
+    """The loss of a step was NaN or infinite.
+
+    Attributes:
+        update: number of the step in the whole training, from 0.
+    """
 
     def __init__(self, update: int, loss: float):
         super().__init__(f"loss {loss} at update {update}")
         self.update, self.loss = update, loss
 
 
-def listed(epochs: list[int]) -> str:
-    """Epochs for people: "epoch 3", "epochs 3, 4"."""
-    return f"epoch{'s' * (len(epochs) > 1)} {', '.join(map(str, epochs))}"
+# -- the job --------------------------------------------------------------------------------------
 
 
-def plain(metrics: dict[str, float]) -> dict[str, float]:
-    """The metrics as Python's own numbers, which a checkpoint is loaded with."""
-    return {name: float(value) for name, value in metrics.items()}
+def run(spec: dict, site: dict, folder: Path) -> dict | None:
+    """Train to the last epoch. Return the record on rank 0, None on the other ranks."""
+    started = time.time()
+    torch.set_num_threads(spec["recipe"]["threads"])
+    layout.check(spec["setting"], {**spec["data"], "root": site["data_root"]})
+    context = distributed.join(site["device"])
+    outcome = train(spec, site, folder, context)
+    distributed.leave(context)
+    if outcome is None:
+        return None
+    results, code = outcome
+    return records.make(
+        spec,
+        results,
+        started,
+        code,
+        world_size=context.world_size,
+        device=device.describe(context.device),
+        **check.describe_images(site),
+    )
 
 
-class Training(Stepper):
-    """A training from wherever it stands to its end, by `fit`."""
+def train(spec: dict, site: dict, folder: Path, context: DistributedContext) -> tuple[dict, list[dict]] | None:
+    """Train, and keep the weights in the folder.
 
-    def __init__(self, spec: dict, site: dict, where: Place, journal: Journal | None, loader=None):
-        """`loader` takes the place of the training split's, for measurements."""
-        super().__init__(spec, site, where, loader)
-        self.journal = journal
+    Returns the record's results and the versions of the code that trained, on rank 0; None on the other ranks.
+
+    Raises TrainingError if memory runs out or too many losses are not finite, Stopped after a signal to stop,
+    and CodeError if other code made the checkpoint and the profile refuses that.
+    """
+    journal = Journal(folder / "journal.jsonl") if context.is_first else None
+
+    def report(text: str) -> None:
+        if journal is not None:
+            journal.write("note", text=text)
+
+    images = check.describe_images(site)
+    checkpoints = Checkpoints(
+        folder / "checkpoints",
+        specs.spec_hash(spec),
+        report,
+        minutes=site.get("checkpoint_minutes", CHECKPOINT_MINUTES),
+        images=images,
+    )
+    trainer = Trainer(spec, site, context, journal)
+    with StopFlag() as stop:
+        try:
+            finished = trainer.fit(checkpoints, stop)
+        except worker_processes.FAULTS as error:
+            if stop.received is not None and -signal.SIGTERM in worker_processes.lost():
+                # Slurm signals all processes of a job at once, and the loader processes ended first
+                report("Asked to stop: goes on from the last checkpoint.")
+                stop.end_job(context.is_first)
+            if not device.is_out_of_memory(error):
+                raise
+            raise TrainingError(
+                f"{spec['run']} runs out of memory with {trainer.loader.batch_size} images of a "
+                "process in one pass; set `device_batch` to fewer in its recipe "
+                "(workflow/config/): the global batch stays, and is accumulated. As the recipe is "
+                "another one then, the training starts anew."
+            ) from error
+        if not finished:
+            report(f"Asked to stop: saved before step {trainer.step} of epoch {trainer.epoch}.")
+            stop.end_job(context.is_first)
+    if not context.is_first:
+        return None
+    results = summarise(trainer.history, spec["recipe"]["epochs"])
+    results["restored_epochs"] = journals.restored(journal.path)
+    model = unwrap_model(trainer.model)
+    results["weights"] = save_weights(folder, model, spec, images["classes"])
+    if "snapshots" in spec:
+        results["snapshots"] = describe_snapshots(checkpoints.folder, spec)
+    results["deviations"] = trainer.deviations()
+    results["unreached"] = trainer.unreached()
+    results["val_images"] = len(trainer.val_loader.loader.dataset)
+    if getattr(model, "cost_varies", False):
+        results["macs_per_image"] = trainer.macs_per_image(results["val_images"])
+        results["macs_g"] = results["macs_per_image"]["mean_g"]
+    else:
+        results["macs_g"] = macs.count(model, trainer.config["input_size"]) / 1e9
+    journal.write("end")
+    return results, trainer.code
+
+
+def summarise(history: list[dict], epochs: int) -> dict:
+    """Return the record's numbers: the last epoch's, the best epoch, and the averaged weights' accuracy.
+
+    `history` may lack epochs that a crash took; the best epoch is then one of those known, and `train_s` is None.
+    """
+    last = history[-1]
+    best = max(history, key=lambda entry: entry["top1"])
+    seconds = {entry["epoch"]: entry["train_s"] for entry in history if "train_s" in entry}
+    lost = [epoch for epoch in range(1, epochs + 1) if epoch not in seconds]
+    return {
+        **{key: last.get(key) for key in ("top1", "top5", "val_loss", "loss")},
+        "epochs": epochs,
+        "best_top1": best["top1"],
+        "best_epoch": best["epoch"],
+        "ema_top1": last.get("ema_top1"),
+        "train_s": None if lost else sum(seconds.values()),
+        "lost_epochs": lost,
+        "history": history,
+    }
+
+
+class Trainer:
+    """All that one process holds while it trains; `fit` trains to the end.
+
+    Attributes:
+        epoch, step: the next step is step `step` of epoch `epoch`, both from 0.
+        sums: this rank's sums of the losses over the epoch's steps so far, by name.
+        spent_s: seconds that these steps took.
+        skipped: updates (steps of the whole training) that were left out because their loss was not finite.
+        unchecked_losses: losses, by update, that were not yet checked for being finite.
+        history: the metrics of each completed epoch.
+        code: the versions of the code that trained so far.
+    """
+
+    def __init__(
+        self,
+        spec: dict,
+        site: dict,
+        context: DistributedContext,
+        journal: Journal | None = None,
+        loader: loaders.TrainLoader | None = None,
+    ):
+        """Build model, task, optimizer and loader. Measurements pass a `loader` instead of the training split's."""
+        self.spec, self.site, self.context, self.journal = spec, site, context, journal
+        recipe = self.recipe = spec["recipe"]
+        seed_everything(stream_seed(spec["seed"], "weights"))  # the same on every rank
+        self.task = factory.build_task(spec, site, context.device)
+        self.model = self.task.get_trainable_module()
+        self.config = resolve_model_data_config(self.model)
+        self.config["input_size"] = (3, *factory.image_size(self.model))
+        if loader is None:
+            loader = loaders.TrainLoader(spec["data"], site, recipe, self.config, spec["seed"], context)
+        self.loader = loader
+        self.mixup = augmentation.make_mixup(recipe, spec["data"]["num_classes"])
+        self.optimizer = optimizer.make_optimizer(self.task, recipe)
+        self.scheduler = optimizer.make_scheduler(self.optimizer, recipe, self.loader.steps)
+        self.autocast, self.scaler = factory.mixed_precision(recipe["amp"], context.device)
+        if recipe["ema"] is not None:
+            self.task.setup_ema(decay=recipe["ema"])
+        if recipe["compile"]:
+            self.task.compile()
+        if context.is_distributed:
+            self.task.prepare_distributed(device_ids=[context.device] if context.device.type == "cuda" else None)
+        self.epoch, self.step, self.spent_s = 0, 0, 0.0
+        self.sums: dict[str, torch.Tensor] = {}
+        self.skipped: list[int] = []
+        self.unchecked_losses: dict[int, torch.Tensor] = {}
+        self.history: list[dict] = []
+        self.code = provenance.extended([], from_epoch=0, from_step=0)
 
     @functools.cached_property
     def val_loader(self) -> PrefetchLoader:
-        """Every rank's share of the validation split."""
-        spec = self.spec
-        return loaders.eval_loader(spec["data"], self.site, self.recipe, self.config, self.where)
+        """The validation images that this rank evaluates."""
+        return loaders.eval_loader(self.spec["data"], self.site, self.recipe, self.config, self.context)
 
-    def fit(self, saved: Checkpoints, stop: StopFlag) -> bool:
-        """Train to the recipe's last epoch from the newest checkpoint; False: asked to stop.
+    @property
+    def update(self) -> int:
+        """The number of the next step in the whole training, from 0."""
+        return self.epoch * self.loader.steps + self.step
 
-        Raises CodeError where other code made the checkpoint and the profile refuses that.
+    # -- the training loop ------------------------------------------------------------------------
+
+    def fit(self, checkpoints: Checkpoints, stop: StopFlag) -> bool:
+        """Train to the recipe's last epoch, from the newest checkpoint. Return False after a signal to stop.
+
+        Raises CodeError if other code made the checkpoint and the profile refuses that.
         """
-        warning = self.resume(saved)
-        place = {"epochs": self.recipe["epochs"], "epoch": self.epoch, "step": self.step}
-        self.note("start", **place, code=provenance.running())
+        warning = self.resume(checkpoints)
+        position = {"epochs": self.recipe["epochs"], "epoch": self.epoch, "step": self.step}
+        self.note("start", **position, code=provenance.running())
         if warning:
             self.note("note", text=warning)
-        for text in self.unreached() if self.update == 0 else ():
-            self.note("note", text=text)
+        if self.update == 0:
+            for text in self.unreached():
+                self.note("note", text=text)
         while self.epoch < self.recipe["epochs"]:
             try:
-                if not self.train_epoch(saved, stop):
+                if not self.train_epoch(checkpoints, stop):
                     return False
-                self.end_epoch(saved)
-            except NotFinite as found:
-                self.go_back(found, saved)
+                self.end_epoch(checkpoints)
+            except NotFiniteError as error:
+                self.leave_out_step(error, checkpoints)
         self.complete_history()
         return True
 
-    def resume(self, saved: Checkpoints) -> str | None:
-        """Load the newest checkpoint, or save the first; -> a warning if other code made it."""
-        state, warning = self.newest(saved), None
-        if state:
-            policy = self.site.get("other_code", provenance.WARN)
-            made_by = state.get("code", CODE_OF_OLD)
-            if state["epoch"] == state["step"] == 0:  # nothing was trained yet: begin by this code
-                state = None if provenance.is_other(made_by[-1], provenance.running()) else state
-            else:
-                warning = provenance.check_resumed(self.spec, made_by, policy)
-        if state:
-            self.load(state)
-            self.restore_journal()
-        else:
-            self.save(saved)  # something to go back to
-        return warning
+    def train_epoch(self, checkpoints: Checkpoints, stop: StopFlag) -> bool:
+        """Train the remaining steps of the epoch. Return False after a signal to stop, with a checkpoint saved.
 
-    def load(self, state: dict) -> None:
-        super().load(state)
-        if "history" not in state and self.journal is not None:  # of an older version of this code
-            known = journals.epochs(self.journal.path)
-            self.history = [entry for entry in known if entry["epoch"] <= self.epoch]
-            if lost := self.lost_epochs():
-                self.note("note", text=f"The journal has lost {listed(lost)}, and the checkpoint "
-                          "is too old to know them: their metrics are gone.")  # fmt: skip
-
-    def lost_epochs(self) -> list[int]:
-        """Return the completed epochs whose metrics are lost."""
-        known = {entry["epoch"] for entry in self.history}
-        return [epoch for epoch in range(1, self.epoch + 1) if epoch not in known]
-
-    def restore_journal(self) -> None:
-        """Write the epochs that the journal has lost, as the checkpoint knows them."""
-        if self.journal is None:
-            return
-        known = {entry["epoch"] for entry in journals.epochs(self.journal.path)}
-        lost = [entry for entry in self.history if entry["epoch"] not in known]
-        if lost:
-            epochs = listed([entry["epoch"] for entry in lost])
-            self.note("note", text=f"The journal has lost {epochs}; restored from the checkpoint.")
-        for entry in lost:
-            metrics = {key: value for key, value in entry.items() if key != "epoch"}
-            self.note("epoch", epoch=entry["epoch"], metrics=metrics, restored=True)
-
-    def complete_history(self) -> None:
-        """See to it that the last epoch's metrics are known, and the journal has all that are."""
-        if self.where.from_first(self.epoch in self.lost_epochs()):
-            self.history.append({"epoch": self.epoch, **plain(self.evaluate_all())})
-        self.restore_journal()
-
-    def deviations(self) -> list[dict]:
-        """The steps that were left out, each once: update, time and why."""
-        known = {one["update"]: one for one in journals.deviations(self.journal.path)}
-        return [known.get(update, self.lost_deviation(update)) for update in sorted(self.skipped)]
-
-    def lost_deviation(self, update: int) -> dict:
-        epoch, step = divmod(update, self.loader.steps)
-        text = f"The loss was not finite in epoch {epoch + 1}, step {step + 1}: the step is left out"
-        return {
-            "update": update,
-            "time": None,
-            "text": f"{text} (its line in the journal is lost).",
-        }
-
-    def unreached(self) -> list[str]:
-        """A sentence for each part of the task's own schedule that so few epochs never come to."""
-        told = getattr(self.task, "unreached", None)
-        return told(self.recipe["epochs"]) if told else []
-
-    def train_epoch(self, saved: Checkpoints, stop: StopFlag) -> bool:
-        """The rest of the epoch's steps; False: asked to stop, and the checkpoint is saved.
-
-        Raises NotFinite, on every rank, after a step whose loss was not.
+        Raises NotFiniteError, on every rank, after a step whose loss was not finite.
         """
         self.start_epoch()
-        steps, look_every = self.loader.steps, LOOK_EVERY[self.where.device.type]
+        steps, synchronise_every = self.loader.steps, SYNCHRONISE_EVERY[self.context.device.type]
         batches = self.loader.batches(self.epoch, self.step)
-        before, started = self.spent_s, time.time()
+        spent_before, started = self.spent_s, time.time()
         reported = started
         while self.step < steps:
             self.train_step(batches)
             self.step += 1
-            self.spent_s = before + time.time() - started
-            if self.step % look_every and self.step < steps:
+            self.spent_s = spent_before + time.time() - started
+            if self.step % synchronise_every and self.step < steps:
                 continue
-            due = self.where.first and saved.due()
-            stopping, due = self.look(stop.received is not None, due)
+            due = self.context.is_first and checkpoints.due()
+            stopping, due = self.synchronise(stop.received is not None, due)
             if stopping or (due and self.step < steps):
-                self.save(saved)
+                self.save(checkpoints)
             if stopping:
                 return False
             if time.time() - reported > REPORT_EVERY_S:
@@ -182,91 +275,291 @@ class Training(Stepper):
                 self.note("progress", epoch=self.epoch, step=self.step, steps=steps)
         return True
 
-    def look(self, stopping: bool, due: bool) -> tuple[bool, bool]:
-        """What all ranks do now: (stop, save). Raises NotFinite for the first such loss."""
-        bad = [update for update, loss in self.unseen.items() if not math.isfinite(loss)]
-        first = float(min(bad, default=NEVER))
-        first, stopping, due = self.where.agree([-first, float(stopping), float(due)])
-        if -first < NEVER:
-            loss = self.unseen.get(int(-first), torch.tensor(math.nan)).item()
-            raise NotFinite(int(-first), loss)
-        self.unseen.clear()
+    def start_epoch(self) -> None:
+        """Set up what holds during this epoch, also where it is resumed in the middle."""
+        if hasattr(self.task, "start_epoch"):
+            self.task.start_epoch(self.epoch, self.recipe["epochs"])
+        self.task.train()
+        if self.recipe["batch_norm"] == "frozen":
+            factory.freeze_statistics(self.model)
+
+    def train_step(self, batches: Iterator) -> None:
+        """Do forward and backward passes of the step's batches, then one update of the weights.
+
+        A step that is left out draws its batches and does nothing else.
+        """
+        update, parts = self.update, self.loader.accumulate
+        if hasattr(self.task, "start_step"):
+            self.task.start_step(self.step)
+        if update in self.skipped:
+            for _ in range(parts):
+                next(batches)
+            return
+        self.scheduler.step_update(update)
+        self.optimizer.zero_grad()
+        losses: dict[str, torch.Tensor] = {}
+        for part in range(parts):
+            inputs, target = next(batches)  # may draw random numbers, so before the seed
+            seed_everything(stream_seed(self.spec["seed"], update, part, self.context.rank, "step"))
+            for name, value in self.forward_backward(inputs, target, part, parts).items():
+                losses[name] = losses.get(name, 0) + value.detach() / parts
+        if self.recipe["clip_grad"] is not None:
+            self.scaler.unscale_(self.optimizer)
+            optimizer.clip_gradients(self.task, self.recipe)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.task.update_ema(step=update)
+        self.unchecked_losses[update] = losses["loss"]
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+
+    def forward_backward(self, images, target, part: int, parts: int) -> dict[str, torch.Tensor]:
+        """Do the forward and backward pass of one of the step's batches. Return the task's scalar tensors."""
+        if self.mixup is not None:
+            images, target = self.mixup(images, target)
+        module = self.task.trainable_module
+        # processes exchange gradients once per step, with its last batch
+        keep_gradients_local = self.context.is_distributed and part < parts - 1
+        with module.no_sync() if keep_gradients_local else nullcontext():
+            with self.autocast():
+                result = self.task(images, target)
+            self.scaler.scale(result["loss"] / parts).backward()
+        return {name: value for name, value in result.items() if name != "output"}
+
+    def synchronise(self, stopping: bool, due: bool) -> tuple[bool, bool]:
+        """Agree with the other ranks whether all stop and whether all save a checkpoint.
+
+        Raises NotFiniteError, on every rank, if a loss of any rank was not finite; for the first such step.
+        """
+        updates = [update for update, loss in self.unchecked_losses.items() if not math.isfinite(loss)]
+        first = float(min(updates, default=NEVER))
+        negative_first, stopping, due = self.context.maximum([-first, float(stopping), float(due)])
+        if -negative_first < NEVER:
+            update = int(-negative_first)
+            loss = self.unchecked_losses.get(update, torch.tensor(math.nan)).item()
+            raise NotFiniteError(update, loss)
+        self.unchecked_losses.clear()
         return bool(stopping), bool(due)
 
-    def go_back(self, found: "NotFinite", saved: Checkpoints) -> None:
-        """To the last checkpoint, from where the step is left out. Raises TrainingError at last."""
-        epoch, step = divmod(found.update, self.loader.steps)
-        place = f"The loss became {found.loss} in epoch {epoch + 1}, step {step + 1}"
-        skipped = [*self.skipped, found.update]
-        state = self.newest(saved)
-        if len(skipped) > MOST_SKIPPED or state is None:
-            before = f" after {len(self.skipped)} steps were left out" if self.skipped else ""
-            raise TrainingError(
-                f"{place} of {self.spec['run']}{before}; "
-                "try a lower lr, `amp: bf16` or `clip_grad` in workflow/config/."
-            )
-        self.note("deviation", update=found.update, text=f"{place}: the step is left out.")
-        self.unseen.clear()
-        self.load(state)
-        self.skipped = skipped
-
-    def end_epoch(self, saved: Checkpoints) -> None:
-        """Evaluate, note the epoch's metrics, and save."""
-        started, metrics = time.time(), self.means()
+    def end_epoch(self, checkpoints: Checkpoints) -> None:
+        """Evaluate, write the epoch's metrics into the journal, and save a checkpoint."""
+        started = time.time()
+        metrics = self.mean_losses()
         metrics["lr"] = max(group["lr"] for group in self.optimizer.param_groups)
         metrics |= self.evaluate_all()
-        spent = self.spent_s
-        metrics |= {"train_s": spent, "epoch_s": spent + time.time() - started}
+        metrics["train_s"] = self.spent_s
+        metrics["epoch_s"] = self.spent_s + time.time() - started
         self.note("epoch", epoch=self.epoch + 1, metrics=metrics)
-        self.history = [*self.history, {"epoch": self.epoch + 1, **plain(metrics)}]
+        self.history = [*self.history, {"epoch": self.epoch + 1, **as_python_floats(metrics)}]
         self.epoch, self.step, self.spent_s, self.sums = self.epoch + 1, 0, 0.0, {}
-        # before the checkpoint: killed in between, the epoch is done again and so is this
-        if self.where.first and self.epoch in snapshot_epochs(self.spec):
-            saved.keep_snapshot(self.epoch, unwrap_model(self.model))
-        self.save(saved, best=metrics["top1"])
+        # before the checkpoint: after a kill in between, the epoch and its snapshot are made again
+        if self.context.is_first and self.epoch in snapshot_epochs(self.spec):
+            checkpoints.keep_snapshot(self.epoch, unwrap_model(self.model))
+        self.save(checkpoints, best=metrics["top1"])
 
-    def newest(self, saved: Checkpoints) -> dict | None:
-        """The checkpoint to go on from; the first rank's, since the others may see other files."""
-        return self.where.from_first(saved.load() if self.where.first else None)
+    def mean_losses(self) -> dict[str, float]:
+        """Return the means of the loss and its terms over the epoch's steps and all ranks."""
+        first = self.epoch * self.loader.steps
+        left_out = sum(first <= update < first + self.loader.steps for update in self.skipped)
+        count = max(1, self.loader.steps - left_out) * self.context.world_size
+        ranks = self.context.gather({name: value.cpu() for name, value in self.sums.items()})
+        return {name: (sum(rank[name] for rank in ranks) / count).item() for name in ranks[0]}
 
-    def save(self, saved: Checkpoints, best: float | None = None) -> None:
-        state = self.state()
-        if self.where.first:
-            saved.save(self.update, state, best)
-
-    def means(self) -> dict[str, float]:
-        """The means of loss and its parts over the epoch's steps and all ranks."""
-        begun = self.epoch * self.loader.steps
-        left_out = sum(begun <= update < begun + self.loader.steps for update in self.skipped)
-        counted = max(1, self.loader.steps - left_out) * self.where.world_size
-        ranks = self.where.gather({name: value.cpu() for name, value in self.sums.items()})
-        names = ranks[0]
-        return {name: (sum(rank[name] for rank in ranks) / counted).item() for name in names}
+    # -- evaluation -------------------------------------------------------------------------------
 
     def evaluate_all(self) -> dict[str, float]:
-        """What `evaluate` says of the weights, and of their average where there is one."""
+        """Return the metrics of the weights and, with the prefix `ema_`, of their moving average if there is one."""
         metrics = self.evaluate()
         if self.task.has_ema():
             metrics |= {f"ema_{key}": value for key, value in self.evaluate(ema=True).items()}
         return metrics
 
     def evaluate(self, ema: bool = False) -> dict[str, float]:
-        """{"val_loss", "top1", "top5"} in percent over the whole validation split."""
-        # DDP would synchronise buffers for every batch, and ranks may have unequal numbers of them
+        """Return "val_loss", and "top1" and "top5" in percent, over the whole validation split."""
+        # DDP would synchronise buffers for every batch, and ranks may have unequal numbers of batches
         module = unwrap_model(self.task.get_eval_model(ema=ema)).eval()
-        if self.where.distributed:  # all ranks evaluate what the first one saves
-            distribute_bn(module, self.where.world_size, reduce=False)
+        if self.context.is_distributed:  # all ranks evaluate what the first one saves
+            distribute_bn(module, self.context.world_size, reduce=False)
         evaluator = self.task.create_evaluator()
-        distributed = self.where.distributed
-        return evaluate.accuracy(module, self.val_loader, evaluator, self.autocast, distributed)
+        return evaluate.accuracy(module, self.val_loader, evaluator, self.autocast, self.context.is_distributed)
 
-    def operations(self, val_images: int) -> dict[str, float]:
-        """MACs of a model whose cost depends on the image, over some of the validation split."""
-        shown = {"data": self.spec["data"], **self.recipe}
-        count = min(MACS_IMAGES, val_images)
-        images, _ = loaders.named_images(shown, self.site, self.config, count, self.where.device)
+    def macs_per_image(self, val_images: int) -> dict[str, float]:
+        """Count the MACs over some validation images, for a model whose cost depends on the image."""
+        images, _ = loaders.named_images(
+            {"data": self.spec["data"], **self.recipe},
+            self.site,
+            self.config,
+            min(MACS_IMAGES, val_images),
+            self.context.device,
+        )
         return macs.per_image(unwrap_model(self.model), images)
 
+    # -- checkpoints ------------------------------------------------------------------------------
+
+    def resume(self, checkpoints: Checkpoints) -> str | None:
+        """Load the newest checkpoint, or save the first. Return a warning if other code made the checkpoint.
+
+        Raises CodeError if the profile refuses other code.
+        """
+        state, warning = self.newest(checkpoints), None
+        if state:
+            made_by = state.get("code", UNKNOWN_CODE)
+            if state["epoch"] == state["step"] == 0:  # nothing is trained yet: other code begins anew
+                if provenance.is_other(made_by[-1], provenance.running()):
+                    state = None
+            else:
+                warning = provenance.check_resumed(self.spec, made_by, self.site.get("other_code", provenance.WARN))
+        if state:
+            self.load(state)
+            self.restore_journal()
+        else:
+            self.save(checkpoints)  # for a way back from the first steps
+        return warning
+
+    def newest(self, checkpoints: Checkpoints) -> dict | None:
+        """Return the first rank's newest checkpoint, on every rank, since the other ranks may see other files."""
+        return self.context.broadcast(checkpoints.load() if self.context.is_first else None)
+
+    def save(self, checkpoints: Checkpoints, best: float | None = None) -> None:
+        """Save a checkpoint on the first rank. All ranks must call this."""
+        state = self.state()
+        if self.context.is_first:
+            checkpoints.save(self.update, state, best)
+
+    def state(self) -> dict:
+        """Return all that a checkpoint needs. All ranks must call this, as their sums are gathered."""
+        sums = self.context.gather({name: value.cpu() for name, value in self.sums.items()})
+        state = dict(self.task.get_checkpoint_state())
+        if self.task.has_ema():
+            state |= self.task.get_checkpoint_state(ema=True)
+        return state | {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "spent_s": self.spent_s,
+            "skipped": self.skipped,
+            "sums": sums,
+            "history": self.history,
+            "code": self.code,
+        }
+
+    def load(self, state: dict) -> None:
+        """Go to the position of a checkpoint's content."""
+        self.task.load_checkpoint_state(state["state_dict"], state.get("task_state"))
+        if self.task.has_ema():
+            self.task.load_checkpoint_state(state["state_dict_ema"], state.get("task_state_ema"), ema=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.step, self.spent_s = state["epoch"], state["step"], state["spent_s"]
+        self.skipped = list(state["skipped"])
+        self.sums = self.own_sums(state["sums"])
+        self.code = provenance.extended(state.get("code", UNKNOWN_CODE), from_epoch=self.epoch, from_step=self.step)
+        if "history" in state:
+            self.history = list(state["history"])
+        else:  # an older version of this code made it
+            self.load_history_from_journal()
+
+    def own_sums(self, ranks: list[dict]) -> dict:
+        """Return this rank's of the gathered sums; rank 0 takes all if the number of ranks has changed."""
+        if len(ranks) == self.context.world_size:
+            return ranks[self.context.rank]
+        if not self.context.is_first:
+            return {}
+        return {name: sum(rank[name] for rank in ranks) for name in ranks[0]}
+
+    # -- a step whose loss was not finite ---------------------------------------------------------
+
+    def leave_out_step(self, error: NotFiniteError, checkpoints: Checkpoints) -> None:
+        """Go back to the last checkpoint, from which the step is left out.
+
+        Raises TrainingError if there were too many such steps or there is no checkpoint.
+        """
+        epoch, step = divmod(error.update, self.loader.steps)
+        sentence = f"The loss became {error.loss} in epoch {epoch + 1}, step {step + 1}"
+        skipped = [*self.skipped, error.update]
+        state = self.newest(checkpoints)
+        if len(skipped) > MOST_SKIPPED or state is None:
+            before = f" after {len(self.skipped)} steps were left out" if self.skipped else ""
+            raise TrainingError(
+                f"{sentence} of {self.spec['run']}{before}; "
+                "try a lower lr, `amp: bf16` or `clip_grad` in workflow/config/."
+            )
+        self.note("deviation", update=error.update, text=f"{sentence}: the step is left out.")
+        self.unchecked_losses.clear()
+        self.load(state)
+        self.skipped = skipped
+
+    def deviations(self) -> list[dict]:
+        """Return update, time and reason of each step that was left out."""
+        noted = {deviation["update"]: deviation for deviation in journals.deviations(self.journal.path)}
+        deviations = []
+        for update in sorted(self.skipped):
+            epoch, step = divmod(update, self.loader.steps)
+            lost = (
+                f"The loss was not finite in epoch {epoch + 1}, step {step + 1}: "
+                "the step is left out (its line in the journal is lost)."
+            )
+            deviations.append(noted.get(update, {"update": update, "time": None, "text": lost}))
+        return deviations
+
+    # -- the journal ------------------------------------------------------------------------------
+
     def note(self, event: str, **values) -> None:
+        """Write an event into the journal, on the first rank."""
         if self.journal is not None:
             self.journal.write(event, **values)
+
+    def unreached(self) -> list[str]:
+        """Return a sentence for each part of the task's own schedule that so few epochs never reach."""
+        if not hasattr(self.task, "unreached"):
+            return []
+        return self.task.unreached(self.recipe["epochs"])
+
+    def lost_epochs(self) -> list[int]:
+        """Return the completed epochs whose metrics are lost."""
+        known = {entry["epoch"] for entry in self.history}
+        return [epoch for epoch in range(1, self.epoch + 1) if epoch not in known]
+
+    def load_history_from_journal(self) -> None:
+        """Take the completed epochs' metrics from the journal, and note which of them it has lost."""
+        self.history = []
+        if self.journal is None:
+            return
+        self.history = [entry for entry in journals.epochs(self.journal.path) if entry["epoch"] <= self.epoch]
+        if lost := self.lost_epochs():
+            text = (
+                f"The journal has lost {name_epochs(lost)}, and the checkpoint is too old to know them: "
+                "their metrics are gone."
+            )
+            self.note("note", text=text)
+
+    def restore_journal(self) -> None:
+        """Write the epochs that the journal has lost and the checkpoint knows."""
+        if self.journal is None:
+            return
+        known = {entry["epoch"] for entry in journals.epochs(self.journal.path)}
+        lost = [entry for entry in self.history if entry["epoch"] not in known]
+        if lost:
+            epochs = name_epochs([entry["epoch"] for entry in lost])
+            self.note("note", text=f"The journal has lost {epochs}; restored from the checkpoint.")
+        for entry in lost:
+            metrics = {key: value for key, value in entry.items() if key != "epoch"}
+            self.note("epoch", epoch=entry["epoch"], metrics=metrics, restored=True)
+
+    def complete_history(self) -> None:
+        """Evaluate again if the last epoch's metrics are lost, and complete the journal."""
+        if self.context.broadcast(self.epoch in self.lost_epochs()):
+            self.history.append({"epoch": self.epoch, **as_python_floats(self.evaluate_all())})
+        self.restore_journal()
+
+
+def name_epochs(epochs: list[int]) -> str:
+    """Return epochs for people: "epoch 3", "epochs 3, 4"."""
+    noun = "epoch" if len(epochs) == 1 else "epochs"
+    return f"{noun} {', '.join(map(str, epochs))}"
+
+
+def as_python_floats(metrics: dict[str, float]) -> dict[str, float]:
+    """Return the metrics as Python's own numbers, which torch loads from a checkpoint without executing code."""
+    return {name: float(value) for name, value in metrics.items()}

@@ -1,0 +1,1 @@
+"""The same numbers as evovit/tokens.py and evovit/scores.py, with less memory or fewer kernels."""

@@ -1,0 +1,87 @@
+"""Training: it learns, and refuses what it can't do."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from workflow.campaign import specs
+from workflow.storage import journal, records
+from workflow.train import trainer
+from workflow.train.factory import PrecisionError
+from workflow.train.trainer import TrainingError
+
+
+def fit(spec, site, folder):
+    record = trainer.run(spec, site, folder)
+    records.write_json(folder.parent.parent / "train.json", record)
+    return record
+
+
+def attempt(site, run, number=1):
+    return Path(site["root"]) / "runs" / run / "attempts" / str(number)
+
+
+def weights(folder):
+    return torch.load(folder / "weights.pt", weights_only=True)
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for key in first:
+        assert torch.equal(first[key], second[key]), key
+
+
+def test_the_record_is_of_the_last_epochs_raw_weights(site, tiny_spec):
+    spec = tiny_spec("deit_tiny", epochs=2, ema=0.5)
+    folder = attempt(site, "deit_tiny")
+    record = trainer.run(spec, site, folder)
+    last = journal.epochs(folder / "journal.jsonl")[-1]
+    assert record["results"]["top1"] == last["top1"]
+    assert record["results"]["ema_top1"] == last["ema_top1"]
+    assert record["results"]["best_top1"] >= record["results"]["top1"]
+    assert record["spec_hash"] == specs.spec_hash(spec)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence(site, tiny_spec):
+    spec = tiny_spec("deit_tiny", lr=1e30, clip_grad=None)
+    with pytest.raises(TrainingError, match=r"The loss became (nan|inf) in epoch"):
+        trainer.run(spec, site, attempt(site, "deit_tiny"))
+
+
+def test_fp16_on_a_cpu_is_refused(site, tiny_spec):
+    with pytest.raises(PrecisionError, match="needs a GPU"):
+        trainer.run(tiny_spec("deit_tiny", amp="fp16"), site, attempt(site, "deit_tiny"))
+
+
+def test_bf16_trains(site, tiny_spec):
+    record = trainer.run(tiny_spec("evo_deit_tiny", amp="bf16"), site, attempt(site, "evo_deit_tiny"))
+    assert record["results"]["loss"] > 0
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("c++")), reason="no C++ compiler")
+@pytest.mark.parametrize(("amp", "apart"), [(None, 1e-4), ("bf16", 2e-2)])
+def test_compiled_it_learns_the_same(site, tiny_spec, amp, apart):
+    """Across the schedule's switch; the checkpoint's keys are the plain model's."""
+    torch._dynamo.reset()
+    run, results = "evo_deit_tiny", []
+    for number, compiled in enumerate((False, True), 1):
+        spec = tiny_spec(run, epochs=3, compile=compiled, ema=0.9, amp=amp)
+        spec["model"]["kwargs"] |= {"depth": 3, "start_block": 1, "blocks_per_stage": 2}
+        results.append(trainer.run(spec, site, attempt(site, run, number))["results"])
+    for plain, compiled in zip(results[0]["history"], results[1]["history"], strict=True):
+        assert compiled["loss"] == pytest.approx(plain["loss"], rel=apart)
+        assert compiled["ema_val_loss"] == pytest.approx(plain["ema_val_loss"], rel=apart)
+    assert weights(attempt(site, run, 1)).keys() == weights(attempt(site, run, 2)).keys()
+
+
+def test_running_out_of_memory_names_what_to_set(site, tiny_spec, monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer.Trainer, "train_step", full)
+    spec = tiny_spec("deit_tiny", epochs=1)
+    with pytest.raises(TrainingError, match=r"deit_tiny runs out of memory .* set `device_batch`"):
+        trainer.run(spec, site, attempt(site, "deit_tiny"))
