@@ -77,7 +77,7 @@ def test_speeds_are_shown_as_they_were_measured(config, device):
         dense = config.items["sections"][row["section"]][0]
         for number, place in enumerate(columns):
             point = point_said(device, *cells[: first - 1], head[place])
-            found = measured.found_methods(MEASURED / device, row["section"], point)
+            found = measured.methods_at(MEASURED / device, row["section"], point)
             if not cells[place]:
                 assert not found, cells
                 continue

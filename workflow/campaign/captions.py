@@ -10,7 +10,7 @@ def caption(config: Config, root: str, output: str) -> str:
     """What the item in this file shows, its command, and the runs behind it."""
     item, setting = Path(output).name.partition(".")[0], config.setting_of(root)
     made = (
-        f"{config.items['captions'][item]} Made in the setting {setting} by ``snakemake "
+        f"{config.items['captions'].get(item, f'{item}.')} Made in the setting {setting} by ``snakemake "
         f"--profile {targets.profile(config, setting)} {output}``"
     )
     if ".partial." in output:

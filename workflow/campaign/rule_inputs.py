@@ -34,10 +34,7 @@ DRAW = COMPILE.replace("workflow.paper.tables", "workflow.paper.figures")
 # what the paper prints, and the code of items: seconds remake one, so it follows its code, which a
 # training does not
 PRINTED = sorted(map(str, Path("results/paper").glob("*.csv")))
-PAPER_CODE = [
-    *sorted(map(str, Path("workflow/paper").glob("*.py"))),
-    "workflow/campaign/statements.py",
-]
+PAPER_CODE = sorted(map(str, Path("workflow/paper").glob("*.py")))
 NOT_OURS = ("tmpdir", "disk", "disk_mb", "disk_mib", "mem", "mem_mib")  # Snakemake's own
 
 
@@ -228,7 +225,7 @@ class Plan:
     def claims_inputs(self, wildcards) -> list[str]:
         """What all tables and the figures that claims compare rows of need; what the claims are."""
         found = targets.item_records(self.config, wildcards.root, CLAIMS)
-        return [*found, str(FILES["claims"]), *PRINTED, *PAPER_CODE]
+        return [*found, *PRINTED, *PAPER_CODE]
 
     def partial_inputs(self, wildcards) -> list[str]:
         return [*self._published(wildcards.root), *PRINTED, *PAPER_CODE]

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from workflow.campaign import benchmarks, points, specs, statements
+from workflow.campaign import benchmarks, points, specs
 from workflow.campaign.config import CLAIMS, Config, run_name
 
 DEFAULT = "results/table1.csv"  # where no target is named
@@ -59,7 +59,7 @@ def item_records(config: Config, root: str, item: str) -> list[str]:
     tables, of the figures whose rows they compare, and what the setting measures for them alone."""
     shown = config.items["figures"].get(item, {}).get("tables", [])
     if item == CLAIMS:
-        shown = [*config.items["tables"], *statements.figures(config)]
+        shown = [*config.items["tables"], *config.items["claims"]["figures"]]
     others = [path for table in shown for path in item_records(config, root, table)]
     setting = config.setting_of(root)
     wanted, rows = config.wanted(setting, item), config.rows(item)
@@ -81,7 +81,7 @@ def item_records(config: Config, root: str, item: str) -> list[str]:
         for row in rows
         if "batch_size" in row and row["section"] in wanted["time"]
     ]
-    names = statements.analyses(config) if item == CLAIMS else config.analyses(item)
+    names = config.items["claims"]["analyses"] if item == CLAIMS else config.analyses(item)
     looks = [specs.analysis_path(root, name) for name in names]
     return list(dict.fromkeys(others + trained + timed + cost + looks))
 
