@@ -12,7 +12,7 @@ if str(workflow.basedir) != str(workflow.current_basedir):
 sys.path.insert(0, str(workflow.basedir))
 
 from workflow.command_line import check_folder, name_user
-from workflow.campaign import rule_inputs, targets
+from workflow.campaign import kinds, rule_inputs, targets
 from workflow.launch import startup
 from workflow.tracking import sync
 
@@ -29,27 +29,9 @@ plan, command_line = startup.begin(workflow)
 mirror = []
 
 
-wildcard_constraints:
-    root=plan.roots,
-    run=plan.run_names,
-    section=plan.section_names,
-    table=plan.table_names,
-    figure=plan.figure_names,
-    evaluation=plan.evaluation_names,
-    analysis=plan.analysis_names,
-
-
 include: "workflow/rules/common.smk"
-include: "workflow/rules/search.smk"
-include: "workflow/rules/train.smk"
-include: "workflow/rules/evaluate.smk"
-include: "workflow/rules/analyse.smk"
-include: "workflow/rules/throughput.smk"
-include: "workflow/rules/training_cost.smk"
-include: "workflow/rules/tables.smk"
-include: "workflow/rules/figures.smk"
-include: "workflow/rules/claims.smk"
-include: "workflow/rules/whole.smk"
+include: "workflow/rules/jobs.smk"
+include: "workflow/rules/items.smk"
 
 
 onstart:

@@ -57,7 +57,7 @@ BESIDES = {
     "workflow/launch/startup.py": {"workflow.data.layout"},
     "workflow/launch/submit.py": {"workflow.data.layout"},
     "workflow/launch/handover.py": {"workflow.runtime.job"},
-    "workflow/runtime/job.py": {"workflow.data.worker_processes"},
+    "workflow/runtime/job.py": {"workflow.campaign.kinds", "workflow.data.worker_processes"},
 }
 
 

@@ -30,7 +30,7 @@ def train(config: Config, root: Path, run: str, top1: float) -> None:
 
 
 def measure(config: Config, root: Path, section: str) -> None:
-    point = benchmarks.throughput_point(config, "demo", section)
+    point = benchmarks.throughput_configuration(config, "demo", section)
     spec = benchmarks.throughput_spec(config, "demo", section, point)
     methods = []
     for place, model in enumerate(spec["models"]):

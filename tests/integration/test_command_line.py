@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import copy_project
 from tests.integration.project import command, edit, environment, snakemake
-from workflow.campaign import specs, targets
+from workflow.campaign import kinds, specs, targets
 from workflow.campaign.config import Config
 from workflow.storage import records
 
@@ -26,7 +26,7 @@ def made(tmp_path_factory) -> Path:
     copy_project(root)
     needed = targets.needed(Config.load(), TABLE)
     for path, spec in needed.items():
-        specs.write_spec(root / targets.job_folder(path) / "spec.json", spec)
+        specs.write_spec(root / kinds.job_folder(path) / "spec.json", spec)
     for path, spec in needed.items():
         records.write_json(root / path, records.make(spec, {}, time.time()))
     for end in ("csv", "md", "html"):
@@ -65,6 +65,25 @@ def test_a_check_that_runs_again_does_not_hide_a_table_that_is_missing(made, tmp
         assert planned(made, TABLE, *DEMO) == {"preflight": 1, "table": 1}
     finally:
         (tmp_path / "table").rename(made / TABLE)
+        (made / "workflow/config/runs.yaml").write_text(config)
+
+
+def files_of(root: Path) -> dict[str, int]:
+    """When each file was written, but for Snakemake's own."""
+    paths = (path for path in root.rglob("*") if path.is_file() and not {".snakemake", "__pycache__"} & {*path.parts})
+    return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in paths}
+
+
+def test_a_dry_run_writes_nothing_and_shows_what_a_start_would_make(made):
+    """Neither of what is missing nor of what is asked for otherwise by now."""
+    config = (made / "workflow/config/runs.yaml").read_text()
+    edit(made, "runs", lambda c: c["evo_deit_tiny"].update(overrides={"epochs": 3}))
+    try:
+        before = files_of(made)
+        assert planned(made, TABLE, *DEMO) == {"train": 1, "table": 1}
+        assert planned(made, "results/table1.csv", *DEMO)["train"] == 21
+        assert files_of(made) == before
+    finally:
         (made / "workflow/config/runs.yaml").write_text(config)
 
 

@@ -32,7 +32,7 @@ def test_the_demos_jobs_run(tree):
     edit(tree, "settings", lambda c: c["demo"]["recipe"].update(epochs=1, warmup_epochs=0))
     edit(tree, "settings", lambda c: c["demo"]["data"].update(workers=1))
     config = Config.load({name: tree / path.relative_to(ROOT) for name, path in FILES.items()})
-    point = benchmarks.throughput_point(config, "demo", "deit_tiny")
+    point = benchmarks.throughput_configuration(config, "demo", "deit_tiny")
     throughput = benchmarks.throughput_path("results/demo", "deit_tiny", point)
     training = "results/demo/runs/deit_tiny/train.json"
     here = environment(tree)

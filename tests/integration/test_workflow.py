@@ -13,6 +13,9 @@ import pytest
 import yaml
 
 from tests.integration.project import command, edit, environment, snakemake
+from workflow.campaign import kinds
+from workflow.campaign.config import FILES, Config
+from workflow.campaign.specs import write_spec
 from workflow.storage import records
 
 pytestmark = pytest.mark.integration
@@ -139,7 +142,8 @@ def test_7_changing_a_runs_epochs_makes_it_and_what_starts_from_it_again(tree):
 
 
 def test_8_a_record_of_the_wrong_spec_is_never_published(tree):
-    """runs.yaml is edited, and read by a dry run, while the run's job works."""
+    """runs.yaml is edited while the run's job works, and a start on another machine, which does not share this one's
+    locks, writes the new spec."""
     edit(tree, "runs", lambda c: c["evo_deit_tiny"].update(overrides={"epochs": 12}))
     process = subprocess.Popen(
         command(*DEMO, record("evo_deit_tiny")), cwd=tree, env=environment(tree),
@@ -158,10 +162,12 @@ def test_8_a_record_of_the_wrong_spec_is_never_published(tree):
         assert process.poll() is None
         time.sleep(0.1)
     session = json.loads((attempt / "job.json").read_text())["session"]
-    os.killpg(session, signal.SIGSTOP)  # until the dry run has read the YAML
+    os.killpg(session, signal.SIGSTOP)  # until the other start has read the YAML
     try:
         edit(tree, "runs", lambda c: c["evo_deit_tiny"].update(overrides={"epochs": 2}))
-        snakemake(tree, "-n", TABLE)
+        yaml_files = {name: tree / "workflow/config" / path.name for name, path in FILES.items()}
+        asked = kinds.record(Config.load(yaml_files), "train", "demo", run="evo_deit_tiny")
+        write_spec(tree / kinds.job_folder(asked.path) / "spec.json", asked.spec)
     finally:
         os.killpg(session, signal.SIGCONT)
     said, _ = process.communicate(timeout=300)

@@ -25,7 +25,7 @@ def timer(config):
     """
 
     def write(group: str, setting="imagenet", mode="paper", warned=(), doubts=None, lost=(), **speeds) -> None:
-        point = benchmarks.throughput_point(config, setting, group) | {"mode": mode}
+        point = benchmarks.throughput_configuration(config, setting, group) | {"mode": mode}
         spec = benchmarks.throughput_spec(config, setting, group, point, weights="assumed")
         methods = []
         for model in spec["models"]:

@@ -258,7 +258,7 @@ def test_the_best_of_a_table_is_better_than_the_best_of_the_others(config, timed
 
 
 def memory_record(config, bytes_: int, other: int, **point) -> None:
-    point = benchmarks.training_cost_point(config, "imagenet") | point
+    point = benchmarks.training_cost_configuration(config, "imagenet") | point
     spec = benchmarks.training_cost_spec(config, "imagenet", "deit_small_384", point)
     methods = []
     for run, gib in (("evo_deit_small_384", bytes_), ("deit_small_384", other)):
@@ -371,7 +371,7 @@ def test_the_full_ledger_needs_what_tables_and_compared_figures_need_and_no_more
 def test_the_full_ledgers_inputs_are_all_that_it_reads(config, monkeypatch, root):
     """Also where it looks on because a section says nothing."""
     read = set()
-    monkeypatch.setattr(Records, "_read", lambda self, path, spec: read.add(str(path)))
+    monkeypatch.setattr(Records, "_read", lambda self, record: read.add(record.path))
     claims.make(config, root, partial=False)
     assert f"{root}/runs/deit_tiny-alpha0.9/train.json" in read
     assert read <= set(targets.item_records(config, root, CLAIMS))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from workflow.campaign import specs, targets
+from workflow.campaign import kinds, specs, targets
 from workflow.paper import figure5, figures, image_grid, style
 from workflow.paper.image_grid import Group
 from workflow.paper.results import Records
@@ -143,7 +143,7 @@ def test_a_figure_needs_its_analyses_and_their_trainings(setting, config):
                      "runs/deit_tiny-fast_updating/train", "runs/evo_deit_tiny/train")
     }  # fmt: skip
     assert needed.index(f"{root}/runs/evo_deit_tiny/train.json") < needed.index(f"{root}/analyses/selection_stage.json")
-    assert targets.job_folder(f"{root}/analyses/cka.json") == Path(f"{root}/analyses/cka")
+    assert kinds.job_folder(f"{root}/analyses/cka.json") == Path(f"{root}/analyses/cka")
     with pytest.raises(targets.TargetError, match="is no target"):
         targets.spec_of(config, f"{root}/analyses/cak.json")
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from workflow.campaign import benchmarks, points
+from workflow.campaign import benchmarks
 from workflow.paper import measured
 from workflow.storage import records
 
@@ -17,7 +17,7 @@ def write(config, tmp_path):
     """A function that writes a section's record at a point, as the survey leaves it."""
 
     def make(section: str, name: str, speedups: list[float], **changes):
-        point = points.parse(name, benchmarks.throughput_point(config, "demo", section))
+        point = benchmarks.parse(name, benchmarks.throughput_configuration(config, "demo", section))
         spec = benchmarks.throughput_spec(config, "demo", section, point, weights="assumed")
         methods = [
             METHOD | {"run": run, "images_per_s": 100 * speedup, "speedup": speedup, **changes}

@@ -9,7 +9,7 @@ import pytest
 import timm
 
 import evovit  # noqa: F401 (registers its models)
-from workflow.campaign import benchmarks, specs, targets
+from workflow.campaign import benchmarks, kinds, specs, targets
 from workflow.paper import printed, results, tables
 from workflow.paper.results import Accuracy, Records, interval
 from workflow.storage import records
@@ -113,7 +113,7 @@ class TestWithThroughput:
     def _written(self, demo, config):
         self.demo, self.config = demo, config
         demo(*ALL)
-        point = benchmarks.throughput_point(config, "demo", "deit_tiny")
+        point = benchmarks.throughput_configuration(config, "demo", "deit_tiny")
         spec = benchmarks.throughput_spec(config, "demo", "deit_tiny", point)
         rates = (100.0, 120.0, 150.0, 140.0, 130.0, 152.5)
         methods = [{"run": name, "images_per_s": rate, **NUMBERS} for name, rate in zip(ALL, rates, strict=True)]
@@ -343,7 +343,7 @@ def parameters_m(module) -> float:
 
 def cost(config, section: str, bytes_at: dict[str, dict[int, int]]) -> None:
     """The demo's record of training steps: bytes by run and batch size, on the line beyond 4."""
-    point = benchmarks.training_cost_point(config, "demo")
+    point = benchmarks.training_cost_configuration(config, "demo")
     spec = benchmarks.training_cost_spec(config, "demo", section, point)
     limit = spec["memory_gib"] * 2**30
     methods = [
@@ -393,10 +393,10 @@ def test_a_table_asks_for_all_records_that_it_reads(table, setting, config, monk
     root, read = config.settings[setting]["results"], set()
     found = Records(config, root, partial=False)
 
-    def note(path: str, spec: dict) -> dict | None:
-        read.add(str(path))
+    def note(record: kinds.Record) -> dict | None:
+        read.add(record.path)
         trained = {"top1": 90.0, "val_images": 100}
-        return records.make(spec, trained, 0.0) if path.endswith("train.json") else None
+        return records.make(record.spec, trained, 0.0) if record.path.endswith("train.json") else None
 
     monkeypatch.setattr(found, "_read", note)
     tables.make(table, found)

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from workflow.bench import bars
-from workflow.campaign import points
+from workflow.campaign import benchmarks
 from workflow.paper import measured, printed
 from workflow.storage import records
 
@@ -61,8 +61,8 @@ def point_said(device: str, *cells: str) -> str:
     """mode-precision-bN, as the model's cell, the mode's and the column's name say."""
     words = ", ".join(cells).replace("`", "").split(", ")
     batch = next((word.split()[1] for word in words if word.startswith("batch ")), None)
-    mode = next((word for word in words if word in points.MODES), "fused")
-    precision = next((word for word in words if word in points.PRECISIONS), "fp32")
+    mode = next((word for word in words if word in benchmarks.MODES), "fused")
+    precision = next((word for word in words if word in benchmarks.PRECISIONS), "fp32")
     return f"{mode}-{precision}-b{batch or USUAL_BATCH[device]}"
 
 
@@ -104,7 +104,7 @@ def test_sweeps_are_shown_as_they_were_measured():
         for line in re.search(r"\n((?:\|[^\n]*\n)+)", part)[1].splitlines()
     )
     *rows, ceilings = rows
-    assert [int(cells[0]) for cells in rows] == points.SWEEP
+    assert [int(cells[0]) for cells in rows] == benchmarks.SWEEP
     paths = measured.sweeps(folder / "sweeps")
     assert len(paths) == len(head) - 1
     assert all(text in (folder / "README.md").read_text() for text in measured.legend(folder / "sweeps"))

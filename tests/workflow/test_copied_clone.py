@@ -48,7 +48,7 @@ def test_a_copied_clone_does_not_follow_the_originals_job(original):
     assert "copied" in status.note
     assert alive(original)
     attempt.note_job(**{**attempt.job(), "host": "x"})  # its own job
-    assert not executors.was_copied(attempt.job(), attempt.folder)
+    assert not attempts.was_copied(attempt.job(), attempt.folder)
 
 
 def test_a_job_on_slurm_as_well(original, tmp_path):

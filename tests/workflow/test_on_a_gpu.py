@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from workflow.bench import throughput
-from workflow.campaign import points
+from workflow.campaign import benchmarks
 from workflow.runtime import device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
@@ -16,7 +16,7 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("mode", points.MODES)
+@pytest.mark.parametrize("mode", benchmarks.MODES)
 @pytest.mark.parametrize("pair", PAIRS)
 def test_every_mode_runs_with_graphs_and_without(pair, mode):
     half = "bf16" if device.computes_bf16() else "fp16"
@@ -28,7 +28,7 @@ def test_every_mode_runs_with_graphs_and_without(pair, mode):
     }  # fmt: skip
     for size in throughput.measure_section(spec)["sizes"]:
         for method in size["methods"]:
-            assert points.no_speed(method) is None
+            assert benchmarks.no_speed(method) is None
             assert method["check"]["distance"] <= method["check"]["tolerance"]
             assert method["cuda_graph"] == (mode != "paper" and size["batch_size"] <= 4)
             assert method["peak_memory_mib"] > 0

@@ -4,12 +4,14 @@ import errno
 import fcntl
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from snakemake.cli import get_argument_parser
 from snakemake.resources import Resources
 
+from workflow.campaign import kinds
 from workflow.campaign.rule_inputs import Plan
 from workflow.launch import forecast, startup
 from workflow.storage import locks, records
@@ -102,18 +104,6 @@ def test_the_lock_is_held_until_the_end(here):
         begin(["results/demo/table1.csv", *LOCAL], stack)
         assert locks.is_held(startup.LOCK)
     assert not locks.is_held(startup.LOCK)
-
-
-@pytest.mark.parametrize(
-    ("targets", "settings"),
-    [
-        (["results/table1.csv"], ["imagenet"]),
-        (["results/demo/table1.csv", "results/cifar10/table1.csv"], ["cifar10", "demo"]),
-        (["results/runs/deit_tiny/train.json"], ["imagenet"]),
-    ],
-)
-def test_the_path_alone_chooses_the_setting(config, targets, settings):
-    assert Plan(config).settings_asked_for(targets) == settings
 
 
 def training(launcher: str):
@@ -278,12 +268,12 @@ def jobs_of(*names: str):
 
 
 @pytest.mark.parametrize("option", ["--forcerun", "--until"])
-def test_what_is_forced_must_be_part_of_what_is_made(option):
+def test_what_is_forced_must_be_part_of_what_is_made(config, option):
     for name in ("train", "results/train", "./results/train"):
         given = get_argument_parser().parse_args(["x", "-n", option, name])
-        startup.check_jobs(jobs_of("train", "table"), given, {})
+        startup.check_jobs(Plan(config), jobs_of("train", "table"), given, {})
         with pytest.raises(SystemExit, match=f"{option} {name} would do nothing"):
-            startup.check_jobs(jobs_of("table"), given, {})
+            startup.check_jobs(Plan(config), jobs_of("table"), given, {})
 
 
 def test_a_dry_run_says_what_would_be_asked_of_slurm():
@@ -297,16 +287,29 @@ def test_a_dry_run_says_what_would_be_asked_of_slurm():
         list(startup.requests([job]))
 
 
-def test_touch_does_not_pass_an_outdated_record_off_as_current(here, tmp_path):
-    spec, record = tmp_path / "spec.json", tmp_path / "train.json"
-    spec.write_text('{"kind": "train"}')
-    job = SimpleNamespace(input={"spec": str(spec)}, output=[str(record)])
-    startup.check_touch(job)  # there is nothing to touch
-    records.write_json(record, records.make({"kind": "train"}, {}, 0.0))
-    startup.check_touch(job)
-    spec.write_text('{"kind": "train", "epochs": 3}')
+def test_touch_does_not_pass_an_outdated_record_off_as_current(here, config):
+    record, plan = kinds.record(config, "train", "demo", run="deit_tiny"), Plan(config)
+    job = SimpleNamespace(output=[record.path])
+    startup.check_touch(plan, job)  # there is nothing to touch
+    records.write_json(record.path, records.make(record.spec, {}, 0.0))
+    startup.check_touch(plan, job)
+    records.write_json(record.path, records.make({**record.spec, "seed": 7}, {}, 0.0))
     with pytest.raises(SystemExit, match=r"--touch would pass .*train\.json"):
-        startup.check_touch(job)
+        startup.check_touch(plan, job)
+
+
+@pytest.mark.parametrize("argv", [["-n"], LOCAL])
+def test_the_device_of_auto_is_kept_by_a_start(here, argv):
+    begin(["results/demo/table1.csv", *argv])
+    assert Path("results/demo/device.json").exists() == (argv == LOCAL)
+    assert not Path("results/cifar10").exists()
+
+
+def test_a_damaged_note_of_the_device_ends_snakemake(here):
+    Path("results/demo").mkdir(parents=True)
+    Path("results/demo/device.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"results/demo/device\.json names no device"):
+        begin(["results/demo/table1.csv", "-n"])
 
 
 def test_a_launcher_that_there_is_not_stops_before_any_job():

@@ -7,7 +7,7 @@ commit: ``python -m tests.workflow.test_spec_hashes``.
 import json
 from pathlib import Path
 
-from workflow.campaign import specs, targets
+from workflow.campaign import kinds, specs, targets
 from workflow.campaign.config import Config
 
 HASHES = Path(__file__).with_suffix(".json")
@@ -23,7 +23,7 @@ def spec_hashes() -> dict[str, str]:
             path = pending.pop()
             if path not in specs_by_path:
                 specs_by_path[path] = targets.spec_of(config, path)
-                pending += [f"{root}/{name}" for name in specs.first_records(specs_by_path[path])]
+                pending += [f"{root}/{name}" for name in kinds.first_records(specs_by_path[path])]
     return {path: specs.spec_hash(spec) for path, spec in sorted(specs_by_path.items())}
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from workflow.campaign import specs, targets
+from workflow.campaign import kinds, specs, targets
 from workflow.launch import forecast, progress, status, submission
 from workflow.launch.slurm_queue import Queue
 from workflow.storage import attempts, locks, records
@@ -32,7 +32,7 @@ def spec(config):
 
 @pytest.fixture
 def attempt(place, spec):
-    one = attempts.begin(targets.job_folder(RECORD), spec)
+    one = attempts.begin(kinds.job_folder(RECORD), spec)
     one.note_job(launcher="slurm", job_id="7", submitted=NOW - 60, resources={"gpus": 2})
     return one
 
@@ -115,7 +115,7 @@ def test_a_deleted_record_is_made_anew_unless_snakemake_died_meanwhile(attempt, 
 @pytest.fixture
 def launcher(place, spec):
     """A function: what a launcher of the run says in its log."""
-    folder = targets.job_folder(RECORD)
+    folder = kinds.job_folder(RECORD)
     specs.write_spec(folder / "spec.json", spec)
 
     def say(text: str) -> None:
@@ -127,22 +127,22 @@ def launcher(place, spec):
 
 def test_what_a_launcher_failed_of_is_a_failure_too(launcher, spec):
     """sbatch refused it, or its record was of another spec: no job says so."""
-    attempts.begin(targets.job_folder(RECORD), spec)
+    attempts.begin(kinds.job_folder(RECORD), spec)
     launcher("ERROR: The job was not accepted: Invalid qos specification")
     found = row(spec)
     assert found.state == "failed"
     assert found.detail == "The job was not accepted: Invalid qos specification"
     assert found.log == "results/demo/runs/deit_tiny/train.log"
-    specs.write_spec(targets.job_folder(RECORD) / "spec.json", {**spec, "seed": 5})
+    specs.write_spec(kinds.job_folder(RECORD) / "spec.json", {**spec, "seed": 5})
     later = time.time() + 5
-    os.utime(targets.job_folder(RECORD) / "spec.json", (later, later))
+    os.utime(kinds.job_folder(RECORD) / "spec.json", (later, later))
     assert row({**spec, "seed": 5}).state == "not started"  # it was about another spec
 
 
 def test_a_launcher_that_waits_for_slurm_is_no_job_that_was_not_started(launcher, spec, place):
     launcher("Slurm takes no job now (AssocGrpSubmitJobsLimit); trying again in 40 s.")
     assert row(spec).state == "not started"  # its launcher was killed
-    with locks.exclusive(targets.job_folder(RECORD) / submission.LOCK):
+    with locks.exclusive(kinds.job_folder(RECORD) / submission.LOCK):
         found = row(spec)
     assert found.state == "queued"
     assert "at its launcher: Slurm takes no job now (AssocGrp" in found.detail
@@ -150,7 +150,7 @@ def test_a_launcher_that_waits_for_slurm_is_no_job_that_was_not_started(launcher
 
 def test_a_dead_job_that_its_launcher_submits_again_has_not_failed(launcher, attempt, spec):
     launcher("Slurm job 7 ended as NODE_FAIL without a record; it is submitted again.")
-    with locks.exclusive(targets.job_folder(RECORD) / submission.LOCK):
+    with locks.exclusive(kinds.job_folder(RECORD) / submission.LOCK):
         assert row(spec, "7|NODE_FAIL|None|node3|N/A").state == "queued"
     assert row(spec, "7|NODE_FAIL|None|node3|N/A").state == "failed"
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from workflow.bench import by_hand, fresh, import_records, suite
-from workflow.campaign import benchmarks, points, targets
+from workflow.campaign import benchmarks, kinds, targets
 from workflow.campaign.config import Config
 from workflow.storage import attempts, locks, records
 
@@ -23,11 +23,11 @@ def test_every_row_of_the_tables_is_measured(config):
     wanted = suite.plan(config, asked("--device", "cuda"), "bf16")
     for name in suite.DEFAULT["cuda"]:
         at = f"cuda-{name.format(half='bf16')}-b256"
-        sections = {section for section, point in wanted if points.name(point) == at}
+        sections = {section for section, point in wanted if benchmarks.name(point) == at}
         measured = {run for section in sections for run in config.items["sections"][section]}
         for table in config.items["tables"]:
             assert {row["run"] for row in config.items["tables"][table]} <= measured
-    assert ("deit_small", "cuda-compiled-bf16-sweep") in [(s, points.name(p)) for s, p in wanted]
+    assert ("deit_small", "cuda-compiled-bf16-sweep") in [(s, benchmarks.name(p)) for s, p in wanted]
 
 
 def test_its_records_are_those_that_the_setting_asks_for(config):
@@ -36,14 +36,14 @@ def test_its_records_are_those_that_the_setting_asks_for(config):
         asked("--device", "cuda", "--sections", "levit_256", "--points", "paper-fp32-b256"),
         "bf16",
     )
-    shown = benchmarks.throughput_point(config, "imagenet", section)
+    shown = benchmarks.throughput_configuration(config, "imagenet", section)
     assert point == shown
     spec = benchmarks.throughput_spec(config, "imagenet", section, point, weights="assumed")
-    assert spec == targets.spec_of(config, f"results/throughput/{section}/{points.name(shown)}.json")
+    assert spec == targets.spec_of(config, f"results/throughput/{section}/{benchmarks.name(shown)}.json")
 
 
 def test_a_section_that_there_is_not_is_refused(config):
-    with pytest.raises(points.PointError, match="--sections: levit_999: none of deit_tiny, "):
+    with pytest.raises(benchmarks.BenchmarkError, match="--sections: levit_999: none of deit_tiny, "):
         suite.plan(config, asked("--device", "cuda", "--sections", "levit_999"), "bf16")
 
 
@@ -57,7 +57,7 @@ def test_two_surveys_never_share_a_folder(tmp_path, monkeypatch):
 @pytest.fixture
 def record(config, tmp_path):
     """A record of the demo's point of measurement, as the survey leaves it."""
-    point = points.parse("cpu-fused-fp32-b32", benchmarks.throughput_point(config, "demo", "levit_256"))
+    point = benchmarks.parse("cpu-fused-fp32-b32", benchmarks.throughput_configuration(config, "demo", "levit_256"))
     spec = benchmarks.throughput_spec(config, "demo", "levit_256", point, weights="assumed")
     path = tmp_path / "measured/throughput/levit_256/cpu-fused-fp32-b32.json"
     records.write_json(path, records.make(spec, {"device": "a CPU", "methods": [], "suspect": []}, 0.0))
@@ -67,7 +67,7 @@ def record(config, tmp_path):
 def test_what_is_there_is_not_measured_again(config, record, tmp_path, monkeypatch):
     monkeypatch.setattr(fresh, "run", None)  # would fail
     output, spec = tmp_path / "measured", json.loads(record.read_text())["spec"]
-    point = points.parse("cpu-fused-fp32-b32", benchmarks.throughput_point(config, "demo", "levit_256"))
+    point = benchmarks.parse("cpu-fused-fp32-b32", benchmarks.throughput_configuration(config, "demo", "levit_256"))
     assert suite.spec_of(config, "demo", "levit_256", point, None) == spec
     assert suite.measure(spec, point, output, "a CPU")["spec"] == spec
     with pytest.raises(fresh.MeasurementError, match="was measured on a CPU, and this is another"):
@@ -79,18 +79,18 @@ def test_what_is_there_is_not_measured_again(config, record, tmp_path, monkeypat
 
 def test_some_rows_are_measured_with_their_baseline(config):
     section, rows = "deit_small", ["evo_deit_small"]
-    point = benchmarks.throughput_point(config, "imagenet", section)
+    point = benchmarks.throughput_configuration(config, "imagenet", section)
     spec = suite.spec_of(config, "imagenet", section, point, rows)
     assert [model["run"] for model in spec["models"]] == ["deit_small", "evo_deit_small"]
     wanted = suite.plan(config, asked("--device", "cuda", "--rows", *rows), "bf16")
     assert {name for name, _ in wanted} == {section}
     given = asked("--device", "cuda", "--sections", "deit_small", "--rows", "evo_deit_smal")
-    with pytest.raises(points.PointError, match="evo_deit_smal is in none of deit_small"):
+    with pytest.raises(benchmarks.BenchmarkError, match="evo_deit_smal is in none of deit_small"):
         suite.plan(config, given, "bf16")
 
 
 def test_a_gpu_without_units_for_bf16_is_measured_in_fp16(config):
-    wanted = {points.name(point) for _, point in suite.plan(config, asked("--device", "cuda"), "fp16")}
+    wanted = {benchmarks.name(point) for _, point in suite.plan(config, asked("--device", "cuda"), "fp16")}
     assert "cuda-compiled-fp16-b256" in wanted
     assert not any("bf16" in name for name in wanted)
 
@@ -100,9 +100,9 @@ def test_a_record_is_taken_in_and_is_history(config, record, tmp_path, monkeypat
     target = "results/demo/throughput/levit_256/cpu-fused-fp32-b32.json"
     assert import_records.take(config, record, target) == "taken in"
     assert records.read(target) == records.read(record)
-    attempt = attempts.newest(targets.job_folder(target))
+    attempt = attempts.newest(kinds.job_folder(target))
     assert attempts.is_over(target, attempt)  # asked for again by force, it is measured anew
-    spec = targets.job_folder(target) / "spec.json"
+    spec = kinds.job_folder(target) / "spec.json"
     assert spec.stat().st_mtime_ns <= os.stat(target).st_mtime_ns  # snakemake finds it made
     assert import_records.take(config, record, target) == "left: there already"
 

@@ -18,7 +18,7 @@ def spec(config):
     """A function: the demo's spec of two small models."""
 
     def make(**changes) -> dict:
-        point = benchmarks.training_cost_point(config, "demo") | {"device": "cpu", "threads": 1}
+        point = benchmarks.training_cost_configuration(config, "demo") | {"device": "cpu", "threads": 1}
         point |= {"rounds": 2, **changes}
         found = benchmarks.training_cost_spec(config, "demo", "deit_small_384", point)
         for model in found["models"]:
@@ -35,7 +35,7 @@ def short_rounds(monkeypatch):
 
 
 def test_only_models_that_train_from_scratch_with_the_papers_recipe_are_measured(config):
-    point = benchmarks.training_cost_point(config, "demo")
+    point = benchmarks.training_cost_configuration(config, "demo")
     models = benchmarks.training_cost_spec(config, "demo", "deit_small", point)["models"]
     assert [model["run"] for model in models] == [
         "deit_small",

@@ -5,7 +5,7 @@ import torch
 
 from tests.workflow.timed import breaking, out_of_memory, shorten, spec
 from workflow.bench import by_hand, checks, modes, roofline, throughput
-from workflow.campaign import points
+from workflow.campaign import benchmarks
 
 
 @pytest.fixture(autouse=True)
@@ -20,9 +20,9 @@ def refusing(*ignored):
 def test_a_model_that_the_mode_refuses_leaves_the_others(monkeypatch):
     breaking(monkeypatch, refusing)
     dense, evo = throughput.measure_section(spec())["methods"]
-    assert "can't be captured" in points.no_speed(evo) == evo["refused"]
+    assert "can't be captured" in benchmarks.no_speed(evo) == evo["refused"]
     assert "images_per_s" not in evo
-    assert points.no_speed(dense) is None
+    assert benchmarks.no_speed(dense) is None
     assert by_hand.line(evo) == evo["refused"]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from workflow import command_line
 from workflow.bench import by_hand, fresh
-from workflow.campaign import points
+from workflow.campaign import benchmarks
 from workflow.campaign.config import Config
 from workflow.campaign.specs import recipe_of
 from workflow.storage import records
@@ -99,7 +99,7 @@ def measure(device: str, section: str, precision: str, kept: Path | None = None,
 
 
 def row_of(section: str, precision: str, method: dict, bar: float | None, found: dict) -> dict:
-    if (why := points.no_speed(method)) or method["speedup"] is None:
+    if (why := benchmarks.no_speed(method)) or method["speedup"] is None:
         why = why or "its dense model has no speed"
         row = dict.fromkeys(FIELDS, "") | {"section": section, "model": method["run"]}
         return row | {"precision": precision, "bar": bar, "met": False, "suspect": why}

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from workflow.bench import fresh, sensors
-from workflow.campaign import points
+from workflow.campaign import benchmarks
 from workflow.storage import records
 
 LEAST_ROUNDS = 5
@@ -24,11 +24,11 @@ def parser(command: str, description: str, sweeps: str = "") -> argparse.Argumen
         made.add_argument(f"--{name}-kwargs", type=json.loads, default={}, metavar="JSON",
                           help="how it is built, such as '{\"keep_ratio\": 0.7}'")  # fmt: skip
     made.add_argument("--batch-size", type=int, default=256, help="images (256)" + sweeps)
-    made.add_argument("--mode", choices=points.MODES, default="fused",
+    made.add_argument("--mode", choices=benchmarks.MODES, default="fused",
                       help="how it runs (fused); paper: as a V100 did in 2021")  # fmt: skip
-    made.add_argument("--precision", choices=points.PRECISIONS, default="fp32",
+    made.add_argument("--precision", choices=benchmarks.PRECISIONS, default="fp32",
                       help="of weights and images, or of autocast in mode amp (fp32)")  # fmt: skip
-    made.add_argument("--device", choices=("auto", *points.DEVICES), default="auto",
+    made.add_argument("--device", choices=("auto", *benchmarks.DEVICES), default="auto",
                       help="auto: the GPU if there is one")  # fmt: skip
     made.add_argument("--channels-last", action="store_true", help="memory layout of all tensors")
     made.add_argument("--cuda-graphs", type=int, default=16, metavar="N",
@@ -57,7 +57,7 @@ def make_spec(given: argparse.Namespace) -> dict:
     device = given.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    size = {"batch_size": given.batch_size} if given.batch_size else {"batch_sizes": points.SWEEP}
+    size = {"batch_size": given.batch_size} if given.batch_size else {"batch_sizes": benchmarks.SWEEP}
     point = {"device": device, "mode": given.mode, "precision": given.precision}
     point |= {"channels_last": given.channels_last, "cuda_graphs": given.cuda_graphs, **size}
     point["threads"] = given.threads
@@ -78,7 +78,7 @@ def lines(results: dict) -> list[str]:
 
 def line(method: dict) -> str:
     """Rate, speed-up with its interval, and the ceilings that stand beside it."""
-    if why := points.no_speed(method):
+    if why := benchmarks.no_speed(method):
         return why
     said = f"{method['images_per_s']:9.1f} images/s"
     if method["speedup"] is not None:

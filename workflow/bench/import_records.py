@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from workflow import command_line
-from workflow.campaign import schema, specs, targets
+from workflow.campaign import kinds, schema, specs, targets
 from workflow.campaign.config import Config, ConfigError
 from workflow.storage import attempts, records
 
@@ -46,8 +46,8 @@ def take(config: Config, path: Path, target: str) -> str:
         pass
     else:
         return "left: there already"
-    specs.write_spec(targets.job_folder(target) / "spec.json", wanted)
-    attempts.take_in(targets.job_folder(target), wanted, record)
+    specs.write_spec(kinds.job_folder(target) / "spec.json", wanted)
+    attempts.take_in(kinds.job_folder(target), wanted, record)
     records.write_json(target, record)
     return "taken in"
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from workflow.bench.fresh import MeasurementError
 from workflow.bench.products import with_products
-from workflow.campaign.points import PointError, check
+from workflow.campaign.benchmarks import BenchmarkError, check
 from workflow.runtime import device
 from workflow.train import checkpoints, factory
 
@@ -41,7 +41,7 @@ def check_point(spec: dict) -> None:
     """Raise MeasurementError for a point that nothing can run."""
     try:
         check(spec)
-    except PointError as error:
+    except BenchmarkError as error:
         raise MeasurementError(str(error)) from None
 
 

@@ -15,7 +15,7 @@ import torch
 
 from workflow import command_line
 from workflow.bench import by_hand, fresh
-from workflow.campaign import benchmarks, points, specs
+from workflow.campaign import benchmarks, specs
 from workflow.campaign.config import Config, ConfigError
 from workflow.runtime import device
 from workflow.storage import locks, records
@@ -35,16 +35,16 @@ def plan(config: Config, given: argparse.Namespace, half: str) -> list[tuple[str
     sections = [name for table in given.tables for name in config.sections_of(table)]
     if unknown := sorted(set(given.sections or ()) - set(sections)):
         named = ", ".join(unknown)
-        raise points.PointError(f"--sections: {named}: none of {', '.join(dict.fromkeys(sections))}.")
+        raise benchmarks.BenchmarkError(f"--sections: {named}: none of {', '.join(dict.fromkeys(sections))}.")
     sections = [name for name in dict.fromkeys(sections) if name in (given.sections or sections)]
     known = {row for name in sections for row in config.items["sections"][name]}
     if unknown := sorted(set(given.rows or ()) - known):
         named = ", ".join(unknown)
-        raise points.PointError(f"--rows: {named} is in none of {', '.join(sections)}.")
+        raise benchmarks.BenchmarkError(f"--rows: {named} is in none of {', '.join(sections)}.")
     if given.rows:  # a baseline alone tells nothing
         sections = [s for s in sections if set(given.rows) & set(config.items["sections"][s])]
     setting = given.setting or SETTING[given.device]
-    shown = {name: benchmarks.throughput_point(config, setting, name) for name in sections}
+    shown = {name: benchmarks.throughput_configuration(config, setting, name) for name in sections}
     changes = {key: getattr(given, key) for key in ("threads", "rounds") if getattr(given, key)}
     shown = {name: point | changes for name, point in shown.items()}
     if given.points:
@@ -55,7 +55,7 @@ def plan(config: Config, given: argparse.Namespace, half: str) -> list[tuple[str
         if given.device == "cuda":
             swept = (section for section in SWEPT if section in sections)
             found += [(section, SWEEP.format(half=half)) for section in swept]
-    return [(section, points.parse(f"{given.device}-{name}", shown[section])) for section, name in found]
+    return [(section, benchmarks.parse(f"{given.device}-{name}", shown[section])) for section, name in found]
 
 
 def spec_of(config: Config, setting: str, section: str, point: dict, rows: list[str] | None) -> dict:
@@ -97,7 +97,7 @@ def measure(spec: dict, point: dict, output: Path, here: str) -> dict:
 def parser(config: Config) -> argparse.ArgumentParser:
     made = command_line.parser(__doc__, prog="python -m workflow.bench.suite")
     made.add_argument("--output", type=Path, required=True, help="folder of the records")
-    made.add_argument("--device", choices=points.DEVICES,
+    made.add_argument("--device", choices=benchmarks.DEVICES,
                       default="cuda" if torch.cuda.is_available() else "cpu")  # fmt: skip
     tables = list(config.items["tables"])
     made.add_argument("--tables", nargs="+", choices=tables, default=tables)
@@ -128,7 +128,7 @@ def main() -> None:
     try:
         found = device.ask(given.device)
         wanted = plan(config, given, "bf16" if found["bf16"] else "fp16")
-    except (points.PointError, device.DeviceError) as error:
+    except (benchmarks.BenchmarkError, device.DeviceError) as error:
         sys.exit(f"ERROR: {error}")
     try:
         with locks.exclusive(given.output / "survey.lock"):
@@ -143,7 +143,7 @@ def measure_all(config: Config, setting: str, wanted: list, given: argparse.Name
     """Every (section, point) in its order; -> how many could not be measured."""
     failed = 0
     for number, (section, point) in enumerate(wanted, 1):
-        print(f"[{number}/{len(wanted)}] {section} {points.name(point)}", flush=True)
+        print(f"[{number}/{len(wanted)}] {section} {benchmarks.name(point)}", flush=True)
         try:
             spec = spec_of(config, setting, section, point, given.rows)
             record = measure(spec, point, given.output, here)

@@ -3,7 +3,7 @@
 Standard library and yaml only: launchers import this.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -57,12 +57,13 @@ def read_yaml(path: Path) -> dict:
 
 @dataclass(frozen=True)
 class Config:
-    """The content of workflow/config/, as read."""
+    """The content of workflow/config/, as read; `records` keeps what kinds.py derived from it."""
 
     settings: dict
     recipes: dict
     runs: dict
     items: dict
+    records: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def load(cls, files: dict[str, Path] = FILES) -> "Config":

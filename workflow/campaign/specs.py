@@ -6,7 +6,6 @@ its hash is the identity of that result. Standard library and yaml only: launche
 
 import hashlib
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 from workflow.campaign.config import Config, run_name
@@ -20,7 +19,7 @@ TRAINED = (*ROLES, "snapshots")  # what only a training has
 
 
 def spec_hash(spec: dict) -> str:
-    """16 hexadecimal digits that change with any value of the spec."""
+    """Return 16 hexadecimal digits that change with any value of the spec."""
     text = json.dumps(spec, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -35,7 +34,7 @@ def write_spec(path: str | Path, spec: dict) -> str:
 
 
 def recipe_of(config: Config, setting: str | None, row: str) -> dict:
-    """The recipe with every override applied: recipe < setting < setting's recipe < row."""
+    """Return the recipe with every override applied: recipe < setting < setting's recipe < row."""
     name = config.runs[row]["recipe"]
     chain, parent = [], name
     while parent is not None:
@@ -50,14 +49,16 @@ def recipe_of(config: Config, setting: str | None, row: str) -> dict:
 
 
 def take_search(recipe: dict) -> dict | None:
-    """Take what a recipe does before it trains out of it, with what both need; None: nothing."""
+    """Take the search before the training out of a recipe, and return it with what both need; None if there is none."""
     search = recipe.pop("search", None)
+    if search is None:
+        return None
     shared = ("name", "threads", "interpolation", "crop_pct")
-    return search and search | {key: recipe[key] for key in shared}
+    return search | {key: recipe[key] for key in shared}
 
 
 def model_of(config: Config, row: str, setting: str | None = None) -> dict:
-    """The row's model: at the paper's own size, or shrunk to a setting's."""
+    """Return a row's model: at the paper's own size, or shrunk to a setting's."""
     scale = config.settings.get(setting, {})
     entry = config.runs[row] | scale.get("models", {}).get(row, {})
     kwargs = dict(entry.get("kwargs", {}))
@@ -68,19 +69,20 @@ def model_of(config: Config, row: str, setting: str | None = None) -> dict:
 
 
 def data_of(config: Config, setting: str) -> dict:
-    """What the data are, without where they lie and how many processes read them."""
+    """Return what the data are, without where they are and how many processes read them."""
     data = config.settings[setting]["data"]
     named = ("name", "reader", "image_column", "label_column", "train", "val", "num_classes")
     return {key: data[key] for key in named if key in data}
 
 
 def train_spec(config: Config, setting: str, run: str) -> dict:
-    """The spec of one training, or of what the setting gives a run instead (`checkpoints`).
+    """Return the spec of one training, or of the evaluation of the weights that the setting gives a run instead.
 
     Raises KeyError for a run that no row makes.
     """
-    if given := config.settings[setting].get("checkpoints", {}).get(run):
-        return evaluate_spec(config, setting, run, given)
+    checkpoint = config.settings[setting].get("checkpoints", {}).get(run)
+    if checkpoint is not None:
+        return evaluate_spec(config, setting, run, checkpoint)
     spec = _run_spec(config, setting, run)
     if take_search(spec["recipe"]) is not None:
         spec["start"] = reference(search_spec(config, setting, run))
@@ -88,30 +90,47 @@ def train_spec(config: Config, setting: str, run: str) -> dict:
 
 
 def evaluate_spec(config: Config, setting: str, run: str, checkpoint: dict) -> dict:
-    """The spec of the evaluation of given weights in a training's place."""
-    spec = {k: v for k, v in _run_spec(config, setting, run).items() if k not in TRAINED}
+    """Return the spec of the evaluation of a checkpoint in a training's place."""
+    training = _run_spec(config, setting, run)
+    spec = {key: value for key, value in training.items() if key not in TRAINED}
     recipe = {key: spec["recipe"][key] for key in EVALUATED}
     return spec | {"kind": "evaluate", "recipe": recipe, "checkpoint": checkpoint}
 
 
-def evaluation_spec(config: Config, setting: str, name: str) -> dict:
-    """The spec of one of the setting's `evaluations`: any weights, beside the campaign's runs."""
-    wanted = config.settings[setting]["evaluations"][name]
-    spec = evaluate_spec(config, setting, wanted["run"], wanted["checkpoint"])
-    kwargs = spec["model"]["kwargs"] | wanted.get("kwargs", {})
-    return spec | {"evaluation": name, "model": spec["model"] | {"kwargs": kwargs}}
+def evaluation_spec(config: Config, setting: str, evaluation: str) -> dict:
+    """Return the spec of one of the setting's `evaluations`: any weights, apart from the campaign's runs.
+
+    Raises KeyError for one that the setting does not have.
+    """
+    entry = config.settings[setting].get("evaluations", {})[evaluation]
+    spec = evaluate_spec(config, setting, entry["run"], entry["checkpoint"])
+    kwargs = spec["model"]["kwargs"] | entry.get("kwargs", {})
+    return spec | {"evaluation": evaluation, "model": spec["model"] | {"kwargs": kwargs}}
 
 
 def fetch_spec(checkpoint: dict) -> dict:
-    """The spec of the download of weights from timm's hub."""
+    """Return the spec of the download of weights from timm's hub."""
     return {"kind": "fetch", **checkpoint}
 
 
+def checkpoints(config: Config, setting: str) -> list[dict]:
+    """Return the weights that the setting's `checkpoints` and `evaluations` name."""
+    scale = config.settings[setting]
+    evaluated = [entry["checkpoint"] for entry in scale.get("evaluations", {}).values()]
+    return [*scale.get("checkpoints", {}).values(), *evaluated]
+
+
 def search_spec(config: Config, setting: str, run: str) -> dict:
-    """The spec of the search before a run's training, on the model that its row starts from."""
+    """Return the spec of the search before a run's training, on the model that its row starts from.
+
+    Raises KeyError for a run whose recipe does not search.
+    """
     spec = _run_spec(config, setting, run)
-    spec = {k: v for k, v in spec.items() if k not in ("teacher", "snapshots")}
-    return spec | {"kind": "search", "recipe": take_search(spec["recipe"])}
+    search = take_search(spec["recipe"])
+    if search is None:
+        raise KeyError(f"the recipe of {run} has no search")
+    spec = {key: value for key, value in spec.items() if key not in ("teacher", "snapshots")}
+    return spec | {"kind": "search", "recipe": search}
 
 
 def _run_spec(config: Config, setting: str, run: str) -> dict:
@@ -136,18 +155,18 @@ def _run_spec(config: Config, setting: str, run: str) -> dict:
     return spec
 
 
-def analysis_spec(config: Config, setting: str, name: str) -> dict:
-    """The spec of one of items.yaml's `analyses`: a look into the model that a run ended with."""
-    wanted = config.items["analyses"][name]
-    training = train_spec(config, setting, wanted["run"])
-    images = {key: wanted[key] for key in ("validation", "shown") if key in wanted}
-    if wanted.get("photographs"):
+def analysis_spec(config: Config, setting: str, analysis: str) -> dict:
+    """Return the spec of one of items.yaml's `analyses` of the model that a run ended with."""
+    entry = config.items["analyses"][analysis]
+    training = train_spec(config, setting, entry["run"])
+    images = {key: entry[key] for key in ("validation", "shown") if key in entry}
+    if entry.get("photographs"):
         images["photographs"] = config.settings[setting].get("photographs", SAMPLE_IMAGES)
     shown = ("threads", "interpolation", "crop_pct")
     return {
         "kind": "analysis",
-        "analysis": name,
-        "computes": wanted["computes"],
+        "analysis": analysis,
+        "computes": entry["computes"],
         **{key: training[key] for key in ("run", "row", "setting", "model", "data")},
         "recipe": {key: training["recipe"][key] for key in shown},
         "images": images,
@@ -160,7 +179,7 @@ def analysis_path(root: str, name: str) -> str:
 
 
 def reference(spec: dict) -> dict:
-    """How another spec names the job of this one and its weights."""
+    """Return how another spec names the job of this spec, and with it its weights."""
     return {
         "run": spec["run"],
         "job": "search" if spec["kind"] == "search" else "train",
@@ -170,43 +189,32 @@ def reference(spec: dict) -> dict:
 
 
 def needed_records(spec: dict) -> list[str]:
-    """The records, below the setting's results, of the jobs whose weights this one needs."""
-    needed = [spec[role] for role in ROLES if role in spec]
-    needed += [model["weights"] for model in spec.get("models", []) if "weights" in model]
-    paths = [f"runs/{one['run']}/{one['job']}.json" for one in needed]
-    if tag := spec.get("checkpoint", {}).get("timm"):
-        paths.append(f"weights/{tag}.json")
+    """Return the records, below the setting's results, of the jobs whose weights the spec's job needs."""
+    references = [spec[role] for role in ROLES if role in spec]
+    references += [model["weights"] for model in spec.get("models", []) if "weights" in model]
+    paths = [f"runs/{needed['run']}/{needed['job']}.json" for needed in references]
+    checkpoint = spec.get("checkpoint", {})
+    if "timm" in checkpoint:
+        paths.append(f"weights/{checkpoint['timm']}.json")
     return list(dict.fromkeys(paths))
 
 
 def data_spec(config: Config, setting: str) -> dict:
-    """The spec of the job that looks through all images; the one that says where they lie."""
+    """Return the spec of the job that reads all images, the only spec that says where they are."""
     data = data_of(config, setting)
     root = config.settings[setting]["data"]["root"]
     return {"kind": "data", "setting": setting, "data": data, "root": root}
 
 
 def preflight_spec(config: Config, setting: str) -> dict:
-    """The spec of the job that builds every model of the setting, and of the paper, unweighted,
-    and looks up what its recipes name."""
+    """Return the spec of the job that builds every model of the setting, and of the paper, without weights, and looks
+    up what its recipes name."""
     models = [model_of(config, row, scale) for scale in (setting, None) for row in config.runs]
     recipes = [recipe_of(config, setting, row) for row in config.runs]
     named = {key: {recipe.get(key) for recipe in recipes} - {None} for key in NAMED}
+    by_text = {json.dumps(model, sort_keys=True): model for model in models}
     return {
         "kind": "preflight",
-        "models": list(_unique(models)),
+        "models": [by_text[text] for text in sorted(by_text)],  # each once
         "recipes": {key: sorted(names) for key, names in named.items()},
     }
-
-
-def _unique(found: list[dict]) -> Iterable[dict]:
-    by_text = {json.dumps(one, sort_keys=True): one for one in found}
-    return (by_text[key] for key in sorted(by_text))
-
-
-def first_records(spec: dict) -> list[str]:
-    """All records, below the setting's results, that must be there before this spec's job."""
-    checks = {"data": [], "preflight": [], "fetch": []}
-    measured = ("throughput", "training_cost")
-    both = ["preflight.json"] if spec["kind"] in measured else ["data.json", "preflight.json"]
-    return [*checks.get(spec["kind"], both), *needed_records(spec)]

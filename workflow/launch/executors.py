@@ -12,7 +12,7 @@ import psutil
 
 from workflow.launch import slurm_queue
 from workflow.launch.slurm_queue import Queue, Status
-from workflow.storage import files, locks
+from workflow.storage import attempts, files, locks
 
 CLOCK_STEP_S = 10.0  # a start is told by the system's clock, which may be set meanwhile
 
@@ -21,7 +21,7 @@ def status(job: dict, attempt_folder: Path, queue: Queue | None = None) -> Statu
     """How the job stands; on Slurm as of at most half a minute ago."""
     if job.get("cancelled"):
         return Status("CANCELLED")
-    if was_copied(job, attempt_folder):
+    if attempts.was_copied(job, attempt_folder):
         return Status(slurm_queue.UNKNOWN, note="its job is that of the folder it was copied from")
     if job["launcher"] == "slurm":
         return (queue or Queue()).status(job["job_id"], job.get("submitted", 0.0))
@@ -30,20 +30,6 @@ def status(job: dict, attempt_folder: Path, queue: Queue | None = None) -> Statu
     here = job["host"] == os.uname().nodename
     lives = here and is_same_process(job["job_id"], job["started"])
     return Status("RUNNING" if lives else slurm_queue.UNKNOWN)
-
-
-def place(attempt_folder: Path) -> dict:
-    """What tells an attempt's folder from a copy: its path, and a number that a move keeps."""
-    return {"folder": str(attempt_folder.resolve()), "inode": attempt_folder.stat().st_ino}
-
-
-def was_copied(job: dict, attempt_folder: Path) -> bool:
-    """Whether the attempt's folder is a copy of the one in which the job works.
-
-    The job is then the original's, to be neither followed nor ended from here.
-    """
-    noted, here = job.get("place"), place(attempt_folder)
-    return noted is not None and all(noted[key] != here[key] for key in here)
 
 
 def is_alive(job: dict, attempt_folder: Path, queue: Queue | None = None) -> bool:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from workflow.campaign import specs
 from workflow.campaign.config import Config
-from workflow.campaign.targets import job_folder, split_root
+from workflow.campaign.kinds import job_folder
+from workflow.campaign.targets import split_root
 from workflow.storage import journal
 
 LAYERWISE = 2 / 3  # of a training, before its schedule becomes stage-wise

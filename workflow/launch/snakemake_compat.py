@@ -216,3 +216,15 @@ def call_with_jobs(workflow, function: Callable) -> None:
         function(workflow.dag)
 
     workflow._build_dag = build_and_call
+
+
+def force(workflow, outputs: set[str]) -> None:
+    """Let Snakemake run the jobs that make these outputs. Input functions may add to them while it looks for jobs."""
+    build = workflow._build_dag
+
+    def build_and_force():
+        outputs.update(workflow.dag.forcefiles)
+        workflow.dag.forcefiles = outputs
+        build()
+
+    workflow._build_dag = build_and_force

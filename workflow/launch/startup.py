@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from workflow.campaign import schema, specs, targets
+from workflow.campaign import benchmarks, kinds, schema, targets
 from workflow.campaign.config import ConfigError
 from workflow.campaign.rule_inputs import NOT_OURS, Plan, own_resources
 from workflow.data import layout
@@ -55,11 +55,15 @@ def begin(workflow, argv: list[str] | None = None) -> tuple[Plan, CommandLine]:
         sys.exit("--forcerun names nothing that it should force; add rules or files after it.")
     try:
         config = schema.load()
+        for setting in config.settings:
+            benchmarks.kept_device(config, setting)
     except ConfigError as error:
         sys.exit(str(error))
     compat.apply_resources(workflow, command_line)
     compat.look_behind_ancient_inputs()
-    return Plan(config), command_line
+    plan = Plan(config, runs_jobs=not snakemake_options.only_looks(command_line.options))
+    compat.force(workflow, plan.changed)
+    return plan, command_line
 
 
 def start(workflow, plan: Plan, command_line: CommandLine, stack: ExitStack) -> None:
@@ -74,7 +78,7 @@ def start(workflow, plan: Plan, command_line: CommandLine, stack: ExitStack) -> 
     check_resources(command_line, rules)
     asked = check_targets(plan, given, rules)
     caps = workflow.global_resources
-    compat.call_with_jobs(workflow, lambda dag: check_jobs(dag, given, caps))
+    compat.call_with_jobs(workflow, lambda dag: check_jobs(plan, dag, given, caps))
     if snakemake_options.only_looks(given):
         return
     check_profile(command_line.default_resources)
@@ -95,6 +99,8 @@ def start(workflow, plan: Plan, command_line: CommandLine, stack: ExitStack) -> 
         files.check_writable(Path(process.LOG))
         stack.enter_context(locks.exclusive(LOCK))
         atexit.register(stack.close)  # before Python takes its modules apart
+        for setting in plan.settings_asked_for(asked):
+            benchmarks.keep_device(plan.config, setting)
     except locks.Held as error:
         sys.exit(f"Another snakemake works in this folder ({error}); wait for it, or end it.")
     except (files.NotWritable, locks.NoLocks) as error:
@@ -186,7 +192,7 @@ def _refuse_swallowed_targets(plan: Plan, given, named: dict[str, list[str]]) ->
                 )
 
 
-def check_jobs(dag, given, caps) -> None:
+def check_jobs(plan: Plan, dag, given, caps) -> None:
     """End snakemake where what was asked for would not happen with these jobs.
 
     Called for each command, before a job starts or is shown. `caps` are the resources of all jobs
@@ -208,7 +214,7 @@ def check_jobs(dag, given, caps) -> None:
         if not looks:
             check_launcher(job)
         if given.touch:
-            check_touch(job)
+            check_touch(plan, job)
     if given.dryrun:
         for line in requests(jobs):
             print(line, file=sys.stderr)
@@ -224,13 +230,13 @@ def check_launcher(job) -> None:
         )
 
 
-def check_touch(job) -> None:
+def check_touch(plan: Plan, job) -> None:
     """End snakemake if touching a record would pass it off as what the YAML asks for by now."""
-    spec = job.input.get("spec")
-    for path in job.output if spec else ():
+    for path in map(str, job.output):
+        record = plan.config.records.get(path)  # its input function has asked for it
         try:
-            if Path(path).exists():
-                records.read(path, specs.spec_hash(json.loads(Path(spec).read_text())))
+            if record is not None and Path(path).exists():
+                records.read(path, record.hash)
         except records.RecordError as error:
             sys.exit(f"--touch would pass an outdated record off as current: {error}")
 
@@ -332,7 +338,7 @@ def check_rights(jobs) -> None:
             for path in (*(Path(output).parent for output in job.output), *map(Path, job.log)):
                 files.check_writable(path)
             if _submits(job):
-                files.check_folder(targets.job_folder(str(job.output[0])))
+                files.check_folder(kinds.job_folder(str(job.output[0])))
     except files.NotWritable as error:
         sys.exit(str(error))
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from workflow import command_line
-from workflow.campaign import schema, targets
+from workflow.campaign import kinds, schema, targets
 from workflow.campaign.config import Config, ConfigError
 from workflow.launch import executors, forecast, progress
 from workflow.launch.progress import ERROR, STAMP
@@ -37,7 +37,7 @@ def row_of(path: str, spec: dict, queue: Queue) -> Row:
     """The row of one record's job."""
     if forecast.is_current(path, spec):
         return Row(path, "done")
-    attempt = attempts.newest(targets.job_folder(path))
+    attempt = attempts.newest(kinds.job_folder(path))
     if attempt is None or attempt.spec != spec or (job := attempt.job()) is None:
         return unstarted(path)
     stands = standing(attempt)
@@ -69,7 +69,7 @@ def unstarted(path: str, detail: str = "") -> Row:
 
 def at_its_launcher(path: str, stands: str = "") -> Row | None:
     """The row of a job that its launcher is just submitting, or waits to; None if none works."""
-    if not locks.is_held(targets.job_folder(path) / LOCK):
+    if not locks.is_held(kinds.job_folder(path) / LOCK):
         return None
     log, last = last_words(path)
     return Row(path, "queued", stands, f"at its launcher: {last or 'just started'}", str(log or ""))
@@ -77,7 +77,7 @@ def at_its_launcher(path: str, stands: str = "") -> Row | None:
 
 def last_words(path: str) -> tuple[Path | None, str]:
     """The launcher's log and what it said last, unless that was about another spec."""
-    folder = targets.job_folder(path)
+    folder = kinds.job_folder(path)
     logs = sorted(folder.glob("*.log"))
     spec = folder / "spec.json"
     if not logs or not spec.exists() or logs[0].stat().st_mtime < spec.stat().st_mtime:
@@ -94,7 +94,7 @@ def ended(path: str, attempt: attempts.Attempt, status: Status, stands: str) -> 
         return Row(path, "failed", stands, last, logs)
     if errors:
         return Row(path, "stopped", stands, "the next start of snakemake resumes it", logs)
-    if executors.was_copied(attempt.job(), attempt.folder):
+    if attempts.was_copied(attempt.job(), attempt.folder):
         return Row(path, "stopped", stands, f"{status.note}; the next start resumes it", logs)
     state = status.note or f"ended as {status.state} without a record"
     return Row(path, "failed", stands, f"{state}; the next start resumes it", logs)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from workflow import command_line
-from workflow.campaign import points
+from workflow.campaign import benchmarks
 from workflow.campaign.config import Config, ConfigError
 from workflow.paper import printed
 from workflow.paper.sheet import Sheet
@@ -21,7 +21,7 @@ def paths_of(folder: Path, configuration: str, group: str = "*") -> list[Path]:
     """
     return [
         path
-        for device in points.DEVICES
+        for device in benchmarks.DEVICES
         for name in (f"{device}-{configuration}.json", f"{device}-{configuration}-b*.json")
         for path in sorted((folder / "throughput").glob(f"{group}/{name}"))
     ]
@@ -57,7 +57,7 @@ def cell(method: dict | None, base: dict | None) -> list[str]:
     if method is None:
         return ["", "", "", ""]
     batch = str(method["batch_size"])
-    obstacle = points.no_speed(method)
+    obstacle = benchmarks.no_speed(method)
     if obstacle:
         return [batch, obstacle, "", ""]
     rate = f"{method['images_per_s']:.1f}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from workflow.campaign import benchmarks, points, specs
+from workflow.campaign import benchmarks, kinds, specs
 from workflow.campaign.config import Config, run_name
 from workflow.storage import provenance, records, warnings
 from workflow.storage.warnings import Warning
@@ -25,10 +25,10 @@ class Records:
         self.config, self.root, self.partial = config, root, partial
         self.setting = config.setting_of(root)
 
-    def _read(self, path: str, spec: dict) -> dict | None:
-        """Return the record, or None if it may be absent and is. Raises RecordError otherwise."""
+    def _read(self, record: kinds.Record) -> dict | None:
+        """Return a record's content, or None if it may be absent and is. Raises RecordError otherwise."""
         try:
-            return records.read(path, specs.spec_hash(spec))
+            return records.read(record.path, record.hash)
         except records.RecordError:
             if self.partial:
                 return None
@@ -47,49 +47,41 @@ class Records:
     def trained(self, row: str, seeds: int | None = None) -> list[dict]:
         """Return the records of a row's trainings, of its first `seeds` seeds or of all."""
         names = [run_name(row, seed) for seed in self.config.seeds(row)[:seeds]]
-        trainings = [
-            self._read(f"{self.root}/runs/{name}/train.json", specs.train_spec(self.config, self.setting, name))
-            for name in names
-        ]
-        return [record for record in trainings if record is not None]
+        trainings = [self._read(kinds.record(self.config, "train", self.setting, run=name)) for name in names]
+        return [content for content in trainings if content is not None]
 
     def throughput(self, group: str) -> dict | None:
         """Return the record of a benchmark group's images/s, in the setting's own configuration."""
-        point = benchmarks.throughput_point(self.config, self.setting, group)
-        path = benchmarks.throughput_path(self.root, group, point)
-        return self._read(path, benchmarks.throughput_spec(self.config, self.setting, group, point))
+        return self._read(kinds.throughput_record(self.config, self.setting, group))
 
     def training_cost(self, group: str) -> dict | None:
         """Return the record of what a training step of the group's models costs."""
-        point = benchmarks.training_cost_point(self.config, self.setting)
-        path = benchmarks.training_cost_path(self.root, group, point)
-        return self._read(path, benchmarks.training_cost_spec(self.config, self.setting, group, point))
+        return self._read(kinds.training_cost_record(self.config, self.setting, group))
 
     def curves(self, name: str) -> dict | None:
         """Return the record of an analysis, without its arrays.
 
         Raises RecordError also for a record of older code, whose curves have no intervals.
         """
-        path = specs.analysis_path(self.root, name)
-        record = self._read(path, specs.analysis_spec(self.config, self.setting, name))
-        if record and "half_widths" not in record["results"]:
+        path = self._analysis(name).path
+        content = self._read(self._analysis(name))
+        if content and "half_widths" not in content["results"]:
             if self.partial:
                 return None
             raise records.RecordError(
                 f"{path} was made by older code, without intervals; make it again by adding "
                 f"--forcerun {path} to snakemake's command."
             )
-        return record
+        return content
 
     def analysis(self, name: str) -> tuple[dict, dict[str, np.ndarray]]:
         """Return the record of an analysis and its arrays.
 
         Raises RecordError unless the record has the current spec and the arrays are those that it names.
         """
-        path = Path(specs.analysis_path(self.root, name))
-        spec = specs.analysis_spec(self.config, self.setting, name)
-        record = records.read(path, specs.spec_hash(spec))
-        file = record["results"]["arrays"]
+        path = Path(self._analysis(name).path)
+        content = records.read(path, self._analysis(name).hash)
+        file = content["results"]["arrays"]
         arrays = path.parent / file["path"]
         if not arrays.exists() or records.sha256(arrays) != file["sha256"]:
             raise records.RecordError(
@@ -97,7 +89,10 @@ class Records:
                 f"--forcerun {path} to snakemake's command."
             )
         with np.load(arrays, allow_pickle=False) as stored:
-            return record, dict(stored)
+            return content, dict(stored)
+
+    def _analysis(self, name: str) -> kinds.Record:
+        return kinds.record(self.config, "analysis", self.setting, analysis=name)
 
 
 # -- accuracy -------------------------------------------------------------------------------
@@ -272,7 +267,7 @@ def speed(record: dict | None, run: str) -> Speed:
     flags, values = [], {}
     if method.get("profile"):
         flags.append(f"profile={method['profile']}")
-    obstacle = points.no_speed(method)
+    obstacle = benchmarks.no_speed(method)
     if obstacle:
         flags.append(obstacle)
     else:

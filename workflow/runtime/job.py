@@ -1,7 +1,7 @@
-"""The job that travels to the node, and the door to what runs there.
+"""The job that submitit starts on the node, and how it starts what its kind computes.
 
-It is pickled by reference and carries its whole spec, so what runs is what was submitted even if
-the YAML changes meanwhile.
+It is pickled by reference and carries its whole spec, so it computes what was submitted even if the YAML changes
+meanwhile.
 """
 
 import contextlib
@@ -13,41 +13,35 @@ from pathlib import Path
 import submitit
 
 from workflow import command_line, job_environment
+from workflow.campaign.kinds import KINDS, Kind
 from workflow.data import worker_processes
 from workflow.storage import locks, records
 
-MODULES = {
-    "analysis": "workflow.analysis.analyze",
-    "data": "workflow.data.check",
-    "evaluate": "workflow.train.evaluate",
-    "preflight": "workflow.train.preflight",
-    "search": "workflow.train.search",
-    "train": "workflow.train.train",
-    "throughput": "workflow.bench.fresh",
-    "training_cost": "workflow.bench.fresh",
-}
-ALONE = ("throughput", "training_cost")
-DISTRIBUTED = ("train", "evaluate")
-READ_IMAGES = ("train", "search", "evaluate")
 UNTIL_THE_TIME_LIMIT_S = 365 * 24 * 3600.0
 
 
 class Job(submitit.helpers.Checkpointable):
     """One spec and the attempt folder it works in.
 
-    `site` holds what must not change the result: root (the setting's results), data_root, workers,
-    device ("auto", "cpu" or "cuda"), other_code (the profile's); of a local job also device_lock
-    and visible_gpus.
+    `site` holds what must not change the result: root (the setting's results), data_root, workers, device ("auto",
+    "cpu" or "cuda"), other_code (the profile's); of a local job also device_lock and visible_gpus.
     """
 
     def __init__(self, spec: dict, site: dict, folder: str):
-        self.spec, self.site, self.folder = spec, site, folder
+        self.spec = spec
+        self.site = site
+        self.folder = folder
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of the job, which says what runs it and how."""
+        return KINDS[self.spec["kind"]]
 
     def __call__(self) -> None:
         command_line.name_user()  # a node's container may know others than the login node
         environment = submitit.JobEnvironment()
         job_environment.clean()  # of what this node's scripts set
-        if environment.global_rank > 0 and self.spec["kind"] not in DISTRIBUTED:
+        if environment.global_rank > 0 and not self.kind.distributed:
             return  # resources for several processes were given to a job that is one
         if environment.num_tasks > 1:
             # each process chooses its GPU by local rank; hiding the others would number them anew
@@ -59,7 +53,7 @@ class Job(submitit.helpers.Checkpointable):
         folder = Path(self.folder)
         rank = environment.global_rank
         # before any wait, so that all of this process is of the code that it notes as its own
-        importlib.import_module(MODULES[self.spec["kind"]])
+        importlib.import_module(self.kind.module)
         # A requeued job may find its predecessor alive, on a node that Slurm holds to be dead. Only
         # one may write: this one waits, and goes on where the other ends.
         with locks.exclusive(folder / f"rank{rank}.lock", UNTIL_THE_TIME_LIMIT_S):
@@ -79,41 +73,38 @@ class Job(submitit.helpers.Checkpointable):
                 records.write_json(folder / "record.json", record)
 
     def _run(self, folder: Path) -> dict:
-        site = self.site
-        if site.get("stage") and self.spec["kind"] in READ_IMAGES:
-            staging = importlib.import_module("workflow.data.staging")
-            place = site["data_root"], site["stage"], site.get("root")
-            copy = staging.stage(self.spec["data"], *place)
-            site = {**site, "data_root": copy}
-        module = importlib.import_module(MODULES[self.spec["kind"]])
+        module = importlib.import_module(self.kind.module)
         try:
-            return module.run(self.spec, site, folder)
+            return module.run(self.spec, self.site, folder)
         except worker_processes.FAULTS as error:
-            if sentence := worker_processes.explain(error):
-                raise worker_processes.LoaderError(sentence) from error
-            raise
+            explanation = worker_processes.explain(error)
+            if explanation is None:
+                raise
+            raise worker_processes.LoaderError(explanation) from error
 
     def _wait_for_device(self) -> None:
-        """Locally a measurement waits until no other job computes, and the others for it.
+        """Wait locally for the device: a measurement until no other job computes, the others for measurements.
 
-        Snakemake sees to that among its own jobs; those that a killed one left are not its own.
+        Snakemake sees to that among its own jobs, but it does not know those that a killed snakemake left running.
         """
-        if path := self.site.get("device_lock"):
-            shared = self.spec["kind"] not in ALONE
+        path = self.site.get("device_lock")
+        if path is not None:
+            shared = not self.kind.exclusive
             self._device = locks.exclusive(path, patience_s=7 * 24 * 3600, shared=shared)
             self._device.__enter__()  # until the process ends
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """Asked for at a time limit or preemption: the same job again, from its own checkpoint."""
+        """Return what submitit queues at a time limit or preemption: the same job, from its own checkpoint."""
         return submitit.helpers.DelayedSubmission(Job(self.spec, self.site, self.folder))
 
 
 def error_note(folder: Path, rank: int) -> Path:
+    """Return where a process of the job keeps why it failed."""
     return folder / f"error-rank{rank}.json"
 
 
 def keep_error(folder: Path, rank: int, error: BaseException) -> None:
-    """The reason, where the launcher finds it; our own errors are one sentence for the user."""
+    """Write the reason where the launcher finds it; our own errors are one sentence for the user."""
     ours = type(error).__module__.startswith(("workflow", "evovit", "baselines"))
     content = {
         "rank": rank,
@@ -131,18 +122,18 @@ def keep_error(folder: Path, rank: int, error: BaseException) -> None:
 
 
 def was_stopped(error: BaseException) -> bool:
-    """Whether the cluster asked the job to end, with its checkpoint saved: not a fault of the job.
+    """Return whether the cluster asked the job to end, with its checkpoint saved, so that it is no fault of the job.
 
-    So does a job end whose own `scontrol requeue` fails: JobRequeue=0 bars it, the controller is
-    away, the node has no scontrol. The launcher then submits it again.
+    A job also ends like this when its own `scontrol requeue` fails: JobRequeue=0 forbids it, the controller is away,
+    the node has no scontrol. The launcher then submits it again.
     """
     command = getattr(error, "cmd", None) or [getattr(error, "filename", None)]
     return type(error).__name__ == "Stopped" or command[0] == "scontrol"
 
 
 def sentence(error: BaseException) -> str:
-    """What an error of ours says, also where a loader's process wrapped it in its traceback."""
-    said = str(error)
-    if said.startswith("Caught "):
-        return said.strip().rpartition(f"{type(error).__name__}: ")[2]
-    return said
+    """Return the message of one of our errors, also where a loader's process wrapped it in its traceback."""
+    message = str(error)
+    if message.startswith("Caught "):
+        return message.strip().rpartition(f"{type(error).__name__}: ")[2]
+    return message

@@ -16,7 +16,6 @@ import json
 from pathlib import Path
 
 from workflow.campaign import specs
-from workflow.launch import executors
 from workflow.storage import records
 
 ELSEWHERE = "taken_in"
@@ -52,7 +51,7 @@ class Attempt:
     def note_job(self, **values) -> None:
         for error in self.folder.glob("error-rank*.json"):
             error.unlink()  # of the job before
-        noted = {**values, "place": executors.place(self.folder)}
+        noted = {**values, "place": location(self.folder)}
         records.write_json(self.folder / "job.json", noted)
 
     def note_cancelled(self) -> None:
@@ -111,3 +110,20 @@ def is_over(output: Path, attempt: Attempt) -> bool:
     key = base64.b64encode(str(output).encode(), altchars=b"-_").decode()
     metadata = Path(".snakemake/metadata") / key
     return metadata.exists() and metadata.stat().st_mtime >= attempt.published.stat().st_mtime
+
+
+def location(attempt_folder: Path) -> dict:
+    """Return what tells an attempt's folder from a copy: its path, and a number that a move keeps."""
+    return {"folder": str(attempt_folder.resolve()), "inode": attempt_folder.stat().st_ino}
+
+
+def was_copied(job: dict, attempt_folder: Path) -> bool:
+    """Return whether the attempt's folder is a copy of the one in which the job works.
+
+    The job then belongs to the original, and is neither followed nor ended from here.
+    """
+    noted = job.get("place")
+    if noted is None:
+        return False
+    here = location(attempt_folder)
+    return all(noted[key] != here[key] for key in here)

@@ -4,7 +4,7 @@ again. Markdown; standard library only.
 
 from pathlib import Path
 
-from workflow.campaign import captions, targets
+from workflow.campaign import targets
 from workflow.campaign.config import Config
 from workflow.storage import provenance
 
@@ -96,4 +96,4 @@ def command(config: Config, spec: dict, setting: str, folder: Path) -> str:
 def of_item(config: Config, setting: str, path: Path) -> str:
     """The description of a table, a figure or the ledger."""
     root = config.settings[setting]["results"]
-    return captions.caption(config, root, str(path)).replace("``", "`")
+    return targets.caption(config, root, str(path)).replace("``", "`")

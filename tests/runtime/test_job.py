@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import submitit
 
-from workflow.data import layout, staging
+from workflow.campaign.kinds import KINDS
+from workflow.data import layout
 from workflow.runtime import job
 from workflow.storage import locks
 from workflow.train import train
@@ -19,7 +20,7 @@ def environment(monkeypatch):
     """Two tasks as Slurm would start them; which one we are is `global_rank`."""
     found = SimpleNamespace(global_rank=0, num_tasks=2, cluster="slurm")
     monkeypatch.setattr(submitit, "JobEnvironment", lambda: found)
-    monkeypatch.setattr(job.shell, "clean", lambda: [])  # of pytest's own process
+    monkeypatch.setattr(job.job_environment, "clean", lambda: [])  # of pytest's own process
     distributed = SimpleNamespace(export=lambda **options: None)
     monkeypatch.setattr(submitit.helpers, "TorchDistributedEnvironment", lambda: distributed)
     return found
@@ -29,14 +30,14 @@ def test_a_job_of_one_process_runs_once_whatever_resources_it_was_given(environm
     done = []
     module = SimpleNamespace(run=lambda spec, site, folder: done.append(spec["kind"]) or {})
     monkeypatch.setattr(job.importlib, "import_module", lambda name: module)
-    for kind in job.MODULES:
+    on_nodes = {name for name, kind in KINDS.items() if kind.module}
+    for kind in on_nodes:
         for environment.global_rank in (0, 1):
             folder = tmp_path / kind / str(environment.global_rank)
             job.Job({"kind": kind}, {}, str(folder))()
-    twice = [kind for kind in job.MODULES if done.count(kind) == 2]
-    assert twice == ["evaluate", "train"]
-    assert set(done) == job.MODULES.keys()
-    assert len(list(tmp_path.glob("*/0/record.json"))) == len(job.MODULES)
+    assert {kind for kind in on_nodes if done.count(kind) == 2} == {"evaluate", "train"}
+    assert set(done) == on_nodes
+    assert len(list(tmp_path.glob("*/0/record.json"))) == len(on_nodes)
     assert not list(tmp_path.glob("*/1/record.json"))
 
 
@@ -74,15 +75,6 @@ def test_a_resumed_job_forgets_what_stopped_it_before(tmp_path, environment, mon
     job.keep_error(tmp_path, 0, RuntimeError("before"))
     job.Job({"kind": "train"}, {}, str(tmp_path))()
     assert not list(tmp_path.glob("error-*"))
-
-
-def test_images_are_staged_for_jobs_that_read_them(tmp_path, environment, monkeypatch):
-    seen = {}
-    monkeypatch.setattr(staging, "stage", lambda data, root, folder, results: f"{folder}/copy of {root}")
-    monkeypatch.setattr(train, "run", lambda spec, site, folder: seen.update(site) or {})
-    site = {"stage": "/scratch", "data_root": "images"}
-    job.Job({"kind": "train", "data": {}}, site, str(tmp_path))()
-    assert seen["data_root"] == "/scratch/copy of images"
 
 
 def test_a_time_limit_that_can_not_be_survived_says_so(tmp_path):

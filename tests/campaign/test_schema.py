@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from workflow.campaign import schema
-from workflow.campaign.config import FILES, ConfigError
+from workflow.campaign.config import FILES, ConfigError, read_yaml
 
 
 @pytest.fixture
@@ -158,3 +158,10 @@ def test_bad_syntax_names_the_file(tmp_path, files):
     copies["runs"].write_text("a: [1, 2\n")
     with pytest.raises(ConfigError, match=r"runs.yaml is no valid YAML"):
         schema.load(copies)
+
+
+def test_a_name_given_twice_is_an_error_with_its_line(tmp_path):
+    path = tmp_path / "runs.yaml"
+    path.write_text("a: {b: 1}\nc: 2\na: {b: 3}\n")
+    with pytest.raises(ConfigError, match=r"line 3: the name 'a' stands twice"):
+        read_yaml(path)
