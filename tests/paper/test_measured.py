@@ -76,7 +76,7 @@ def test_a_sweep_has_a_row_for_each_batch_size(config, write, tmp_path):
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (["--points", "fused-fp23"], "has no record at fused-fp23."),
+        (["--configurations", "fused-fp23"], "has no record at fused-fp23."),
         ([], "name those to show, such as fused-fp32; there is no sweep here"),
     ],
 )

@@ -1,6 +1,6 @@
 """The paper's speeds beside those of a folder of measurements, then the folder's sweeps over batch sizes, as Markdown:
 
-python -m workflow.paper.measured results/measured/<device> --points fused-fp32 fused-bf16
+python -m workflow.paper.measured results/measured/<device> --configurations fused-fp32 fused-bf16
 """
 
 import sys
@@ -125,12 +125,12 @@ def legend(folder: Path) -> list[str]:
     """Say where the numbers come from, and what the marks mean."""
     measurements = [records.read(path) for path in sorted((folder / "throughput").glob("*/*.json"))]
     if not measurements:
-        raise records.RecordError(f"{folder} has no throughput/<section>/<point>.json.")
+        raise records.RecordError(f"{folder} has no throughput/<section>/<configuration>.json.")
     devices = sorted({record["results"]["device"] for record in measurements})
     commits = sorted({(record["provenance"]["commit"] or "unknown")[:7] for record in measurements})
     return [
         f"Timed on {', '.join(devices)}; commits {', '.join(commits)}. Behind speed-ups stand their 95 % intervals.",
-        "?: suspect, for reasons that the record gives; *: at an assumed profile, chosen so that "
+        "?: measured with warnings, which the record gives; *: at an assumed profile, chosen so that "
         "MACs match the printed images/s.",
     ]
 
@@ -138,7 +138,7 @@ def legend(folder: Path) -> list[str]:
 def main() -> None:
     parser = command_line.parser(__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--points", nargs="+", default=[], metavar="MODE-PRECISION[-bN]")
+    parser.add_argument("--configurations", nargs="+", default=[], metavar="MODE-PRECISION[-bN]")
     try:
         config = Config.load()
     except ConfigError as error:
@@ -147,16 +147,16 @@ def main() -> None:
     parser.add_argument("--tables", nargs="+", choices=tables, default=tables)
     arguments = parser.parse_args()
     try:
-        missing = [name for name in arguments.points if not paths_of(arguments.folder, name)]
+        missing = [name for name in arguments.configurations if not paths_of(arguments.folder, name)]
         if missing:
             raise records.RecordError(f"{arguments.folder} has no record at {', '.join(missing)}.")
         for table in arguments.tables:
-            sheet = beside_printed(config, table, arguments.folder, arguments.points)
+            sheet = beside_printed(config, table, arguments.folder, arguments.configurations)
             if sheet.rows:
                 print(f"### {table}\n\n{sheet.markdown()}")
         swept = sweeps(arguments.folder)
-        if not arguments.points and not swept:
-            parser.error("--points: name those to show, such as fused-fp32; there is no sweep here")
+        if not arguments.configurations and not swept:
+            parser.error("--configurations: name those to show, such as fused-fp32; there is no sweep here")
         for path in swept:
             print(f"### {path.parent.name}, {path.stem}\n\n{over_batches(path).markdown()}")
         print("\n\n".join(legend(arguments.folder)))

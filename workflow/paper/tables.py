@@ -90,12 +90,12 @@ def difference(value: float | None, other: float | None) -> float | None:
     return None if value is None or other is None else value - other
 
 
-def rows_of(table: str, found: Records) -> list[Row]:
+def rows_of(table: str, reader: Records) -> list[Row]:
     """Return every printed row in the paper's order, with what was measured of it, and measured rows that it has not.
 
     A row that the paper does not have comes after the last row with the same first name.
     """
-    config = found.config
+    config = reader.config
     names, lines, known = printed.names(config, table), printed.read(config, table), printed.by_run(config)
     entries = {tuple(entry[name] for name in names): entry for entry in config.items["tables"][table]}
     rows = []
@@ -106,32 +106,32 @@ def rows_of(table: str, found: Records) -> list[Row]:
         entry = entries[key]
         dense = config.items["sections"][entry["section"]][0]
         base = known.get(dense) if entry["run"] != dense else None
-        rows.append(measured_row(key, entry, line, base, table, found))
+        rows.append(measured_row(key, entry, line, base, table, reader))
     for key, entry in entries.items():
-        row = measured_row(key, entry, None, None, table, found)
+        row = measured_row(key, entry, None, None, table, reader)
         if key not in lines and row.is_measured:
             alike = [index for index, other in enumerate(rows) if other.names[0] == key[0]]
             rows.insert(alike[-1] + 1 if alike else len(rows), row)
     return rows
 
 
-def measured_row(key: tuple, entry: dict, line: dict | None, base: dict | None, table: str, found: Records) -> Row:
+def measured_row(key: tuple, entry: dict, line: dict | None, base: dict | None, table: str, reader: Records) -> Row:
     """Return a row with what was trained and timed of its run, as far as the setting measures it for this table."""
-    run, group, requested = entry["run"], entry["section"], found.requested(table)
+    run, group, requested = entry["run"], entry["section"], reader.requested(table)
     speed, step = NOT_TIMED, TrainingStep()
     if group in requested["time"]:
-        speed = results.speed(found.throughput(group), run)
+        speed = results.speed(reader.throughput(group), run)
         if "batch_size" in entry:  # of a training
-            step = results.training_step(found.training_cost(group), run, entry["batch_size"])
+            step = results.training_step(reader.training_cost(group), run, entry["batch_size"])
     accuracy, gain, epochs = NOT_TRAINED, None, None
     # where a row's batch does not fit into memory, the model was trained with smaller ones: another row's
     if group in requested["train"] and step.fits is not False:
-        dense = found.config.items["sections"][group][0]
-        trained = found.trained(run, requested["seeds"])
-        base_trained = found.trained(dense, requested["seeds"]) if trained and run != dense else []
-        accuracy = results.accuracy(trained, found.config)
+        dense = reader.config.items["sections"][group][0]
+        trained = reader.trained(run, requested["seeds"])
+        base_trained = reader.trained(dense, requested["seeds"]) if trained and run != dense else []
+        accuracy = results.accuracy(trained, reader.config)
         if trained:
-            gain = difference(accuracy.top1, results.accuracy(base_trained, found.config).top1)
+            gain = difference(accuracy.top1, results.accuracy(base_trained, reader.config).top1)
             epochs = results.describe_epochs(trained, base_trained)
     row = Row(key, None, line, base, accuracy, gain, epochs, speed, step)
     return replace(row, run=run) if row.is_measured else row
@@ -305,9 +305,9 @@ def frame_of(table: str, rows: list[Row], config: Config) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(COUNTS & set(frame.columns), "Int64"))
 
 
-def make(table: str, found: Records) -> pd.DataFrame:
+def make(table: str, reader: Records) -> pd.DataFrame:
     """Return a table as its CSV has it."""
-    return frame_of(table, rows_of(table, found), found.config)
+    return frame_of(table, rows_of(table, reader), reader.config)
 
 
 # -- for people -----------------------------------------------------------------------------
