@@ -13,7 +13,7 @@ from workflow.campaign.kinds import KINDS
 @pytest.fixture
 def fresh(config) -> Config:
     """A configuration of which nothing was derived yet."""
-    return Config(config.settings, config.recipes, config.runs, config.items, config.claims)
+    return Config(config.settings, config.recipes, config.runs, config.items)
 
 
 def test_every_kind_has_its_module_and_a_target_of_its_own():
