@@ -302,7 +302,13 @@ def test_names_are_the_tables(config):
 
 def test_of_runs_after_a_point_none_may_be_more_accurate(config, trained):
     own = [
-        claim("flat", claims.saturates, run="deit_tiny", after=["evo_deit_tiny", "svite_deit_tiny"], tolerance=0.3),
+        claim(
+            "flat",
+            claims.saturates,
+            run="deit_tiny",
+            of=["deit_tiny", "evo_deit_tiny", "svite_deit_tiny"],
+            tolerance=0.3,
+        ),
         claim("best", claims.best_of, run="evo_deit_tiny", others=["deit_tiny", "svite_deit_tiny"], by="top1"),
     ]
     trained(deit_tiny=72.0, evo_deit_tiny=73.2, svite_deit_tiny=70.0)
@@ -323,7 +329,8 @@ def test_of_runs_after_a_point_none_may_be_more_accurate(config, trained):
             {"better": "deit_small", "than": "levit_128", "by": "throughput"},
             "no section times deit_small and levit_128 together",
         ),
-        (claims.saturates, {"run": "deit_small", "after": []}, "with nothing"),
+        (claims.saturates, {"run": "deit_small", "of": ["deit_small"]}, "with nothing"),
+        (claims.top1_gap, {"run": "gone", "over": "deit_small"}, "runs.yaml has no row gone"),
     ],
 )
 def test_what_can_not_be_compared_is_refused(config, root, check, arguments, sentence):

@@ -27,7 +27,7 @@ from pathlib import Path
 import pandas as pd
 
 from workflow import command_line
-from workflow.campaign.config import Config, ConfigError
+from workflow.campaign.config import FILES, Config, ConfigError
 from workflow.paper import printed, sheet
 from workflow.paper.estimates import BATCH, Estimate, Measured, Printed, dense_of, margin, union
 from workflow.storage import records
@@ -154,8 +154,9 @@ def _ordered(estimate: Estimate | None, stated: Estimate | None, by: str, tolera
     return Outcome(verdict, reasons, estimate, stated and f"{stated.value:.1f}", UNITS[by], tolerance)
 
 
-def saturates(sources: Sources, run: str, after: Iterable[str], tolerance: float = 0.0) -> Outcome:
-    """Check that none of the runs after this one is more accurate by more than the tolerance."""
+def saturates(sources: Sources, run: str, of: list[str], tolerance: float = 0.0) -> Outcome:
+    """Check that of these runs none after this one is more accurate by more than the tolerance."""
+    after = of[of.index(run) + 1 :] if run in of else []
     pairs = {other: (other, run) for other in after}
     estimate = extreme(sources.measured, "top1", pairs, max)
     stated = extreme(sources.printed, "top1", pairs, max)
@@ -571,7 +572,9 @@ def claims_of_tables_3_and_4(config: Config) -> list[Claim]:
 
 
 def runs_of(config: Config, item: str) -> list[str]:
-    """Return the runs of a table's or a figure's rows, each once."""
+    """Return the runs of a table's or a figure's rows, each once. Raises ConfigError where there is no such item."""
+    if item not in config.items["tables"] and item not in config.items["figures"]:
+        raise ConfigError(f"{FILES['items']} has no {item}, whose rows a claim compares; restore it or drop the claim.")
     return list(dict.fromkeys(row["run"] for row in config.rows(item)))
 
 
@@ -739,7 +742,6 @@ def claims_of_the_supplement(config: Config) -> list[Claim]:
     """Return what the supplement claims: hyper-parameters (Figure 1) and images of 384 px (Table 1)."""
     name = functools.partial(printed.label, config)
     ratios, start, alpha, epoch = (f"Supplement: hyper-parameters, Figure 1{letter}" for letter in "abcd")
-    swept = runs_of(config, "figureS1a")
     claims = [
         # the printed 72.0 at 0.5 and 72.4 at 0.9 are what the paper calls saturated
         Claim(
@@ -748,7 +750,7 @@ def claims_of_the_supplement(config: Config) -> list[Claim]:
             f"Keeping more than half of the tokens gains little: the accuracy saturates at {name(FAST)}.",
             saturates,
             run=FAST,
-            after=swept[swept.index(FAST) + 1 :],
+            of=runs_of(config, "figureS1a"),
             tolerance=0.5,
         ),
         Claim(

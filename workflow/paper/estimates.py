@@ -185,6 +185,10 @@ class Measured:
 
     def accuracy(self, run: str) -> Estimate | None:
         """Return a run's top-1 in %, over as many seeds as the item asks for that asks for most."""
+        if run not in self.config.runs:
+            raise ConfigError(
+                f"{FILES['runs']} has no row {run}, which a claim compares; restore one or drop the other."
+            )
         seeds = None
         if not self.partial:
             requests = self._requests("train", lambda row: row["run"] == run)

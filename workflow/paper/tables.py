@@ -33,7 +33,7 @@ class Row:
     """What was measured of a run, what the paper prints of it, and of the model that it is timed against."""
 
     names: tuple  # what the row is called
-    run: str | None = None  # None: only printed
+    run: str | None = None  # None: items.yaml does not have the row
     printed: dict | None = None  # None: the paper does not have the row
     printed_base: dict | None = None  # None for a model that others are timed against
     accuracy: Accuracy = NOT_TRAINED
@@ -108,33 +108,42 @@ def rows_of(table: str, reader: Records) -> list[Row]:
         base = known.get(dense) if entry["run"] != dense else None
         rows.append(measured_row(key, entry, line, base, table, reader))
     for key, entry in entries.items():
+        if key in lines:
+            continue
         row = measured_row(key, entry, None, None, table, reader)
-        if key not in lines and row.is_measured:
+        if row.is_measured:
             alike = [index for index, other in enumerate(rows) if other.names[0] == key[0]]
             rows.insert(alike[-1] + 1 if alike else len(rows), row)
     return rows
 
 
 def measured_row(key: tuple, entry: dict, line: dict | None, base: dict | None, table: str, reader: Records) -> Row:
-    """Return a row with what was trained and timed of its run, as far as the setting measures it for this table."""
-    run, group, requested = entry["run"], entry["section"], reader.requested(table)
-    speed, step = NOT_TIMED, TrainingStep()
+    """Return a row with what was trained and timed of its run, as far as the setting measures it for this table.
+
+    `entry` is the row of items.yaml, `line` the printed one, `base` what is printed of the dense model.
+    """
+    run, group = entry["run"], entry["section"]
+    requested = reader.requested(table)
+    row = Row(key, run, line, base)
     if group in requested["time"]:
-        speed = results.speed(reader.throughput(group), run)
+        row = replace(row, speed=results.speed(reader.throughput(group), run))
         if "batch_size" in entry:  # of a training
             step = results.training_step(reader.training_cost(group), run, entry["batch_size"])
-    accuracy, gain, epochs = NOT_TRAINED, None, None
+            row = replace(row, step=step)
     # where a row's batch does not fit into memory, the model was trained with smaller ones: another row's
-    if group in requested["train"] and step.fits is not False:
-        dense = reader.config.items["sections"][group][0]
+    if group in requested["train"] and not row.step.out_of_memory:
         trained = reader.trained(run, requested["seeds"])
-        base_trained = reader.trained(dense, requested["seeds"]) if trained and run != dense else []
-        accuracy = results.accuracy(trained, reader.config)
         if trained:
-            gain = difference(accuracy.top1, results.accuracy(base_trained, reader.config).top1)
-            epochs = results.describe_epochs(trained, base_trained)
-    row = Row(key, None, line, base, accuracy, gain, epochs, speed, step)
-    return replace(row, run=run) if row.is_measured else row
+            dense = reader.config.items["sections"][group][0]
+            base_trained = reader.trained(dense, requested["seeds"]) if run != dense else []
+            accuracy = results.accuracy(trained, reader.config)
+            row = replace(
+                row,
+                accuracy=accuracy,
+                top1_gain=difference(accuracy.top1, results.accuracy(base_trained, reader.config).top1),
+                epochs=results.describe_epochs(trained, base_trained),
+            )
+    return row
 
 
 # -- columns --------------------------------------------------------------------------------
@@ -279,7 +288,7 @@ COLUMNS = [
     Column("seeds", lambda row: row.accuracy.seeds),
     Column("source", lambda row: row.source()),
     Column("flags", lambda row: row.flags),
-    Column("run", lambda row: row.run),
+    Column("run", lambda row: row.run if row.is_measured else None),
 ]
 COUNTS = {"batch_size", "timed_batch_size", "resolution", "seeds"}
 
