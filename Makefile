@@ -17,7 +17,7 @@ endif
 NEWEST_PYTHON = $(if $(findstring cuda13,$(LOCK)),14,13)
 
 MODELS = tests/models tests/evovit tests/baselines
-WAITING = tests/slurm tests/mirror
+WAITING = tests/slurm tests/tracking
 ATMOST =
 
 INSTALLED = $(VENV)/.$(notdir $(LOCK))
@@ -67,7 +67,7 @@ lint: $(INSTALLED)
 	@$(RUN) snakefmt --check Snakefile workflow/rules
 	@$(RUN) snakemake --lint
 
-# The locks name no host, so that any mirror serves. 2.7.1 is the last torch whose common wheel
+# The locks name no host, so that any package index serves. 2.7.1 is the last torch whose common wheel
 # carries kernels for the paper's V100.
 locks: $(INSTALLED)
 	echo 'torch==2.7.1' | $(RUN) uv pip compile --universal --python-version 3.11 --extra dev \

@@ -26,7 +26,7 @@ name_user()
 check_folder()
 held = ExitStack()  # what snakemake holds until it ends
 plan, command_line = startup.begin(workflow)
-mirror = []
+follower = []
 
 
 include: "workflow/rules/common.smk"
@@ -38,15 +38,15 @@ onstart:
     startup.check_requests(workflow.dag.needrun_jobs())
     startup.check_rights(workflow.dag.needrun_jobs())
     startup.announce(plan, workflow.dag.needrun_jobs())
-    mirror.append(sync.start_mirror())
+    follower.append(sync.start())
 
 
 onsuccess:
-    sync.finish_mirror(mirror.pop())
+    sync.finish(follower.pop())
 
 
 onerror:
-    sync.finish_mirror(mirror.pop())
+    sync.finish(follower.pop())
 
 
 rule all:

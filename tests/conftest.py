@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,14 @@ def seed():
 
 
 @pytest.fixture(scope="session")
-def config() -> Config:
+def loaded_config() -> Config:
     return Config.load()
+
+
+@pytest.fixture
+def config(loaded_config) -> Config:
+    """The campaign's YAML, of which nothing was derived yet: a test may change a value for itself."""
+    return replace(loaded_config)
 
 
 @pytest.fixture

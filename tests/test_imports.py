@@ -18,7 +18,7 @@ LIBRARIES = {
     "workflow": set(),
     "workflow/campaign": {"yaml", "jsonschema", "snakemake"},
     "workflow/launch": {"snakemake", "psutil"},
-    "workflow/launch/handover.py": {"submitit"},
+    "workflow/launch/submit.py": {"submitit", "psutil"},
     "workflow/launch/fetch_weights.py": {"huggingface_hub"},
     "workflow/tracking/sync.py": {"mlflow"},
     "workflow/runtime": {"torch"},
@@ -42,7 +42,14 @@ OWN = {
     "workflow.paper": {"workflow.campaign", "workflow.storage"},
     "workflow.runtime": {"workflow.storage"},
     "workflow.data": {"workflow.storage", "workflow.runtime"},
-    "workflow.train": {"workflow.storage", "workflow.runtime", "workflow.data", "evovit", "baselines"},
+    "workflow.train": {
+        "workflow.campaign",
+        "workflow.storage",
+        "workflow.runtime",
+        "workflow.data",
+        "evovit",
+        "baselines",
+    },
     "workflow.bench": {
         *("workflow.campaign", "workflow.storage", "workflow.runtime", "workflow.data", "workflow.train"),
     },
@@ -55,8 +62,7 @@ SHARED = {"workflow.command_line", "workflow.job_environment"}
 # file -> modules that it may import besides
 BESIDES = {
     "workflow/launch/startup.py": {"workflow.data.layout"},
-    "workflow/launch/submit.py": {"workflow.data.layout"},
-    "workflow/launch/handover.py": {"workflow.runtime.job"},
+    "workflow/launch/submit.py": {"workflow.data.layout", "workflow.runtime.job"},
     "workflow/runtime/job.py": {"workflow.campaign.kinds", "workflow.data.worker_processes"},
 }
 

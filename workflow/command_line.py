@@ -53,7 +53,7 @@ def run(main: Callable[[], None], in_clone: bool = False) -> None:
 def name_user() -> None:
     """Give this process and its children a user's name and a home where the system knows none.
 
-    So it is in a container that runs as a mere number: torch, MLflow and Snakemake ask for them.
+    A container that runs as a mere number has neither, and torch, MLflow and Snakemake ask for them.
     """
     number = os.getuid()
     try:

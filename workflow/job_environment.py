@@ -1,14 +1,14 @@
-"""What a job takes over from the shell it was started in, and what it does not.
+"""What a job takes over from the shell that started it, and what it does not.
 
 A result depends on its spec and on the installed software. A variable of the shell that would
 change what is computed, compiled or drawn is removed before the job starts, by the launcher and
 again on the node, where a site's own scripts may have set it. Standard library only.
 
-What stays although it looks alike, and why:
+What stays although it looks similar, and why:
 
 - CUDA_VISIBLE_DEVICES, CUDA_DEVICE_ORDER and the like say which device, not what it computes.
 - NCCL_*, TORCH_NCCL_*, GLOO_* and USE_LIBUV describe the cluster's network.
-- HF_*, TORCH_HOME, *_CACHE_DIR and compilers' paths say where files lie; what is loaded is checked.
+- HF_*, TORCH_HOME, *_CACHE_DIR and compilers' paths name folders; what is loaded from there is checked.
 - PYTORCH_CUDA_ALLOC_CONF may be what makes a training fit; records of measurements name it.
 - LD_PRELOAD is what some sites need to start programs; records of measurements name it.
 - PYTHONPATH and PYTHONUSERBASE may hold the installation; records name the packages' versions.
@@ -64,11 +64,11 @@ KEPT = (  # although a pattern above matches
     (
         "KMP_DUPLICATE_LIB_OK MKL_THREADING_LAYER MKL_SERVICE_FORCE_INTEL "
         "TORCH_DEVICE_BACKEND_AUTOLOAD PYTORCH_NVML_BASED_CUDA_CHECK",
-        "Some installations don't start without.",
+        "Some installations don't start without them.",
     ),
     (
         "TORCH_HOME TORCH_EXTENSIONS_DIR TORCH_CUDA_ARCH_LIST TRITON_HOME TRITON_*_PATH *_CACHE_DIR *_CACHE_PATH",
-        "They say where files lie.",
+        "They name folders.",
     ),
     (
         "TORCH_LOGS TORCH_LOGS_OUT TORCH_TRACE TORCH_CPP_LOG_LEVEL TORCH_SHOW_* TORCH_DISTRIBUTED_DEBUG",
@@ -94,27 +94,27 @@ class EnvironmentFault(RuntimeError):
 
 
 def clean(environ: MutableMapping[str, str] = os.environ) -> list[str]:
-    """Remove or set what would change a job's results; -> the names whose value is lost, sorted."""
-    given = dict(environ)
+    """Remove or set what would change a job's results. Return the names whose value is lost, sorted."""
+    before = dict(environ)
     removed = _remove(environ, _names(REMOVED), _names(KEPT))
     environ.update(SET)
-    return [name for name in removed if given[name] != environ.get(name)]
+    return [name for name in removed if before[name] != environ.get(name)]
 
 
 def leave_allocation(environ: MutableMapping[str, str] = os.environ) -> list[str]:
-    """Remove what a Slurm allocation or a job around this process set; -> the names, sorted."""
+    """Remove what a Slurm allocation or a job around this process set. Return the names, sorted."""
     return _remove(environ, OF_AN_ALLOCATION, OF_THE_SITE)
 
 
 def for_slurm_commands() -> dict[str, str]:
-    """The environment in which squeue, scontrol and the like answer as they are asked."""
+    """Return the environment in which squeue, scontrol and the like answer as they are asked."""
     environ = dict(os.environ)
     _remove(environ, OF_SLURM_COMMANDS)
     return environ
 
 
 def for_mlflow() -> dict[str, str]:
-    """The environment in which MLflow works: it needs its docstrings, and warns of much."""
+    """Return the environment in which MLflow works: it needs its docstrings, and warns of much."""
     environ = dict(os.environ)
     _remove(environ, PYTHON_SWITCHES)
     return environ
@@ -135,7 +135,7 @@ def _remove(environ: MutableMapping[str, str], patterns: str, kept: str = "") ->
 
 
 def too_long_for_sockets() -> str | None:
-    """The temporary folder if loader processes can't open their sockets in it, else None."""
+    """Return the temporary folder if loader processes can't open their sockets in it, else None."""
     folder = tempfile.gettempdir()
     needed = len(os.fsencode(folder)) + SOCKET_NAME_BYTES
     return folder if needed > SOCKET_PATH_BYTES else None
@@ -146,13 +146,14 @@ def shorten_temporary_folder() -> None:
 
     Raises EnvironmentFault if that is too long as well.
     """
-    if not (given := too_long_for_sockets()):
+    folder = too_long_for_sockets()
+    if folder is None:
         return
     for name in ("TMPDIR", "TEMP", "TMP"):
         os.environ.pop(name, None)
     tempfile.tempdir = None  # asks again
     if too_long_for_sockets():
         raise EnvironmentFault(
-            f"The temporary folder {given} is too long for the sockets of loader processes; set "
+            f"The temporary folder {folder} is too long for the sockets of loader processes; set "
             f"TMPDIR to one of at most {SOCKET_PATH_BYTES - SOCKET_NAME_BYTES} characters."
         )

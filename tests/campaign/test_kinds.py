@@ -6,14 +6,7 @@ import re
 import pytest
 
 from workflow.campaign import benchmarks, kinds, specs, targets
-from workflow.campaign.config import Config
 from workflow.campaign.kinds import KINDS
-
-
-@pytest.fixture
-def fresh(config) -> Config:
-    """A configuration of which nothing was derived yet."""
-    return Config(config.settings, config.recipes, config.runs, config.items)
 
 
 def test_every_kind_has_its_module_and_a_target_of_its_own():
@@ -29,8 +22,14 @@ def test_which_jobs_are_alone_go_on_or_are_several_processes():
 
     assert those("exclusive") == {"throughput", "training_cost"}
     assert those("resumable") == {"train", "search"}
-    assert those("distributed") == those("is_run") == {"train", "evaluate"}
+    assert those("distributed") == {"train", "evaluate"}
     assert {kind.device_share for kind in KINDS.values()} == {1, 100}
+
+
+def test_mlflow_finds_the_jobs_of_all_kinds_that_it_shows():
+    assert {kind.folders for kind in KINDS.values() if kind.metrics} == {
+        "runs/*", "runs/*/search", "evaluations/*", "analyses/*", "throughput/*/*", "training/*/*",
+    }  # fmt: skip
 
 
 def test_a_record_is_its_path_its_spec_and_its_hash(config):
@@ -40,17 +39,16 @@ def test_a_record_is_its_path_its_spec_and_its_hash(config):
     assert spec_hash == specs.spec_hash(spec)
 
 
-def test_a_spec_is_derived_once(fresh, monkeypatch):
-    first = kinds.record(fresh, "preflight", "demo")
+def test_a_spec_is_derived_once(config, monkeypatch):
+    first = kinds.record(config, "preflight", "demo")
     monkeypatch.setattr(kinds.specs, "spec_hash", None)
-    assert kinds.record(fresh, "preflight", "demo") is first
-    assert kinds.Kind.__hash__  # a kind may be a key
+    assert kinds.record(config, "preflight", "demo") is first
 
 
-def test_every_target_is_derived_as_its_path_says(fresh):
-    for path in targets.every(fresh):
-        spec = targets.spec_of(fresh, path)
-        assert (spec is None) == (path not in fresh.records)
+def test_every_target_is_derived_as_its_path_says(config):
+    for path in targets.every(config):
+        spec = targets.spec_of(config, path)
+        assert (spec is None) == (path not in config.records)
         if spec is not None and "results/demo" in path:
             name = path.removeprefix("results/demo/")
             assert [kind.name for kind in KINDS.values() if kind.pattern.fullmatch(name)] == [spec["kind"]]

@@ -93,6 +93,11 @@ CASES = {
         lambda c: c["demo"]["throughput"].update(mode="fusd"),
         r"demo.throughput.mode is 'fusd'; did you mean 'fused'\?",
     ),
+    "a configuration that can't be measured": (
+        "settings",
+        lambda c: c["demo"]["throughput"].update(mode="paper", precision="bf16"),
+        r"settings.yaml: demo.throughput: mode paper is fp32",
+    ),
     "unknown section": (
         "settings",
         lambda c: c["demo"]["measure"]["table1"].update(train=["deit_tny"]),
@@ -163,5 +168,5 @@ def test_bad_syntax_names_the_file(tmp_path, files):
 def test_a_name_given_twice_is_an_error_with_its_line(tmp_path):
     path = tmp_path / "runs.yaml"
     path.write_text("a: {b: 1}\nc: 2\na: {b: 3}\n")
-    with pytest.raises(ConfigError, match=r"line 3: the name 'a' stands twice"):
+    with pytest.raises(ConfigError, match=r"line 3: the name 'a' is given twice"):
         read_yaml(path)

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import copy_project
 from tests.integration.pages import CHROMIUM, DEMO, DRIVER, LEVITS, PATIENCE_S, RUNS
 from tests.integration.project import environment, snakemake
-from tests.mirror.conftest import write_epochs
+from tests.tracking.conftest import write_epochs
 from workflow.campaign import benchmarks, specs
 from workflow.campaign.config import Config
 from workflow.storage import records

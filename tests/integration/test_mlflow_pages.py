@@ -1,4 +1,4 @@
-"""What a user sees of MLflow's UI on the mirror's database; its runs are made up (conftest.py)."""
+"""What a user sees in MLflow's UI after a sync; its runs are made up (conftest.py)."""
 
 import json
 import os

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.project import command, edit, environment, snakemake
-from workflow.launch import executors
+from workflow.launch import follow
 from workflow.storage import journal, records
 
 pytestmark = pytest.mark.integration
@@ -53,7 +53,7 @@ def living(session: int) -> list[int]:
     found = []
     for pid in (int(path.name) for path in Path("/proc").glob("[0-9]*")):
         with contextlib.suppress(ProcessLookupError):
-            if os.getsid(pid) == session and executors.process_start(pid) is not None:
+            if os.getsid(pid) == session and follow.process_start(pid) is not None:
                 found.append(pid)
     return found
 

@@ -1,18 +1,10 @@
 """Records made up for tables, figures and the ledger of claims."""
 
-import dataclasses
-
 import pytest
 
 from tests.paper.ledger import timer
 from workflow.campaign import specs
 from workflow.storage import records
-
-
-@pytest.fixture
-def config(config):
-    """The configuration without specs that another test derived."""
-    return dataclasses.replace(config)
 
 
 @pytest.fixture

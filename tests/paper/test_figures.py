@@ -169,8 +169,8 @@ def test_faded_patches_are_those_that_are_not_kept():
     assert (spread[2:4, 4:6] == 6).all()
 
 
-def test_the_mirror_shows_the_curves_over_the_layers(config, tmp_path):
-    from workflow.tracking.sources import Results
+def test_mlflow_shows_the_curves_over_the_layers(config, tmp_path):
+    from workflow.tracking.sync import Results
 
     spec = specs.analysis_spec(config, "demo", "cka")
     attempt = tmp_path / ROOT / "analyses/cka/attempts/1"
@@ -185,7 +185,7 @@ def test_the_mirror_shows_the_curves_over_the_layers(config, tmp_path):
     assert content.tags["kind"] == "analysis"
     assert content.tags["figure"] == "4a"
     assert content.params["images.validation"] == "512"
-    points = {(point.key, point.step): point.value for point in content.points}
+    points = {(metric.key, metric.step): metric.value for metric in content.metrics}
     assert (points["all", 1], points["all", 2], points["images", 0]) == (0.25, 0.5, 20)
     assert "arrays.npz" in {path.name for path in content.artifacts}
-    assert all(isinstance(point.step, int) for point in content.points)
+    assert all(isinstance(metric.step, int) for metric in content.metrics)

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from tests.slurm import accounting as accounting_daemons
-from workflow.launch import executors
+from workflow.launch import follow
 
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "squeue")
 SBIN = "/usr/sbin:/sbin"
@@ -162,7 +162,7 @@ class Cluster:
         with contextlib.suppress(OSError, ValueError):
             pid = int(path.read_text())
             os.kill(pid, number)
-            self.wait(lambda: executors.process_start(pid) is None)
+            self.wait(lambda: follow.process_start(pid) is None)
 
     def stop(self) -> None:
         """End all jobs, which would outlive their slurmd, and then the daemons."""

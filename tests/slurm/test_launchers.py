@@ -6,18 +6,22 @@ import time
 
 import pytest
 
-from tests.mirror.conftest import COMMAND, expected, shown
 from tests.slurm.cluster import PATIENCE_S
 from tests.slurm.conftest import again
+from tests.tracking.conftest import COMMAND, expected, shown
 
 
-def test_setup_lines_and_images_on_the_nodes_disk(training, whole, tmp_path):
-    setup = tmp_path / "setup.sh"
-    setup.write_text(f"export SCRATCH_OF_THIS_NODE={tmp_path}/scratch\n")
-    one = training(setup=str(setup), stage="$SCRATCH_OF_THIS_NODE/images")
+def test_setup_lines_bring_the_images_to_the_nodes_disk(training, whole, tmp_path):
+    """The settings name a path that only the node has; the login node has a link there."""
+    scratch, setup = tmp_path / "scratch", tmp_path / "setup.sh"
+    one = training(setup=str(setup))
+    scratch.symlink_to(one.data)
+    setup.write_text(f"rm {scratch} && cp -a {one.data} {scratch}\n")
+    one.data = scratch
     one.launch()
     whole(one)
-    assert list((tmp_path / "scratch/images").glob("*/staged.json"))
+    assert scratch.is_dir()
+    assert not scratch.is_symlink()
 
 
 def test_setup_lines_that_fail_end_the_job_with_their_reason(training, tmp_path):
@@ -82,20 +86,20 @@ def test_kill_9_of_the_launcher(training, whole):
 
 
 def test_mlflow_follows_a_job_that_was_left_to_its_end(training, whole, monkeypatch):
-    """Who was followed and the launcher are killed; then the finished record is taken."""
+    """The launcher is killed, the job goes on, and a sync that a user started shows its end."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     one = training()
     one.launch()
-    mirror = one.begin([*COMMAND, str(one.folder), "--follow", "--until-gone", str(one.launcher.pid)])
+    follower = one.begin([*COMMAND, str(one.folder), "--follow"])
     try:
         one.wait_for_epochs()
         one.kill_launcher()
         one.launcher = None
         assert not one.attempt.record.exists()
-        said, _ = mirror.communicate(timeout=PATIENCE_S)
+        said, _ = follower.communicate(timeout=PATIENCE_S)
     finally:
-        mirror.kill()
-    assert "1 runs mirrored" in said
+        follower.kill()
+    assert "1 runs are in sqlite:///" in said
     run, points = shown(one.folder)["deit_tiny", "1"]
     assert run.info.status == "FINISHED"
     assert points.items() >= expected(one.attempt.folder).items()

@@ -64,14 +64,14 @@ SUBMIT = """
 import json, sys
 from pathlib import Path
 from probe import Probe
-from workflow.launch import handover
+from workflow.launch import submit
 from workflow.storage.attempts import Attempt
 for number, gpus in (("1", 1), ("2", 1), ("3", 4)):
     attempt = Attempt(Path(sys.argv[1]) / number)
     job = Probe(attempt.spec, {}, str(attempt.folder))
     place = {"slurm_extra": "--nodelist=node1"} if gpus == 1 else {"nodes": 2}
     resources = {"runtime": 5, "gpus": gpus, "cpus_per_task": 1, "mem_mb": 1000, **place}
-    handover.to_slurm(attempt, job, resources)
+    submit.submit_to_slurm(attempt, job, resources)
 """
 
 

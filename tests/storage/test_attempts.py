@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from workflow.campaign import specs
-from workflow.launch import following, submit
-from workflow.launch.slurm_queue import Status
-from workflow.launch.submission import LaunchError
+from workflow.launch import follow, submit
+from workflow.launch.slurm import Status
+from workflow.launch.submit import LaunchError
 from workflow.storage import attempts, records
 
 SPEC = {"kind": "train", "run": "a", "seed": 0}
@@ -113,4 +113,4 @@ def test_the_first_error_is_the_reason(folder):
         path = attempt.folder / f"error-rank{rank}.json"
         path.write_text(json.dumps({"rank": rank, "sentence": sentence, "traceback": ""}))
         os.utime(path, (100 - rank, 100 - rank))
-    assert following.why_failed(attempt, Status("FAILED"), say=print) == "the cause"
+    assert follow.why_failed(attempt, Status("FAILED"), say=print) == "the cause"

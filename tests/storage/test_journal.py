@@ -3,7 +3,7 @@
 from workflow.launch import progress
 from workflow.storage import journal
 from workflow.storage.journal import Journal
-from workflow.tracking import run_metrics
+from workflow.tracking import runs
 
 
 def test_epochs_come_back_in_order_and_the_last_line_of_an_epoch_counts(tmp_path):
@@ -67,7 +67,7 @@ def test_every_reader_passes_over_damaged_lines_wherever_they_are(tmp_path):
         path.write_bytes(line + line.join(whole) + line)
         assert [epoch["epoch"] for epoch in journal.epochs(path)] == [1, 2]
         assert [deviation["update"] for deviation in journal.deviations(path)] == [3]
-        points, again = run_metrics.of_journal(path)
+        points, again = runs.metrics_of_journal(path)
         assert (len(points), again) == (6, [])
         *_, (_, offset) = journal.read(path)
         Journal(path).write("note", text="news")

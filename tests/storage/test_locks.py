@@ -13,7 +13,7 @@ from workflow.storage import locks
 
 HOLD = """
 import sys, time
-from workflow import locks
+from workflow.storage import locks
 with locks.exclusive(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from workflow.storage import provenance, records
-from workflow.tracking import content, run_page
+from workflow.tracking import runs
 
 NOBODY = 65534
 FILES = {"evovit/tokens.py": "a = 1\n", "workflow/train/train.py": "", "README.md": "text\n"}
@@ -168,11 +168,12 @@ def test_sources_are_the_same_code_whatever_the_documents_say(clone):
 
 
 def test_a_commit_after_the_import_is_not_what_ran(tmp_path):
-    """Of a process that imports the node's package, then works while somebody commits."""
-    for name in ("__init__.py", "provenance.py", "records.py", "runs.py", "files.py", "campaign.py",
-                 "node/__init__.py"):  # fmt: skip
-        (tmp_path / "workflow" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(records.ROOT / "workflow" / name, tmp_path / "workflow" / name)
+    """Of a process that imports a package that computes, then works while somebody commits."""
+    for name in ("workflow/__init__.py", "workflow/train/__init__.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(records.ROOT / name, tmp_path / name)
+    for package in ("campaign", "storage"):
+        shutil.copytree(records.ROOT / "workflow" / package, tmp_path / "workflow" / package)
     git(tmp_path, "init")
     head = commit(tmp_path, {".gitignore": "__pycache__\n"})
     code = (
@@ -180,7 +181,7 @@ def test_a_commit_after_the_import_is_not_what_ran(tmp_path):
         "import workflow.train\n"
         "pathlib.Path('workflow/train/new.py').write_text('')\n"
         "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n"
-        "from workflow import records\n"
+        "from workflow.storage import records\n"
         "print(json.dumps(records.make({'kind': 'data'}, {}, 0.0)['provenance']))\n"
     )
     committing = "git add --all && git -c user.name=A -c user.email=a@b.c commit -m B"
@@ -230,7 +231,7 @@ def test_record_mlflow_and_table_name_every_version(code, commit, dirty, flag):
     flags = provenance.flags(record)
     assert len(flags) == (flag is not None)
     assert flag is None or flag in flags[0]
-    tags, note = content.provenance_tags(record), run_page.code(known)
+    tags, note = runs.provenance_tags(record), runs.describe_code(known)
     assert tags["commit"] == (commit or "unknown")
     assert tags["dirty"] == ("unknown" if dirty is None else str(dirty))
     if commit is None:
@@ -248,10 +249,10 @@ def test_a_record_of_before_says_that_it_does_not_know():
     for key in ("code", "reason"):
         del record["provenance"][key]
     assert provenance.flags(record) == []
-    assert "commit aaaaaaaaaa" in run_page.code(record["provenance"])
+    assert "commit aaaaaaaaaa" in runs.describe_code(record["provenance"])
     record["provenance"] |= {"commit": None, "dirty": None}
     assert "made before code versions were noted" in provenance.flags(record)[0]
-    assert content.provenance_tags(record)["commit"] == "unknown"
+    assert runs.provenance_tags(record)["commit"] == "unknown"
 
 
 def test_ranks_of_different_code_are_refused():

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from workflow.campaign import specs
 from workflow.runtime import preemption
 from workflow.runtime.preemption import StopFlag, Stopped
-from workflow.storage import journal, records
+from workflow.storage import journal
 from workflow.train import checkpoints, train, trainer
 from workflow.train.trainer import Training, TrainingError
 
@@ -240,4 +241,4 @@ def test_another_is_due_after_some_minutes(tmp_path):
 def test_the_record_still_is_of_its_spec(site, tiny_spec):
     spec = spec_of(tiny_spec, epochs=1)
     record = train.run(spec, site, attempt(site, "evo_deit_tiny", 1))
-    assert record["spec_hash"] == records.runs.spec_hash(spec)
+    assert record["spec_hash"] == specs.spec_hash(spec)

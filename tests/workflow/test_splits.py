@@ -16,7 +16,7 @@ from PIL import Image
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.utils.misc import natural_key
 
-from workflow.data import check, layout, loaders, readers, staging
+from workflow.data import check, layout, loaders, readers
 from workflow.data.layout import DataError
 from workflow.storage import records
 
@@ -176,7 +176,7 @@ def test_names_alone_number_the_classes(tmp_path):
     """In every process, whatever PYTHONHASHSEED is and in which order the folders were made."""
     sets = [["A", "a", "B"], ["1", "01", "2"], ["10", "9", "1", "①", "m1²"]]
     code = (
-        "import sys; from pathlib import Path; from workflow import layout;"
+        "import sys; from pathlib import Path; from workflow.data import layout;"
         "print([layout.class_folders(Path(split)) for split in sys.argv[1:]])"
     )
     shown = []
@@ -434,35 +434,6 @@ def test_a_check_of_an_older_version_is_made_again(root):
     records.write_json(path, record)
     with pytest.raises(DataError, match=r"data.json was made by an older version.*--forcerun"):
         readers.open_split({}, site(root), "train")
-
-
-def test_a_copy_on_the_nodes_disk_holds_the_images_and_nothing_else(root, tmp_path):
-    (root / "train/.DS_Store").touch()
-    shutil.move(root / "train/a", tmp_path / "elsewhere")
-    (root / "train/a").symlink_to(tmp_path / "elsewhere")
-    block = {"train": "train", "val": "val"}
-    copy = Path(staging.stage(block, str(root), str(tmp_path / "local")))
-    assert not (copy / "train/.DS_Store").exists()
-    assert not (copy / "train/a").is_symlink()
-    there = readers.open_reader({}, {"data_root": root}, "train")
-    here = readers.open_reader({}, {"data_root": copy}, "train")
-    assert here.digest() == there.digest()
-    (root / "val/b/up").symlink_to("..")
-    with pytest.raises(DataError, match="val/b/up is a folder inside a class folder"):
-        staging.stage(block, str(root), str(tmp_path / "local"))
-
-
-def test_a_copy_is_made_anew_with_the_manifest(root, tmp_path):
-    """An image replaced in place changes no folder."""
-    block, results = {"train": "train", "val": "val"}, str(root.parent / "results")
-    keep(root)
-    stamp = root.joinpath("train/a").stat().st_mtime_ns
-    staging.stage(block, str(root), str(tmp_path / "local"), results)
-    picture(200).resize((9, 9)).save(root / "train/a/0.png")
-    os.utime(root / "train/a", ns=(stamp, stamp))
-    keep(root)
-    copy = Path(staging.stage(block, str(root), str(tmp_path / "local"), results))
-    assert Image.open(copy / "train/a/0.png").size == (9, 9)
 
 
 # -- where they lie -----------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def take(config: Config, path: Path, target: str) -> str:
     else:
         return "left: there already"
     specs.write_spec(kinds.job_folder(target) / "spec.json", wanted)
-    attempts.take_in(kinds.job_folder(target), wanted, record)
+    attempts.import_record(kinds.job_folder(target), wanted, record)
     records.write_json(target, record)
     return "taken in"
 

@@ -1,1 +1,1 @@
-"""What is wanted: the YAML and its schema, specs, targets and what each needs. Never imports torch."""
+"""The YAML and its schema, specs, kinds of jobs, targets and what each needs. Never imports torch."""

@@ -23,10 +23,10 @@ _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _UniqueKeyLoader(_SafeLoader):
-    """YAML says keys are unique, PyYAML takes the last one in silence."""
+    """A loader that refuses a key given twice: YAML says keys are unique, PyYAML silently takes the last."""
 
     def construct_mapping(self, node, deep=False):
-        seen = set()
+        names = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *other`
                 continue
@@ -34,15 +34,15 @@ class _UniqueKeyLoader(_SafeLoader):
             if not isinstance(key, str):
                 mark = key_node.start_mark
                 raise ConfigError(f"{mark.name}, line {mark.line + 1}: put the key {key} in quotes.")
-            if key in seen:
+            if key in names:
                 mark = key_node.start_mark
-                raise ConfigError(f"{mark.name}, line {mark.line + 1}: the name {key!r} stands twice; rename one.")
-            seen.add(key)
+                raise ConfigError(f"{mark.name}, line {mark.line + 1}: the name {key!r} is given twice; rename one.")
+            names.add(key)
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path) -> dict:
-    """One YAML mapping. Raises ConfigError for bad syntax, a missing file or a name given twice."""
+    """Return a file's YAML mapping. Raises ConfigError for bad syntax, a missing file or a name given twice."""
     try:
         with open(path, encoding="utf-8") as stream:
             content = yaml.load(stream, _UniqueKeyLoader)
@@ -67,17 +67,18 @@ class Config:
 
     @classmethod
     def load(cls, files: dict[str, Path] = FILES) -> "Config":
+        """Return the files' content; schema.load also checks it. Raises ConfigError."""
         return cls(**{name: read_yaml(path) for name, path in files.items()})
 
     def setting_of(self, root: str) -> str:
-        """The setting whose results lie under `root` ("results/demo" -> "demo")."""
+        """Return the setting whose results folder is `root` ("results/demo" -> "demo")."""
         for name, setting in self.settings.items():
             if setting["results"] == root:
                 return name
         raise ConfigError(f"{FILES['settings']}: no setting has `results: {root}`.")
 
     def split_run(self, run: str) -> tuple[str, int]:
-        """A run's row and seed: "deit_tiny-s2" -> ("deit_tiny", 2)."""
+        """Return a run's row and seed: "deit_tiny-s2" -> ("deit_tiny", 2). Raises KeyError for no run."""
         for row in self.runs:
             for seed in self.seeds(row):
                 if run == run_name(row, seed):
@@ -85,6 +86,7 @@ class Config:
         raise KeyError(run)
 
     def seeds(self, row: str) -> list[int]:
+        """Return the seeds of a row."""
         return self.runs[row].get("seeds", SEEDS)
 
     def rows(self, item: str) -> list[dict]:
@@ -96,11 +98,11 @@ class Config:
         return tables[item] if item in tables else figures[item].get("rows", [])
 
     def analyses(self, item: str) -> list[str]:
-        """The analyses of trained models that a figure shows; of a table none."""
+        """Return the analyses of trained models that a figure shows; a table shows none."""
         return self.items["figures"].get(item, {}).get("analyses", [])
 
     def sections_of(self, item: str) -> list[str]:
-        """The sections of measurement that an item's rows stand in, in their order."""
+        """Return the benchmark groups of an item's rows, in the rows' order."""
         return list(dict.fromkeys(row["section"] for row in self.rows(item)))
 
     def wanted(self, setting: str, item: str) -> dict:
@@ -118,4 +120,5 @@ class Config:
 
 
 def run_name(row: str, seed: int) -> str:
+    """Return what the run of a row's seed is called."""
     return row if seed == 0 else f"{row}-s{seed}"

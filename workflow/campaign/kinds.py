@@ -5,8 +5,8 @@ Standard library and yaml only: launchers import this.
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,8 @@ from workflow.campaign import benchmarks, specs
 from workflow.campaign.config import Config
 
 CHECKS = ("data.json", "preflight.json")  # what most jobs wait for
+# (name, value or None, step) of each metric; one without a step has that of the last epoch
+Metrics = Iterator[tuple[str, float | None, int | None]]
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,7 @@ class Kind:
         exclusive: it is alone on its device, since it measures time.
         distributed: it may run as several processes; other kinds run once, whatever resources they were given.
         resumable: after a time limit it goes on where it was; others would begin anew and meet the same limit.
-        is_run: its record holds the accuracy of a run's model.
-        metrics: the numbers that MLflow shows of its results: the metric's name -> the key of the results. A list
-            counts as its length.
+        metrics: yields the numbers that MLflow shows of its record's results; None if MLflow does not show the kind.
     """
 
     name: str
@@ -48,13 +48,17 @@ class Kind:
     exclusive: bool = False
     distributed: bool = False
     resumable: bool = False
-    is_run: bool = False
-    metrics: dict[str, str] = field(default_factory=dict)
+    metrics: Callable[[dict], Metrics] | None = None
 
     @property
     def device_share(self) -> int:
         """The percentage of a device that Snakemake keeps for it; the profile has 100."""
         return 100 if self.exclusive else 1
+
+    @property
+    def folders(self) -> str:
+        """The glob pattern of its jobs' folders below a setting's results."""
+        return str(job_folder(re.sub(r"\{\w+\}", "*", self.target)))
 
     @property
     def pattern(self) -> re.Pattern:
@@ -124,11 +128,49 @@ def _training_cost_spec(config: Config, setting: str, group: str, configuration:
     return benchmarks.training_cost_spec(config, setting, group, benchmarks.parse_training_cost(configuration, shown))
 
 
-ACCURACY = {
-    **{f"final_{key}": key for key in ("top1", "top5", "val_loss", "loss", "ema_top1")},
-    **{key: key for key in ("best_top1", "best_epoch", "val_images", "deviations", "macs_g")},
-    "total_train_s": "train_s",  # an epoch's is called train_s
-}
+# -- the numbers of a record's results that MLflow shows
+
+
+def _accuracy(results: dict) -> Metrics:
+    for key in ("top1", "top5", "val_loss", "loss", "ema_top1"):
+        yield f"final_{key}", results.get(key), None
+    for key in ("best_top1", "best_epoch", "val_images", "macs_g"):
+        yield key, results.get(key), None
+    yield "deviations", len(results.get("deviations", [])), None
+    yield "total_train_s", results.get("train_s"), None  # each epoch has its own `train_s`
+
+
+def _search(results: dict) -> Metrics:
+    yield "macs_g", results["macs_g"], None
+    yield "images", results["images"], None
+    for layer, kept in enumerate(results["counts"], 1):
+        yield f"kept.layer_{layer}", kept, None
+
+
+def _analysis(results: dict) -> Metrics:
+    yield "images", results["images"], None
+
+
+def _throughput(results: dict) -> Metrics:
+    """Yield each model's speed and speed-up; a sweep has the batch size as step."""
+    for size in results.get("sizes", [results]):
+        step = size["batch_size"] if "sizes" in results else 0
+        for method in size["methods"]:
+            for key in ("images_per_s", "macs_g", "params_m"):
+                yield f"{key}.{method['run']}", method.get(key), step
+            if method.get("speedup") is not None:
+                yield f"speedup_pct.{method['run']}", 100 * (method["speedup"] - 1), step
+            yield f"out_of_memory.{method['run']}", float(method["out_of_memory"]), step
+
+
+def _training_cost(results: dict) -> Metrics:
+    """Yield step times and bytes by batch size and run."""
+    for method in results["methods"]:
+        for size in method["sizes"]:
+            for key in ("step_s_first", "step_s_last", "bytes", "out_of_memory"):
+                yield f"{key}.b{size['batch_size']}.{method['run']}", size.get(key), None
+
+
 KINDS = {
     kind.name: kind
     for kind in (
@@ -167,7 +209,7 @@ KINDS = {
             module="workflow.train.search",
             title="Search",
             resumable=True,
-            metrics={"macs_g": "macs_g", "images": "images"},
+            metrics=_search,
         ),
         Kind(
             "train",
@@ -178,8 +220,7 @@ KINDS = {
             title="Training",
             distributed=True,
             resumable=True,
-            is_run=True,
-            metrics=ACCURACY,
+            metrics=_accuracy,
         ),
         Kind(
             "evaluate",
@@ -189,8 +230,7 @@ KINDS = {
             module="workflow.train.evaluate",
             title="Evaluation of given weights",
             distributed=True,
-            is_run=True,
-            metrics=ACCURACY,
+            metrics=_accuracy,
         ),
         Kind(
             "analysis",
@@ -199,7 +239,7 @@ KINDS = {
             spec=specs.analysis_spec,
             module="workflow.analysis.analyze",
             title="Analysis of a trained model",
-            metrics={"images": "images"},
+            metrics=_analysis,
         ),
         Kind(
             "throughput",
@@ -210,6 +250,7 @@ KINDS = {
             title="Measurement of images/s",
             after=("preflight.json",),
             exclusive=True,
+            metrics=_throughput,
         ),
         Kind(
             "training_cost",
@@ -220,6 +261,7 @@ KINDS = {
             title="Measurement of training steps",
             after=("preflight.json",),
             exclusive=True,
+            metrics=_training_cost,
         ),
     )
 }

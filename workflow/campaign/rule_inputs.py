@@ -109,7 +109,7 @@ class Plan:
                 return [write_spec(path, record.spec)]
             except files.NotWritable as error:
                 sys.exit(str(error))  # an exception would come with Snakemake's traceback
-        if read_json(path) != record.spec:
+        if Path(record.path).exists() and read_json(path) != record.spec:
             self.changed.add(record.path)
         return [path] if Path(path).exists() else []
 

@@ -6,14 +6,14 @@ from pathlib import Path
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
-from workflow.campaign import specs
+from workflow.campaign import benchmarks, specs
 from workflow.campaign.config import CLAIMS, CONFIG, FILES, Config, ConfigError, read_yaml, run_name
 
 SCHEMA = CONFIG / "schema.yaml"
 
 
 def load(files: dict[str, Path] = FILES) -> Config:
-    """The configuration, read and checked. Raises ConfigError with one sentence."""
+    """Return the configuration, read and checked. Raises ConfigError with one sentence."""
     config = Config.load(files)
     shapes = read_yaml(SCHEMA)
     for name, path in files.items():
@@ -26,7 +26,7 @@ def load(files: dict[str, Path] = FILES) -> Config:
 
 
 def describe(path: Path, error: ValidationError) -> str:
-    """One sentence for a schema error."""
+    """Return one sentence for a schema error."""
     place = ".".join(str(part) for part in error.absolute_path) or "the top level"
     if error.validator == "additionalProperties":
         known = sorted(error.schema["properties"])
@@ -48,7 +48,7 @@ def describe(path: Path, error: ValidationError) -> str:
 
 
 def nearest(name: str, known) -> str:
-    """The end of a sentence about an unknown name."""
+    """Return the end of a sentence about an unknown name."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"
@@ -56,10 +56,7 @@ def nearest(name: str, known) -> str:
 
 
 def check_names(config: Config, files: dict[str, Path], keys: set[str]) -> None:
-    """Every name that one place uses exists in the other, and recipes have every one of `keys`.
-
-    Raises ConfigError.
-    """
+    """Raise ConfigError unless every name that one file uses exists in another, and recipes have all of `keys`."""
 
     def known(path: Path, place: str, name: str, names) -> None:
         if name not in names:
@@ -107,9 +104,10 @@ def check_names(config: Config, files: dict[str, Path], keys: set[str]) -> None:
     for figure in config.items["figures"]:
         for name in config.analyses(figure):
             known(files["items"], f"figures.{figure}.analyses", name, config.items["analyses"])
-    places: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for name, setting in config.settings.items():
-        if (other := places.setdefault(setting["results"], name)) != name:
+        other = owners.setdefault(setting["results"], name)
+        if other != name:
             raise ConfigError(
                 f"{files['settings']}: {name} and {other} both have results: {setting['results']}; change one."
             )
@@ -119,6 +117,10 @@ def check_names(config: Config, files: dict[str, Path], keys: set[str]) -> None:
                 place = f"{name}.measure.{item}"
                 known(files["settings"], place, section, config.sections_of(item))
             check_measured_seeds(config, files["settings"], name, item)
+        try:
+            benchmarks.check(setting["throughput"])
+        except benchmarks.BenchmarkError as error:
+            raise ConfigError(f"{files['settings']}: {name}.throughput: {error}") from None
         for section in setting["throughput"]["batch_size_of"]:
             known(files["settings"], f"{name}.throughput.batch_size_of", section, sections)
         for part in ("checkpoints", "models"):
@@ -134,56 +136,59 @@ def check_names(config: Config, files: dict[str, Path], keys: set[str]) -> None:
     check_seeds(config, files["runs"])
 
 
-def check_ends(config: Config, path: Path, recipe: str, wanted: set[str]) -> None:
-    """`extends` leads somewhere, and the recipe has every wanted key at its end."""
-    seen, name, keys = [], recipe, set()
+def check_ends(config: Config, path: Path, recipe: str, keys: set[str]) -> None:
+    """Raise ConfigError unless `extends` ends somewhere and the recipe then has every one of `keys`."""
+    chain: list[str] = []
+    has: set[str] = set()
+    name = recipe
     while name is not None:
-        if name in seen:
-            raise ConfigError(f"{path}: {' extends '.join([*seen, name])}: a circle.")
-        seen.append(name)
-        keys |= set(config.recipes[name])
+        if name in chain:
+            raise ConfigError(f"{path}: {' extends '.join([*chain, name])}: a circle.")
+        chain.append(name)
+        has |= set(config.recipes[name])
         name = config.recipes[name].get("extends")
         if name is not None and name not in config.recipes:
             return  # reported at that recipe
     optional = {"extends", "task_args", "search"}
-    if missing := sorted(wanted - keys - optional):
+    missing = sorted(keys - has - optional)
+    if missing:
         raise ConfigError(f"{path}: {recipe} lacks the key {missing[0]!r}.")
 
 
 def check_search(config: Config, path: Path, row: str) -> None:
-    """A row whose recipe searches has a trained model to search on."""
+    """Raise ConfigError unless a row whose recipe searches starts from a trained model to search on."""
     for setting in config.settings:
         if "search" in specs.recipe_of(config, setting, row) and "start" not in config.runs[row]:
             raise ConfigError(f"{path}: {row} lacks the key 'start': its recipe searches on a trained model.")
 
 
 def check_chain(config: Config, path: Path, row: str) -> None:
-    """`start` and `teacher` lead to no circle."""
+    """Raise ConfigError if `start` and `teacher` lead back to the row."""
 
-    def walk(name: str, seen: list[str]) -> None:
-        if name in seen:
-            raise ConfigError(f"{path}: {' needs '.join([*seen, name])}: a circle.")
+    def walk(name: str, chain: list[str]) -> None:
+        if name in chain:
+            raise ConfigError(f"{path}: {' needs '.join([*chain, name])}: a circle.")
         for role in ("start", "teacher"):
             if role in config.runs.get(name, {}):
-                walk(config.runs[name][role], [*seen, name])
+                walk(config.runs[name][role], [*chain, name])
 
     walk(row, [])
 
 
 def check_measured_seeds(config: Config, path: Path, setting: str, item: str) -> None:
-    """An item asks for no more seeds than its rows have."""
-    wanted = config.wanted(setting, item)
-    rows = [row for section in wanted["train"] for row in config.items["sections"][section]]
-    most = max((len(config.seeds(row)) for row in rows), default=wanted["seeds"])
-    if wanted["seeds"] is not None and wanted["seeds"] > most:
+    """Raise ConfigError if an item asks for more seeds than its rows have."""
+    measured = config.wanted(setting, item)
+    rows = [row for group in measured["train"] for row in config.items["sections"][group]]
+    most = max((len(config.seeds(row)) for row in rows), default=measured["seeds"])
+    if measured["seeds"] is not None and measured["seeds"] > most:
         raise ConfigError(
-            f"{path}: {setting}.measure.{item}.seeds is {wanted['seeds']}, but its rows have "
+            f"{path}: {setting}.measure.{item}.seeds is {measured['seeds']}, but its rows have "
             f"{most}; ask for fewer, or give them more in {FILES['runs']} (`seeds`)."
         )
 
 
 def check_seeds(config: Config, path: Path) -> None:
-    """No seed's run is called like another row's."""
+    """Raise ConfigError if a seed's run has the name of another row's."""
     owners: dict[str, str] = {}
     for row in config.runs:
         for seed in config.seeds(row):

@@ -25,7 +25,7 @@ def spec_hash(spec: dict) -> str:
 
 
 def write_spec(path: str | Path, spec: dict) -> str:
-    """Write the spec unless the file says the same already (its time stamp re-runs the job)."""
+    """Write the spec unless the file has it already, and return the path. A new time stamp makes the job run again."""
     path = Path(path)
     text = json.dumps(spec, indent=1, sort_keys=True) + "\n"
     if not path.exists() or path.read_text() != text:
@@ -36,7 +36,8 @@ def write_spec(path: str | Path, spec: dict) -> str:
 def recipe_of(config: Config, setting: str | None, row: str) -> dict:
     """Return the recipe with every override applied: recipe < setting < setting's recipe < row."""
     name = config.runs[row]["recipe"]
-    chain, parent = [], name
+    chain = []
+    parent = name
     while parent is not None:
         chain.append(config.recipes[parent])
         parent = chain[-1].get("extends")
@@ -146,10 +147,11 @@ def _run_spec(config: Config, setting: str, run: str) -> dict:
         "recipe": recipe_of(config, setting, row),
     }
     for role in ROLES:
-        if other := config.runs[row].get(role):
-            # the same seed's run where there is one, so that seeds stay independent
-            other = run_name(other, seed if seed in config.seeds(other) else 0)
-            spec[role] = reference(train_spec(config, setting, other))
+        other = config.runs[row].get(role)
+        if other is not None:
+            # the run of the same seed if that row has it, so that seeds stay independent
+            other_seed = seed if seed in config.seeds(other) else 0
+            spec[role] = reference(train_spec(config, setting, run_name(other, other_seed)))
     if "snapshots" in config.runs[row]:
         spec["snapshots"] = config.runs[row]["snapshots"]
     return spec

@@ -1,7 +1,7 @@
 """Decide which files are images, and which class each belongs to.
 
-This is the one definition of a split in class folders: check, training, evaluation, search, figures
-and staging list it here. Standard library only: the login node asks before anything is launched.
+This is the one definition of a split in class folders: check, training, evaluation, search and figures list it
+here. Standard library only: the login node asks before anything is launched.
 """
 
 import fnmatch

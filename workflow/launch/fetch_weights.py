@@ -1,4 +1,4 @@
-"""Fetch weights of timm's hub on the login node, since compute nodes are often offline."""
+"""Fetch weights from timm's hub on the login node, since compute nodes are often offline."""
 
 import json
 import sys
@@ -15,14 +15,14 @@ FILE = "model.safetensors"
 
 
 class FetchError(RuntimeError):
-    """The weights did not come, or are not the ones they should be; says what to do."""
+    """The weights did not come, or are not the ones they should be; the message says what to do."""
 
 
 def fetch(spec: dict, folder: Path) -> dict:
-    """Download timm/<spec["timm"]>'s weights; -> {"path", "sha256", "repository", "revision"}.
+    """Download the weights of timm/<spec["timm"]>. Return {"path", "sha256", "repository", "revision"}.
 
-    The path counts from the folder above the record's. Raises FetchError unless the file has the
-    sha256 that the hub names, and the spec's where it names one.
+    The path is relative to the folder above the record's. Raises FetchError unless the file has the
+    sha256 that the hub names, and the spec's if it names one.
     """
     repository = f"timm/{spec['timm']}"
     try:
@@ -35,14 +35,14 @@ def fetch(spec: dict, folder: Path) -> dict:
             f"download {FILE} yourself and name it in workflow/config/settings.yaml instead of "
             f"`timm: {spec['timm']}`: {{file: <path>, sha256: <what sha256sum says>}}."
         ) from error
-    found = records.sha256(path)
-    for wanted, source in ((known.etag, "the hub"), (spec.get("sha256"), "settings.yaml")):
-        if wanted not in (None, found):
+    sha256 = records.sha256(path)
+    for expected, source in ((known.etag, "the hub"), (spec.get("sha256"), "settings.yaml")):
+        if expected not in (None, sha256):
             Path(path).unlink()
-            raise FetchError(f"{path} has the sha256 {found}, but {source} says {wanted}; it is removed.")
+            raise FetchError(f"{path} has the sha256 {sha256}, but {source} says {expected}; it is removed.")
     return {
         "path": f"weights/{spec['timm']}/{FILE}",
-        "sha256": found,
+        "sha256": sha256,
         "repository": repository,
         "revision": known.commit_hash,
     }

@@ -14,24 +14,83 @@ from workflow.campaign.targets import split_root
 from workflow.storage import journal
 
 LAYERWISE = 2 / 3  # of a training, before its schedule becomes stage-wise
-EPOCHS, STEPS = "epochs of the run or another seed", "measured steps"
+# what an estimate is based on
+EPOCHS = "epochs of the run or another seed"
+STEPS = "measured steps"
 SCALED = "other rows' steps, scaled by MACs"
-NOTHING, UNCOUNTED = "no step was measured yet", "the images are not counted yet"
+# why there is none, and what would give one
+NOTHING = "no step was measured yet"
+UNCOUNTED = "the images are not counted yet"
 REMEDIES = {
-    NOTHING: "targets like results/training/deit_small/cuda-paper-fp16.json measure a section's",
+    NOTHING: "targets like results/training/deit_small/cuda-paper-fp16.json measure those of a benchmark group",
     UNCOUNTED: "the target data.json of the same results folder counts them",
 }
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Device-hours that a training still needs, None if nothing was measured, and on what basis:
-    one of the above."""
+    """Device-hours that a training still needs, None if nothing was measured, and the basis: one of the above."""
 
     path: str
     hours: float | None
     device: str
     basis: str
+
+
+# -- what a user reads ----------------------------------------------------------------------------
+
+
+def by_target(costs: list[Cost], needed: dict[str, list[str]]) -> list[str]:
+    """Return the summaries of the targets, whose records are `needed`, and of trainings that no target needs.
+
+    A training that several targets need is counted in each; a last line then counts all together.
+    """
+    groups = {target: [cost for cost in costs if cost.path in paths] for target, paths in needed.items()}
+    others = [cost for cost in costs if not any(cost.path in paths for paths in needed.values())]
+    groups["other targets" if needed else "these targets"] = others
+    groups = {name: group for name, group in groups.items() if group}
+    lines = [line for name, group in groups.items() for line in _estimates(name, group)]
+    if len(groups) > 1:
+        lines += _estimates("all together", costs)
+    return [*lines, *_unknown(costs)]
+
+
+def _estimates(name: str, costs: list[Cost]) -> Iterator[str]:
+    """Yield the hours of a group of trainings, one line for each kind of device."""
+    for device in ("GPU", "machine"):
+        known = [cost for cost in costs if cost.hours is not None and cost.device == device]
+        if known:
+            hours = sum(cost.hours for cost in known)
+            amount = f"{hours:,.0f}" if hours >= 10 else f"{hours:.2f}"
+            counts = Counter(cost.basis for cost in known)
+            bases = "; ".join(f"{counts[basis]} from {basis}" for basis in (EPOCHS, STEPS, SCALED) if counts[basis])
+            yield f"Estimate, {name}: {len(known)} training(s), about {amount} {device}-hours ({bases})."
+
+
+def _unknown(costs: list[Cost]) -> Iterator[str]:
+    """Yield for which trainings there is no estimate, and what would give one."""
+    for reason, remedy in REMEDIES.items():
+        paths = [cost.path for cost in costs if cost.hours is None and cost.basis == reason]
+        runs = [Path(path).parent.name for path in paths]
+        if runs:
+            names = ", ".join(runs[:4]) + (", ..." if len(runs) > 4 else "")
+            yield f"No estimate for {len(runs)} training(s) ({names}): {reason}; {remedy}."
+
+
+# -- estimates ------------------------------------------------------------------------------------
+
+
+def of_trainings(config: Config, records: dict[str, dict]) -> list[Cost]:
+    """Return the costs of the trainings among the records, whose specs are given by path."""
+    forecasts: dict[str, Forecast] = {}
+    costs = []
+    for path, spec in records.items():
+        if spec["kind"] == "train":
+            root = split_root(config, path)[1]
+            if root not in forecasts:
+                forecasts[root] = Forecast(config, root)
+            costs.append(forecasts[root].of(path, spec))
+    return costs
 
 
 class Forecast:
@@ -41,25 +100,26 @@ class Forecast:
         self.root = Path(root)
         setting = config.setting_of(root)
         data = config.settings[setting]["data"]
-        counted = _read(self.root / "data.json").get("results", {}).get("splits", {})
-        # of another split before the YAML was changed: it is counted anew before any training
-        self.images = counted.get(data["train"], {}).get("images", data.get("train_images"))
+        splits = _read(self.root / "data.json").get("results", {}).get("splits", {})
+        # the record may be of another split; the YAML's then is counted anew before any training
+        self.images = splits.get(data["train"], {}).get("images", data.get("train_images"))
         # steps are measured at the paper's size, so they say nothing of a shrunk setting's
         shrunk = config.settings[setting]["shrink"]
         self.steps = {} if shrunk else dict(_measured_steps(self.root))
         self.macs_g = dict(_measured_macs(self.root))
 
     def of(self, path: str, spec: dict) -> Cost:
-        """From the epochs of the row's trainings, its measured steps, or those of another row."""
-        if found := _from_epochs(path, spec):
-            return found
+        """Estimate from the epochs of the row's trainings, its measured steps, or those of another row."""
+        cost = _from_epochs(path, spec)
+        if cost is not None:
+            return cost
         row = spec["row"]
         if row in self.steps:
             return self._from_steps(path, spec, row, 1.0, STEPS)
-        others = [one for one in self.steps if one in self.macs_g]
+        others = [other for other in self.steps if other in self.macs_g]
         if row in self.macs_g and others:
             # the nearest in size: the larger a model, the better it fills a device
-            near = min(others, key=lambda one: abs(self.macs_g[one] - self.macs_g[row]))
+            near = min(others, key=lambda other: abs(self.macs_g[other] - self.macs_g[row]))
             return self._from_steps(path, spec, near, self.macs_g[row] / self.macs_g[near], SCALED)
         return Cost(path, None, "", NOTHING)
 
@@ -71,99 +131,55 @@ class Forecast:
         return Cost(path, hours, device, basis)
 
 
+def _from_epochs(path: str, spec: dict) -> Cost | None:
+    """Estimate from epochs of this run or another seed's; this run's finished epochs are not paid again."""
+    own = job_folder(path)
+    seeds = [own, *own.parent.glob(f"{spec['row']}-s[0-9]*"), own.parent / spec["row"]]
+    for folder in seeds:
+        for attempt in sorted(folder.glob("attempts/*"), key=_number, reverse=True):
+            epochs = journal.epochs(attempt / "journal.jsonl")
+            epochs = [epoch for epoch in epochs if "epoch_s" in epoch]  # one whose metrics were lost has no time
+            known = _read(attempt / "spec.json")
+            if not epochs or any(known.get(key) != spec[key] for key in ("model", "data")):
+                continue
+            finished = epochs[-1]["epoch"] if folder == own and known == spec else 0
+            resources = _read(attempt / "job.json").get("resources", {})
+            devices = max(1, resources.get("gpus", 0))
+            epoch_s = statistics.median(epoch["epoch_s"] for epoch in epochs)
+            hours = (spec["recipe"]["epochs"] - finished) * epoch_s * devices / 3600
+            return Cost(path, hours, "GPU" if resources.get("gpus") else "machine", EPOCHS)
+    return None
+
+
 def _measured_steps(root: Path) -> Iterator[tuple[str, tuple[float, str]]]:
-    """Of each row in the folder's training costs: seconds per image and device, without loading, at
-    the largest batch that fitted. A GPU's come last, and count."""
+    """Yield (row, (seconds per image, device)) from the folder's training costs.
+
+    Loading is left out, and the largest batch that fitted counts. A GPU's come last, and replace the
+    others.
+    """
     records = [_read(path) for path in sorted(root.glob("training/*/*.json"))]
     records = [record for record in records if record.get("results")]
-    for record in sorted(records, key=lambda one: one["spec"]["device"] == "cuda"):
+    for record in sorted(records, key=lambda record: record["spec"]["device"] == "cuda"):
         device = "GPU" if record["spec"]["device"] == "cuda" else "machine"
         for method in record["results"]["methods"]:
             sizes = [size for size in method["sizes"] if "step_s_first" in size]
             if sizes:
-                size = max(sizes, key=lambda one: one["batch_size"])
+                size = max(sizes, key=lambda size: size["batch_size"])
                 step_s = LAYERWISE * size["step_s_first"] + (1 - LAYERWISE) * size["step_s_last"]
                 yield method["run"], (step_s / size["batch_size"], device)
 
 
 def _measured_macs(root: Path) -> Iterator[tuple[str, float]]:
-    """Rows and their MACs in 1e9, from the measurements of throughput and training."""
+    """Yield (row, MACs in 1e9) from the measurements of throughput and training."""
     for pattern in ("throughput/*/*.json", "training/*/*.json"):
         for path in root.glob(pattern):
             for method in _read(path).get("results", {}).get("methods", []):
                 yield method["run"], method["macs_g"]
 
 
-def _from_epochs(path: str, spec: dict) -> Cost | None:
-    """Of this run or another seed's; its own finished epochs are not paid again."""
-    mine = job_folder(path)
-    seeds = [mine, *mine.parent.glob(f"{spec['row']}-s[0-9]*"), mine.parent / spec["row"]]
-    for folder in seeds:
-        for attempt in sorted(folder.glob("attempts/*"), key=_number, reverse=True):
-            epochs = [
-                epoch for epoch in journal.epochs(attempt / "journal.jsonl") if "epoch_s" in epoch
-            ]  # one whose metrics were lost has no time
-            known = _read(attempt / "spec.json")
-            alike = all(known.get(key) == spec[key] for key in ("model", "data"))
-            if epochs and alike:
-                going_on = folder == mine and known == spec
-                left = spec["recipe"]["epochs"] - (epochs[-1]["epoch"] if going_on else 0)
-                resources = _read(attempt / "job.json").get("resources", {})
-                devices = max(1, resources.get("gpus", 0))
-                epoch_s = statistics.median(epoch["epoch_s"] for epoch in epochs)
-                kind = "GPU" if resources.get("gpus") else "machine"
-                return Cost(path, left * epoch_s * devices / 3600, kind, EPOCHS)
-    return None
-
-
-def by_target(costs: list[Cost], wanted: dict[str, list[str]]) -> list[str]:
-    """The summaries of the targets, whose records are `wanted`, and of what stands in none.
-
-    What several need is counted in each; they then end with all together.
-    """
-    others = [cost for cost in costs if not any(cost.path in paths for paths in wanted.values())]
-    parts = {target: [cost for cost in costs if cost.path in paths] for target, paths in wanted.items()}
-    parts["other targets" if wanted else "these targets"] = others
-    parts = {name: part for name, part in parts.items() if part}
-    lines = [line for name, part in parts.items() for line in estimates(name, part)]
-    if len(parts) > 1:
-        lines += estimates("all together", costs)
-    return [*lines, *unknown(costs)]
-
-
-def estimates(what: str, costs: list[Cost]) -> Iterator[str]:
-    for device in ("GPU", "machine"):
-        known = [cost for cost in costs if cost.hours is not None and cost.device == device]
-        if known:
-            hours = sum(cost.hours for cost in known)
-            amount = f"{hours:,.0f}" if hours >= 10 else f"{hours:.2f}"
-            counted = Counter(cost.basis for cost in known)
-            bases = "; ".join(f"{counted[one]} from {one}" for one in (EPOCHS, STEPS, SCALED)
-                              if counted[one])  # fmt: skip
-            yield (f"Estimate, {what}: {len(known)} training(s), about {amount} {device}-hours "
-                   f"({bases}).")  # fmt: skip
-
-
-def unknown(costs: list[Cost]) -> Iterator[str]:
-    """For which trainings there is no estimate, and what would give one."""
-    for reason, remedy in REMEDIES.items():
-        names = [Path(one.path).parent.name for one in costs
-                 if one.hours is None and one.basis == reason]  # fmt: skip
-        if names:
-            named = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-            yield f"No estimate for {len(names)} training(s) ({named}): {reason}; {remedy}."
-
-
-def of_trainings(config: Config, records: dict[str, dict]) -> list[Cost]:
-    """The costs of the trainings among the records, by path."""
-    known: dict[str, Forecast] = {}
-    costs = []
-    for path, spec in records.items():
-        if spec["kind"] == "train":
-            root = split_root(config, path)[1]
-            known[root] = known.get(root) or Forecast(config, root)
-            costs.append(known[root].of(path, spec))
-    return costs
+def is_current(path: str, spec: dict) -> bool:
+    """Return whether the record exists and is of this spec."""
+    return _read(Path(path)).get("spec_hash") == specs.spec_hash(spec)
 
 
 def _number(attempt: Path) -> int:
@@ -175,8 +191,3 @@ def _read(path: Path) -> dict:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError):
         return {}
-
-
-def is_current(path: str, spec: dict) -> bool:
-    """Whether the record lies there and is of this spec."""
-    return _read(Path(path)).get("spec_hash") == specs.spec_hash(spec)

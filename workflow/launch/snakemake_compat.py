@@ -1,4 +1,4 @@
-"""Use what Snakemake does not offer as an interface: all of it in this file, each with a test.
+"""Snakemake's internals: whatever it does not offer as an interface is used in this file, each with a test.
 
 Written for Snakemake 9; pyproject.toml holds Snakemake below 10.
 """
@@ -25,16 +25,16 @@ LISTS = ("+", "*")  # argparse's `nargs` of options that take many values
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What snakemake was told, by its command line and its profiles together.
+    """What the command line and the profiles together tell snakemake.
 
-    `options` are Snakemake's own, `given` the names of those that differ from their defaults, each
-    with its first spelling; `repeated` are options that stand twice on the command line, `empty`
-    those without a value. The three kinds of resources hold the values of every profile and of the
-    command line; of two values for one name, the command line's or the later profile's.
+    `options` are Snakemake's own, `set_options` the names of those that differ from their defaults, each
+    with its first spelling. `repeated` are options that the command line gives twice, `empty` those
+    without a value. The three kinds of resources hold the values of every profile and of the command
+    line. Where two give a value for one name, the command line's or the later profile's counts.
     """
 
     options: argparse.Namespace
-    given: dict[str, str]
+    set_options: dict[str, str]
     repeated: list[str]
     empty: list[str]
     cores_are_typed: bool
@@ -50,7 +50,7 @@ def read_command_line(argv: list[str] | None = None) -> CommandLine:
     does not know, or a value that is no resource.
     """
     argv = sys.argv[1:] if argv is None else argv
-    with contextlib.redirect_stderr(io.StringIO()):  # it names the profiles, as it has done before
+    with contextlib.redirect_stderr(io.StringIO()):  # Snakemake has named the profiles before
         parser, options = cli.parse_args(argv)
     plain = cli.get_argument_parser()
     profiles = [Path(name) for name in parser._default_config_files]
@@ -75,7 +75,7 @@ def read_command_line(argv: list[str] | None = None) -> CommandLine:
         defaults = None
     return CommandLine(
         options,
-        dict(_given(plain, options)),
+        dict(_set_options(plain, options)),
         typed["repeated"],
         typed["empty"],
         plain.parse_args(argv).cores is not None,
@@ -85,8 +85,8 @@ def read_command_line(argv: list[str] | None = None) -> CommandLine:
     )
 
 
-def _given(parser, options) -> Iterator[tuple[str, str]]:
-    """The options that differ from their defaults, each with its first spelling."""
+def _set_options(parser, options) -> Iterator[tuple[str, str]]:
+    """Yield the options that differ from their defaults, each with its first spelling."""
     defaults = parser.parse_args([])
     for action in parser._actions:
         value = getattr(options, action.dest, None)
@@ -98,23 +98,25 @@ def _given(parser, options) -> Iterator[tuple[str, str]]:
 
 
 def _lists(argv: list[str], *profiles: Path) -> dict:
-    """The words of each option that takes many, None where it is absent, as one layer has them.
+    """Return the words of each option that takes many, as one layer has them; None where it is absent.
 
     `repeated` are the options that are given twice (Snakemake keeps the last), `empty` those
     that nothing follows.
     """
     parser = cli.get_argument_parser(profiles=profiles)
-    actions = [one for one in parser._actions if one.option_strings and one.nargs in LISTS]
+    actions = [action for action in parser._actions if action.option_strings and action.nargs in LISTS]
     for action in actions:
         action.__class__, action.default = _Collect, None
     options = vars(parser.parse_args(argv))
-    words = {action.dest: options[action.dest] for action in actions}
-    repeated = [action.option_strings[0] for action in actions if len(words[action.dest] or ()) > 1]
-    flat = {
-        name: None if lists is None else [word for words in lists for word in words] for name, lists in words.items()
-    }
-    empty = [action.option_strings[0] for action in actions if flat[action.dest] == []]
-    return {**flat, "repeated": repeated, "empty": empty}
+    layer: dict = {"repeated": [], "empty": []}
+    for action in actions:
+        lists = options[action.dest]
+        layer[action.dest] = None if lists is None else [word for words in lists for word in words]
+        if len(lists or ()) > 1:
+            layer["repeated"].append(action.option_strings[0])
+        if layer[action.dest] == []:
+            layer["empty"].append(action.option_strings[0])
+    return layer
 
 
 class _Collect(argparse._StoreAction):
@@ -134,8 +136,10 @@ def _merge(layers: list[dict], name: str, allow_expressions: bool) -> Resources:
 
 
 def _refuse_unknown_mappings(profile: Path) -> None:
-    """Snakemake drops `set-resource: {train: {gpus: 8}}` from a profile without a word, and the
-    first of two mappings of one name."""
+    """End snakemake for a mapping that Snakemake would drop from a profile without a word.
+
+    It drops `set-resource: {train: {gpus: 8}}`, and the first of two mappings of one name.
+    """
     try:
         content = read_yaml(profile)
     except ConfigError as error:
@@ -194,16 +198,17 @@ def look_behind_ancient_inputs() -> None:
 
 
 def _search_past_no_ancient_input(dag, direction, *jobs, stop=lambda job: False) -> Iterator:
-    """Snakemake's breadth-first search, without the steps over ancient inputs alone."""
-    queue, seen = deque(jobs), set(jobs)
+    """Search breadth first as Snakemake does, without the steps over ancient inputs only."""
+    queue = deque(jobs)
+    visited = set(jobs)
     while queue:
         job = queue.popleft()
         if stop(job):
             continue
         yield job
         for neighbour, files in direction[job].items():
-            if neighbour not in seen and not all(file.is_ancient for file in files):
-                seen.add(neighbour)
+            if neighbour not in visited and not all(file.is_ancient for file in files):
+                visited.add(neighbour)
                 queue.append(neighbour)
 
 
@@ -228,3 +233,18 @@ def force(workflow, outputs: set[str]) -> None:
         build()
 
     workflow._build_dag = build_and_force
+
+
+def requested_resource(job, name: str) -> int | str | None:
+    """Return how much of a resource a job asks for, before Snakemake holds it to that of all jobs."""
+    resource = job.rule.resources[name]
+    if resource.is_evaluable():
+        resource = resource.evaluate(
+            job.wildcards,
+            input=job.input,
+            attempt=job.attempt,
+            threads=1,
+            rulename=job.rule.name,
+            async_run=job.rule.workflow.async_run,
+        )
+    return resource.value

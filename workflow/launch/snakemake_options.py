@@ -1,7 +1,8 @@
 """What each option of snakemake does here: it works, has nothing to act on, or is refused.
 
-Snakemake would take the refused ones and ignore them, or fail in the middle. tests/workflow/
-test_options.py holds that every option of the installed Snakemake stands in exactly one list.
+Snakemake would accept the refused ones and ignore them, or fail in the middle.
+tests/launch/test_snakemake_options.py checks that every option of the installed Snakemake is in
+exactly one list.
 """
 
 REFUSED = (
@@ -78,7 +79,7 @@ REFUSED = (
         ("target_files_omit_workdir_adjustment",),
     ),
     (
-        "results lie in results/, on a file system that all nodes share; leave it out, and link "
+        "results are in results/, on a file system that all nodes share; leave it out, and link "
         "results/ to where there is space",
         (
             *("default_storage_provider", "default_storage_prefix", "local_storage_prefix"),
@@ -108,7 +109,7 @@ WORKS = {
     *("scheduler_solver_path", "scheduler_greedy_greediness", "scheduler_ilp_solver"),
     *("scheduler_greedy_omit_prioritize_by_temp_and_input", "scheduler_ilp_solver_path"),
     *("max_jobs_per_second", "max_jobs_per_timespan", "latency_wait", "nolock", "unlock"),
-    # looks
+    # run no job
     *("help", "version", "dryrun", "lint", "summary", "detailed_summary", "list_rules"),
     *("list_target_rules", "list_changes", "list_input_changes", "list_params_changes"),
     *("list_untracked", "dag", "rulegraph", "filegraph", "d3dag", "print_compilation"),
@@ -121,7 +122,7 @@ WORKS = {
     "runtime_source_cache_path",
 }
 
-# they change nothing here, and nothing that could be missed
+# they change nothing here that anybody could miss
 HARMLESS = {
     *("allow_ambiguity", "debug", "force_use_threads", "no_subworkflows", "notemp"),
     *("queue_input_wait_time", "skip_script_cleanup"),
@@ -138,17 +139,16 @@ LOOKS = {
 }
 
 
-def refusal(given: dict[str, str], options) -> str | None:
-    """Return the sentence for the first of the `given` options that is refused, else None."""
-    for name, option in given.items():
+def refusal(set_options: dict[str, str], options) -> str | None:
+    """Return the sentence for the first refused option, else None; `set_options` holds options and their spellings."""
+    for name, option in set_options.items():
         if name in SENTENCES and not (name == "executor" and options.executor in LOCAL):
             return f"{option} is refused (on the command line or in a profile): {SENTENCES[name]}."
     return None
 
 
 def only_looks(options) -> bool:
-    """Whether this invocation runs no jobs."""
+    """Return whether this invocation runs no jobs."""
     if options.report_after_run:
         return bool(options.dryrun or options.touch)
-    values = (getattr(options, name, None) for name in LOOKS)
-    return any(value is not None and value is not False for value in values)
+    return any(getattr(options, name, None) not in (None, False) for name in LOOKS)

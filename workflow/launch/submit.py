@@ -1,45 +1,82 @@
-"""The launcher: submit a spec's job, wait for it, publish its record. One per Snakemake job.
+"""The launcher: submit a spec's job, wait for it, publish its record. Snakemake starts one per job.
 
-It imports neither torch nor mlflow, and keeps nothing in memory that matters: killed at any point
+It imports neither torch nor mlflow, and keeps nothing in memory that matters. Killed at any point
 and started again, it re-attaches to the living job, takes the finished record, or goes on from the
-newest checkpoint.
+newest checkpoint. A job is submitted once whatever happens meanwhile: Ctrl-C, a kill, Slurm away.
+
+submitit is imported in a short-lived forked child only, so that a waiting launcher stays small and
+submitit reads the job's environment, not the shell's.
 """
 
 import argparse
+import functools
 import json
 import os
 import signal
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
 from workflow import command_line, job_environment
 from workflow.campaign import specs
+from workflow.campaign.kinds import KINDS
 from workflow.data import layout
-from workflow.launch import executors, following, progress
-from workflow.launch.slurm_queue import Queue
-from workflow.launch.slurm_request import RequestError
-from workflow.launch.submission import INTERRUPTS, LOCK, LaunchError, end_replaced, submit
+from workflow.launch import follow, progress, slurm
+from workflow.launch.slurm import Queue
 from workflow.storage import attempts, locks, records
 from workflow.storage.attempts import Attempt
 
 LAUNCHERS = ("local", "slurm")
-REFUSALS = (LaunchError, RequestError, records.RecordError, layout.DataError)
+MOST_TIMEOUTS = 1000
+UNLIMITED_MIN = 60 * 24 * 365  # of a job on this machine
+LOCK = ".launcher"  # in the job's folder; a launcher holds it as long as it lives
 WAIT_FOR_TWIN_S = 7 * 24 * 3600
+INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
+STARTABLE = "PENDING,CONFIGURING,RUNNING,SUSPENDED"  # states of a job that is not just ending
+FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 300.0
+
+
+class LaunchError(RuntimeError):
+    """The job could not be launched or gave no record; the message says why, and where to look."""
+
+
+REFUSALS = (LaunchError, slurm.RequestError, records.RecordError, layout.DataError)
 
 
 class Interrupted(BaseException):
     """Ctrl-C or SIGTERM reached the launcher."""
 
 
+def launch(spec_path: Path, output: Path, site: dict, resources: dict, say) -> None:
+    """Bring the spec to its published record."""
+    spec = json.loads(spec_path.read_text())
+    attempt = choose_attempt(spec, spec_path.parent, output, say)
+    if not attempt.record.exists():
+        try:
+            patience = follow.Patience(attempt)
+            while True:
+                was_left = attach(attempt, site, resources, say)
+                ended = follow.follow(attempt, say)
+                if ended is None:
+                    break
+                if not patience.another(ended, was_left):
+                    raise LaunchError(follow.why_failed(attempt, ended, say))
+                say(f"{follow.what_ended(attempt, ended)}; it is submitted again.")
+        except Interrupted:
+            leave(attempt, resources, say)
+            raise
+    publish(attempt, spec_path, output)
+
+
 def choose_attempt(spec: dict, folder: Path, output: Path, say) -> Attempt:
-    """The attempt to go on with: an open one of this spec, or a new one."""
+    """Return the attempt to go on with: an open one of this spec, or a new one."""
     last = attempts.newest(folder)
     if last is None:
         return attempts.begin(folder, spec)
     job = last.job()
     if last.spec != spec:
-        if job and executors.is_alive(job, last.folder):
+        if job and follow.is_alive(job, last.folder):
             end_replaced(last, say)
         return attempts.begin(folder, spec)
     if attempts.is_over(output, last):
@@ -49,22 +86,41 @@ def choose_attempt(spec: dict, folder: Path, output: Path, say) -> Attempt:
     return last
 
 
-def publish(attempt: Attempt, spec_path: Path, output: Path) -> None:
-    """Hand the record to Snakemake, unless the YAML meanwhile asks for something else."""
-    wanted = specs.spec_hash(json.loads(spec_path.read_text()))
-    record = records.read(attempt.record)
-    if record["spec_hash"] != wanted:
+def end_replaced(attempt: Attempt, say) -> None:
+    """End a job whose spec was replaced.
+
+    Raises LaunchError if the job can't be ended: nothing would follow it any more, and it would run
+    to its end unnoticed.
+    """
+    job = attempt.job()
+    say(f"The spec changed: ending job {job['job_id']} of attempt {attempt.number}.")
+    error = patiently(functools.partial(follow.cancel, job, attempt.folder), "Slurm ends no job now", say)
+    if error:
         raise LaunchError(
-            f"{attempt.record} is of spec {record['spec_hash']}, but workflow/config/ was changed "
-            f"while it was made and now says {wanted}; nothing is published, start snakemake again."
+            f"The spec changed, and job {job['job_id']} of {attempt.folder} can't be ended: "
+            f"{error}; end it (scancel {job['job_id']}) and start snakemake again."
         )
-    records.write_json(output, record)
-    attempt.published.touch()
 
 
-def say_what_stays_behind(resources: dict, say) -> None:
-    """Name what of the user's shell the job does not get."""
-    if removed := job_environment.clean(dict(os.environ)):
+def attach(attempt: Attempt, site: dict, resources: dict, say) -> bool:
+    """Make sure that the attempt's job lives. Return whether it was left running by a former launcher."""
+    job = attempt.job()
+    # a job that was killed before this launcher started must not pass for a living one
+    status = follow.status(job, attempt.folder, Queue(max_age_s=2)) if job else None
+    alive = status is not None and status.alive
+    if not alive:
+        report_removed_environment(resources, say)
+        job = submit(attempt, site, resources, say)
+    verb = ": re-attached to" if alive else ":"
+    logs = attempt.folder / "logs"
+    say(f"Attempt {attempt.number}{verb} {job['launcher']} job {job['job_id']}, logs in {logs}.")
+    return alive and status.state != "PENDING"
+
+
+def report_removed_environment(resources: dict, say) -> None:
+    """Name what the job does not get of the user's shell."""
+    removed = job_environment.clean(dict(os.environ))
+    if removed:
         say(f"Not passed on to the job: {', '.join(removed)} (workflow/job_environment.py says why).")
     folder = job_environment.too_long_for_sockets()
     if folder and resources.get("launcher") == "local":
@@ -74,80 +130,210 @@ def say_what_stays_behind(resources: dict, say) -> None:
         )
 
 
-def attach(attempt: Attempt, site: dict, resources: dict, say) -> bool:
-    """See to it that the attempt's job lives; True if it is one that was left running."""
-    job = attempt.job()
-    # a job that was killed before we were started must not pass for a living one
-    status = executors.status(job, attempt.folder, Queue(max_age_s=2)) if job else None
-    found = status is not None and status.alive
-    if not found:
-        say_what_stays_behind(resources, say)
-        job = submit(attempt, site, resources, say)
-    verb = ": re-attached to" if found else ":"
-    logs = attempt.folder / "logs"
-    say(f"Attempt {attempt.number}{verb} {job['launcher']} job {job['job_id']}, logs in {logs}.")
-    return found and status.state != "PENDING"
+def submit(attempt: Attempt, site: dict, resources: dict, say) -> dict:
+    """Submit the attempt's job, note in the attempt's folder which job it is, and return that note.
+
+    Waits, with growing pauses, for a Slurm that is away or takes no more jobs for now. Raises
+    LaunchError or RequestError for a refusal. Ctrl-C waits until a submission is noted, since a job
+    without a note would be submitted twice.
+    """
+
+    def try_uninterrupted() -> str:
+        signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
+        try:
+            return try_once(attempt, site, resources)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
+
+    if resources["launcher"] == "slurm":
+        error = patiently(try_uninterrupted, "Slurm takes no job now", say)
+    else:
+        error = try_uninterrupted()
+    if error:
+        raise LaunchError(f"The job of {attempt.folder} was not accepted: {error}")
+    return attempt.job()
+
+
+def patiently(act, trouble: str, say) -> str:
+    """Act again, with growing pauses, while Slurm is away. Return why Slurm refuses, mostly ""."""
+    pause_s = FIRST_WAIT_S
+    while True:
+        error = act()
+        if not error or not slurm.is_temporary(error):
+            return error
+        last_line = error.strip().splitlines()[-1]
+        say(f"{trouble} ({last_line}); trying again in {pause_s:.0f} s.")
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, LONGEST_WAIT_S)
+
+
+def try_once(attempt: Attempt, site: dict, resources: dict) -> str:
+    """Submit once. Return why that failed, or "" once the job is noted."""
+    before = attempt.job()
+    if resources["launcher"] == "slurm":
+        adopted, error = adopt_unnoted_job(attempt, resources)
+        if adopted or error:
+            return error
+        # snakemake asked at its start, but Slurm may have been away then
+        slurm.check_time(slurm.options(resources), slurm.ask)
+    error = in_a_child(lambda: submit_with_submitit(attempt, site, resources))
+    if not error and attempt.job() == before:
+        error = "nothing was noted of it (killed?)"
+    return error
+
+
+def adopt_unnoted_job(attempt: Attempt, resources: dict) -> tuple[bool, str]:
+    """Look for a job of this attempt that Slurm has although no launcher noted it.
+
+    A launcher was killed in between, or sbatch did not hear the answer. Such a job is adopted if it
+    is complete, and ended if its pickled function is missing, since it can't start then.
+
+    Returns:
+        Whether a job was adopted, and why Slurm could not be asked.
+    """
+    named = (f"--name={attempt.job_name}", f"--states={STARTABLE}")
+    output, error = slurm.ask("squeue", "--me", "--noheader", "--format=%i", *named)
+    noted = attempt.job() or {}
+    for job_id in output.split():
+        if job_id == noted.get("job_id") and noted.get("cancelled"):
+            continue  # it is dying
+        if (attempt.folder / "logs" / f"{job_id}_submitted.pkl").exists():
+            attempt.note_job(job_id=job_id, launcher="slurm", submitted=time.time(), resources=resources)
+            return True, ""
+        slurm.ask("scancel", job_id)
+    return False, error
+
+
+def in_a_child(function) -> str:
+    """Run the function in a forked process with a session of its own. Return its error's text, mostly "".
+
+    So Ctrl-C in the terminal reaches the launcher only, which then does what the profile says.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            for stream in (0, 1, 2):  # or whoever reads our output would wait for the job's end
+                os.dup2(nowhere, stream)
+            function()
+        except BaseException as error:
+            os.write(writing, (str(error) or type(error).__name__).encode()[-4000:])
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as answer:
+        text = answer.read().decode(errors="replace")
+    os.waitpid(child, 0)
+    return text
+
+
+def submit_with_submitit(attempt: Attempt, site: dict, resources: dict) -> None:
+    """Submit the job and note it. Runs in the forked child, and raises what submitit raises."""
+    job_environment.clean()
+    job_environment.leave_allocation()
+    job_environment.shorten_temporary_folder()
+    from workflow.runtime.job import Job
+
+    job = Job(attempt.spec, site, str(attempt.folder))
+    if resources["launcher"] == "slurm":
+        submit_to_slurm(attempt, job, resources)
+    else:
+        submit_to_this_machine(attempt, job, resources)
+
+
+def submit_to_slurm(attempt: Attempt, job, resources: dict) -> None:
+    """Give the job to sbatch, by submitit."""
+    import submitit
+
+    # after a time limit submitit puts a job back into the queue as many times
+    timeouts = MOST_TIMEOUTS if KINDS[attempt.spec["kind"]].resumable else 0
+    executor = submitit.SlurmExecutor(folder=attempt.folder / "logs", max_num_timeout=timeouts)
+    executor.update_parameters(
+        **slurm.options(resources),
+        job_name=attempt.job_name,
+        setup=slurm.setup_lines(resources) or None,
+        signal_delay_s=resources.get("signal_delay_s", 120),
+        srun_args=["--kill-on-bad-exit=1"],  # or ranks would wait for one that failed
+    )
+    submitted = executor.submit(job)
+    attempt.note_job(launcher="slurm", job_id=submitted.job_id, submitted=time.time(), resources=resources)
+
+
+def submit_to_this_machine(attempt: Attempt, job, resources: dict) -> None:
+    """Start the job on this machine, by submitit."""
+    import submitit
+
+    executor = submitit.LocalExecutor(folder=attempt.folder / "logs")
+    executor.update_parameters(
+        timeout_min=UNLIMITED_MIN,
+        gpus_per_node=max(1, resources.get("gpus", 0)),
+        tasks_per_node=max(1, resources.get("tasks", 1)),
+    )
+    submitted = executor.submit(job)
+    attempt.note_job(
+        launcher="local",
+        job_id=submitted.job_id,
+        submitted=time.time(),
+        session=os.getpid(),
+        host=os.uname().nodename,
+        started=follow.process_start(submitted.job_id),
+        resources=resources,
+    )
 
 
 def leave(attempt: Attempt, resources: dict, say) -> None:
-    """Interrupted: end the job or let it go on, as the profile says, and say which."""
+    """End the job or let it go on after an interrupt, as the profile says, and report which."""
     job = attempt.job()
-    if job is None or not executors.is_alive(job, attempt.folder):
+    if job is None or not follow.is_alive(job, attempt.folder):
         say("Interrupted; no job of this attempt waits or runs.")
     elif resources.get("on_interrupt") == "cancel":
-        error = executors.cancel(job, attempt.folder)
+        error = follow.cancel(job, attempt.folder)
         if not error:
             attempt.note_cancelled()
-        done = f"could not be ended ({error})" if error else "is ended"
-        say(f"Interrupted: job {job['job_id']} {done}; the next start resumes it.")
+        end = f"could not be ended ({error})" if error else "is ended"
+        say(f"Interrupted: job {job['job_id']} {end}; the next start resumes it.")
     else:
         say(f"Interrupted: job {job['job_id']} goes on; the next start re-attaches to it.")
 
 
-def launch(spec_path: Path, output: Path, site: dict, resources: dict, say) -> None:
-    """From spec to published record."""
-    spec = json.loads(spec_path.read_text())
-    folder = spec_path.parent
-    attempt = choose_attempt(spec, folder, output, say)
-    if not attempt.record.exists():
-        try:
-            patience = following.Patience(attempt)
-            while True:
-                left = attach(attempt, site, resources, say)
-                ended = following.follow(attempt, say)
-                if ended is None:
-                    break
-                if not patience.another(ended, left):
-                    raise LaunchError(following.why_failed(attempt, ended, say))
-                say(f"{following.what_ended(attempt, ended)}; it is submitted again.")
-        except Interrupted:
-            leave(attempt, resources, say)
-            raise
-    publish(attempt, spec_path, output)
+def publish(attempt: Attempt, spec_path: Path, output: Path) -> None:
+    """Hand the record to Snakemake, unless the YAML asks for something else by now."""
+    current = specs.spec_hash(json.loads(spec_path.read_text()))
+    record = records.read(attempt.record)
+    if record["spec_hash"] != current:
+        raise LaunchError(
+            f"{attempt.record} is of spec {record['spec_hash']}, but workflow/config/ was changed "
+            f"while it was made and now says {current}; nothing is published, start snakemake again."
+        )
+    records.write_json(output, record)
+    attempt.published.touch()
 
 
 def site_of(arguments: argparse.Namespace) -> dict:
-    """What the job needs to know of this place, none of it part of the spec."""
-    data = {} if arguments.data is None else json.loads(arguments.data)
+    """Return what the job needs to know of this machine and folder; no part of the spec."""
     resources = json.loads(arguments.resources)
-    device, local, data_root = "auto", {}, None
-    if data:
-        data_root = str(layout.expand(data["root"], "settings.yaml, data.root").resolve())
-    if resources["launcher"] == "slurm":  # a GPU that was asked for and is not there is an error
-        device = "cuda" if resources.get("gpus") else "cpu"
-    else:
-        local["device_lock"] = str(Path(".snakemake/device.lock").resolve())
-        local["visible_gpus"] = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return {
-        **local,
+    site = {
         "root": arguments.root,
-        "data_root": data_root,
-        "workers": data.get("workers", 0),
+        "data_root": None,
+        "workers": 0,
         "checkpoint_minutes": resources.get("checkpoint_minutes", 15),
-        "device": device,
+        "device": "auto",
         "other_code": resources.get("other_code", "warn"),
-        "stage": resources.get("stage"),
     }
+    if arguments.data is not None:
+        data = json.loads(arguments.data)
+        # with its links: on a node the path may be a folder of the node's own
+        site["data_root"] = str(layout.expand(data["root"], "settings.yaml, data.root").absolute())
+        site["workers"] = data.get("workers", 0)
+    if resources["launcher"] == "slurm":  # a job that asked for a GPU and has none is an error
+        site["device"] = "cuda" if resources.get("gpus") else "cpu"
+    else:
+        site["device_lock"] = str(Path(".snakemake/device.lock").resolve())
+        site["visible_gpus"] = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return site
 
 
 def interrupt(number, frame):
@@ -183,7 +369,7 @@ def main() -> None:
             say(progress.ERROR + " ".join(str(error).splitlines()))
             sys.exit(1)
         except Interrupted:
-            sys.exit(130)
+            sys.exit(command_line.INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""Files that a reader never sees half written, and who may write them. Standard library only:
-launchers import this."""
+"""Write files so that a reader never sees half of one, and check who may write them.
+
+Standard library only: launchers import this.
+"""
 
 import os
 import pwd
@@ -16,25 +18,25 @@ class NotWritable(PermissionError):
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside this one to write to, renamed onto it if the block ends well, else removed.
+    """Yield a temporary path in the same folder, which is renamed onto `path` if the block ends well, else removed.
 
     Raises NotWritable if this user may not write in the folder.
     """
     check_writable(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.unlink(missing_ok=True)  # of a killed process with this number; it may be a link
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)  # of a killed process with this number; it may be a link
     try:
-        yield beside
-        beside.replace(path)
+        yield temporary
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write(path: Path, content: str) -> None:
     """Replace the file by this text."""
-    with replacing(path) as beside:
-        beside.write_text(content, encoding="utf-8")
+    with replacing(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
 
 
 def check_writable(path: Path) -> None:
@@ -42,7 +44,7 @@ def check_writable(path: Path) -> None:
     existing = next(above for above in (path, *path.absolute().parents) if os.path.lexists(above))
     if os.statvfs(existing).f_flag & os.ST_RDONLY:
         raise NotWritable(
-            f"{existing.absolute()} lies on a file system that is mounted read-only; "
+            f"{existing.absolute()} is on a file system that is mounted read-only; "
             "work in a clone elsewhere, or have it mounted writable."
         )
     if not os.access(existing, os.W_OK):
@@ -55,8 +57,8 @@ def check_writable(path: Path) -> None:
 
 
 def check_folder(folder: Path, appended: tuple[str, ...] = APPENDED) -> None:
-    """Raise NotWritable unless this user may write the folder, those below it, and the files in
-    them whose names end with one of `appended`."""
+    """Raise NotWritable unless this user may write the folder, those below it, and their files that end with one of
+    `appended`."""
     check_writable(folder)
     for name, _, names in os.walk(folder):
         check_writable(Path(name))
@@ -66,12 +68,12 @@ def check_folder(folder: Path, appended: tuple[str, ...] = APPENDED) -> None:
 
 
 def owner(path: Path) -> str:
-    """The name of the path's owner."""
+    """Return the name of the path's owner."""
     return user_name(path.stat().st_uid)
 
 
 def user_name(number: int) -> str:
-    """A user's name; in a container it may have none."""
+    """Return a user's name, or "user <number>" in a container that knows none."""
     try:
         return pwd.getpwuid(number).pw_name
     except KeyError:

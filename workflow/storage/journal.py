@@ -6,10 +6,9 @@
     {"event": "note", "time": ..., "text": "..."}
     {"event": "end", "time": ...}
 
-`epoch` counts completed epochs, from 1. An epoch may stand twice when a job died between the line
-and its checkpoint; the last one counts. Where a crash left NUL bytes or half a line, readers go on
-with the next whole line; a training writes lost epochs again, as its checkpoint knows them
-(`"restored": true`).
+`epoch` counts completed epochs, from 1. A job that died between an epoch's line and its checkpoint writes that epoch
+again; the last line counts. Where a crash left NUL bytes or half a line, readers go on with the next whole line. A
+training writes lost epochs again from its checkpoint (`"restored": true`).
 """
 
 import json
@@ -29,7 +28,7 @@ KEYS = {
 
 
 class Journal:
-    """Appends events; a line cut short by a killed predecessor is removed first."""
+    """A journal to append events to. A line that a killed predecessor cut short is removed first."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -44,6 +43,7 @@ class Journal:
             self._stream.truncate(content.rfind(b"\n") + 1)
 
     def write(self, event: str, **values) -> None:
+        """Append an event, and wait until it is on the disk."""
         line = json.dumps({"event": event, "time": time.time(), **values}) + "\n"
         self._stream.write(line.encode())
         self._stream.flush()
@@ -56,7 +56,7 @@ class Journal:
 def read(path: str | Path, offset: int = 0) -> Iterator[tuple[dict, int]]:
     """Yield (event, offset behind it) for every whole line from `offset`.
 
-    A last line without its end is left, for it may still be written; damaged ones are passed over.
+    A last line without its end may still be written, so it is left for later. Damaged lines are skipped.
     """
     if not os.path.exists(path):
         return
@@ -66,12 +66,13 @@ def read(path: str | Path, offset: int = 0) -> Iterator[tuple[dict, int]]:
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            if (event := parse(line)) is not None:
+            event = parse(line)
+            if event is not None:
                 yield event, offset
 
 
 def parse(line: bytes) -> dict | None:
-    """The event in a line; None if the line is damaged."""
+    """Return the event in a line; None if the line is damaged."""
     try:
         event = json.loads(line.strip(b"\0\n"))
         keys = {"event": str, "time": float, **KEYS.get(event["event"], {})}
@@ -82,24 +83,24 @@ def parse(line: bytes) -> dict | None:
 
 
 def epochs(path: str | Path) -> list[dict]:
-    """The metrics of each completed epoch in order, each with its `epoch`."""
-    found = {}
+    """Return the metrics of each completed epoch in order, each with its `epoch`."""
+    by_epoch = {}
     for event, _ in read(path):
         if event["event"] == "epoch":
-            found[event["epoch"]] = {"epoch": event["epoch"], **event["metrics"]}
-    return [found[epoch] for epoch in sorted(found)]
+            by_epoch[event["epoch"]] = {"epoch": event["epoch"], **event["metrics"]}
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 
 def restored(path: str | Path) -> list[int]:
-    """The epochs whose lines were lost, and written again from a checkpoint."""
+    """Return the epochs whose lines were lost, and written again from a checkpoint."""
     events = (event for event, _ in read(path) if event["event"] == "epoch")
     return sorted({event["epoch"] for event in events if event.get("restored")})
 
 
 def deviations(path: str | Path) -> list[dict]:
-    """What a training did differently from its recipe, each once: update, time and why."""
-    found = {}
+    """Return where a training deviated from its recipe, each deviation once: update, time and why."""
+    by_update = {}
     for event, _ in read(path):
         if event["event"] == "deviation":
-            found[event["update"]] = {key: event[key] for key in ("update", "time", "text")}
-    return [found[update] for update in sorted(found)]
+            by_update[event["update"]] = {key: event[key] for key in ("update", "time", "text")}
+    return [by_update[update] for update in sorted(by_update)]

@@ -1,7 +1,7 @@
 """A lock that a dead process can't keep: the kernel drops it with the process, kill -9 included.
 
-Nodes exclude each other only on a file system that shares its flocks: NFS does, Lustre if it is
-mounted with `flock`. With `localflock` each node has locks of its own, which nobody can tell here.
+Nodes exclude each other only on a file system that shares its flocks: NFS does, and Lustre if it is mounted with
+`flock`. With `localflock` each node has locks of its own, which can't be noticed here.
 """
 
 import contextlib
@@ -27,12 +27,11 @@ class NoLocks(OSError):
 
 @contextmanager
 def exclusive(path: str | Path, patience_s: float = 0.0, shared: bool = False):
-    """Hold the lock on `path` inside the block; raise Held if it is not free within `patience_s`.
+    """Hold the lock on `path` inside the block.
 
-    `shared` holders keep out exclusive ones, not each other.
-
-    The file keeps the holder's process id and host, for whoever is refused. Raises NotWritable if
-    this user may not write it.
+    `shared` holders keep out exclusive ones, not each other. The file keeps the holder's process id and host, for
+    whoever is refused. Raises Held if the lock is not free within `patience_s`, NotWritable if this user may not
+    write the file, and NoLocks.
     """
     path = Path(path)
     files.check_writable(path)
@@ -55,9 +54,9 @@ def exclusive(path: str | Path, patience_s: float = 0.0, shared: bool = False):
 
 
 def is_held(path: str | Path) -> bool:
-    """Whether a living process holds the lock alone (asking shares it for an instant).
+    """Return whether a living process holds the lock exclusively. Asking shares the lock for an instant.
 
-    Also answers a user who may only read the file.
+    A user who may only read the file can ask, too.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)

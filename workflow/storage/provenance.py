@@ -49,7 +49,7 @@ class CodeError(RuntimeError):
 
 @functools.cache
 def running() -> dict:
-    """The version of the code that this process runs.
+    """Return the version of the code that this process runs.
 
     It is read from the disk at the first call and kept. A job calls it before any module that
     computes is imported, so later edits and commits change nothing.
@@ -67,7 +67,7 @@ def note_running_code() -> None:
 
 
 def versions() -> dict[str, str]:
-    """The installed versions of the packages that compute."""
+    """Return the installed versions of the packages that compute."""
     installed = {}
     for name in PACKAGES:
         try:
@@ -78,7 +78,7 @@ def versions() -> dict[str, str]:
 
 
 def source_hash(root: Path) -> str:
-    """16 hexadecimal digits over the names and contents of the source files below `root`."""
+    """Return 16 hexadecimal digits over the names and contents of the source files below `root`."""
     digest = hashlib.sha256()
     for path in sorted({path for pattern in SOURCES for path in root.glob(pattern)}):
         if path.name.startswith(".") or not path.is_file():  # an editor's lock is a broken link
@@ -90,7 +90,7 @@ def source_hash(root: Path) -> str:
 
 
 def checkout(root: Path) -> dict:
-    """{"commit", "dirty", "reason"} of the git clone whose top folder is `root`.
+    """Return {"commit", "dirty", "reason"} of the git clone whose top folder is `root`.
 
     A commit is never another repository's: `root` itself must be the top of the clone. `dirty`
     also counts source files that git does not track.
@@ -122,7 +122,7 @@ def checkout(root: Path) -> dict:
 
 
 def _git(root: Path, home: str, *arguments: str) -> str:
-    """What git prints about the clone at `root`; `home` is an empty folder of this process.
+    """Return what git prints about the clone at `root`. `home` is an empty folder of this process.
 
     git reads the clone of another user (a shared clone, a container's root) only if the user's own
     configuration says so; a configuration on the command line does not count before git 2.38.
@@ -133,19 +133,24 @@ def _git(root: Path, home: str, *arguments: str) -> str:
     environment |= {"HOME": home, "XDG_CONFIG_HOME": home, "LC_ALL": "C"}
     environment["GIT_OPTIONAL_LOCKS"] = "0"  # do not write another user's index
     done = subprocess.run(
-        ["git", "-C", str(root), *arguments], env=environment, capture_output=True, check=True,
-        encoding="utf-8", errors="surrogateescape", timeout=GIT_TIMEOUT_S,
-    )  # fmt: skip
+        ["git", "-C", str(root), *arguments],
+        env=environment,
+        capture_output=True,
+        check=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        timeout=GIT_TIMEOUT_S,
+    )
     return done.stdout.strip()
 
 
 def is_other(version: dict, other: dict) -> bool:
-    """Whether two versions are different code: other sources or other packages."""
+    """Return whether two versions are different code: other sources or other packages."""
     return any(version[key] != other[key] for key in ("source_hash", "versions"))
 
 
 def extended(code: list[dict], **position: int) -> list[dict]:
-    """The versions that made a job's result so far, with the running one from `position` on.
+    """Return the versions that made a job's result so far, with the running one from `position` on.
 
     Args:
         code: the earlier versions, each with the position from which it ran.
@@ -161,7 +166,7 @@ def _without_position(version: dict) -> dict:
 
 
 def check_resumed(spec: dict, code: list[dict], policy: str) -> str | None:
-    """A warning if the checkpoint of the spec's job was made by other code; None if it was not.
+    """Return a warning if the checkpoint of the spec's job was made by other code; None if it was not.
 
     Args:
         code: the versions that the checkpoint names.
@@ -195,13 +200,15 @@ def check_ranks(ranks: list[dict]) -> None:
 
 
 def describe(version: dict, others: list[dict]) -> str:
-    """A version for people: its commit, the hash of its sources, the packages in which it differs
-    from one of the others."""
+    """Return a version for people: its commit, the hash of its sources, and the packages in which it differs from one
+    of the others."""
     if version["commit"] is None:
         name = f"an unknown commit ({version['reason']})"
     else:
         name = f"commit {version['commit'][:10]}"
-    details = ["with uncommitted changes"] * bool(version["dirty"])
+    details = []
+    if version["dirty"]:
+        details.append("with uncommitted changes")
     if version["source_hash"]:
         details.append(f"source {version['source_hash'][:8]}")
     for package, number in (version["versions"] or {}).items():
@@ -212,45 +219,53 @@ def describe(version: dict, others: list[dict]) -> str:
 
 
 def summary(code: list[dict]) -> dict:
-    """A record's {"commit", "dirty", "reason", "code"} for the versions that made it.
+    """Return a record's {"commit", "dirty", "reason", "code"} for the versions that made it.
 
     `commit` is the last version's, or "mixed" if the versions are different code.
     """
     last = code[-1]
     if not any(is_other(version, last) for version in code):
-        return {**{key: last[key] for key in ("commit", "dirty", "reason")}, "code": code}
-    dirty = {version["dirty"] for version in code}
-    known = True if True in dirty else None if None in dirty else False
-    return {"commit": MIXED, "dirty": known, "reason": None, "code": code}
+        return {"commit": last["commit"], "dirty": last["dirty"], "reason": last["reason"], "code": code}
+    each = {version["dirty"] for version in code}
+    if True in each:
+        dirty = True
+    elif None in each:
+        dirty = None  # unknown
+    else:
+        dirty = False
+    return {"commit": MIXED, "dirty": dirty, "reason": None, "code": code}
 
 
 def unknown_reason(known: dict) -> str | None:
-    """Why the commit is unknown in a record's provenance; None if it is known."""
+    """Return why the commit is unknown in a record's provenance; None if it is known."""
     if known.get("commit") is not None:
         return None
     return known.get("reason") or UNREPORTED["reason"]
 
 
 def spans(known: dict) -> str | None:
-    """Which code made which part, from a record's provenance; None if it is one code."""
+    """Return which code made which part, from a record's provenance; None if it was the same code throughout."""
     if known.get("commit") != MIXED:
         return None
     code = known["code"]
-    return "; ".join(f"from {_position(one)} on {describe(one, code)}" for one in code)
+    return "; ".join(f"from {_position(version)} on {describe(version, code)}" for version in code)
 
 
 def _position(version: dict) -> str:
+    """Return from where on a version made the result, for people."""
     if "from_layer" in version:
-        return f"the search's layer {version['from_layer'] + 1}"  # it begins at the last one
+        return f"the search's layer {version['from_layer'] + 1}"  # a search begins at the last layer
     epoch = f"epoch {version.get('from_epoch', 0) + 1}"
     return f"{epoch}, step {version['from_step'] + 1}" if version.get("from_step") else epoch
 
 
 def flags(record: dict) -> list[str]:
-    """What a table says to beware of: an unknown commit, or several versions of the code."""
+    """Return what a table's reader should know of the code: an unknown commit, or several versions of it."""
     known = record.get("provenance", {})
-    if reason := unknown_reason(known):
+    reason = unknown_reason(known)
+    if reason:
         return [f"unknown commit: {reason}"]
-    if parts := spans(known):
+    parts = spans(known)
+    if parts:
         return [f"{record['spec']['run']} was made by several versions of the code: {parts}"]
     return []

@@ -1,7 +1,6 @@
 """A record: the JSON of numbers that a job leaves, with its spec, hash and provenance.
 
-Standard library and yaml only: written on the node, verified and published by the launcher, read
-by tables and figures.
+The node writes it, the launcher verifies and publishes it, tables and figures read it. Standard library and yaml only.
 """
 
 import hashlib
@@ -22,8 +21,8 @@ class RecordError(RuntimeError):
 
 
 def write_json(path: str | Path, content: dict) -> None:
-    """Write whole and flush, so that a reader never sees half a file."""
-    with files.replacing(Path(path)) as beside, open(beside, "w", encoding="utf-8") as stream:
+    """Write the whole file and flush it, so that a reader never sees half of it."""
+    with files.replacing(Path(path)) as temporary, open(temporary, "w", encoding="utf-8") as stream:
         json.dump(content, stream, indent=1)
         stream.write("\n")
         stream.flush()
@@ -31,34 +30,34 @@ def write_json(path: str | Path, content: dict) -> None:
 
 
 def read(path: str | Path, expected_hash: str | None = None) -> dict:
-    """Read a record and check that it is whole and, where given, of the expected spec.
+    """Return a record, after a check that it is whole and, if `expected_hash` is given, of that spec.
 
     Raises RecordError for a missing or damaged file and for another spec.
     """
     try:
         record = json.loads(Path(path).read_text())
-        found = record["spec_hash"]
-        whole = specs.spec_hash(record["spec"]) == found and "results" in record
+        spec_hash = record["spec_hash"]
+        whole = specs.spec_hash(record["spec"]) == spec_hash and "results" in record
     except FileNotFoundError:
         raise RecordError(f"{path} is missing; ask snakemake for it by that name.") from None
     except (json.JSONDecodeError, KeyError, TypeError):
         whole = False
     if not whole:
         raise RecordError(f"{path} is damaged; delete it and ask snakemake for it again.")
-    if expected_hash not in (None, found):
+    if expected_hash not in (None, spec_hash):
         raise RecordError(
-            f"{path} is of spec {found}, but workflow/config/ now says {expected_hash}; ask snakemake for it again."
+            f"{path} is of spec {spec_hash}, but workflow/config/ now says {expected_hash}; ask snakemake for it again."
         )
     return record
 
 
 def make(spec: dict, results: dict, started: float, code: list[dict] | None = None, **facts) -> dict:
-    """A record of `results` for `spec`.
+    """Return a record of `results` for `spec`.
 
     Args:
         started: the job's first time.time().
         code: the versions of the code that made the results, in their order, if there may be
-            several (workflow.storage.provenance); mostly this process's alone.
+            several (workflow.storage.provenance); by default only this process's.
         facts: what else its provenance says.
     """
     return {
@@ -79,13 +78,11 @@ def make(spec: dict, results: dict, started: float, code: list[dict] | None = No
 
 
 def versions() -> dict[str, str]:
-    """The versions of the packages that this process computes with."""
+    """Return the versions of the packages that this process computes with."""
     return provenance.running()["versions"]
 
 
 def sha256(path: str | Path) -> str:
-    digest = hashlib.sha256()
+    """Return the SHA-256 of a file's content, as hexadecimal digits."""
     with open(path, "rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,134 +1,451 @@
-"""The mirror: whatever attempts and tables lie under results/ appears in MLflow, each point once.
+"""The MLflow sync: whatever attempts, tables and figures exist under results/ appears in MLflow, each value once.
 
-    python -m workflow.tracking.sync --once                     catch up and end
-    python -m workflow.tracking.sync --follow --until-gone PID  keep up while PID or a job lives
+snakemake starts one follower (`start`), which ends with it: when snakemake closes the pipe between
+them, or dies, the follower makes a last pass and ends. After a kill of the follower, the next start
+of snakemake or `python -m workflow.tracking` catches up, from what MLflow says that it holds.
 
-The only module that imports mlflow, and only in the mirror's own process. Jobs know nothing of it:
-MLflow away, locked or broken costs a training nothing, and a mirror killed at any point goes on
-from what MLflow says that it holds.
+Jobs know nothing of MLflow, so MLflow away, locked or broken costs a training nothing. mlflow itself
+is imported in the follower's process only.
 """
 
-import argparse
+import functools
+import hashlib
 import logging
 import os
+import re
+import select
+import sqlite3
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
-from workflow import command_line
-from workflow.campaign.config import ConfigError
-from workflow.storage import files, locks, records
-from workflow.tracking import artifact_store, troubles
-from workflow.tracking.content import Content
-from workflow.tracking.process import (
-    FILE,
-    UNUSABLE,
-    Followed,
-    Stop,
-    database_file,
-    finish_mirror,
-    lock_path,
-    start_mirror,
-    tracking_uri,
-    turn,
-    without_password,
-)
-from workflow.tracking.run_metrics import Point
-from workflow.tracking.sources import Results, Source
+from workflow import job_environment
+from workflow.campaign.config import CLAIMS, Config, ConfigError
+from workflow.campaign.kinds import KINDS
+from workflow.launch import follow
+from workflow.launch.slurm import Queue
+from workflow.storage import files, records
+from workflow.storage.attempts import Attempt
+from workflow.tracking import runs
+from workflow.tracking.runs import Run, Source
 
-__all__ = ["Mirror", "finish_mirror", "start_mirror"]
-
+LOG = ".snakemake/log/mlflow.log"
+SQLITE = "sqlite:///"
 POLL_S = 5.0
+FINISH_S = 30.0
+UNUSABLE = 3  # exit code where MLflow can't open the database at all
+SIGNED = ("spec.json", "job.json", "journal.jsonl", "record.json", "published")  # and error-rank*.json
+
+
+# -- snakemake's side -----------------------------------------------------------------------------
+
+
+def start(root: Path = records.ROOT) -> subprocess.Popen:
+    """Start the follower, in a session of its own, so that Ctrl-C in the terminal does not reach it."""
+    log = root / LOG
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "workflow.tracking", "--until-closed", "--root", str(root.resolve())],
+            cwd=records.ROOT,
+            env=job_environment.for_mlflow(),
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def finish(follower: subprocess.Popen, root: Path = records.ROOT, patience_s: float = FINISH_S) -> None:
+    """Let the follower make its last pass and end, and print what MLflow has.
+
+    Only a database file is waited for: a server may be slow or silent, and must delay nothing.
+    """
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    follower.stdin.close()
+    if Results(root).a_job_lives():
+        say("Jobs go on. MLflow shows what they do from the next start, or while `python -m workflow.tracking "
+            "--follow` runs.")  # fmt: skip
+    uri = tracking_uri(root)
+    try:
+        code = follower.wait(patience_s if uri.startswith(SQLITE) else 0)
+    except subprocess.TimeoutExpired:
+        say(f"The MLflow sync (process {follower.pid}) still works, and ends by itself.")
+        follower.returncode = 0  # nobody waits for it, and Python need not warn of it
+        return
+    if code:
+        say(f"Not everything is in MLflow yet ({root / LOG} says why); `python -m workflow.tracking --once` "
+            "catches up.")  # fmt: skip
+        lines = (root / LOG).read_text(errors="replace").splitlines() if (root / LOG).exists() else []
+        say("\n".join(f"  {line}" for line in lines[-2:-1]))  # the reason, then that it ended
+    elif uri == default_uri(root):
+        say("MLflow: `mlflow ui` shows every run.")
+    else:
+        say(f"MLflow: {without_password(uri)}.")
+
+
+# -- the follower ---------------------------------------------------------------------------------
+
+
+def follow_until_closed(sync: "Sync") -> bool:
+    """Keep MLflow up to date until standard input is closed. Return whether everything arrived."""
+    while True:
+        sync.catch_up()
+        readable, _, _ = select.select([0], [], [], POLL_S)
+        if readable and not os.read(0, 1024):
+            return sync.catch_up()
+
+
+def follow_jobs(sync: "Sync") -> bool:
+    """Keep MLflow up to date while a job waits or runs. Return whether everything arrived.
+
+    A requeued job is for a moment in the state that it ended with, so only one that stays away is gone.
+    """
+    alive_at = time.monotonic()
+    while True:
+        done = sync.catch_up()
+        if sync.results.a_job_lives():
+            alive_at = time.monotonic()
+        elif time.monotonic() - alive_at >= follow.GRACE_S["slurm"]:
+            return done
+        time.sleep(POLL_S)
+
+
+# -- where MLflow is ------------------------------------------------------------------------------
+
+
+def default_uri(root: Path) -> str:
+    """Return the file that a bare `mlflow ui` opens in the root."""
+    return f"{SQLITE}{root.resolve()}/mlflow.db"
+
+
+def tracking_uri(root: Path) -> str:
+    """Return MLFLOW_TRACKING_URI, with the whole path of an SQLite file, or the default."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or default_uri(root)
+    return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).resolve()}" if uri.startswith(SQLITE) else uri
+
+
+def lock_path(root: Path, uri: str) -> Path:
+    """Return the lock that keeps two processes from syncing one clone's results into one database."""
+    return root / f".snakemake/mlflow-{hashlib.sha256(uri.encode()).hexdigest()[:8]}.lock"
+
+
+def without_password(text: str) -> str:
+    return re.sub(r"://[^/@\s]*@", "://", text)
+
+
+# -- what is synced -------------------------------------------------------------------------------
+
+
+class Results:
+    """The results of every setting under one root."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.queue = Queue(root / ".snakemake", list_only=True)  # one question for all old jobs together
+
+    @functools.cached_property
+    def config(self) -> Config:
+        return Config.load()
+
+    def sources(self) -> list[Source]:
+        return [*self.attempts(), *self.items()]
+
+    def attempts(self) -> Iterator[Source]:
+        patterns = sorted(kind.folders for kind in KINDS.values() if kind.metrics)
+        for name, setting in self.config.settings.items():
+            for pattern in patterns:
+                for folder in sorted((self.root / setting["results"]).glob(f"{pattern}/attempts")):
+                    numbers = [int(entry.name) for entry in os.scandir(folder) if entry.name.isdigit()]
+                    for number in numbers:
+                        path = folder / str(number)
+                        if (path / "spec.json").exists():  # else it is being made
+                            last = number == max(numbers)
+                            yield Source(name, path, _signature(path, last), last)
+
+    def items(self) -> Iterator[Source]:
+        """Yield tables, the ledger of claims, and figures."""
+        for name, setting in self.config.settings.items():
+            items = [f"{table}{part}.csv" for table in (*self.config.items["tables"], CLAIMS)
+                     for part in ("", ".partial")]  # fmt: skip
+            items += [f"{figure}.png" for figure in self.config.items["figures"]]
+            for item in items:
+                path = self.root / setting["results"] / item
+                if path.exists():
+                    yield Source(name, path, f"{path.stat().st_mtime_ns} {path.stat().st_size}")
+
+    def describe(self, source: Source) -> Run:
+        if source.path.is_dir():
+            return runs.of_attempt(self.root, source, self.config, self.queue)
+        return runs.of_item(self.root, source, self.config)
+
+    def a_job_lives(self) -> bool:
+        """Return whether a job of an attempt that may still be resumed waits or runs."""
+        for source in self.attempts():
+            attempt = Attempt(source.path)
+            job = attempt.job()
+            resumable = source.last and job and not attempt.record.exists()
+            if resumable and follow.is_alive(job, source.path, self.queue):
+                return True
+        return False
+
+
+def _signature(attempt: Path, last: bool) -> str:
+    """Return what changes with any of the attempt's files that MLflow shows; reads one directory only."""
+    parts = []
+    for entry in os.scandir(attempt):
+        if entry.name in SIGNED or entry.name.startswith("error-rank"):
+            parts.append(f"{entry.name} {entry.stat().st_mtime_ns} {entry.stat().st_size}")
+    return hashlib.sha256(f"{sorted(parts)} {last}".encode()).hexdigest()[:16]
+
+
+# -- one pass -------------------------------------------------------------------------------------
+
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # we say ourselves what went wrong, in one sentence
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # the sync says itself what went wrong, in one sentence
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
     # mlflow must not repeat a request by itself: a run that was made but whose answer got lost
-    # would be made twice. The next poll asks first, and a late answer is no lost one.
+    # would be made twice. The next pass asks first, and a late answer is no lost one.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
-REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # of one run; the others go on
+REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # MLflow refuses one run; the others go on
+SYNCED = "synced"  # the tag that comes last, with the signature of what arrived
 
 
-class Held:
+class Stored:
     """What MLflow holds of a run."""
 
     def __init__(self, run, new: bool = False):
-        self.run_id, self.tags, self.status = run.info.run_id, run.data.tags, run.info.status
+        self.run_id = run.info.run_id
+        self.status = run.info.status
         self.artifacts = run.info.artifact_uri
-        self.params, self.metrics = run.data.params, run.data.metrics
         self.deleted = run.info.lifecycle_stage == "deleted"
-        self.points: set[tuple[str, int]] | None = set() if new else None
+        self.tags = run.data.tags
+        self.params = run.data.params
+        self.metrics = run.data.metrics
+        self.steps: set[tuple[str, int]] | None = set() if new else None  # of each metric; None: not asked yet
 
 
-class Mirror:
-    """Sends what is new under `root` to `uri`; after any trouble it asks anew what is there."""
+class Sync:
+    """Sends what is new under `root` to `uri`; after any trouble it asks MLflow anew what it holds."""
 
     def __init__(self, root: Path, uri: str, say=print):
         self.root, self.uri, self.say = root, uri, say
         self.results = Results(root)
-        self.database = database_file(uri)
+        self.database = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
         self.unusable = False
         self.client = None
-        self.experiments: dict[str, str] = {}
-        self.deleted: dict[str, str] = {}  # experiments, and their numbers
-        self.deleted_runs: set[str] = set()
-        self.held: dict[str, Held] = {}
-        self.seen: dict[Path, str] = {}
+        self.experiments: dict[str, str] = {}  # their numbers
+        self.deleted: dict[str, str] = {}  # those that somebody deleted
+        self.stored: dict[str, Stored] = {}
+        self.sent: dict[Path, str] = {}  # signatures
         self.troubles: dict[Path | str | None, str] = {}
+        self.deleted_runs: set[str] = set()
 
     def catch_up(self) -> bool:
-        """One pass over all that changed; False if something is left for the next."""
+        """Make one pass over all that changed. Return False if something is left for the next."""
         try:
-            sources = [*self.results.attempts(), *self.results.items()]
+            sources = self.results.sources()
         except (OSError, ConfigError) as error:
             self._trouble(None, "The results can't be read", error)
             return False
         try:
-            if self.client is None or (any(map(self._is_new, sources)) and self._experiments_changed()):
+            if self.client is None or (any(map(self._changed, sources)) and self._experiments_changed()):
                 self._connect()
-            for source in filter(self._is_new, sources):
+            for source in filter(self._changed, sources):
                 if source.setting in self.deleted:
                     self._say_deleted(source.setting)
                 else:
-                    self._mirror(source)
+                    self._send_source(source)
         except Exception as error:  # whatever mlflow and its many parts may raise
             self.client = None
-            self.unusable = troubles.is_unusable(str(error))
+            self.unusable = is_unusable(str(error))
             self._trouble(None, f"MLflow at {self.uri} can't be written", error)
             return False
         if self.troubles.pop(None, None):
             self.say(f"MLflow at {without_password(self.uri)} is up to date again.")
         return not self.troubles
 
-    def _is_new(self, source: Source) -> bool:
-        return self.seen.get(source.path) != source.signature
+    def _changed(self, source: Source) -> bool:
+        return self.sent.get(source.path) != source.signature
+
+    def _connect(self) -> None:
+        """Open or make the database, with an experiment for each setting, and read which runs it holds."""
+        for key, value in QUIET.items():
+            os.environ.setdefault(key, value)
+        for name in ("alembic", "mlflow"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        from mlflow import MlflowClient
+        from mlflow.entities import ViewType
+
+        if self.database:
+            files.check_writable(self.database)
+            files.check_writable(self.database.parent)  # SQLite's journal
+            if not self.database.exists() or not self.database.stat().st_size:
+                make_database(self.database)
+        client = MlflowClient(self.uri)
+        self._read_experiments(client)
+        if self.database:
+            move_artifacts_with_clone(self.database, self.root, self.experiments)
+        self.stored, self.sent, token = {}, {}, None
+        while token != "":
+            page = client.search_runs(
+                list(self.experiments.values()),
+                run_view_type=ViewType.ALL,  # a run that the user deleted is not made again
+                order_by=["attributes.start_time ASC"],  # the last one of a table counts
+                page_token=token,
+            )
+            for run in page:
+                key = run.data.tags.get("attempt_id") or run.data.tags.get("file")
+                if key:
+                    self.stored[key] = Stored(run)
+            token = page.token or ""
+        self.client = client
+
+    def _read_experiments(self, client) -> None:
+        """Read the number of each setting's experiment, made if there is none, and which were deleted."""
+        self.deleted = {}
+        for setting in self.results.config.settings:
+            experiment = client.get_experiment_by_name(setting)
+            if experiment is None:
+                place = None  # a server knows its own place for artifacts
+                if "://" in self.uri and not self.uri.startswith("http"):
+                    place = artifact_location(self.root, setting)
+                self.experiments[setting] = client.create_experiment(setting, artifact_location=place)
+                continue
+            self.experiments[setting] = experiment.experiment_id
+            if experiment.lifecycle_stage == "deleted":
+                self.deleted[setting] = experiment.experiment_id
+
+    def _experiments_changed(self) -> bool:
+        """Return whether an experiment was deleted or restored since the last pass."""
+        before = self.deleted
+        self._read_experiments(self.client)
+        for setting in before.keys() - self.deleted:
+            self.troubles.pop(setting, None)
+        return before != self.deleted
+
+    def _send_source(self, source: Source) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self.results.describe(source)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._trouble(source.path, f"{source.path} can't be read", error)
+            return
+        try:
+            self._send(run, source.signature)
+        except MlflowException as error:
+            if error.error_code not in REFUSED:
+                raise
+            if run.key in self.stored and self._is_deleted(self.stored[run.key]):
+                self._say_deleted_run(run.name, self.stored[run.key].run_id)
+            else:
+                self._trouble(source.path, f"MLflow does not take {source.path}", error)
+        else:
+            self.troubles.pop(source.path, None)
+        if run.settled:
+            self.sent[source.path] = source.signature
+
+    def _send(self, run: Run, signature: str) -> None:
+        """Send everything of one run; the last tag says that all before it arrived."""
+        stored = self._find_or_create(run)
+        if stored.tags.get(SYNCED) == signature and stored.status == run.status:
+            return
+        if stored.deleted and self._is_deleted(stored):
+            self._say_deleted_run(run.name, stored.run_id)
+            return
+        self._log(stored, run)
+        if run.status != "RUNNING":
+            if self.database:
+                keep_artifacts_in_clone(self.database, self.root, run.experiment, stored)
+            for path in run.artifacts:
+                self.client.log_artifact(stored.run_id, str(path))
+            if run.table:
+                self.client.log_dict(stored.run_id, run.table, f"{run.name}.json")
+            self.client.set_terminated(stored.run_id, run.status, run.ended_ms)
+            self.client.set_tag(stored.run_id, SYNCED, signature)
+            stored.steps = None
+        elif stored.status != run.status:
+            self.client.update_run(stored.run_id, run.status)
+        stored.status = run.status
+
+    def _find_or_create(self, run: Run) -> Stored:
+        """Return the run with this identity, made if there is none. A changed table is another run."""
+        stored = self.stored.get(run.key)
+        if stored is None or any(stored.tags.get(key) != value for key, value in run.identity.items()):
+            made = self.client.create_run(
+                self.experiments[run.experiment],
+                start_time=run.started_ms,
+                tags=run.identity | run.tags,
+                run_name=run.name,
+            )
+            stored = self.stored[run.key] = Stored(made, new=True)
+        return stored
+
+    def _is_deleted(self, stored: Stored) -> bool:
+        """Ask MLflow whether the user deleted the run meanwhile; then it is left as it is."""
+        stored.deleted = Stored(self.client.get_run(stored.run_id)).deleted
+        return stored.deleted
+
+    def _log(self, stored: Stored, run: Run) -> None:
+        """Send params, tags and metrics that MLflow does not hold, in one call unless they are many."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        if stored.steps is None:
+            stored.steps = {
+                (metric.key, metric.step)
+                for key in stored.metrics
+                for metric in self.client.get_metric_history(stored.run_id, key)
+            }
+        metrics = []
+        for metric in run.metrics:
+            if (metric.key, metric.step) not in stored.steps:
+                stored.steps.add((metric.key, metric.step))
+                metrics.append(Metric(*metric))
+        params = [Param(key, value) for key, value in run.params.items() if key not in stored.params]
+        tags = [RunTag(key, value) for key, value in run.tags.items() if stored.tags.get(key) != value]
+        while metrics or params or tags:
+            self.client.log_batch(stored.run_id, metrics[:800], params[:100], tags[:100])
+            metrics, params, tags = metrics[800:], params[100:], tags[100:]
+        stored.metrics = dict.fromkeys(key for key, _ in stored.steps)
+        stored.params = stored.params | run.params
+        stored.tags = stored.tags | run.tags
 
     def _trouble(self, key: Path | str | None, what: str, error: Exception | str) -> None:
-        """Said once, until it is another; the disk keeps everything, so nothing is lost."""
+        """Say a trouble once, until it is another one; the disk keeps everything, so nothing is lost."""
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:400]
         reason = reason.split(". ")[0].rstrip(".")  # MLflow adds advice that does not apply here
-        if remedy := troubles.remedy(reason, self.uri, self.database):
-            reason = f"{reason}: {remedy}"
+        advice = remedy(reason, self.uri, self.database)
+        if advice:
+            reason = f"{reason}: {advice}"
         text = without_password(f"{what}: {reason}; results/ has everything, it is tried again.")
         if self.troubles.get(key) != text:
             self.troubles[key] = text
             self.say(text)
 
     def _say_deleted(self, setting: str) -> None:
-        """One sentence about an experiment that somebody deleted in MLflow's UI."""
-        number, uri = self.deleted[setting], without_password(self.uri)
+        """Say that somebody deleted an experiment in MLflow's UI."""
         self._trouble(
             setting,
             f"The experiment {setting!r} was deleted in MLflow",
-            f"to have it and its runs again, MLFLOW_TRACKING_URI={uri} mlflow experiments restore "
-            f"--experiment-id {number}",
+            f"to have it and its runs again, MLFLOW_TRACKING_URI={without_password(self.uri)} mlflow experiments "
+            f"restore --experiment-id {self.deleted[setting]}",
         )
 
     def _say_deleted_run(self, name: str, run_id: str) -> None:
-        """One sentence, once: somebody did not want the run, so it is no trouble."""
+        """Say once that somebody deleted the run in MLflow's UI. They did not want it, so it is no trouble."""
         if run_id not in self.deleted_runs:
             self.deleted_runs.add(run_id)
             self.say(
@@ -137,216 +454,116 @@ class Mirror:
                 f"--run-id {run_id}"
             )
 
-    def _experiments_changed(self) -> bool:
-        """Whether an experiment was deleted or restored since the last pass."""
-        known, self.deleted = self.deleted, {}
-        for setting in self.results.config.settings:
-            self.experiments[setting] = self._experiment(self.client, setting)
-        for setting in known.keys() - self.deleted:
-            self.troubles.pop(setting, None)
-        return known != self.deleted
 
-    def _connect(self) -> None:
-        """Open, or make, the database and one experiment a setting; read which runs it holds."""
-        os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
-        for name in ("alembic", "mlflow"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        from mlflow import MlflowClient
-        from mlflow.entities import ViewType
+# -- troubles -------------------------------------------------------------------------------------
 
-        if self.database:
-            troubles.check_rights(self.database)
-            if not self.database.exists() or not self.database.stat().st_size:
-                self._make_database()
-        client = MlflowClient(self.uri)
-        self.deleted = {}
-        for setting in self.results.config.settings:
-            self.experiments[setting] = self._experiment(client, setting)
-        if self.database:
-            artifact_store.follow_clone(self.database, self.root, self.experiments)
-        self.held, self.seen, token = {}, {}, None
-        while token != "":
-            page = client.search_runs(
-                list(self.experiments.values()),
-                run_view_type=ViewType.ALL,  # a run that the user deleted is not made again
-                order_by=["attributes.start_time ASC"],
-                page_token=token,
-            )
-            for run in page:
-                self._hold(client, run)
-            token = page.token or ""
-        self.client = client
+FULL = r"disk is full|No space left|quota|file too large|disk I/O error"  # SQLite's for a quota
+DAMAGED = r"file is not a database|malformed|table \w+ already exists"  # the last: half made
+OTHER_VERSION = r"out-of-date database schema|Can't locate revision"
 
-    def _make_database(self) -> None:
-        """Make the whole database or none: MLflow can't go on with one that it half made before a
-        kill or a full disk."""
-        from mlflow import MlflowClient
 
-        with files.replacing(self.database) as beside:
-            # a new name each time: MLflow keeps its connections to a file by name
-            new = beside.with_name(f"{beside.name}.{time.time_ns()}")
-            try:
-                new.touch()  # with the umask's rights; SQLite would give none to a group
-                MlflowClient(f"{FILE}{new}").search_experiments(max_results=1)
-                new.replace(beside)
-            finally:
-                new.unlink(missing_ok=True)
+def remedy(reason: str, uri: str, path: Path | None) -> str:
+    """Return what to do about an error's text; "" for an unknown kind. `path` is the database's file, if any."""
+    folder = path.parent if path else "its place"
+    remedies = {
+        FULL: f"make room in {folder} (the disk, or your quota)",
+        DAMAGED: f"move it away (mv {path} {path}.damaged), then it is made anew from results/",
+        OTHER_VERSION: "another version of MLflow made it: back it up and run "
+        f"`mlflow db upgrade {uri}` if that one was older, install that one if it was newer, or "
+        "name another database in MLFLOW_TRACKING_URI",
+        r"database is locked": "another program holds it; if it is on NFS, name a file on a "
+        "local disk in MLFLOW_TRACKING_URI (docs/cluster.md)",
+        r"unable to open database|readonly database": f"make {path} and {folder} writable, or name "
+        "another database in MLFLOW_TRACKING_URI",
+    }
+    for words, advice in remedies.items():
+        if re.search(words, reason, re.IGNORECASE):
+            return advice
+    return ""
 
-    def _hold(self, client, run) -> None:
-        """Take the run for what MLflow holds of its attempt, or of its table, the last one.
 
-        An attempt has two where the server made one after we had given up waiting: the empty one
-        goes.
-        """
-        held, tags = Held(run), run.data.tags
-        if twin := self.held.get(tags.get("attempt_id", "")):
-            held, other = sorted((twin, held), key=lambda one: (one.deleted, not one.metrics))
-            if not (other.deleted or other.metrics):
-                client.delete_run(other.run_id)
-        if key := tags.get("attempt_id") or tags.get("file"):
-            self.held[key] = held
+def is_unusable(reason: str) -> bool:
+    """Return whether MLflow can't even show what the database holds."""
+    return bool(re.search(f"{DAMAGED}|{OTHER_VERSION}", reason, re.IGNORECASE))
 
-    def _experiment(self, client, setting: str) -> str:
-        if found := client.get_experiment_by_name(setting):
-            if found.lifecycle_stage == "deleted":
-                self.deleted[setting] = found.experiment_id
-            return found.experiment_id
-        artifacts = None  # a server knows its own place for them
-        if "://" in self.uri and not self.uri.startswith("http"):
-            artifacts = artifact_store.location(self.root, setting)
-        return client.create_experiment(setting, artifact_location=artifacts)
 
-    def _mirror(self, source: Source) -> None:
-        from mlflow.exceptions import MlflowException
+# -- the database's file --------------------------------------------------------------------------
 
+# MLflow stores the absolute path of the artifacts with each experiment and run, and offers no call
+# that changes it. After a move or a copy of the clone the paths are corrected in its SQLite file.
+
+ARTIFACTS = "mlruns"
+ARTIFACT_PATHS = (  # table and column
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+)
+SQLITE_PATIENCE_S = 30
+
+
+def make_database(path: Path) -> None:
+    """Make the whole database or none: MLflow can't go on with one that it half made before a kill or
+    on a full disk."""
+    from mlflow import MlflowClient
+
+    with files.replacing(path) as draft:
+        # a new name each time: MLflow keeps its connections to a file by name
+        new = draft.with_name(f"{draft.name}.{time.time_ns()}")
         try:
-            content = self.results.describe(source)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            self._trouble(source.path, f"{source.path} can't be read", error)
-            return
-        try:
-            self._send(content, source.signature)
-        except MlflowException as error:
-            if error.error_code not in REFUSED:
-                raise
-            if self._was_deleted(content):
-                self._say_deleted_run(content.name, self.held[content.key].run_id)
-            else:
-                self._trouble(source.path, f"MLflow does not take {source.path}", error)
-        else:
-            self.troubles.pop(source.path, None)
-        if content.settled:
-            self.seen[source.path] = source.signature
-
-    def _send(self, content: Content, signature: str) -> None:
-        """Everything of one run; its tag `mirrored` comes last and says that all before arrived."""
-        held = self._run(content)
-        if held.tags.get("mirrored") == signature and held.status == content.status:
-            return
-        if held.deleted and self._was_deleted(content):
-            self._say_deleted_run(content.name, held.run_id)
-            return
-        self._log(held, content)
-        closed = content.status != "RUNNING"
-        if closed:
-            if self.database:
-                experiment, run_id = content.experiment, held.run_id
-                artifact_store.keep_run_here(self.database, self.root, experiment, run_id, held.artifacts)
-            for path in content.artifacts:
-                self.client.log_artifact(held.run_id, str(path))
-            if content.table:
-                self.client.log_dict(held.run_id, content.table, f"{content.name}.json")
-            self.client.set_terminated(held.run_id, content.status, content.ended_ms)
-            self.client.set_tag(held.run_id, "mirrored", signature)
-            held.points = None
-        elif held.status != content.status:
-            self.client.update_run(held.run_id, content.status)
-        held.status = content.status
-
-    def _was_deleted(self, content: Content) -> bool:
-        """Whether the user deleted the run meanwhile; then it is left alone."""
-        if held := self.held.get(content.key):
-            held.deleted = Held(self.client.get_run(held.run_id)).deleted
-        return held is not None and held.deleted
-
-    def _run(self, content: Content) -> Held:
-        """The run with this identity, made if there is none. Tables: if the last is another."""
-        held = self.held.get(content.key)
-        if held is None or any(held.tags.get(k) != v for k, v in content.identity.items()):
-            run = self.client.create_run(
-                self.experiments[content.experiment],
-                start_time=content.started_ms,
-                tags=content.identity | content.tags,
-                run_name=content.name,
-            )
-            held = self.held[content.key] = Held(run, new=True)
-        return held
-
-    def _log(self, held: Held, content: Content) -> None:
-        """Params, tags and points that MLflow does not hold, in one call unless they are many."""
-        from mlflow.entities import Metric, Param, RunTag
-
-        if held.points is None:
-            held.points = {
-                (metric.key, metric.step)
-                for key in held.metrics
-                for metric in self.client.get_metric_history(held.run_id, key)
-            }
-        new: dict[tuple[str, int], Point] = {}
-        for point in content.points:
-            if (point.key, point.step) not in held.points:
-                new.setdefault((point.key, point.step), point)
-        metrics = [Metric(p.key, p.value, p.time_ms, p.step) for p in new.values()]
-        params = [Param(k, v) for k, v in content.params.items() if k not in held.params]
-        tags = [RunTag(k, v) for k, v in content.tags.items() if held.tags.get(k) != v]
-        while metrics or params or tags:
-            self.client.log_batch(held.run_id, metrics[:800], params[:100], tags[:100])
-            metrics, params, tags = metrics[800:], params[100:], tags[100:]
-        held.points |= set(new)
-        held.metrics = dict.fromkeys(key for key, _ in held.points)
-        held.params, held.tags = held.params | content.params, held.tags | content.tags
+            new.touch()  # with the umask's rights; SQLite would give none to a group
+            MlflowClient(f"{SQLITE}{new}").search_experiments(max_results=1)
+            new.replace(draft)
+        finally:
+            new.unlink(missing_ok=True)
 
 
-def follow(mirror: Mirror, followed: Followed, stop: Stop) -> bool:
-    """Keep up until asked to end, or nobody is followed and no job lives; then one last pass."""
-    while not stop.asked:
-        mirror.catch_up()
-        if not followed.lives() and not mirror.results.a_job_lives(grace=True):
-            break
-        stop.wait(POLL_S)
-    return mirror.catch_up()
+def artifact_location(root: Path, experiment: str) -> str:
+    """Return the URI of an experiment's artifacts in this clone."""
+    return (root.resolve() / ARTIFACTS / experiment).as_uri()
 
 
-def run(arguments: argparse.Namespace, stop: Stop) -> int:
-    root, uri = arguments.root.resolve(), tracking_uri(arguments.root)
-    followed = Followed(arguments.until_gone)
-    try:
-        with turn(lock_path(root, uri), followed, stop):
-            mirror = Mirror(root, uri, lambda text: print(text, file=sys.stderr, flush=True))
-            done = follow(mirror, followed, stop) if arguments.follow else mirror.catch_up()
-    except locks.Held as error:
-        print(f"Another mirror is at work ({error}); it sends everything, this one ends.")
-        return 0
-    except OSError as error:  # the lock can't be made: no rights, no room, no locks
-        print(f"Nothing is mirrored in {without_password(uri)}: {error}", file=sys.stderr)
-        return 1
-    if done:
-        print(f"{len(mirror.held)} runs mirrored in {without_password(uri)}.")
-        return 0
-    print("Not everything is mirrored; `python -m workflow.tracking.sync --once` catches up.")
-    return UNUSABLE if mirror.unusable else 1
+def move_artifacts_with_clone(database: Path, root: Path, experiments: dict[str, str]) -> None:
+    """Correct the paths in the database if the clone was moved, or copied with its database.
+
+    A database outside the clone that another living clone made is left as it is: they share it.
+    """
+    root = root.resolve()
+    with closing(sqlite3.connect(database, timeout=SQLITE_PATIENCE_S)) as connection, connection:
+        stored = dict(connection.execute("SELECT name, artifact_location FROM experiments"))
+        clones = {clone_of(stored[name], name) for name in experiments if name in stored}
+        for clone in clones - {None, root}:
+            if database.resolve().is_relative_to(root) or not (clone / ARTIFACTS).exists():
+                for table, column in ARTIFACT_PATHS:
+                    for old, new in ((clone.as_uri(), root.as_uri()), (str(clone), str(root))):
+                        _replace_prefix(connection, table, column, f"{old}/{ARTIFACTS}/", f"{new}/{ARTIFACTS}/")
+                _replace_prefix(connection, "tags", "value", f"{clone}/", f"{root}/", "AND key = 'file'")
 
 
-def main() -> None:
-    parser = command_line.parser(__doc__)
-    mode = parser.add_mutually_exclusive_group(required=True)
-    mode.add_argument("--once", action="store_true", help="catch up and end")
-    mode.add_argument("--follow", action="store_true", help="keep up while a job lives")
-    parser.add_argument("--until-gone", type=int, metavar="PID", help="and while this process does")
-    parser.add_argument("--root", type=Path, default=records.ROOT, help="where results/ lies")
-    arguments = parser.parse_args()
-    sys.exit(run(arguments, Stop()))
+def keep_artifacts_in_clone(database: Path, root: Path, experiment: str, stored: Stored) -> None:
+    """Keep a run's artifacts in this clone if MLflow has them in another one, as where two share a database.
+
+    Any other place, such as a bucket, was chosen by somebody and stays.
+    """
+    suffix = f"/{stored.run_id}/artifacts"
+    clone = clone_of(stored.artifacts.removesuffix(suffix), experiment)
+    if clone is not None and clone != root.resolve():
+        with closing(sqlite3.connect(database, timeout=SQLITE_PATIENCE_S)) as connection, connection:
+            uri = artifact_location(root, experiment) + suffix
+            connection.execute("UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?", (uri, stored.run_id))
 
 
-if __name__ == "__main__":
-    command_line.run(main)
+def clone_of(uri: str, experiment: str) -> Path | None:
+    """Return the clone that holds an experiment's artifacts; None if they are in no clone."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("", "file"):
+        return None
+    path = Path(url2pathname(parts.path) if parts.scheme else uri)
+    return path.parent.parent if path.parts[-2:] == (ARTIFACTS, experiment) else None
+
+
+def _replace_prefix(connection, table: str, column: str, old: str, new: str, condition: str = "") -> None:
+    """Replace the beginning `old` of a column's values by `new`."""
+    connection.execute(
+        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ? {condition}",
+        (new, len(old) + 1, len(old), old),
+    )

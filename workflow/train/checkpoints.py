@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from evovit.checkpoint import has_own_keys, load_exactly, load_file
+from workflow.campaign import specs
 from workflow.data import layout, readers
 from workflow.storage import files, records
 
@@ -217,7 +218,7 @@ def given_file(spec: dict, site: dict) -> tuple[Path, str, str]:
         return layout.expand(given["file"], place), given["sha256"], place
     source = Path(site["root"]) / "weights" / f"{given['timm']}.json"
     try:
-        fetched = records.read(source, records.runs.spec_hash(records.runs.fetch_spec(given)))
+        fetched = records.read(source, specs.spec_hash(specs.fetch_spec(given)))
     except records.RecordError as error:
         raise WeightsError(f"This evaluation needs fetched weights: {error}") from None
     results = fetched["results"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from timm.data import resolve_model_data_config
 
+from workflow.campaign import specs
 from workflow.data import check, layout, loaders
 from workflow.runtime import device
 from workflow.storage import provenance, records
@@ -38,7 +39,7 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
     images = check.of_images(site)
     saved = checkpoints.Checkpoints(
         folder / "checkpoints",
-        records.runs.spec_hash(spec),
+        specs.spec_hash(spec),
         lambda text: journal.write("note", text=text),
         images=images,
     )

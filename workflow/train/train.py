@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from timm.utils import unwrap_model
 
+from workflow.campaign import specs
 from workflow.data import check, layout, worker_processes
 from workflow.runtime import device, distributed
 from workflow.runtime.distributed import Place
@@ -69,7 +70,7 @@ def fit(spec: dict, site: dict, folder: Path, where: Place) -> tuple[dict, list[
 
     minutes = site.get("checkpoint_minutes", CHECKPOINT_MINUTES)
     images = check.of_images(site)
-    spec_hash = records.runs.spec_hash(spec)
+    spec_hash = specs.spec_hash(spec)
     saved = Checkpoints(folder / "checkpoints", spec_hash, report, minutes, images)
     training = Training(spec, site, where, journal)
     with StopFlag() as stop:

@@ -1,0 +1,256 @@
+"""What a user asks every morning, and what it will cost."""
+
+import base64
+import csv
+import json
+import os
+import time
+from dataclasses import replace
+
+import pytest
+
+from workflow.campaign import kinds, specs, targets
+from workflow.launch import forecast, progress, status, submit
+from workflow.launch.slurm import Queue
+from workflow.storage import attempts, locks, records
+from workflow.storage.journal import Journal
+
+RECORD = "results/demo/runs/deit_tiny/train.json"
+NOW = time.time()
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def spec(config):
+    return targets.spec_of(config, RECORD)
+
+
+@pytest.fixture
+def attempt(place, spec):
+    one = attempts.begin(kinds.job_folder(RECORD), spec)
+    one.note_job(launcher="slurm", job_id="7", submitted=NOW - 60, resources={"gpus": 2})
+    return one
+
+
+def row(spec, squeue: str = "") -> status.Row:
+    def ask(*command):
+        return (squeue, "") if squeue else ("", "Invalid job id specified")
+
+    return status.row_of(RECORD, spec, Queue(ask=ask))
+
+
+def epochs(attempt, count: int) -> None:
+    journal = Journal(attempt.journal)
+    for epoch in range(1, count + 1):
+        metrics = {"loss": 1.0, "top1": 50.0, "epoch_s": 36.0}
+        journal.write("epoch", epoch=epoch, metrics=metrics)
+
+
+def test_not_started(place, spec):
+    assert row(spec).state == "not started"
+
+
+def test_queued_says_why(attempt, spec):
+    found = row(spec, "7|PENDING|Resources||2026-12-01T10:00:00")
+    assert found.state == "queued"
+    assert "Resources" in found.detail
+    assert "2026-12-01T10:00:00" in found.detail
+
+
+def test_running_says_epoch_time_left_and_node(attempt, spec):
+    epochs(attempt, 3)
+    found = row(spec, "7|RUNNING|None|node3|N/A")
+    assert found.state == "running"
+    total = spec["recipe"]["epochs"]
+    assert f"epoch 3/{total}" in found.progress
+    assert f"{(total - 3) * 36 / 60:.0f} min left" in found.progress
+    assert "node3" in found.detail
+
+
+def test_failed_says_why_and_where_the_log_is(attempt, spec):
+    error = {"rank": 0, "sentence": None, "stopped": False, "traceback": "x\nValueError: bad\n"}
+    (attempt.folder / "error-rank0.json").write_text(json.dumps(error))
+    found = row(spec, "7|FAILED|NonZeroExitCode|node3|N/A")
+    assert found.state == "failed"
+    assert found.detail == "ValueError: bad"
+    assert found.log == str(attempt.folder / "logs")
+
+
+def test_killed_and_stopped_are_told_apart(attempt, spec):
+    assert "ended as OUT_OF_MEMORY" in row(spec, "7|OUT_OF_MEMORY|OutOfMemory|node3|N/A").detail
+    error = {"rank": 0, "sentence": "Asked to stop.", "stopped": True, "traceback": ""}
+    (attempt.folder / "error-rank0.json").write_text(json.dumps(error))
+    assert row(spec, "7|PREEMPTED|None|node3|N/A").state == "stopped"
+
+
+def test_done_and_outdated(attempt, spec):
+    record = {"spec": spec, "spec_hash": specs.spec_hash(spec), "results": {}}
+    records.write_json(attempt.record, record)
+    assert "publishes" in row(spec, "7|COMPLETED|None|node3|N/A").detail
+    records.write_json(RECORD, record)
+    assert row(spec).state == "done"
+    records.write_json(RECORD, record | {"spec_hash": "0"})
+    assert row({**spec, "seed": 5}).state == "outdated"
+
+
+def test_a_deleted_record_is_made_anew_unless_snakemake_died_meanwhile(attempt, spec, place):
+    """As the launcher decides it."""
+    record = {"spec": spec, "spec_hash": specs.spec_hash(spec), "results": {}}
+    records.write_json(attempt.record, record)
+    attempt.published.touch()
+    assert row(spec).state == "done"
+    key = base64.b64encode(RECORD.encode(), altchars=b"-_").decode()
+    (place / ".snakemake/metadata").mkdir(parents=True)
+    (place / ".snakemake/metadata" / key).touch()
+    found = row(spec)
+    assert found.state == "not started"
+    assert "the next start makes it anew" in found.detail
+
+
+@pytest.fixture
+def launcher(place, spec):
+    """A function: what a launcher of the run says in its log."""
+    folder = kinds.job_folder(RECORD)
+    specs.write_spec(folder / "spec.json", spec)
+
+    def say(text: str) -> None:
+        with progress.Log(folder / "train.log", "x") as log:
+            log.say(text)
+
+    return say
+
+
+def test_what_a_launcher_failed_of_is_a_failure_too(launcher, spec):
+    """sbatch refused it, or its record was of another spec: no job says so."""
+    attempts.begin(kinds.job_folder(RECORD), spec)
+    launcher("ERROR: The job was not accepted: Invalid qos specification")
+    found = row(spec)
+    assert found.state == "failed"
+    assert found.detail == "The job was not accepted: Invalid qos specification"
+    assert found.log == "results/demo/runs/deit_tiny/train.log"
+    specs.write_spec(kinds.job_folder(RECORD) / "spec.json", {**spec, "seed": 5})
+    later = time.time() + 5
+    os.utime(kinds.job_folder(RECORD) / "spec.json", (later, later))
+    assert row({**spec, "seed": 5}).state == "not started"  # it was about another spec
+
+
+def test_a_launcher_that_waits_for_slurm_is_no_job_that_was_not_started(launcher, spec, place):
+    launcher("Slurm takes no job now (AssocGrpSubmitJobsLimit); trying again in 40 s.")
+    assert row(spec).state == "not started"  # its launcher was killed
+    with locks.exclusive(kinds.job_folder(RECORD) / submit.LOCK):
+        found = row(spec)
+    assert found.state == "queued"
+    assert "at its launcher: Slurm takes no job now (AssocGrp" in found.detail
+
+
+def test_a_dead_job_that_its_launcher_submits_again_has_not_failed(launcher, attempt, spec):
+    launcher("Slurm job 7 ended as NODE_FAIL without a record; it is submitted again.")
+    with locks.exclusive(kinds.job_folder(RECORD) / submit.LOCK):
+        assert row(spec, "7|NODE_FAIL|None|node3|N/A").state == "queued"
+    assert row(spec, "7|NODE_FAIL|None|node3|N/A").state == "failed"
+
+
+def test_every_job_of_a_table_is_listed_what_is_needed_first_first(config):
+    found = list(targets.needed(config, "results/demo/table1.csv"))
+    assert len(found) == 10  # data, preflight, 6 trainings, a search, a throughput
+    search = found.index("results/demo/runs/ps_deit_tiny/search.json")
+    assert found.index(RECORD) < search
+    assert search < found.index("results/demo/runs/ps_deit_tiny/train.json")
+
+
+@pytest.mark.parametrize("target", ["results/table9.csv", "results/runs/x/train.json", "elsewhere"])
+def test_what_nothing_makes_is_refused(config, target):
+    with pytest.raises(targets.TargetError, match=target):
+        targets.needed(config, target)
+
+
+def test_the_command_writes_a_csv_and_counts(place, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["status", "results/demo/table1.csv", "--csv", "s/status.csv"])
+    status.main()
+    said = capsys.readouterr().out
+    assert "10 jobs: 10 not started" in said
+    assert "No estimate for 6 training(s)" in said
+    with open("s/status.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["state"] for row in rows} == {"not started"}
+    assert len(rows) == 10
+
+
+def test_the_images_are_those_of_the_split_that_is_trained_on(place, config):
+    """Which tar files and the Hub's data name as they like."""
+    data = config.settings["imagenet"]["data"] | {"train": "train.tar", "train_images": 7}
+    changed = replace(config, settings={
+        **config.settings, "imagenet": config.settings["imagenet"] | {"data": data},
+    })  # fmt: skip
+    for split, images in (("train.tar", 40), ("train", 7)):  # the other: counted before the change
+        records.write_json("results/data.json", {"results": {"splits": {split: {"images": 40}}}})
+        assert forecast.Forecast(changed, "results").images == images
+
+
+def test_a_download_is_a_job_too(place, config):
+    path = "results/weights/regnety_160.deit_in1k.json"
+    spec = targets.spec_of(config, path)
+    (found,) = status.rows_of({path: spec}, Queue(ask=lambda *command: ("", "")))
+    assert found == status.Row(path, "not started")
+
+
+def test_costs_follow_from_measured_epochs(attempt, spec, config):
+    """Two GPUs, 36 s an epoch, of which 5 are done."""
+    epochs(attempt, 5)
+    (cost,) = forecast.of_trainings(config, {RECORD: spec})
+    hours = (spec["recipe"]["epochs"] - 5) * 36 * 2 / 3600
+    assert cost.hours == pytest.approx(hours)
+    assert cost.device == "GPU"
+    assert f"about {hours:.2f} GPU-hours" in forecast.by_target([cost], {})[0]
+
+
+def test_each_table_has_its_own_estimate_and_shared_trainings_count_once_in_all():
+    costs = [forecast.Cost(f"results/runs/{run}/train.json", 10.0, "GPU", "") for run in "abc"]
+    paths = [cost.path for cost in costs]
+    lines = forecast.by_target(costs, {"t1.csv": paths[:2], "t2.csv": paths[1:2], "t3.csv": []})
+    assert [line.partition(" training")[0] for line in lines] == [
+        "Estimate, t1.csv: 2",
+        "Estimate, t2.csv: 1",
+        "Estimate, other targets: 1",
+        "Estimate, all together: 3",
+    ]
+    assert "about 30 GPU-hours" in lines[-1]
+    assert len(forecast.by_target(costs, {"t1.csv": paths})) == 1
+
+
+def test_why_there_is_no_estimate_is_said_as_it_is():
+    costs = [
+        forecast.Cost("results/cifar10/runs/a/train.json", None, "", forecast.UNCOUNTED),
+        forecast.Cost("results/runs/b/train.json", None, "", forecast.NOTHING),
+    ]
+    steps, images = forecast.by_target(costs, {})
+    assert "1 training(s) (b): no step was measured yet" in steps
+    assert "1 training(s) (a): the images are not counted yet; the target data.json" in images
+
+
+def test_costs_follow_from_measured_steps_of_the_row_or_by_macs_of_another(place, config):
+    steps = {"batch_size": 10, "step_s_first": 1.2, "step_s_last": 0.9}
+    methods = [{"run": "deit_tiny", "macs_g": 2.0, "sizes": [steps, {"batch_size": 99}]}]
+    cost = {"spec": {"device": "cuda"}, "results": {"methods": methods}}
+    speed = {"spec": {}, "results": {"methods": [{"run": "evo_deit_tiny", "macs_g": 1.0}]}}
+    for root in ("results", "results/demo"):
+        records.write_json(f"{root}/training/deit_tiny/cuda-paper-fp16.json", cost)
+        records.write_json(f"{root}/throughput/deit_tiny/cuda-paper-fp32-b1.json", speed)
+    paths = [f"results/runs/{run}/train.json" for run in ("deit_tiny", "evo_deit_tiny")]
+    specs_by_path = {path: targets.spec_of(config, path) for path in paths}
+    mine, scaled = forecast.of_trainings(config, specs_by_path)
+    hours = 1.1 / 10 * 1_281_167 * 300 / 3600
+    assert mine.hours == pytest.approx(hours)
+    assert scaled.hours == pytest.approx(hours / 2)
+    assert "scaled by MACs" in scaled.basis
+    assert forecast.by_target([mine, scaled], {})[0].endswith(
+        "(1 from measured steps; 1 from other rows' steps, scaled by MACs)."
+    )
+    # the demo's models are smaller than those that were measured
+    (shrunk,) = forecast.of_trainings(config, {RECORD: targets.spec_of(config, RECORD)})
+    assert shrunk.hours is None

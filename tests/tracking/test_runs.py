@@ -1,0 +1,123 @@
+"""What MLflow shows of searches and evaluations, described without MLflow."""
+
+from pathlib import Path
+
+import pytest
+
+from workflow.campaign import specs
+from workflow.storage import records
+from workflow.storage.journal import Journal
+from workflow.tracking import runs, sync
+
+
+@pytest.fixture
+def described(tmp_path, config):
+    """A function: what is shown of one finished attempt below a root."""
+
+    def describe(folder: str, spec: dict, results: dict, *events: dict):
+        attempt = tmp_path / "results/demo/runs" / folder / "attempts" / "1"
+        specs.write_spec(attempt / "spec.json", spec)
+        journal = Journal(attempt / "journal.jsonl")
+        for event in events:
+            journal.write(**event)
+        records.write_json(attempt / "record.json", records.make(spec, results, 0.0))
+        (attempt.parent.parent / f"{spec['kind']}.log").touch()
+        found = sync.Results(tmp_path)
+        (source,) = found.attempts()
+        return found.describe(source)
+
+    return describe
+
+
+def test_a_search_shows_patches_and_error_of_each_layer(described, config):
+    spec = specs.search_spec(config, "demo", "ps_deit_tiny")
+    events = [
+        {"event": "layer", "layer": layer, "layers": 3, "metrics": {"patches": n, "error": e}}
+        for layer, n, e in ((2, 4, 0.25), (1, 9, 0.125))
+    ]
+    results = {"counts": [9, 4, 0], "macs_g": 0.5, "images": 12}
+    content = described("ps_deit_tiny/search", spec, results, *events, events[0])
+    assert content.name == "ps_deit_tiny/search"
+    assert content.status == "FINISHED"
+    assert content.tags["table"] == "1"
+    assert content.tags["method"] == "PS-ViT"
+    assert content.params["recipe.task_args.epsilon"] == "0.01"
+    assert content.params["start.run"] == "deit_tiny"
+    points = {(metric.key, metric.step): metric.value for metric in content.metrics}
+    assert points["patches", 2] == 4
+    assert points["error", 1] == 0.125
+    assert points["kept.layer_1", 0] == 9
+    assert points["macs_g", 0] == 0.5
+    assert len(content.metrics) == len(points)  # the layer that was written twice is sent once
+    assert {path.name for path in content.artifacts} == {"spec.json", "record.json", "search.log"}
+
+
+def test_an_evaluation_is_a_run_of_its_name(described, config):
+    checkpoint = {"file": "deit.pth", "sha256": "0" * 64}
+    spec = specs.evaluate_spec(config, "demo", "deit_tiny", checkpoint)
+    content = described("deit_tiny", spec, {"top1": 72.25, "top5": 91.0, "val_loss": 1.5})
+    assert content.name == "deit_tiny"
+    assert content.tags["kind"] == "evaluate"
+    assert content.params["checkpoint.file"] == "deit.pth"
+    points = {metric.key: metric.value for metric in content.metrics}
+    assert points["final_top1"] == 72.25
+
+
+def test_a_runs_page_says_what_how_where_how_long_and_how_to_make_it_again(described, config):
+    spec = specs.train_spec(config, "demo", "dynamic_deit_tiny")
+    note = described("dynamic_deit_tiny", spec, {"top1": 95.5, "val_images": 599}).tags[runs.NOTE]
+    for said in (
+        "**Training** in the setting `demo`",
+        "`dynamic_deit_tiny_patch16_224` (embed_dim=48, img_size=24",
+        "data: digits, 10 classes", "recipe: `dynamicvit` (epochs 8", "starts from `deit_tiny`",
+        "result: top-1 95.50 % on 599 images", "- device: ", "- how long: ",
+        "    snakemake results/demo/runs/dynamic_deit_tiny/train.json --profile demo --forcerun "
+        "results/demo/runs/dynamic_deit_tiny/train.json",
+    ):  # fmt: skip
+        assert said in note
+
+
+def test_the_command_names_the_record_of_every_kind_of_job(config):
+    for folder, record in (
+        ("results/runs/a", "results/runs/a/train.json"),
+        ("results/runs/a/search", "results/runs/a/search.json"),
+        ("results/throughput/a/cpu-x.5", "results/throughput/a/cpu-x.5.json"),
+    ):
+        command = runs.command(config, "imagenet", Path(folder))
+        assert command == f"snakemake {record} --profile slurm --forcerun {record}"
+
+
+def test_figures_and_claims_are_shown_beside_tables(tmp_path, config):
+    folder = tmp_path / "results/demo"
+    folder.mkdir(parents=True)
+    for name in ("table1.csv", "table1.md", "table1.partial.md", "claims.csv", "claims.html",
+                 "pareto.png", "pareto.svg", "pareto.csv", "odd.png"):  # fmt: skip
+        (folder / name).write_text("a,b\n1,2\n")
+    found = sync.Results(tmp_path)
+    shown = {content.name: content for content in map(found.describe, found.items())}
+    assert {name: content.tags["kind"] for name, content in shown.items()} == {
+        "table1": "table", "claims": "claims", "pareto": "figure",
+    }  # fmt: skip
+    files = {name: [path.name for path in one.artifacts] for name, one in shown.items()}
+    assert files == {"table1": ["table1.csv", "table1.md"], "claims": ["claims.csv", "claims.html"],
+                     "pareto": ["pareto.png", "pareto.svg", "pareto.csv"]}  # fmt: skip
+    assert shown["table1"].tags["table"] == "1"
+    assert shown["pareto"].table is None
+    note = shown["pareto"].tags[runs.NOTE]
+    assert "`snakemake --profile demo results/demo/pareto.png`" in note
+    assert "Trained for it: deit_tiny, " in note
+
+
+def test_a_run_without_a_record_shows_the_code_of_its_last_start(tmp_path, config):
+    attempt = tmp_path / "results/demo/runs/deit_tiny/attempts/1"
+    specs.write_spec(attempt / "spec.json", specs.train_spec(config, "demo", "deit_tiny"))
+    log = Journal(attempt / "journal.jsonl")
+    known = {"commit": "a" * 40, "dirty": False, "reason": None}
+    unknown = {"commit": None, "dirty": None, "reason": "git is not installed where it ran"}
+    for code in (known, unknown):
+        log.write("start", epochs=20, epoch=0, step=0, code=code)
+    found = sync.Results(tmp_path)
+    (source,) = found.attempts()
+    tags = found.describe(source).tags
+    assert (tags["commit"], tags["dirty"]) == ("unknown", "unknown")
+    assert tags["commit_reason"] == unknown["reason"]

@@ -1,0 +1,47 @@
+"""Bring results/ into MLflow: `python -m workflow.tracking --once`, or `--follow` while a job waits or runs.
+
+Needed after a kill, or while jobs go on without snakemake; otherwise snakemake starts the sync itself.
+"""
+
+import sys
+from pathlib import Path
+
+from workflow import command_line
+from workflow.storage import locks, records
+from workflow.tracking import sync
+
+WAIT_FOR_LAST_PASS_S = 120  # of a follower that is just ending
+
+
+def main() -> None:
+    parser = command_line.parser(__doc__)
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--once", action="store_true", help="catch up and end")
+    mode.add_argument("--follow", action="store_true", help="keep up while a job waits or runs")
+    mode.add_argument("--until-closed", action="store_true", help="keep up until standard input is closed")
+    parser.add_argument("--root", type=Path, default=records.ROOT, help="the folder that holds results/")
+    arguments = parser.parse_args()
+    root, uri = arguments.root.resolve(), sync.tracking_uri(arguments.root)
+    patience_s = 0 if arguments.once else WAIT_FOR_LAST_PASS_S
+    current = sync.Sync(root, uri, lambda text: print(text, file=sys.stderr, flush=True))
+    try:
+        with locks.exclusive(sync.lock_path(root, uri), patience_s):
+            if arguments.once:
+                done = current.catch_up()
+            elif arguments.follow:
+                done = sync.follow_jobs(current)
+            else:
+                done = sync.follow_until_closed(current)
+    except locks.Held as error:
+        print(f"Another MLflow sync is at work ({error}); it sends everything, this one ends.")
+        return
+    except OSError as error:  # the lock can't be made: no rights, no room, no locks
+        sys.exit(f"Nothing is sent to {sync.without_password(uri)}: {error}")
+    if not done:
+        print("Not everything is in MLflow; `python -m workflow.tracking --once` catches up.")
+        sys.exit(sync.UNUSABLE if current.unusable else 1)
+    print(f"{len(current.stored)} runs are in {sync.without_password(uri)}.")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,383 @@
+"""How MLflow shows a record, a journal, a table or a figure: names, tags, params, metrics, artifacts, page.
+
+Nothing here knows MLflow; sync.py sends what is described here. Standard library and yaml only.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from workflow.campaign import kinds, specs, targets
+from workflow.campaign.config import CLAIMS, Config
+from workflow.launch import follow
+from workflow.launch.slurm import Queue
+from workflow.storage import journal, provenance
+from workflow.storage.attempts import Attempt
+
+NOTE = "mlflow.note.content"  # MLflow's tag with the text on top of a run's page
+# the second is of attempts that an older version showed; their runs must not be made twice
+ID_FILES = (".mlflow-id", ".mirror-id")
+PARAMS = (
+    *("model", "data", "recipe", "start", "teacher", "checkpoint"),
+    *("section", "device", "mode", "precision", "batch_size", "threads", "rounds"),
+)
+ANALYSIS_PARAMS = ("run", "computes", "images")
+RECIPE = ("epochs", "batch_size", "optimizer", "lr", "amp", "images")  # what the page says of it
+FILES_OF_AN_ITEM = {".csv": (".md", ".html"), ".png": (".svg", ".csv")}
+
+
+class Metric(NamedTuple):
+    """One value of one metric, as MLflow orders its parts."""
+
+    key: str
+    value: float
+    time_ms: int
+    step: int
+
+
+@dataclass
+class Run:
+    """What MLflow should show as one run; `identity` holds the tags by which the run is recognised."""
+
+    identity: dict[str, str]
+    experiment: str
+    name: str
+    started_ms: int
+    tags: dict[str, str]
+    params: dict[str, str] = field(default_factory=dict)
+    metrics: list[Metric] = field(default_factory=list)
+    artifacts: list[Path] = field(default_factory=list)
+    table: dict | None = None
+    status: str = "RUNNING"
+    ended_ms: int | None = None
+    settled: bool = True  # its files say everything; otherwise it is described again in the next pass
+
+    @property
+    def key(self) -> str:
+        """Return the part of the identity that stays when a table's content changes."""
+        return self.identity.get("attempt_id") or self.identity["file"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """An attempt's folder or an item's file. The signature changes with what MLflow shows of it."""
+
+    setting: str
+    path: Path
+    signature: str
+    last: bool = True  # of its job's attempts
+
+
+# -- attempts -------------------------------------------------------------------------------------
+
+
+def of_attempt(root: Path, source: Source, config: Config, queue: Queue) -> Run:
+    """Describe an attempt: the status first, then the journal, so that a finished run has all epochs."""
+    attempt = Attempt(source.path)
+    spec, job = attempt.spec, attempt.job() or {}
+    folder = source.path.parent.parent
+    names = (*PARAMS, *ANALYSIS_PARAMS) if spec["kind"] == "analysis" else PARAMS
+    run = Run(
+        identity={"attempt_id": _identity(source.path)},
+        experiment=source.setting,
+        name=_name(folder.relative_to(root / config.settings[source.setting]["results"])),
+        started_ms=round(1000 * (source.path / "spec.json").stat().st_mtime),
+        params=_flatten("", {name: spec[name] for name in names if name in spec}),
+        tags={
+            "kind": spec["kind"],
+            "folder": str(folder.relative_to(root)),
+            "attempt": source.path.name,
+            "spec_hash": specs.spec_hash(spec),
+            **item_tags(config, spec),
+        },
+    )
+    if "seed" in spec:
+        run.tags["seed"] = str(spec["seed"])
+    for key in ("host", "launcher"):
+        if key in job:
+            run.tags[key] = job[key]
+    if job.get("launcher") == "slurm":
+        run.tags["slurm_job_id"] = job["job_id"]
+    record = json.loads(attempt.record.read_text()) if attempt.record.exists() else None
+    _set_status(run, attempt, source.last, job, record, queue)
+    run.metrics, repeated = metrics_of_journal(attempt.journal)
+    if repeated:
+        run.tags["done_twice"] = ",".join(map(str, repeated))
+    if record:
+        run.tags |= provenance_tags(record)
+        run.metrics += _metrics_of_record(record, run.ended_ms)
+        files = [source.path / "spec.json", attempt.record, *source.path.glob("*.npz"), *folder.glob("*.log")]
+        run.artifacts = [path for path in files if path.exists()]
+    else:
+        run.tags |= _code_of_last_start(attempt)
+    run.tags[NOTE] = page_of_attempt(config, spec, source.setting, folder.relative_to(root), record)
+    return run
+
+
+def _name(folder: Path) -> str:
+    """Return a run's name from its job's folder below the setting's results: deit_tiny, analyses/cka."""
+    for prefix in ("runs/", "throughput/", "training/"):
+        if str(folder).startswith(prefix):
+            return str(folder).removeprefix(prefix)
+    return str(folder)
+
+
+def _identity(attempt: Path) -> str:
+    """Return a name that the attempt keeps for good, wherever its folder is moved or copied to.
+
+    Its path is none: a deleted folder made anew is another run, and clones share servers.
+    """
+    try:
+        for name in ID_FILES:
+            if (attempt / name).exists():
+                return (attempt / name).read_text()
+        path = attempt / ID_FILES[0]
+        draft = attempt / f"{path.name}.{os.getpid()}"
+        draft.write_text(uuid.uuid4().hex)
+        try:
+            os.link(draft, path)  # unlike a rename, keeps the name that came first
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+        return path.read_text()
+    except OSError:  # someone else's results
+        return str(attempt.resolve())
+
+
+def _flatten(prefix: str, value) -> dict[str, str]:
+    """Return nested mappings as one, with names joined by dots."""
+    if not isinstance(value, dict):
+        return {prefix: str(value)}
+    flat: dict[str, str] = {}
+    for key, inner in value.items():
+        flat |= _flatten(f"{prefix}.{key}" if prefix else key, inner)
+    return flat
+
+
+def _set_status(run: Run, attempt: Attempt, last: bool, job: dict, record: dict | None, queue: Queue) -> None:
+    """Set the run's status and end. A job that was preempted or killed is to be resumed: RUNNING."""
+    errors = list(attempt.folder.glob("error-rank*.json"))
+    failed = errors and job and not all(error.get("stopped") for error in attempt.errors())
+    if record:
+        run.status = "FINISHED"
+        ended = record["provenance"]["started"] + record["provenance"]["wall_s"]
+    elif not last:  # its spec changed, another attempt replaced it, and nothing resumes it
+        run.status = "KILLED"
+        ended = max(path.stat().st_mtime for path in attempt.folder.iterdir())
+    elif failed and follow.is_alive(job, attempt.folder, queue):
+        run.settled = False  # its other processes may go on
+        return
+    elif failed:
+        run.status = "FAILED"
+        ended = max(path.stat().st_mtime for path in errors)
+    else:
+        return
+    run.ended_ms = round(1000 * ended)
+
+
+# -- tags -----------------------------------------------------------------------------------------
+
+
+def item_tags(config: Config, spec: dict) -> dict[str, str]:
+    """Return which tables and figures show the record, and under which backbone, method and strategy."""
+    if "evaluation" in spec:
+        return {}
+    figures = config.items["figures"]
+    if "analysis" in spec:
+        return _numbers("figure", (name for name in figures if spec["analysis"] in config.analyses(name)))
+    if "row" in spec:
+        column, value = "run", spec["row"]
+    else:
+        column, value = "section", spec["section"]
+    rows = {table: [row for row in rows if row[column] == value] for table, rows in config.items["tables"].items()}
+    tags = _numbers("table", (table for table in rows if rows[table]))
+    tags |= _numbers("figure", (name for name in figures if any(row[column] == value for row in config.rows(name))))
+    for key in ("backbone", "method", "strategy"):  # each table has some of them
+        values = {row[key] for table in rows for row in rows[table] if key in row}
+        if len(values) == 1:
+            tags[key] = values.pop()
+    return tags
+
+
+def _numbers(kind: str, names: Iterable[str]) -> dict[str, str]:
+    """Return {"table": "1,3"} for table1 and table3; nothing for no names."""
+    numbers = ",".join(name.removeprefix(kind) for name in names)
+    return {kind: numbers} if numbers else {}
+
+
+def provenance_tags(record: dict) -> dict[str, str]:
+    known = record["provenance"]
+    tags = {key: str(known[key]) for key in ("device", "host") if known.get(key) is not None}
+    versions = ", ".join(f"{name} {version}" for name, version in known.get("versions", {}).items())
+    return tags | _code_tags(known) | {"versions": versions}
+
+
+def _code_tags(known: dict) -> dict[str, str]:
+    """Return the commit, whether files differed from it, why both are unknown, and which versions of
+    the code made which part. `known` is a record's provenance or one version of the code."""
+    tags = {}
+    for key in ("commit", "dirty"):
+        tags[key] = "unknown" if known.get(key) is None else str(known[key])
+    for key, text in (("commit_reason", provenance.unknown_reason(known)), ("code", provenance.spans(known))):
+        if text:
+            tags[key] = text
+    return tags
+
+
+def _code_of_last_start(attempt: Attempt) -> dict[str, str]:
+    """Return the tags of the code that an attempt without a record was last started with."""
+    tags = {}
+    for event, _ in journal.read(attempt.journal):
+        if event["event"] == "start" and "code" in event:
+            tags = _code_tags(event["code"])
+    return tags
+
+
+# -- metrics --------------------------------------------------------------------------------------
+
+
+def metrics_of_journal(path: Path) -> tuple[list[Metric], list[int]]:
+    """Return the metrics of a training's epochs or a search's layers, each once, and which steps were repeated.
+
+    A job that died before it saved an epoch does it again. The record counts the second time, MLflow
+    keeps the first, since it takes no value back. On a CPU they differ in their seconds only.
+    """
+    by_step: dict[int, list[Metric]] = {}
+    repeated = set()
+    for event, _ in journal.read(path):
+        if event["event"] not in ("epoch", "layer"):
+            continue
+        step = event[event["event"]]
+        if step in by_step:
+            repeated.add(step)
+        else:
+            time_ms = round(1000 * event["time"])
+            values = {key: value for key, value in event["metrics"].items() if value is not None}
+            by_step[step] = [Metric(key, value, time_ms, step) for key, value in values.items()]
+    return [metric for metrics in by_step.values() for metric in metrics], sorted(repeated)
+
+
+def _metrics_of_record(record: dict, time_ms: int) -> list[Metric]:
+    """Return the numbers of a record. Its curves over layers or epochs become metrics with steps."""
+    results = record["results"]
+    last = results.get("epochs", 0)
+    metrics = [Metric("wall_s", record["provenance"]["wall_s"], time_ms, last)]
+    for key, value, step in kinds.KINDS[record["kind"]].metrics(results):
+        if value is not None:
+            metrics.append(Metric(key, value, time_ms, last if step is None else step))
+    for key, curve in results.get("curves", {}).items():
+        metrics += [Metric(key, value, time_ms, step) for step, value in enumerate(curve, 1)]
+    return metrics
+
+
+# -- pages ----------------------------------------------------------------------------------------
+
+
+def page_of_attempt(config: Config, spec: dict, setting: str, folder: Path, record: dict | None) -> str:
+    """Return the text on top of a run's page, in Markdown. `folder` is its job's, below the project's root.
+
+    MLflow folds all but the first lines, so result, device and duration come first.
+    """
+    lines = [f"**{kinds.KINDS[spec['kind']].title}** in the setting `{setting}`"]
+    lines += _outcome(record) if record else ["- not finished yet"]
+    if "model" in spec:
+        model = spec["model"]
+        options = ", ".join(f"{key}={value}" for key, value in model["kwargs"].items())
+        lines.append(f"- model: `{model['name']}`" + (f" ({options})" if options else ""))
+    if "models" in spec:
+        names = ", ".join(f"`{model['run']}`" for model in spec["models"])
+        sizes = spec.get("batch_sizes") or [spec["batch_size"]]
+        configuration = [f"{key} {spec[key]}" for key in ("device", "mode", "precision") if key in spec]
+        lines.append(f"- models, in interleaved rounds: {names}")
+        lines.append(f"- how: {', '.join(configuration)}, batch {', '.join(map(str, sizes))}")
+    if "data" in spec:
+        lines.append(f"- data: {spec['data']['name']}, {spec['data']['num_classes']} classes")
+    recipe = spec.get("recipe", {})
+    if "name" in recipe:  # an analysis has only what images need
+        values = ", ".join(f"{key} {recipe[key]}" for key in RECIPE if recipe.get(key) is not None)
+        lines.append(f"- recipe: `{recipe['name']}` ({values})")
+    for role, verb in (("start", "starts from"), ("teacher", "learns from")):
+        if role in spec:
+            lines.append(f"- {verb} `{spec[role]['run']}`")
+    if "seed" in spec:
+        lines.append(f"- seed: {spec['seed']}")
+    if record:
+        lines.append(f"- code: {describe_code(record['provenance'])}")
+    return "\n".join([*lines, "", "Again:", "", f"    {command(config, setting, folder)}"])
+
+
+def _outcome(record: dict) -> Iterator[str]:
+    """Yield result, device and duration of a finished job."""
+    results, known = record["results"], record["provenance"]
+    if "top1" in results:
+        images = f" on {results['val_images']} images" if "val_images" in results else ""
+        yield f"- result: top-1 {results['top1']:.2f} %{images}"
+    device = results.get("device") or known.get("device") or "unknown device"
+    processes = f", {known['world_size']} processes" if known.get("world_size", 1) > 1 else ""
+    yield f"- device: {device}{processes}, on {known['host']}"
+    yield f"- how long: {_duration(known['wall_s'])}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def describe_code(known: dict) -> str:
+    """Return the commit behind a record, or why it is unknown, or which ones made which part."""
+    reason = provenance.unknown_reason(known)
+    if reason:
+        return f"unknown commit: {reason}"
+    uncommitted = ", with changes that are not committed" if known.get("dirty") else ""
+    return provenance.spans(known) or f"commit {known['commit'][:10]}{uncommitted}"
+
+
+def command(config: Config, setting: str, folder: Path) -> str:
+    """Return the command that makes a job's record anew, although it exists."""
+    record = folder / "train.json" if folder.parent.name == "runs" else folder.with_name(f"{folder.name}.json")
+    return f"snakemake {record} --profile {targets.profile(config, setting)} --forcerun {record}"
+
+
+# -- tables, figures and claims -------------------------------------------------------------------
+
+
+def of_item(root: Path, source: Source, config: Config) -> Run:
+    """Describe a table, a figure or the ledger of claims. A CSV becomes a table that MLflow can show, too."""
+    content = source.path.read_bytes()
+    suffix = source.path.suffix
+    name = source.path.name.removesuffix(suffix)
+    item, now = name.partition(".")[0], round(1000 * time.time())
+    if item == CLAIMS:
+        tags = {"kind": CLAIMS}
+    else:
+        kind = "table" if item in config.items["tables"] else "figure"
+        tags = {"kind": kind, kind: item.removeprefix(kind)}
+    results = config.settings[source.setting]["results"]
+    text = targets.caption(config, results, str(source.path.relative_to(root)))
+    tags[NOTE] = text.replace("``", "`")
+    files = [source.path, *(source.path.with_name(f"{name}{other}") for other in FILES_OF_AN_ITEM[suffix])]
+    run = Run(
+        identity={"file": str(source.path.resolve()), "sha256": hashlib.sha256(content).hexdigest()},
+        experiment=source.setting,
+        name=name,
+        started_ms=now,  # the newest run of a name is the one that counts
+        tags=tags,
+        artifacts=[file for file in files if file.exists()],
+        status="FINISHED",
+        ended_ms=now,
+    )
+    if suffix == ".csv":
+        columns, *data = list(csv.reader(content.decode().splitlines())) or [[]]
+        run.table = {"columns": columns, "data": data}
+    return run
