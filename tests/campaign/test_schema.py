@@ -70,33 +70,15 @@ CASES = {
         lambda c: c["dynamic_deit_tiny"].update(teacher="deit_tny"),
         r"dynamic_deit_tiny.teacher names 'deit_tny'; did you mean 'deit_tiny'\?",
     ),
-    "unknown run of a claim": (
-        "claims",
-        lambda c: c["speed_of_deit_small"].update(compute={"speedup": {"run": "evo_deit_smal"}}),
-        r"claims.yaml: speed_of_deit_small.compute.speedup.run names 'evo_deit_smal'; "
-        r"did you mean 'evo_deit_small'\?",
+    "the claims' figure that is none": (
+        "items",
+        lambda c: c["claims"]["figures"].append("figureS1z"),
+        r"items.yaml: claims.figures names 'figureS1z'; did you mean 'figureS1",
     ),
-    "unknown computation of a claim": (
-        "claims",
-        lambda c: c["speed_of_deit_small"].update(compute={"speed": {"run": "evo_deit_small"}}),
-        r"claims.yaml: speed_of_deit_small.compute has an unknown key 'speed'; "
-        r"did you mean 'speedup'\?",
-    ),
-    "a picture that is no figure": (
-        "claims",
-        lambda c: c["selection_finds_objects"].update(compute={"seen": "figure55"}),
-        r"claims.yaml: selection_finds_objects.compute.seen names 'figure55'; "
-        r"did you mean 'figure5'\?",
-    ),
-    "a table to look at": (
-        "claims",
-        lambda c: c["selection_finds_objects"].update(compute={"seen": "table1"}),
-        r"selection_finds_objects.compute.seen names 'table1'",
-    ),
-    "a claim on the rows of nothing": (
-        "claims",
-        lambda c: c["alpha_of_half_is_best"]["compute"]["best"].update(of="figureS1z"),
-        r"alpha_of_half_is_best.compute.best.of names 'figureS1z'; did you mean 'figureS1",
+    "a row that is called by other keys": (
+        "items",
+        lambda c: c["tables"]["table1"][3].update(metod=c["tables"]["table1"][3].pop("method")),
+        r"tables.table1.3 has the keys backbone, .*metod, but the first row method, .*; all rows have the same",
     ),
     "circle": (
         "runs",

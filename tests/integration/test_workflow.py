@@ -99,7 +99,7 @@ def test_4_touching_code_makes_nothing_again(tree):
 
 def test_4_changing_what_makes_tables_makes_the_table_again_alone(tree):
     before = times(tree)
-    with open(tree / "workflow/paper/readable.py", "a") as code:
+    with open(tree / "workflow/paper/sheet.py", "a") as code:
         code.write("# changed\n")
     snakemake(tree, *DEMO, TABLE)
     assert changed(before, times(tree)) == {TABLE}

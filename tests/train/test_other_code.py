@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from workflow.paper import columns
+from workflow.paper import results as paper_results
 from workflow.storage import journal, provenance
 from workflow.train import checkpoints, trainer
 from workflow.train.trainer import Trainer
@@ -75,7 +75,7 @@ def positions(record: dict) -> list[tuple]:
 
 
 def flags(record: dict, config) -> str:
-    return "; ".join(columns.accuracy([record], config)["flags"])
+    return "; ".join(paper_results.accuracy([record], config).flags)
 
 
 # -- other code ----------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def test_what_nobody_knows_any_more_is_said_to_be_lost(spec, site, folder, kille
     assert results["results"]["train_s"] is None
     assert "their metrics are gone" in " ".join(notes(folder))
     assert "the metrics of deit_tiny's epochs 1 are lost" in flags(results, config)
-    assert columns.describe_epochs(results, [])
+    assert paper_results.describe_epochs([results], [])
 
 
 def test_a_lost_last_epoch_is_evaluated_again(spec, site, folder, config):

@@ -16,9 +16,9 @@ USUAL_BATCH = {"nvidia-h200": 256, "intel-xeon-amx-2-threads": 32}
 
 
 def generated() -> list[tuple[str, str]]:
-    """The folders whose README shows what workflow.paper.measured writes, and at which points."""
+    """The folders whose README shows what workflow.paper.measured writes, and in which configurations."""
     said = [(path.parent.name, path.read_text()) for path in MEASURED.glob("*/README.md")]
-    pattern = r"workflow\.paper\.measured results/measured/{} --points ([\w -]+)`"
+    pattern = r"workflow\.paper\.measured results/measured/{} --configurations ([\w -]+)`"
     found = [(name, re.search(pattern.format(name), text)) for name, text in said]
     return [(name, match[1]) for name, match in found if match]
 
@@ -77,7 +77,7 @@ def test_speeds_are_shown_as_they_were_measured(config, device):
         dense = config.items["sections"][row["section"]][0]
         for number, place in enumerate(columns):
             point = point_said(device, *cells[: first - 1], head[place])
-            found = measured.found_methods(MEASURED / device, row["section"], point)
+            found = measured.methods_at(MEASURED / device, row["section"], point)
             if not cells[place]:
                 assert not found, cells
                 continue

@@ -1,4 +1,4 @@
-"""The campaign's YAML (workflow/config/), as read: settings, recipes, runs, items and claims.
+"""The campaign's YAML (workflow/config/), as read: settings, recipes, runs and items.
 
 Standard library and yaml only: launchers import this.
 """
@@ -11,7 +11,7 @@ import yaml
 CONFIG = Path(__file__).parent.parent / "config"
 SEEDS = [0, 1, 2]  # of a row that names none
 CLAIMS = "claims"  # the ledger, by which it is called among tables and figures
-FILES = {name: CONFIG / f"{name}.yaml" for name in ("settings", "recipes", "runs", "items", "claims")}
+FILES = {name: CONFIG / f"{name}.yaml" for name in ("settings", "recipes", "runs", "items")}
 
 
 class ConfigError(ValueError):
@@ -63,7 +63,6 @@ class Config:
     recipes: dict
     runs: dict
     items: dict
-    claims: dict
     records: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
@@ -107,10 +106,17 @@ class Config:
         return list(dict.fromkeys(row["section"] for row in self.rows(item)))
 
     def wanted(self, setting: str, item: str) -> dict:
-        """Which of an item's sections the setting trains and which it times, and how many seeds of
-        each row; of an item that it does not name, none."""
-        nothing = {"train": [], "time": []}
-        return {"seeds": None} | self.settings[setting]["measure"].get(item, nothing)
+        """Return which of an item's sections the setting trains and which it times, and how many seeds of each row.
+
+        Of a table or figure that the setting does not name: all sections, with one seed.
+        """
+        measure = self.settings[setting]["measure"]
+        if item in measure:
+            return {"seeds": None} | measure[item]
+        if item == CLAIMS:  # beyond what tables and figures measure, nothing
+            return {"train": [], "time": [], "seeds": None}
+        sections = self.sections_of(item)
+        return {"train": sections, "time": sections, "seeds": 1}
 
 
 def run_name(row: str, seed: int) -> str:

@@ -35,10 +35,7 @@ DRAW = COMPILE.replace("workflow.paper.tables", "workflow.paper.figures")
 # what the paper prints, and the code of items: seconds remake one, so it follows its code, which a
 # training does not
 PRINTED = sorted(map(str, Path("results/paper").glob("*.csv")))
-PAPER_CODE = [
-    *sorted(map(str, Path("workflow/paper").glob("*.py"))),
-    "workflow/campaign/statements.py",
-]
+PAPER_CODE = sorted(map(str, Path("workflow/paper").glob("*.py")))
 NOT_OURS = ("tmpdir", "disk", "disk_mb", "disk_mib", "mem", "mem_mib")  # Snakemake's own
 
 
@@ -140,10 +137,9 @@ class Plan:
         return [*targets.item_records(self.config, wildcards.root, wildcards.figure), *PRINTED, *PAPER_CODE]
 
     def claims_inputs(self, wildcards) -> list[str]:
-        """Return the records of all tables and of the figures whose rows are compared, and what the claims are."""
+        """Return the records of all tables and of all else that claims compare."""
         return [
             *targets.item_records(self.config, wildcards.root, CLAIMS),
-            str(FILES["claims"]),
             *PRINTED,
             *PAPER_CODE,
         ]

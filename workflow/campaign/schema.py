@@ -6,7 +6,7 @@ from pathlib import Path
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
-from workflow.campaign import benchmarks, specs, statements
+from workflow.campaign import benchmarks, specs
 from workflow.campaign.config import CLAIMS, CONFIG, FILES, Config, ConfigError, read_yaml, run_name
 
 SCHEMA = CONFIG / "schema.yaml"
@@ -91,14 +91,18 @@ def check_names(config: Config, files: dict[str, Path], keys: set[str]) -> None:
     sections = config.items["sections"]
     items = {**config.items["tables"], **config.items["figures"]}
     for item in items:
-        if item not in config.items["captions"]:
-            raise ConfigError(f"{files['items']}: captions lacks the key {item!r}.")
         for index, row in enumerate(config.rows(item)):
             among = f"tables.{item}" if item in config.items["tables"] else f"figures.{item}.rows"
             place = f"{among}.{index}"
             known(files["items"], f"{place}.run", row["run"], config.runs)
             known(files["items"], f"{place}.section", row["section"], sections)
             known(files["items"], f"{place}.run", row["run"], sections[row["section"]])
+            first = config.rows(item)[0]
+            if set(row) != set(first):
+                raise ConfigError(
+                    f"{files['items']}: {place} has the keys {', '.join(row)}, but the first row {', '.join(first)}; "
+                    "all rows have the same."
+                )
     for figure, content in config.items["figures"].items():
         if "chosen" in content:
             shown = [row["x"] for row in content.get("rows", [])]
@@ -138,14 +142,9 @@ def check_names(config: Config, files: dict[str, Path], keys: set[str]) -> None:
             known(files["settings"], f"{name}.evaluations.{key}.run", wanted["run"], config.runs)
         for recipe in setting.get("recipes", {}):
             known(files["settings"], f"{name}.recipes", recipe, config.recipes)
-    for name, entry in config.claims.items():
-        for place, run in statements.named(entry):
-            known(files["claims"], f"{name}.compute.{place}", run, config.runs)
-        if found := statements.item_of(entry):
-            place, item = found
-            shown = config.items["figures"] if place == "seen" else items
-            known(files["claims"], f"{name}.compute.{place}", item, shown)
-        statements.of_claim(config, name, entry)
+    for key in ("figures", "analyses"):
+        for name in config.items["claims"][key]:
+            known(files["items"], f"claims.{key}", name, config.items[key])
     check_seeds(config, files["runs"])
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from workflow.campaign import benchmarks, kinds, specs, statements
+from workflow.campaign import benchmarks, kinds, specs
 from workflow.campaign.config import CLAIMS, Config, run_name
 
 DEFAULT = "results/table1.csv"  # where no target is named
@@ -97,8 +97,8 @@ def item_records(config: Config, root: str, item: str) -> list[str]:
     others = config.items["figures"].get(item, {}).get("tables", [])
     analyses = config.analyses(item)
     if item == CLAIMS:
-        others = [*config.items["tables"], *statements.figures(config)]
-        analyses = statements.analyses(config)
+        others = [*config.items["tables"], *config.items["claims"]["figures"]]
+        analyses = config.items["claims"]["analyses"]
     trained = [row["run"] for row in rows if row["section"] in measured["train"]]
     if item in config.items["tables"]:  # which say how far each row is above its dense one
         trained += [config.items["sections"][group][0] for group in measured["train"]]
@@ -170,7 +170,7 @@ def caption(config: Config, root: str, output: str) -> str:
     """Return what the report says below the item in this file: what it shows, its command, and the runs behind it."""
     item, setting = Path(output).name.partition(".")[0], config.setting_of(root)
     text = (
-        f"{config.items['captions'][item]} Made in the setting {setting} by ``snakemake "
+        f"{config.items['captions'].get(item, f'{item}.')} Made in the setting {setting} by ``snakemake "
         f"--profile {profile(config, setting)} {output}``"
     )
     if ".partial." in output:

@@ -1,4 +1,4 @@
-"""Images in rows and named columns, placed in inches: no layout engine keeps their rows level."""
+"""Images in rows and named columns (Figures 2 and 5), placed in inches: no layout engine keeps their rows level."""
 
 from dataclasses import dataclass
 
@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
 
 from workflow.paper import style
+from workflow.paper.results import Records, describe_size
 
 GAP, BETWEEN, MARGIN = 0.04, 0.16, 0.06  # inches between images, between groups, at the edges
 LINE = 0.14  # inches of a line of text
@@ -26,8 +27,10 @@ class Group:
 def make(
     rows: int, groups: list[Group], note: str, colour_bar: bool = False
 ) -> tuple[Figure, list[list[Axes]], Axes | None]:
-    """A page-wide figure of square axes without ticks, with a note below; -> it, its axes by row
-    and column, and those of a colour bar at the right."""
+    """Return a page-wide figure of square axes without ticks, with a note below.
+
+    With it come its axes by row and column, and those of a colour bar at the right or None.
+    """
     columns = sum(len(group.columns) for group in groups)
     bar = 0.5 if colour_bar else 0.0
     gaps = GAP * (columns - len(groups)) + BETWEEN * (len(groups) - 1)
@@ -48,8 +51,7 @@ def make(
         for name in group.columns:
             for row in range(rows):
                 bottom = height - head - (row + 1) * side - row * GAP
-                place = (left / width, bottom / height, side / width, side / height)
-                panel = figure.add_axes(place)
+                panel = figure.add_axes((left / width, bottom / height, side / width, side / height))
                 panel.set(xticks=[], yticks=[])
                 plt.setp(panel.spines.values(), visible=False)
                 axes[row].append(panel)
@@ -57,23 +59,25 @@ def make(
             left += side + GAP
         left += BETWEEN - GAP
         centre = (start + left - BETWEEN) / 2
-        figure.text(centre / width, 1 - MARGIN / height, group.title, ha="center", va="top",
-                    fontsize=8)  # fmt: skip
+        figure.text(centre / width, 1 - MARGIN / height, group.title, ha="center", va="top", fontsize=8)
     figure.text(MARGIN / width, MARGIN / height, note, ha="left", va="bottom", fontsize=7)
     scale = None
     if colour_bar:
         tall = rows * side + (rows - 1) * GAP
-        place = ((left - BETWEEN + 0.1) / width, foot / height, 0.09 / width, tall / height)
-        scale = figure.add_axes(place)
+        scale = figure.add_axes(((left - BETWEEN + 0.1) / width, foot / height, 0.09 / width, tall / height))
     return figure, axes, scale
 
 
-def in_patches(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Patches (N,) in raster order as the grid they lie in."""
-    return values.reshape(tuple(grid))
-
-
 def enlarged(values: np.ndarray, grid: np.ndarray, side: int) -> np.ndarray:
-    """Patches (N,) spread over the pixels (side, side) that they cover."""
+    """Return patches (N,) in raster order spread over the pixels (side, side) that they cover."""
     rows, columns = grid
-    return np.kron(in_patches(values, grid), np.ones((side // rows, side // columns)))
+    return np.kron(values.reshape(rows, columns), np.ones((side // rows, side // columns)))
+
+
+def describe(record: dict, records: Records) -> str:
+    """Say which model an analysis is of, and what it was trained on."""
+    spec, data = record["spec"], record["spec"]["data"]["name"]
+    return (
+        f"{spec['run']}: {describe_size(spec, records.config)}, trained on {style.DATA.get(data, data)}; "
+        f"{spec['images']['shown']} validation images, then photographs."
+    )

@@ -1,7 +1,6 @@
-"""The paper's speeds beside those of a folder of measurements, then the folder's sweeps over batch
-sizes, as Markdown:
+"""The paper's speeds beside those of a folder of measurements, then the folder's sweeps over batch sizes, as Markdown:
 
-python -m workflow.paper.measured results/measured/<device> --points fused-fp32 fused-bf16
+python -m workflow.paper.measured results/measured/<device> --configurations fused-fp32 fused-bf16
 """
 
 import sys
@@ -12,86 +11,101 @@ from workflow.campaign import benchmarks
 from workflow.campaign.config import Config, ConfigError
 from workflow.paper import printed
 from workflow.paper.sheet import Sheet
-from workflow.storage import records
+from workflow.storage import records, warnings
 
 
-def paths_of(folder: Path, point: str, section: str = "*") -> list[Path]:
-    """The records at a point, on whichever device and, if the point names no batch size, of any."""
+def paths_of(folder: Path, configuration: str, group: str = "*") -> list[Path]:
+    """Return the records of a benchmark configuration, on any device.
+
+    A configuration without a batch size stands for any.
+    """
     return [
         path
         for device in benchmarks.DEVICES
-        for name in (f"{device}-{point}.json", f"{device}-{point}-b*.json")
-        for path in sorted((folder / "throughput").glob(f"{section}/{name}"))
+        for name in (f"{device}-{configuration}.json", f"{device}-{configuration}-b*.json")
+        for path in sorted((folder / "throughput").glob(f"{group}/{name}"))
     ]
 
 
-def found_methods(folder: Path, section: str, point: str) -> dict[str, dict]:
-    """The methods of the section's record at a point, by run, each with its batch size and the
-    record's suspicions; a point without a batch size is that of the one record there is."""
-    paths = paths_of(folder, point, section)
+def methods_at(folder: Path, group: str, configuration: str) -> dict[str, dict]:
+    """Return the methods of a group's record by run, each with `batch_size` and `warned`: whether anything is doubtful.
+
+    Raises RecordError where several records match, or the one is a sweep over batch sizes.
+    """
+    paths = paths_of(folder, configuration, group)
     if len(paths) > 1:
-        raise records.RecordError(f"{paths[0]} and {paths[1].name} are both {point}: name one.")
+        raise records.RecordError(f"{paths[0]} and {paths[1].name} are both {configuration}: name one.")
     if not paths:
         return {}
     record = records.read(paths[0])
     if "batch_size" not in record["spec"]:
-        raise records.RecordError(f"{paths[0]} is a sweep; name a point of one batch size.")
-    also = {"batch_size": record["spec"]["batch_size"], "all": record["results"]["suspect"]}
-    return {method["run"]: method | also for method in record["results"]["methods"]}
+        raise records.RecordError(f"{paths[0]} is a sweep; name a configuration of one batch size.")
+    return {method["run"]: method for method in with_conditions(record["results"], record["spec"]["batch_size"])}
+
+
+def with_conditions(results: dict, batch_size: int) -> list[dict]:
+    """Return the methods of one measurement, each with its batch size and whether it or the whole has warnings."""
+    warned = bool(warnings.read(results))
+    return [
+        method | {"batch_size": batch_size, "warned": warned or bool(warnings.read(method))}
+        for method in results["methods"]
+    ]
 
 
 def cell(method: dict | None, base: dict | None) -> list[str]:
-    """Batch size, images/s, speed-up with its interval, and the ceilings."""
+    """Return batch size, images/s, speed-up with its interval, and the ceilings, as texts."""
     if method is None:
         return ["", "", "", ""]
     batch = str(method["batch_size"])
-    if why := benchmarks.no_speed(method):
-        return [batch, why, "", ""]
-    doubt = " ?" if method.get("suspect") or method["all"] else ""
-    doubt += " *" if method.get("profile") else ""
-    rate = f"{method['images_per_s']:.1f}{doubt}"
+    obstacle = benchmarks.no_speed(method)
+    if obstacle:
+        return [batch, obstacle, "", ""]
+    rate = f"{method['images_per_s']:.1f}"
+    if method["warned"]:
+        rate += " ?"
+    if method.get("profile"):
+        rate += " *"
     if method is base or method["speedup"] is None:
         return [batch, rate, "", ""]
     low, high = method["speedup_interval"]
     ceilings = method["ceilings"]
-    return [batch, rate, f"**{method['speedup']:.2f}** ({low:.2f}-{high:.2f})",
-            f"{ceilings['macs']:.2f} / {ceilings['roofline']:.2f}"]  # fmt: skip
+    speedup = f"**{method['speedup']:.2f}** ({low:.2f}-{high:.2f})"
+    return [batch, rate, speedup, f"{ceilings['macs']:.2f} / {ceilings['roofline']:.2f}"]
 
 
-def beside_printed(config: Config, table: str, folder: Path, wanted: list[str]) -> Sheet:
-    """One table: the paper's images/s and speed-up, and ours at every point."""
-    known, rows = printed.by_run(config), []
+def beside_printed(config: Config, table: str, folder: Path, configurations: list[str]) -> Sheet:
+    """Return one table: the paper's images/s and speed-up, and ours in every configuration."""
+    known, names, rows = printed.by_run(config), printed.names(config, table), []
     for row in config.items["tables"][table]:
-        names = [str(name) for name in printed.key(table, row)]
         dense = config.items["sections"][row["section"]][0]
         rate, base = (known.get(run, {}).get("throughput") for run in (row["run"], dense))
-        shown = [*names, f"{rate:.0f}" if rate else "-"]
-        same = row["run"] == dense or not (rate and base)
-        shown.append("" if same else f"{rate / base:.2f}")
-        for point in wanted:
-            methods = found_methods(folder, row["section"], point)
-            shown += cell(methods.get(row["run"]), methods.get(dense))
-        if any(shown[len(names) + 2 :]):
-            rows.append(shown)
-    head = [*printed.NAMES[table], "paper, V100: images/s", "over the first"]
-    for point in wanted:
-        head += [f"{point}: batch", "images/s", "over the first", "ceiling: MACs / roofline"]
-    return Sheet(head, rows, left=len(printed.NAMES[table]))
+        cells = [*(str(row[name]) for name in names), f"{rate:.0f}" if rate else "-"]
+        cells.append(f"{rate / base:.2f}" if row["run"] != dense and rate and base else "")
+        timed = []
+        for configuration in configurations:
+            methods = methods_at(folder, row["section"], configuration)
+            timed += cell(methods.get(row["run"]), methods.get(dense))
+        if any(timed):
+            rows.append([*cells, *timed])
+    head = [*names, "paper, V100: images/s", "over the first"]
+    for configuration in configurations:
+        head += [f"{configuration}: batch", "images/s", "over the first", "ceiling: MACs / roofline"]
+    return Sheet(head, rows, left=len(names))
 
 
 def sweeps(folder: Path) -> list[Path]:
-    """The records of all batch sizes in turn."""
+    """Return the records of sweeps over batch sizes."""
     return sorted((folder / "throughput").glob("*/*-sweep*.json"))
 
 
 def over_batches(path: Path) -> Sheet:
-    """One sweep: a row for each batch size and method, beside the section's first model; latency is
-    of single passes at batch 1, in milliseconds."""
+    """Return one sweep: a row for each batch size and method, beside the group's first model.
+
+    Latency is that of single passes at batch 1, in milliseconds.
+    """
     rows = []
     for size in records.read(path)["results"]["sizes"]:
-        base, *others = (
-            method | {"batch_size": size["batch_size"], "all": size["suspect"]} for method in size["methods"]
-        )
+        base, *others = with_conditions(size, size["batch_size"])
         for method in others:
             batch, rate, speedup, ceilings = cell(method, base)
             row = [method["run"], batch, cell(base, base)[1], rate, speedup, ceilings]
@@ -102,20 +116,21 @@ def over_batches(path: Path) -> Sheet:
 
 
 def latency(method: dict) -> str:
-    found = method.get("latency_ms")
-    return f"{found['p50']:.1f} / {found['p99']:.1f}" if found else ""
+    """Return the median and the 99th percentile of a method's latency, where it has one."""
+    milliseconds = method.get("latency_ms")
+    return f"{milliseconds['p50']:.1f} / {milliseconds['p99']:.1f}" if milliseconds else ""
 
 
 def legend(folder: Path) -> list[str]:
-    """Where the numbers come from, and what the marks mean."""
-    found = [records.read(path) for path in sorted((folder / "throughput").glob("*/*.json"))]
-    if not found:
-        raise records.RecordError(f"{folder} has no throughput/<section>/<point>.json.")
-    devices = sorted({record["results"]["device"] for record in found})
-    commits = sorted({(record["provenance"]["commit"] or "unknown")[:7] for record in found})
+    """Say where the numbers come from, and what the marks mean."""
+    measurements = [records.read(path) for path in sorted((folder / "throughput").glob("*/*.json"))]
+    if not measurements:
+        raise records.RecordError(f"{folder} has no throughput/<section>/<configuration>.json.")
+    devices = sorted({record["results"]["device"] for record in measurements})
+    commits = sorted({(record["provenance"]["commit"] or "unknown")[:7] for record in measurements})
     return [
         f"Timed on {', '.join(devices)}; commits {', '.join(commits)}. Behind speed-ups stand their 95 % intervals.",
-        "?: suspect, for reasons that the record gives; *: at an assumed profile, chosen so that "
+        "?: measured with warnings, which the record gives; *: at an assumed profile, chosen so that "
         "MACs match the printed images/s.",
     ]
 
@@ -123,7 +138,7 @@ def legend(folder: Path) -> list[str]:
 def main() -> None:
     parser = command_line.parser(__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--points", nargs="+", default=[], metavar="MODE-PRECISION[-bN]")
+    parser.add_argument("--configurations", nargs="+", default=[], metavar="MODE-PRECISION[-bN]")
     try:
         config = Config.load()
     except ConfigError as error:
@@ -132,15 +147,16 @@ def main() -> None:
     parser.add_argument("--tables", nargs="+", choices=tables, default=tables)
     arguments = parser.parse_args()
     try:
-        if missing := [name for name in arguments.points if not paths_of(arguments.folder, name)]:
+        missing = [name for name in arguments.configurations if not paths_of(arguments.folder, name)]
+        if missing:
             raise records.RecordError(f"{arguments.folder} has no record at {', '.join(missing)}.")
         for table in arguments.tables:
-            sheet = beside_printed(config, table, arguments.folder, arguments.points)
+            sheet = beside_printed(config, table, arguments.folder, arguments.configurations)
             if sheet.rows:
                 print(f"### {table}\n\n{sheet.markdown()}")
         swept = sweeps(arguments.folder)
-        if not arguments.points and not swept:
-            parser.error("--points: name those to show, such as fused-fp32; there is no sweep here")
+        if not arguments.configurations and not swept:
+            parser.error("--configurations: name those to show, such as fused-fp32; there is no sweep here")
         for path in swept:
             print(f"### {path.parent.name}, {path.stem}\n\n{over_batches(path).markdown()}")
         print("\n\n".join(legend(arguments.folder)))

@@ -1,51 +1,92 @@
-"""What the paper prints (results/paper/): its tables as they stand, and by run; what its text says
-of a figure's points.
+"""What the paper prints (results/paper/): its tables by row and by run, and its text on figures.
+
+A table's printed numbers are in results/paper/<table>.csv. Its rows are called by the keys that the rows of
+items.yaml have besides `run` and `section`, such as method, backbone and resolution.
 """
 
 import pandas as pd
 
-from workflow.campaign.config import Config
+from workflow.campaign.config import FILES, Config, ConfigError
 from workflow.storage import records
 
 FOLDER = records.ROOT / "results" / "paper"
-# how a row is called
-NAMES = {
-    "table1": ["method", "backbone", "resolution"],
-    "table2": ["model", "resolution"],
-    "table3": ["strategy", "backbone"],
-    "table4": ["strategy", "backbone"],
-    "tableS1": ["method", "backbone", "resolution", "batch_size"],
-}
+OF_A_RUN = ("top1", "throughput", "params_m")  # printed values that are the same wherever a run is shown
 
 
-def key(table: str, row: dict) -> tuple:
-    """A row's names."""
-    return tuple(row[name] for name in NAMES[table])
+def names(config: Config, table: str) -> list[str]:
+    """Return the columns by which a table's rows are called."""
+    return [key for key in config.items["tables"][table][0] if key not in ("run", "section")]
 
 
-def read(table: str) -> pd.DataFrame:
-    """A table, its rows called as ours are."""
-    printed = pd.read_csv(FOLDER / f"{table}.csv")
-    return printed.rename(columns={"method": "strategy"} if "strategy" in NAMES[table] else {})
+def read(config: Config, table: str) -> dict[tuple, dict]:
+    """Return a printed table's rows, as values by column, by what they are called.
+
+    A value that is not printed is absent. Raises ConfigError where the file is missing or lacks a row's name.
+    """
+    path = FOLDER / f"{table}.csv"
+    if not path.exists():
+        raise ConfigError(f"{path} is missing: it holds what the paper prints in {table} of {FILES['items']}.")
+    frame = pd.read_csv(path)
+    rows = {}
+    for name in names(config, table):
+        if name not in frame:
+            raise ConfigError(f"{path} lacks the column {name!r}, by which {FILES['items']} calls the rows of {table}.")
+    for line in frame.to_dict("records"):
+        key = tuple(line[name] for name in names(config, table))
+        rows[key] = {name: value for name, value in line.items() if not pd.isna(value)}
+    return rows
+
+
+def columns(table: str) -> list[str]:
+    """Return the columns of a printed table."""
+    return list(pd.read_csv(FOLDER / f"{table}.csv", nrows=0))
 
 
 def by_run(config: Config) -> dict[str, dict]:
-    """What is printed of each run's row, and where (`source`); where several tables show a run, the
-    first that has the value."""
-    found: dict[str, dict] = {}
-    for table, rows in config.items["tables"].items():
-        lines = {key(table, line): line for line in read(table).to_dict("records")}
-        for row in rows:
-            line = lines.get(key(table, row), {})
-            known = {name: value for name, value in line.items() if not pd.isna(value)}
-            known |= {"source": f"Table {table.removeprefix('table')}"} if known else {}
-            found[row["run"]] = known | found.get(row["run"], {})
-    return found
+    """Return what is printed of each run: top1, throughput, params_m, and the first table (`source`) that shows it.
+
+    Raises ConfigError where two tables print different values of one run.
+    """
+    runs: dict[str, dict] = {}
+    for table in sorted(config.items["tables"]):
+        lines = read(config, table)
+        for row in config.items["tables"][table]:
+            line = lines.get(tuple(row[name] for name in names(config, table)))
+            if line is None:
+                continue
+            known = runs.setdefault(row["run"], {"source": f"Table {table.removeprefix('table')}"})
+            for name in OF_A_RUN:
+                if name in line and known.setdefault(name, line[name]) != line[name]:
+                    raise ConfigError(
+                        f"{FOLDER / table}.csv prints {name} {line[name]} of {row['run']}, but {known['source']} "
+                        f"prints {known[name]}; correct one of them."
+                    )
+    return runs
 
 
 def by_x(figure: str) -> dict[str, dict]:
-    """What the text says of a figure's points, by their `x` as text."""
+    """Return what the paper's text says of a figure's points, by their `x` as text."""
     path = FOLDER / f"{figure}.csv"
     if not path.exists():
         return {}
     return pd.read_csv(path, dtype={"x": str}).set_index("x").to_dict("index")
+
+
+def label(config: Config, run: str) -> str:
+    """Return what the tables call a run; a run that no table shows keeps its own name."""
+    for table, rows in config.items["tables"].items():
+        for row in rows:
+            if row["run"] == run:
+                resolution = row.get("resolution", 224)
+                return _name(row, names(config, table)) + (f" at {resolution} px" if resolution != 224 else "")
+    return run
+
+
+def _name(row: dict, called: list[str]) -> str:
+    if "model" in row:
+        return row["model"]
+    if "strategy" in row:
+        return f"{row['backbone']} ({row['strategy']})"
+    if "method" in row:
+        return row["backbone"] if row["method"] == "Baseline" else f"{row['method']} on {row['backbone']}"
+    return ", ".join(str(row[name]) for name in called)

@@ -1,5 +1,6 @@
-"""A table for people, with what stands below it: as Markdown that also reads well as plain text,
-and as an HTML page that stands alone (a report shows pages, of a CSV only a link).
+"""A table for people with notes below it: as Markdown that also reads well as plain text, and as an HTML page.
+
+Snakemake's report shows pages; of a CSV it shows only a link.
 """
 
 import html
@@ -26,8 +27,14 @@ tr:hover td { background: #f8fafc; }
 
 @dataclass(frozen=True)
 class Sheet:
-    """Cells are text. `left`: how many of the first columns hold words, not numbers; `remarks`
-    stand below as a list, `notes` as a numbered one."""
+    """A table of texts.
+
+    Attributes:
+        head, rows: the headings and the cells.
+        left: how many of the first columns hold words, not numbers.
+        lead: a sentence above the table.
+        remarks, notes: a list and a numbered list below it.
+    """
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -37,16 +44,18 @@ class Sheet:
     notes: Sequence[str] = ()
 
     def _table(self, kind: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-        sides = ["left" if place < self.left else "right" for place in range(len(head))]
+        sides = ["left" if column < self.left else "right" for column in range(len(head))]
         return tabulate(rows, head, kind, disable_numparse=True, colalign=sides)
 
     def markdown(self) -> str:
+        """Return the whole sheet as Markdown."""
         parts = [self.lead, self._table("pipe", self.head, self.rows)]
         parts.append("\n".join(f"- {text}" for text in self.remarks))
         parts.append("\n".join(f"{number}. {text}" for number, text in enumerate(self.notes, 1)))
         return "\n\n".join(filter(None, parts)) + "\n"
 
     def page(self, title: str) -> str:
+        """Return the whole sheet as an HTML page that needs no other file."""
         head = [html.escape(text) for text in self.head]
         rows = [[_marked(html.escape(cell)) for cell in row] for row in self.rows]
         body = f"<p>{html.escape(self.lead)}</p>" if self.lead else ""
@@ -59,13 +68,12 @@ class Sheet:
 
 
 def _marked(cell: str) -> str:
-    """A verdict in its colour."""
+    """Return a cell's HTML, a verdict in its colour."""
     return f"<span class='{cell}'>{cell}</span>" if cell in ("confirmed", "refuted") else cell
 
 
 def write(path: Path, frame: pd.DataFrame, sheet: Sheet) -> None:
-    """The frame as CSV, the sheet as Markdown and HTML beside it, each replaced when it is
-    whole."""
+    """Write the frame as CSV and the sheet as Markdown and HTML beside it, each replaced when it is whole."""
     files.write(path, frame.to_csv(index=False))
     files.write(path.with_suffix(".md"), sheet.markdown())
     files.write(path.with_suffix(".html"), sheet.page(path.stem))

@@ -13,10 +13,11 @@ from workflow.storage import files
 COLUMN, PAGE = 3.4, 7.0  # inches: a column's width, and a page's
 DPI = 300
 GREY = "0.45"
-DATA = {"imagenet": "ImageNet", "cifar10": "CIFAR-10"}  # as titles say it
+DATA = {"imagenet": "ImageNet", "cifar10": "CIFAR-10"}  # names in titles
 
 
 def apply() -> None:
+    """Set matplotlib's defaults for all figures."""
     mpl.use("Agg")
     mpl.rcdefaults()  # not the user's matplotlibrc
     sns.set_theme(context="paper", style="ticks", palette="colorblind")
@@ -28,25 +29,26 @@ def apply() -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """As PNG and as SVG beside it, each replaced only when it is whole."""
-    for suffix, also in ((".svg", {"metadata": {"Date": None}}), (".png", {"dpi": DPI})):
-        with files.replacing(path.with_suffix(suffix)) as beside:
-            figure.savefig(beside, format=suffix[1:], **also)
+    """Write the figure as PNG and as SVG beside it, each replaced only when it is whole."""
+    with files.replacing(path.with_suffix(".svg")) as beside:
+        figure.savefig(beside, format="svg", metadata={"Date": None})
+    with files.replacing(path.with_suffix(".png")) as beside:
+        figure.savefig(beside, format="png", dpi=DPI)
 
 
 def colour(index: int) -> str:
-    """The palette's colour of that number, from 0."""
+    """Return the palette's colour of that number, from 0."""
     colours = mpl.rcParams["axes.prop_cycle"].by_key()["color"]
     return colours[index % len(colours)]
 
 
 def with_interval(panel: Axes, points: pd.DataFrame, **also) -> None:
-    """Points at (`x`, `top1`) with bars from `top1_low` to `top1_high`."""
+    """Draw points at (`x`, `top1`) with bars from `top1_low` to `top1_high`."""
     bars = [points["top1"] - points["top1_low"], points["top1_high"] - points["top1"]]
-    panel.errorbar(points["x"], points["top1"], yerr=bars, marker="o", markersize=4, capsize=2.5,
-                   linewidth=1.2, elinewidth=1, **also)  # fmt: skip
+    marks = {"marker": "o", "markersize": 4, "capsize": 2.5, "linewidth": 1.2, "elinewidth": 1}
+    panel.errorbar(points["x"], points["top1"], yerr=bars, **marks, **also)
 
 
 def say(panel: Axes, text: str) -> None:
-    """A sentence in the middle of a panel that has nothing else to show."""
+    """Write a sentence into the middle of a panel that has nothing else to show."""
     panel.text(0.5, 0.5, text, transform=panel.transAxes, ha="center", va="center", color=GREY)

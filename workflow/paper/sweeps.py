@@ -1,6 +1,9 @@
-"""Figures of one parameter (the supplement's Fig. 1): accuracy, and where it is timed speed, over
-its values.
+"""Figures of one parameter (the supplement's Figures 1a to 1d): accuracy, and where it is timed speed, over its values.
+
+Such a figure needs no code: its rows in items.yaml have the values as `x`, and its `xlabel` says what they are.
 """
+
+from dataclasses import dataclass
 
 import pandas as pd
 from matplotlib import pyplot as plt
@@ -8,148 +11,168 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from workflow.campaign import specs, statements
-from workflow.paper import columns, printed, style
-from workflow.paper.columns import Records
+from workflow.campaign import specs
+from workflow.paper import printed, results, style
+from workflow.paper.results import NOT_TIMED, NOT_TRAINED, Accuracy, Records, Speed
 
-LABELS = {
-    "figureS1a": "keeping ratio",
-    "figureS1b": "starting layer, counted from 1",
-    "figureS1c": "alpha, weight of the previous score",
-    "figureS1d": "starting epoch, of a training of 300",
-}
-ORDER = ["measured", "printed", "the paper's choice"]  # in the legend; lines stand between
-COLUMNS = [
-    "x", "chosen", "run", "top1", "top1_sd", "top1_low", "top1_high", "seeds", "val_images",
-    "top1_paper", "throughput", "speedup_pct", "throughput_paper", "macs_g", "batch_size",
-    "precision", "mode", "device", "source", "flags", "source_paper",
-]  # fmt: skip
+ORDER = ["measured", "printed", "the paper's choice"]  # in the legend; lines come between
 
 
-def measured(name: str, found: Records) -> pd.DataFrame:
-    """One row per point of a figure, in the order of items.yaml: `x`, whether the paper chose it,
-    top-1 in % over the seeds and, where it is timed, images/s and the speed-up in %.
+@dataclass(frozen=True)
+class Point:
+    """One value of the parameter: what was measured of its run, and what the paper prints of it."""
+
+    x: float | str
+    chosen: bool  # by the paper
+    run: str
+    accuracy: Accuracy
+    speed: Speed
+    printed: dict
+
+
+def points_of(figure: str, records: Records) -> list[Point]:
+    """Return a figure's points in the order of items.yaml.
 
     Raises RecordError for a record that the setting asks for and that is missing or outdated.
     """
-    content, wanted = found.config.items["figures"][name], found.wanted(name)
+    content, requested = records.config.items["figures"][figure], records.requested(figure)
+    by_run, by_x = printed.by_run(records.config), printed.by_x(figure)
     points = []
     for row in content["rows"]:
-        parts = []
-        trained = row["section"] in wanted["train"] and found.trained(row["run"], wanted["seeds"])
-        if trained:
-            parts.append(columns.accuracy(trained, found.config))
-        if row["section"] in wanted["time"]:
-            parts.append(columns.speed_columns(row["run"], row["section"], found))
-        values, said, flags = columns.joined(parts)
-        point = {"x": row["x"], "chosen": row["x"] == content.get("chosen"), "run": row["run"]}
-        points.append(point | values | {"source": said, "flags": flags})
-    return (
-        pd.DataFrame(points)
-        .reindex(columns=COLUMNS)
-        .astype({"seeds": "Int64", "val_images": "Int64", "batch_size": "Int64"})
-    )
-
-
-def title(points: pd.DataFrame, found: Records) -> str:
-    """Which model the points are of, what it was trained on, and how sure its accuracies are."""
-    data = found.config.settings[found.setting]["data"]["name"]
-    run = points["run"].iloc[0]
-    spec = specs.train_spec(found.config, found.setting, run)
-    backbone = statements.label(found.config, run.partition("-")[0])
-    size = columns.describe_size(spec, found.config)
-    model = backbone if size == columns.FULL_SIZE else f"{backbone}, {size},"
-    said = f"{model} trained on {style.DATA.get(data, data)}"
-    seeds = points["seeds"].dropna()
-    if seeds.empty:
-        return said
-    counts = "/".join(str(count) for count in sorted(seeds.unique()))
-    images = points["val_images"].max()
-    return f"{said}\n95 % intervals; seeds: {counts}; {images} validation images"
-
-
-def frame(name: str, found: Records) -> pd.DataFrame:
-    """Likewise, with what the paper prints of the same points: `top1_paper`, `throughput_paper`
-    (V100) and where it says so."""
-    points = measured(name, found)
-    known, own = printed.by_run(found.config), printed.by_x(name)
-    shown = [own.get(str(x)) or known.get(run, {}) for x, run in points[["x", "run"]].to_numpy()]
-    for column in ("top1", "throughput", "source"):
-        points[f"{column}_paper"] = [one.get(column) for one in shown]
+        run, group = row["run"], row["section"]
+        accuracy, speed = NOT_TRAINED, NOT_TIMED
+        if group in requested["train"]:
+            accuracy = results.accuracy(records.trained(run, requested["seeds"]), records.config)
+        if group in requested["time"]:
+            speed = results.speed(records.throughput(group), run)
+        shown = by_x.get(str(row["x"])) or by_run.get(run, {})
+        points.append(Point(row["x"], row["x"] == content.get("chosen"), run, accuracy, speed, shown))
     return points
 
 
-def draw(name: str, found: Records) -> tuple[Figure, pd.DataFrame]:
-    """The figure and its numbers. Numbers are drawn over `x`; an `x` in words is a line."""
-    points = frame(name, found)
-    timed = points["throughput"].notna().any()
-    figure, panels = plt.subplots(
-        2 if timed else 1, sharex=True, squeeze=False, height_ratios=[3, 2] if timed else None,
-        figsize=(style.COLUMN, 3.6 if timed else 2.5),
-    )  # fmt: skip
-    top, bottom = panels[0, 0], panels[-1, 0]
-    data = found.config.settings[found.setting]["data"]["name"]
-    draw_accuracy(top, points, data == "imagenet")
+def frame_of(points: list[Point]) -> pd.DataFrame:
+    """Return the points as the CSV has them; printed images/s are a V100's."""
+    lines = [
+        {
+            "x": point.x,
+            "chosen": point.chosen,
+            "run": point.run,
+            "top1": point.accuracy.top1,
+            "top1_sd": point.accuracy.sd,
+            "top1_low": point.accuracy.low,
+            "top1_high": point.accuracy.high,
+            "seeds": point.accuracy.seeds,
+            "val_images": point.accuracy.val_images,
+            "top1_paper": point.printed.get("top1"),
+            "throughput": point.speed.throughput,
+            "speedup_pct": point.speed.speedup_pct,
+            "throughput_paper": point.printed.get("throughput"),
+            "macs_g": point.speed.macs_g,
+            "batch_size": point.speed.batch_size,
+            "precision": point.speed.precision,
+            "mode": point.speed.mode,
+            "device": point.speed.device,
+            "source": "; ".join([*point.accuracy.sources, *point.speed.sources]) or None,
+            "flags": "; ".join(dict.fromkeys([*point.accuracy.flags, *point.speed.flags])) or None,
+            "source_paper": point.printed.get("source"),
+        }
+        for point in points
+    ]
+    return pd.DataFrame(lines).astype({"seeds": "Int64", "val_images": "Int64", "batch_size": "Int64"})
+
+
+def title(points: list[Point], records: Records) -> str:
+    """Say which model the points are of, what it was trained on, and how sure its accuracies are."""
+    data, run = records.config.settings[records.setting]["data"]["name"], points[0].run
+    spec = specs.train_spec(records.config, records.setting, run)
+    model = printed.label(records.config, run.partition("-")[0])
+    size = results.describe_size(spec, records.config)
+    if size != results.FULL_SIZE:
+        model += f", {size},"
+    text = f"{model} trained on {style.DATA.get(data, data)}"
+    trained = [point.accuracy for point in points if point.accuracy.seeds]
+    if not trained:
+        return text
+    seeds = "/".join(str(count) for count in sorted({accuracy.seeds for accuracy in trained}))
+    images = max(accuracy.val_images for accuracy in trained)
+    return f"{text}\n95 % intervals; seeds: {seeds}; {images} validation images"
+
+
+def draw(name: str, records: Records) -> tuple[Figure, pd.DataFrame]:
+    """Draw a figure over the numbers `x`; an `x` in words is a horizontal line."""
+    points = points_of(name, records)
+    frame = frame_of(points)
+    timed = frame["throughput"].notna().any()
     if timed:
-        draw_speed(bottom, points)
-    for panel in panels[:, 0]:
-        mark_chosen(panel, points)
+        figure, (top, bottom) = plt.subplots(2, sharex=True, height_ratios=[3, 2], figsize=(style.COLUMN, 3.6))
+        draw_speed(bottom, frame)
+        bottom.set_title("; ".join(filter(None, timing_of(points))), fontsize=6, loc="left", pad=2)
+        panels = [top, bottom]
+    else:
+        figure, top = plt.subplots(figsize=(style.COLUMN, 2.5))
+        panels = [top]
+    data = records.config.settings[records.setting]["data"]["name"]
+    draw_accuracy(top, frame, data == "imagenet")
+    for panel in panels:
+        mark_chosen(panel, frame)
         panel.margins(x=0.05, y=0.12)
-    bottom.set_xlabel(LABELS[name])
-    numbers = pd.to_numeric(points["x"], errors="coerce").dropna()
+    panels[-1].set_xlabel(records.config.items["figures"][name].get("xlabel", name))
+    numbers = pd.to_numeric(frame["x"], errors="coerce").dropna()
     if len(numbers) < 9:
-        bottom.set_xticks(numbers)
-    top.set_title(title(points, found), fontsize=7)
+        panels[-1].set_xticks(numbers)
+    top.set_title(title(points, records), fontsize=7)
     handles = dict(zip(*reversed(top.get_legend_handles_labels()), strict=True))
     names = sorted(handles, key=lambda name: ORDER.index(name) if name in ORDER else 1)
     figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=2)
-    return figure, points
+    return figure, frame
 
 
-def over_numbers(points: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The points whose `x` is a number, in its order, and the others."""
-    numbers = pd.to_numeric(points["x"], errors="coerce")
-    ours = points[numbers.notna()].assign(x=numbers.dropna()).sort_values("x")
-    return ours, points[numbers.isna()]
+def timing_of(points: list[Point]) -> tuple[str, str]:
+    """Say how the points' speeds were measured, and how many have warnings."""
+    return results.describe_timing(point.speed for point in points)
 
 
-def draw_accuracy(panel: Axes, points: pd.DataFrame, on_imagenet: bool) -> None:
-    """Means over the seeds with their intervals; what the paper prints of ImageNet stands beside it
-    there alone."""
-    ours, lines = over_numbers(points)
+def over_numbers(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the points whose `x` is a number, in its order, and the others."""
+    numbers = pd.to_numeric(frame["x"], errors="coerce")
+    ordered = frame[numbers.notna()].assign(x=numbers.dropna()).sort_values("x")
+    return ordered, frame[numbers.isna()]
+
+
+def draw_accuracy(panel: Axes, frame: pd.DataFrame, on_imagenet: bool) -> None:
+    """Draw means over the seeds with their intervals; printed accuracies, of ImageNet, only beside ImageNet's."""
+    measured, lines = over_numbers(frame.dropna(subset=["top1"]))
     colour, grey = style.colour(0), style.GREY
-    for _, line in lines.dropna(subset=["top1"]).iterrows():
+    for _, line in lines.iterrows():
         panel.axhspan(line["top1_low"], line["top1_high"], color=grey, alpha=0.2, linewidth=0)
         panel.axhline(line["top1"], color=grey, linestyle="--", linewidth=1, label=line["x"])
-    ours = ours.dropna(subset=["top1"])
-    if ours.empty:
+    if measured.empty:
         style.say(panel, "no accuracy measured")
     else:
-        style.with_interval(panel, ours, label="measured", color=colour, linestyle="-")
+        style.with_interval(panel, measured, label="measured", color=colour, linestyle="-")
     if on_imagenet:
-        numbers, words = over_numbers(points.dropna(subset=["top1_paper"]))
-        panel.scatter(numbers["x"], numbers["top1_paper"], s=30, marker="s", facecolors="none",
-                      edgecolors=style.colour(1), linewidths=1.2, zorder=3,
-                      label="printed")  # fmt: skip
+        other = style.colour(1)
+        numbers, words = over_numbers(frame.dropna(subset=["top1_paper"]))
+        hollow = {"s": 30, "marker": "s", "facecolors": "none", "edgecolors": other, "linewidths": 1.2}
+        panel.scatter(numbers["x"], numbers["top1_paper"], zorder=3, label="printed", **hollow)
         for _, line in words.iterrows():
-            panel.axhline(line["top1_paper"], color=style.colour(1), linestyle=":", linewidth=1,
-                          label=f"printed, {line['x']}")  # fmt: skip
+            label = f"printed, {line['x']}"
+            panel.axhline(line["top1_paper"], color=other, linestyle=":", linewidth=1, label=label)
     panel.set_ylabel("top-1 %")
     panel.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
 
 
-def draw_speed(panel: Axes, points: pd.DataFrame) -> None:
-    """Images/s as measured; the printed ones are of another device and stay in the CSV."""
-    ours, lines = over_numbers(points.dropna(subset=["throughput"]))
+def draw_speed(panel: Axes, frame: pd.DataFrame) -> None:
+    """Draw images/s as measured; the printed ones are of another device and stay in the CSV."""
+    measured, lines = over_numbers(frame.dropna(subset=["throughput"]))
     for _, line in lines.iterrows():
         panel.axhline(line["throughput"], color=style.GREY, linestyle="--", linewidth=1)
-    panel.plot(ours["x"], ours["throughput"], marker="o", markersize=4, color=style.colour(2))
+    panel.plot(measured["x"], measured["throughput"], marker="o", markersize=4, color=style.colour(2))
     panel.set_ylabel("images/s")
     panel.yaxis.set_major_locator(MaxNLocator(4))
-    panel.set_title(columns.timed_on(points), fontsize=6, loc="left", pad=2)
 
 
-def mark_chosen(panel: Axes, points: pd.DataFrame) -> None:
-    for x in points["x"][points["chosen"]]:
-        panel.axvline(x, color=style.GREY, linestyle=":", linewidth=1, zorder=0,
-                      label="the paper's choice")  # fmt: skip
+def mark_chosen(panel: Axes, frame: pd.DataFrame) -> None:
+    """Draw a line at the value that the paper chose."""
+    for x in frame["x"][frame["chosen"]]:
+        panel.axvline(x, color=style.GREY, linestyle=":", linewidth=1, zorder=0, label="the paper's choice")

@@ -1,114 +1,399 @@
-"""From records to the paper's tables: measured beside printed, and never one for the other.
+"""The paper's tables from records: measured beside printed, and never one for the other.
 
-`python -m workflow.paper.tables --root results/demo --output results/demo/table1.csv` writes the
-CSV and, beside it, the same as Markdown and as a page; one called *.partial.csv is made from
-whatever records exist.
+`python -m workflow.paper.tables --root results/demo --output results/demo/table1.csv` writes the CSV and beside it
+the same as Markdown and as an HTML page. A table called *.partial.csv is made from whatever records exist.
+`python -m workflow.paper.tables --print results/demo/table1.csv` prints a table that was made.
+
+A row of a table holds what was measured of a run and what the paper prints of it (`Row`); a column is declared
+once, with its name, its value in a row and how people read it (`COLUMNS`).
 """
 
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 from workflow import command_line
 from workflow.campaign.config import Config, ConfigError
-from workflow.paper import columns, printed, readable, sheet
-from workflow.paper.columns import Records
+from workflow.paper import printed, results, sheet
+from workflow.paper.results import NOT_STEPPED, NOT_TIMED, NOT_TRAINED, Accuracy, Records, Speed, TrainingStep
 from workflow.storage import records
 
-PERCENT_TOLERANCE = 0.15  # of a printed percentage from the printed img/s, in points
-MEASURED = [
-    "top1", "top1_sd", "top1_low", "top1_high", "top1_paper", "top1_delta", "top1_gain",
-    "top1_gain_paper", "throughput",
-    "throughput_paper", "speedup_pct", "speedup_pct_low", "speedup_pct_high", "ceiling_macs_pct",
-    "ceiling_roofline_pct", "speedup_pct_paper", "speedup_delta", "macs_g", "params_m",
-    "params_m_paper",
-    "out_of_memory", "out_of_memory_paper", "memory_gib", "resolution", "batch_size",
-    "timed_batch_size", "precision", "mode", "device", "seeds", "source", "flags", "run",
-]  # fmt: skip
+PERCENT_TOLERANCE = 0.15  # of a printed percentage from the printed images/s, in points
 QUOTED = "the paper quotes the printed accuracy from the model's authors"
-ONLY = {"params_m_paper": ["table2"], "out_of_memory": ["tableS1"],
-        "out_of_memory_paper": ["tableS1"], "memory_gib": ["tableS1"],
-        "timed_batch_size": ["tableS1"]}  # fmt: skip
 
 
-def columns_of(table: str) -> list[str]:
-    """A table's columns: its names, then what is measured and what is printed of each row."""
-    rest = [name for name in MEASURED if table in ONLY.get(name, [table])]
-    return [*printed.NAMES[table], *(name for name in rest if name not in printed.NAMES[table])]
+# -- rows -----------------------------------------------------------------------------------
 
 
-def make(table: str, found: Records) -> pd.DataFrame:
-    """Every printed row in the paper's order, and beside it what was measured of it."""
-    names, wanted, rows = printed.NAMES[table], found.wanted(table), []
-    known, sections = printed.by_run(found.config), found.config.items["sections"]
-    entries = {printed.key(table, row): row for row in found.config.items["tables"][table]}
-    for line in printed.read(table).to_dict("records"):
-        entry = entries.pop(printed.key(table, line), None)
-        dense = entry and sections[entry["section"]][0]
-        base = None if not entry or entry["run"] == dense else known.get(dense)
-        row = printed_columns(line, base, names)
-        if entry:
-            measured = columns.measured(entry, found, wanted)
-            flags = filter(None, (row["flags"], measured.pop("flags", None)))
-            row |= {**measured, "flags": "; ".join(flags) or None}
-            row["top1_delta"] = delta(row.get("top1"), row["top1_paper"])
-            row["speedup_delta"] = delta(row.get("speedup_pct"), row["speedup_pct_paper"])
-        rows.append(row)
-    for key, entry in entries.items():  # which the paper has not
-        if measured := columns.measured(entry, found, wanted):
-            row = dict(zip(names, key, strict=True)) | measured
-            first = names[0]  # backbone, or model: it comes after the others of its kind
-            same = [i for i, one in enumerate(rows) if one[first] == row[first]]
-            rows.insert(same[-1] + 1 if same else len(rows), row)
-    frame = pd.DataFrame(rows).reindex(columns=columns_of(table))
-    whole = {"batch_size", "timed_batch_size", "resolution", "seeds"} & set(frame.columns)
-    return frame.astype(dict.fromkeys(whole, "Int64"))
+@dataclass(frozen=True)
+class Row:
+    """What was measured of a run, what the paper prints of it, and of the model that it is timed against."""
+
+    names: tuple  # what the row is called
+    run: str | None = None  # None: items.yaml does not have the row
+    printed: dict | None = None  # None: the paper does not have the row
+    printed_base: dict | None = None  # None for a model that others are timed against
+    accuracy: Accuracy = NOT_TRAINED
+    top1_gain: float | None = None  # over the dense model, in points
+    epochs: str | None = None  # how long one takes
+    speed: Speed = NOT_TIMED
+    step: TrainingStep = NOT_STEPPED
+
+    @property
+    def is_measured(self) -> bool:
+        return bool(self.accuracy.sources or self.step.sources or self.speed.sources)
+
+    def source(self, with_epochs: bool = True) -> str:
+        """Say where the row's numbers come from."""
+        if not self.is_measured:
+            return "paper"
+        parts = [*self.accuracy.sources]
+        if self.epochs and with_epochs:
+            parts.append(self.epochs)
+        return f"measured ({'; '.join([*parts, *self.step.sources, *self.speed.sources])})"
+
+    @property
+    def flags(self) -> str | None:
+        """Say what to beware of."""
+        texts = []
+        derived = self.printed_speedup_pct
+        stated = self.of_print("speedup_pct")
+        if derived is not None and stated is not None and abs(derived - stated) > PERCENT_TOLERANCE:
+            texts.append(f"printed {stated} % but its img/s give {derived:.1f} %")
+        elif self.of_print("quoted"):
+            texts.append(QUOTED)
+        texts += [*self.accuracy.flags, *self.step.flags, *self.speed.flags]
+        return "; ".join(dict.fromkeys(texts)) or None
+
+    def of_print(self, name: str):
+        """Return a value that the paper prints in this row, or None."""
+        return (self.printed or {}).get(name)
+
+    @property
+    def printed_speedup_pct(self) -> float | None:
+        """The speed-up that follows from the printed images/s; some printed percentages differ from it."""
+        rate, base = self.of_print("throughput"), (self.printed_base or {}).get("throughput")
+        if rate is None or base is None:
+            return None
+        return results.speedup_pct(rate, base)
+
+    @property
+    def printed_gain(self) -> float | None:
+        return difference(self.of_print("top1"), (self.printed_base or {}).get("top1"))
 
 
-def delta(measured: float | None, shown: float | None) -> float | None:
-    known = measured is not None and shown is not None and not pd.isna(shown)
-    return measured - shown if known else None
+def difference(value: float | None, other: float | None) -> float | None:
+    """Return value - other where both are known."""
+    return None if value is None or other is None else value - other
 
 
-def printed_columns(line: dict, base: dict | None, names: list) -> dict:
-    """What the paper prints of a row, and what follows from it and `base`, what it prints of the
-    model that the row is timed against: the speed-up is that of the images/s, flagged where another
-    percentage is printed."""
-    derived = base and columns.speedup_pct(line["throughput"], base["throughput"])
-    shown = line.get("speedup_pct", derived)
-    flags = None
-    if base is not None and abs(derived - shown) > PERCENT_TOLERANCE:
-        flags = f"printed {shown} % but its img/s give {derived:.1f} %"
-    elif line.get("quoted") is True:
-        flags = QUOTED
-    row = {name: line[name] for name in names}
-    row |= {
-        "top1_paper": line["top1"],
-        "top1_gain_paper": None if base is None else line["top1"] - base["top1"],
-        "throughput_paper": line["throughput"],
-        "speedup_pct_paper": derived,
-        "source": "paper",
-        "flags": flags,
-    }
-    for name in ("params_m", "out_of_memory"):
-        if name in line:
-            row[f"{name}_paper"] = line[name]
+def rows_of(table: str, reader: Records) -> list[Row]:
+    """Return every printed row in the paper's order, with what was measured of it, and measured rows that it has not.
+
+    A row that the paper does not have comes after the last row with the same first name.
+    """
+    config = reader.config
+    names, lines, known = printed.names(config, table), printed.read(config, table), printed.by_run(config)
+    entries = {tuple(entry[name] for name in names): entry for entry in config.items["tables"][table]}
+    rows = []
+    for key, line in lines.items():
+        if key not in entries:
+            rows.append(Row(key, printed=line))
+            continue
+        entry = entries[key]
+        dense = config.items["sections"][entry["section"]][0]
+        base = known.get(dense) if entry["run"] != dense else None
+        rows.append(measured_row(key, entry, line, base, table, reader))
+    for key, entry in entries.items():
+        if key in lines:
+            continue
+        row = measured_row(key, entry, None, None, table, reader)
+        if row.is_measured:
+            alike = [index for index, other in enumerate(rows) if other.names[0] == key[0]]
+            rows.insert(alike[-1] + 1 if alike else len(rows), row)
+    return rows
+
+
+def measured_row(key: tuple, entry: dict, line: dict | None, base: dict | None, table: str, reader: Records) -> Row:
+    """Return a row with what was trained and timed of its run, as far as the setting measures it for this table.
+
+    `entry` is the row of items.yaml, `line` the printed one, `base` what is printed of the dense model.
+    """
+    run, group = entry["run"], entry["section"]
+    requested = reader.requested(table)
+    row = Row(key, run, line, base)
+    if group in requested["time"]:
+        row = replace(row, speed=results.speed(reader.throughput(group), run))
+        if "batch_size" in entry:  # of a training
+            step = results.training_step(reader.training_cost(group), run, entry["batch_size"])
+            row = replace(row, step=step)
+    # where a row's batch does not fit into memory, the model was trained with smaller ones: another row's
+    if group in requested["train"] and not row.step.out_of_memory:
+        trained = reader.trained(run, requested["seeds"])
+        if trained:
+            dense = reader.config.items["sections"][group][0]
+            base_trained = reader.trained(dense, requested["seeds"]) if run != dense else []
+            accuracy = results.accuracy(trained, reader.config)
+            row = replace(
+                row,
+                accuracy=accuracy,
+                top1_gain=difference(accuracy.top1, results.accuracy(base_trained, reader.config).top1),
+                epochs=results.describe_epochs(trained, base_trained),
+            )
     return row
+
+
+# -- columns --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the CSV and, where it has a heading, of the table for people.
+
+    `value` takes a row, `cell` a line of the CSV. `only_with` names a column that a printed table must have for this
+    one to be shown.
+    """
+
+    name: str
+    value: Callable[[Row], object]
+    heading: str | None = None
+    cell: Callable[[pd.Series], str] | None = None
+    only_with: str | None = None
+
+
+def number(column: str, digits: int) -> Callable[[pd.Series], str]:
+    """Return a function that shows a line's number in this column."""
+
+    def cell(line: pd.Series) -> str:
+        return "-" if pd.isna(line[column]) else f"{line[column]:.{digits}f}"
+
+    return cell
+
+
+def accuracy_cell(line: pd.Series) -> str:
+    """Show top-1 and, where it is the mean over several seeds, their number and spread."""
+    top1 = number("top1", 2)(line)
+    if pd.isna(line["seeds"]) or line["seeds"] == 1:
+        return top1
+    return f"{top1} (n={line['seeds']}, sd {line['top1_sd']:.2f})"
+
+
+def speedup_cell(line: pd.Series) -> str:
+    """Show a speed-up in per cent with its 95 % interval."""
+    if pd.isna(line["speedup_pct"]):
+        return "-"
+    return f"{line['speedup_pct']:.1f} ({number('speedup_pct_low', 0)(line)} to {number('speedup_pct_high', 0)(line)})"
+
+
+def ceilings_cell(line: pd.Series) -> str:
+    ceilings = [number(f"ceiling_{name}_pct", 1)(line) for name in ("macs", "roofline")]
+    return "-" if ceilings == ["-", "-"] else " / ".join(ceilings)
+
+
+def parameters_cell(line: pd.Series) -> str:
+    return f"{number('params_m', 1)(line)} / {number('params_m_paper', 1)(line)}"
+
+
+def step_cell(line: pd.Series) -> str:
+    """Show whether a training step fits into memory, and how much it needs where that is known."""
+    text = fit_cell("out_of_memory")(line)
+    return text if pd.isna(line["memory_gib"]) else f"{text}, {line['memory_gib']:.1f} GiB"
+
+
+def fit_cell(column: str) -> Callable[[pd.Series], str]:
+    """Return a function that shows whether a line's training step fits into memory."""
+
+    def cell(line: pd.Series) -> str:
+        if pd.isna(line[column]):
+            return "-"
+        return "out of memory" if line[column] else "fits"
+
+    return cell
+
+
+COLUMNS = [
+    Column("top1", lambda row: row.accuracy.top1, "trained here: top-1 %", accuracy_cell),
+    Column("top1_sd", lambda row: row.accuracy.sd),
+    Column("top1_low", lambda row: row.accuracy.low),
+    Column("top1_high", lambda row: row.accuracy.high),
+    Column("top1_paper", lambda row: row.of_print("top1"), "printed: top-1 %", number("top1_paper", 1)),
+    Column(
+        "top1_delta",
+        lambda row: difference(row.accuracy.top1, row.of_print("top1")),
+        "top-1, here - printed",
+        number("top1_delta", 1),
+    ),
+    Column("top1_gain", lambda row: row.top1_gain, "over the dense", number("top1_gain", 2)),
+    Column("top1_gain_paper", lambda row: row.printed_gain, "printed: over the dense", number("top1_gain_paper", 1)),
+    Column("throughput", lambda row: row.speed.throughput, "timed here: images/s", number("throughput", 1)),
+    Column(
+        "throughput_paper",
+        lambda row: row.of_print("throughput"),
+        "printed (V100): images/s",
+        number("throughput_paper", 0),
+    ),
+    Column("speedup_pct", lambda row: row.speed.speedup_pct, "speed-up %", speedup_cell),
+    Column("speedup_pct_low", lambda row: row.speed.speedup_pct_low),
+    Column("speedup_pct_high", lambda row: row.speed.speedup_pct_high),
+    Column("ceiling_macs_pct", lambda row: row.speed.ceiling_macs_pct, "ceiling by MACs / roofline", ceilings_cell),
+    Column("ceiling_roofline_pct", lambda row: row.speed.ceiling_roofline_pct),
+    Column(
+        "speedup_pct_paper",
+        lambda row: row.printed_speedup_pct,
+        "printed: speed-up %",
+        number("speedup_pct_paper", 1),
+    ),
+    Column(
+        "speedup_delta",
+        lambda row: difference(row.speed.speedup_pct, row.printed_speedup_pct),
+        "speed-up, here - printed",
+        number("speedup_delta", 1),
+    ),
+    Column("macs_g", lambda row: row.speed.macs_g, "G MACs", number("macs_g", 2)),
+    Column("params_m", lambda row: row.speed.params_m),
+    Column(
+        "params_m_paper",
+        lambda row: row.of_print("params_m"),
+        "M parameters, here / printed",
+        parameters_cell,
+        only_with="params_m",
+    ),
+    Column(
+        "out_of_memory", lambda row: None if row.step.fits is None else not row.step.fits, only_with="out_of_memory"
+    ),
+    Column(
+        "out_of_memory_paper",
+        lambda row: row.of_print("out_of_memory"),
+        "printed: a training step",
+        fit_cell("out_of_memory_paper"),
+        only_with="out_of_memory",
+    ),
+    Column(
+        "memory_gib",
+        lambda row: row.step.gib,
+        "a training step",
+        step_cell,
+        only_with="out_of_memory",
+    ),
+    Column("resolution", lambda row: row.speed.resolution),
+    Column("batch_size", lambda row: row.speed.batch_size),
+    # where rows are called by the batch size of a training
+    Column("timed_batch_size", lambda row: row.speed.batch_size, only_with="batch_size"),
+    Column("precision", lambda row: row.speed.precision),
+    Column("mode", lambda row: row.speed.mode),
+    Column("device", lambda row: row.speed.device),
+    Column("seeds", lambda row: row.accuracy.seeds),
+    Column("source", lambda row: row.source()),
+    Column("flags", lambda row: row.flags),
+    Column("run", lambda row: row.run if row.is_measured else None),
+]
+COUNTS = {"batch_size", "timed_batch_size", "resolution", "seeds"}
+
+
+def columns_of(table: str, config: Config) -> list[Column]:
+    """Return a table's columns besides those by which its rows are called."""
+    names, known = printed.names(config, table), printed.columns(table)
+    return [
+        column
+        for column in COLUMNS
+        if column.name not in names and (column.only_with is None or column.only_with in known)
+    ]
+
+
+def frame_of(table: str, rows: list[Row], config: Config) -> pd.DataFrame:
+    """Return the rows as the CSV has them."""
+    names, columns = printed.names(config, table), columns_of(table, config)
+    lines = [
+        dict(zip(names, row.names, strict=True)) | {column.name: column.value(row) for column in columns}
+        for row in rows
+    ]
+    frame = pd.DataFrame(lines, columns=[*names, *(column.name for column in columns)])
+    return frame.astype(dict.fromkeys(COUNTS & set(frame.columns), "Int64"))
+
+
+def make(table: str, reader: Records) -> pd.DataFrame:
+    """Return a table as its CSV has it."""
+    return frame_of(table, rows_of(table, reader), reader.config)
+
+
+# -- for people -----------------------------------------------------------------------------
+
+
+def sheet_of(table: str, rows: list[Row], frame: pd.DataFrame, config: Config) -> sheet.Sheet:
+    """Return the table for people and, below it, where its measured numbers come from and what to beware of.
+
+    The conditions of the measurement are columns where they are not the same for all rows.
+    """
+    names = printed.names(config, table)
+    columns = [column for column in columns_of(table, config) if column.heading]
+    batch = "timed_batch_size" if "timed_batch_size" in frame else "batch_size"
+    varied = [name for name in ("device", "mode", "precision", batch) if frame[name].nunique() > 1]
+    notes = list(dict.fromkeys(frame["flags"].dropna()))
+    lines = []
+    for _, line in frame.iterrows():
+        cells = [str(line[name]) for name in names]
+        cells += [column.cell(line) for column in columns]
+        cells += ["-" if pd.isna(line[name]) else str(line[name]) for name in varied]
+        cells.append("" if pd.isna(line["flags"]) else str(notes.index(line["flags"]) + 1))
+        lines.append(cells)
+    head = [*names, *(column.heading for column in columns), *varied, "notes"]
+    words = sum(isinstance(name, str) for name in rows[0].names)
+    return sheet.Sheet(head, lines, left=words, remarks=remarks(rows), notes=notes)
+
+
+def remarks(rows: list[Row]) -> list[str]:
+    """Say where measured numbers come from, and how the speeds were measured."""
+    measured = [row for row in rows if row.is_measured]
+    if not measured:
+        return ["Nothing of it was measured: all numbers are printed in the paper."]
+    # each training took its own time, which the CSV tells of each row
+    texts = list(dict.fromkeys(row.source(with_epochs=False) for row in measured))
+    if any(row.accuracy.top1 is not None for row in measured):
+        texts.append("accuracies are of one seed where no n stands beside them")
+    texts.append("over the dense: the dense model, or LeViT, with which a row is timed in interleaved rounds")
+    speeds = [row.speed for row in measured if row.speed.throughput is not None]
+    if speeds:
+        texts.append(
+            "speed-up: the median of the ratios to that model's speed just before and after each "
+            "round, with its 95 % interval; not the quotient of the two images/s"
+        )
+    texts.append("printed speed-up: as the printed images/s have it")
+    for device, mode, precision, size in dict.fromkeys(
+        (speed.device, speed.mode, speed.precision, speed.batch_size) for speed in speeds
+    ):
+        texts.append(f"timed on {device}: mode {mode}, {precision}, batch {size}")
+    return texts
+
+
+def print_table(path: Path) -> None:
+    """Print a table that was made, as people read it, and where it is."""
+    print(f"\n{path.with_suffix('.md').read_text()}")
+    print(f"The table: {path.resolve()} and {path.with_suffix('.md').name}")
+    print("Every run in MLflow: make ui, then http://127.0.0.1:5000, Model training at the left")
 
 
 def main() -> None:
     parser = command_line.parser(__doc__)
-    parser.add_argument("--root", required=True, help="the setting's results folder")
-    parser.add_argument("--output", required=True, type=Path, help="<table>[.partial].csv")
+    parser.add_argument("--root", help="the setting's results folder")
+    parser.add_argument("--output", type=Path, help="<table>[.partial].csv")
+    parser.add_argument("--print", type=Path, metavar="CSV", help="print this table instead of making one")
     arguments = parser.parse_args()
+    if arguments.print:
+        print_table(arguments.print)
+        return
+    if not (arguments.root and arguments.output):
+        parser.error("--root and --output are needed, or --print")
     table, *partial = arguments.output.stem.split(".")
     try:
-        found = Records(Config.load(), arguments.root, partial=bool(partial))
-        frame = make(table, found).round(3)
+        config = Config.load()
+        rows = rows_of(table, Records(config, arguments.root, partial=bool(partial)))
+        frame = frame_of(table, rows, config).round(3)
     except (records.RecordError, ConfigError) as error:
         sys.exit(f"ERROR: {error}")
-    sheet.write(arguments.output, frame, readable.of_table(frame, printed.NAMES[table]))
+    sheet.write(arguments.output, frame, sheet_of(table, rows, frame, config))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,10 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from workflow.paper import labels, pareto, style
+from workflow.paper import pareto, style
+from workflow.paper.results import Accuracy, Speed
+from workflow.paper.tables import Row
+from workflow.storage.warnings import Warning
 
 TIMED = {"device": "a CPU", "mode": "fused", "precision": "fp32", "batch_size": 32}
 
@@ -30,29 +33,31 @@ def named(panel) -> dict:
 
 
 def test_a_label_beside_its_point_needs_no_line(panel):
-    labels.place(panel, [(5, 5, "DeiT-T", {})], [(5, 5)])
+    pareto.place_labels(panel, [(5, 5, "DeiT-T", {})], [(5, 5)])
     assert arrows(panel) == []
-    assert math.hypot(*named(panel)["DeiT-T"].get_position()) <= labels.BESIDE + 0.1
+    assert math.hypot(*named(panel)["DeiT-T"].get_position()) <= pareto.BESIDE + 0.1
 
 
 def test_a_label_further_off_has_a_line_to_its_point(panel):
     crowd = [(5 + i / 4, 5 + j / 4) for i in (-1, 0, 1) for j in (-1, 0, 1)]
-    labels.place(panel, [(5, 5, "DeiT-T", {"color": "C1"})], crowd)
+    pareto.place_labels(panel, [(5, 5, "DeiT-T", {"color": "C1"})], crowd)
     (line,) = arrows(panel)
     text = named(panel)["DeiT-T"]
-    assert math.hypot(*text.get_position()) > labels.BESIDE + 1
+    assert math.hypot(*text.get_position()) > pareto.BESIDE + 1
     assert line.xy == text.xy == (5, 5)
     assert line.get_position() == text.get_position()
 
 
-def test_accuracies_have_bars_and_speeds_their_conditions(monkeypatch, config):
-    rows = [("DeiT-T", pareto.DENSE, 80.0, 100.0), ("DeiT-T", pareto.OURS, 79.0, 150.0)]
-    frame = pd.DataFrame(rows, columns=["model", "method", "top1", "throughput"])
-    frame = frame.assign(top1_low=frame["top1"] - 3, top1_high=frame["top1"] + 3, **TIMED, seeds=1,
-                         top1_paper=72.0, throughput_paper=[2536, 4027],
-                         flags=["suspect: unsure", None])  # fmt: skip
-    monkeypatch.setattr(pareto, "points", lambda found: frame)
-    figure, _ = pareto.draw(type("Found", (), {"config": config, "setting": "demo"}))
+def test_accuracies_have_bars_and_speeds_their_conditions():
+    models = [("DeiT-T", pareto.DENSE, 80.0, 100.0), ("DeiT-T", pareto.OURS, 79.0, 150.0)]
+    frame = pd.DataFrame(models, columns=["model", "method", "top1", "throughput"])
+    frame = frame.assign(top1_low=frame["top1"] - 3, top1_high=frame["top1"] + 3, seeds=1)
+    frame = frame.assign(top1_paper=72.0, throughput_paper=[2536, 4027])
+    speed = Speed(throughput=100.0, **TIMED)
+    doubted = Speed(throughput=150.0, warnings=(Warning("throttled", "heat"),), **TIMED)
+    untrained = Row(("DeiT-S",), speed=doubted)  # not in the figure
+    rows = [Row(("DeiT-T",), accuracy=Accuracy(80.0), speed=one) for one in (speed, doubted)]
+    figure = pareto.draw(frame, [*rows, untrained], "digits")
     printed, measured = figure.axes
     (bars,) = measured.containers
     assert not printed.containers
@@ -61,5 +66,5 @@ def test_accuracies_have_bars_and_speeds_their_conditions(monkeypatch, config):
     assert heights == [pytest.approx([77, 83]), pytest.approx([76, 82])]
     title = measured.get_title()
     assert title.startswith("measured: digits, speed at full size; 95 % intervals, seeds: 1")
-    assert title.endswith("a CPU, fused, fp32, batch 32\n1 of 2 suspect")
+    assert title.endswith("a CPU, fused, fp32, batch 32\n1 of 2 with warnings")
     plt.close(figure)

@@ -8,7 +8,7 @@ from workflow.campaign import benchmarks
 from workflow.paper import measured
 from workflow.storage import records
 
-METHOD = {"out_of_memory": False, "suspect": [], "speedup_interval": [1.29, 1.31]}
+METHOD = {"out_of_memory": False, "warnings": [], "speedup_interval": [1.29, 1.31]}
 METHOD |= {"ceilings": {"macs": 1.28, "roofline": 1.27}}
 
 
@@ -24,7 +24,7 @@ def write(config, tmp_path):
             for run, speedup in zip(config.items["sections"][section], speedups, strict=True)
         ]
         path = tmp_path / "throughput" / section / f"{name}.json"
-        records.write_json(path, records.make(spec, {"methods": methods, "suspect": []}, 0.0))
+        records.write_json(path, records.make(spec, {"methods": methods, "warnings": []}, 0.0))
 
     return make
 
@@ -42,7 +42,7 @@ def test_ours_stand_beside_the_papers(config, write, tmp_path):
 
 
 def test_doubts_and_running_out_of_memory_are_said(config, write, tmp_path):
-    write("levit_256", "cpu-fused-fp32-b32", [1.0, 1.3], suspect=["unsure"])
+    write("levit_256", "cpu-fused-fp32-b32", [1.0, 1.3], warnings=[{"code": "throttled", "text": "heat"}])
     assert shown(config, tmp_path, ["fused-fp32"])[1][5] == "130.0 ?"
     write("levit_256", "cpu-fused-fp32-b32", [1.0, 1.3], out_of_memory=True)
     assert shown(config, tmp_path, ["fused-fp32"])[1][4:6] == ["32", "out of memory"]
@@ -62,7 +62,7 @@ def test_a_sweep_has_a_row_for_each_batch_size(config, write, tmp_path):
     one, many = (records.read(tmp_path / f"throughput/levit_256/cpu-fused-fp32-b{size}.json") for size in (1, 32))
     path = tmp_path / "throughput/levit_256/cpu-fused-fp32-sweep.json"
     sizes = [{"batch_size": 1, **one["results"]}, {"batch_size": 32, **many["results"]}]
-    sizes[1]["suspect"] = ["it drifted"]
+    sizes[1]["suspect"] = ["it drifted"]  # of older code
     records.write_json(path, records.make(one["spec"], {"sizes": sizes}, 0.0))
     assert measured.sweeps(tmp_path) == [path]
     assert measured.over_batches(path).rows == [
@@ -76,7 +76,7 @@ def test_a_sweep_has_a_row_for_each_batch_size(config, write, tmp_path):
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (["--points", "fused-fp23"], "has no record at fused-fp23."),
+        (["--configurations", "fused-fp23"], "has no record at fused-fp23."),
         ([], "name those to show, such as fused-fp32; there is no sweep here"),
     ],
 )

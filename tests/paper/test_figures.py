@@ -8,9 +8,9 @@ import pytest
 from matplotlib import pyplot as plt
 
 from workflow.campaign import kinds, specs, targets
-from workflow.paper import figures, image_grid, style, token_maps
-from workflow.paper.columns import Records
+from workflow.paper import figure5, figures, image_grid, style
 from workflow.paper.image_grid import Group
+from workflow.paper.results import Records
 from workflow.storage import records
 from workflow.storage.records import RecordError
 
@@ -61,16 +61,12 @@ def demo(tmp_path, monkeypatch, config):
     return write
 
 
-def test_every_figure_of_the_yaml_is_drawn_by_something(config):
-    assert set(config.items["figures"]) == set(figures.FIGURES)
-
-
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", ["figure2", "figure4a", "figure4b", "figure5"])
 def test_it_is_drawn_with_what_it_shows_in_words(name, demo, config, tmp_path):
     found = demo(*config.analyses(name))
     style.apply()
-    figure, numbers = figures.FIGURES[name](found)
+    figure, numbers = figures.function_of(config, name)(found)
     assert not numbers.empty
     style.save(figure, tmp_path / f"{name}.png")
     width, height = figure.get_size_inches()
@@ -94,7 +90,7 @@ def test_figure5_says_where_a_training_never_became_stage_wise(demo, monkeypatch
     monkeypatch.setitem(ARRAYS, "selection_stage", ARRAYS["selection"])
     found = demo("selection", "selection_stage", selection_stage={"schedule": "layer"})
     style.apply()
-    figure, numbers = token_maps.figure5(found)
+    figure, numbers = figure5.figure5(found)
     shown = " ".join(text.get_text() for text in figure.findobj(plt.Text))
     assert "No layer-to-stage here: the training of evo_deit_tiny was too short" in shown
     assert "from layer" not in shown
@@ -107,7 +103,7 @@ def test_overlaps_are_of_what_each_group_keeps_last():
     first, last = np.zeros((1, 4), bool), np.zeros((1, 4), bool)
     first[0, :2] = last[0, 1:3] = True
     groups = [Group("by layers", ["5", "6"]), Group("by stages", ["5"])]
-    rows = token_maps.overlaps(["a.png"], groups, [first, last, first])
+    rows = figure5.overlaps(["a.png"], groups, [first, last, first])
     assert [row["kept"] for row in rows] == [2, 2, 2]
     assert [row["in_the_last"] for row in rows] == [0.5, 1, 1]
     assert [row["selection"] for row in rows] == ["5", "6", "5"]
@@ -165,7 +161,7 @@ def test_faded_patches_are_those_that_are_not_kept():
     kept[6] = True  # the second row's third
     for value in (0, 255):  # black and white, which digits are made of, both go towards grey
         image = np.full((8, 8, 3), value, np.uint8)
-        shown = token_maps.faded(image, kept, SELECTED["grid"])
+        shown = figure5.faded(image, kept, SELECTED["grid"])
         grey = abs(shown - 0.5).max(axis=2) < 0.2
         assert (shown[2:4, 4:6] == value / 255).all()
         assert grey.sum() == 64 - 4

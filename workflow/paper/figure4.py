@@ -1,4 +1,4 @@
-"""Figure 4: how far tokens are from the final class token, and how alike they are, by layer."""
+"""Figure 4: how far tokens are from the final class token (4a), and how alike queries are (4b), by layer."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workflow.paper import style
-from workflow.paper.columns import Records, describe_size
+from workflow.paper.results import Records, describe_size
 
 HEIGHT = 2.6
 # how a group of tokens is drawn; told apart without colour, too
@@ -20,64 +20,66 @@ GROUPS = {
 }
 
 
-def figure4a(found: Records) -> tuple[Figure, pd.DataFrame]:
-    """Linear CKA of each layer's average token with the last class token."""
-    record = found.curves("cka")
+def figure4a(records: Records) -> tuple[Figure, pd.DataFrame]:
+    """Draw the linear CKA of each layer's average token with the last class token."""
+    record = records.curves("cka")
     figure, panel = plt.subplots(figsize=(style.COLUMN, HEIGHT))
     for name, (label, marker, line) in GROUPS.items():
         plot(panel, record, name, line, marker=marker, label=label)
     panel.set(ylabel="CKA with final class token", ylim=(0, 1.04))
     panel.legend(loc="upper left")
-    finish(panel, describe(record, found))
+    finish(panel, describe(record, records))
     return figure, table(record)
 
 
-def figure4b(found: Records) -> tuple[Figure, pd.DataFrame]:
-    """Correlation of patch queries with their image's mean query: its mean and its variance."""
-    record = found.curves("query_correlation")
+def figure4b(records: Records) -> tuple[Figure, pd.DataFrame]:
+    """Draw the correlation of patch queries with their image's mean query: its mean and its variance."""
+    record = records.curves("query_correlation")
     figure, panels = plt.subplots(2, 1, sharex=True, figsize=(style.COLUMN, 1.25 * HEIGHT))
     for panel, name, marker, colour in zip(panels, ("mean", "variance"), "os", ("C0", "C1"), strict=True):
         plot(panel, record, name, marker=marker, color=colour)
         panel.set(ylabel=f"correlation, {name}")
     panels[0].set_ylim(top=1.0)
     panels[1].set_ylim(bottom=0.0)
-    finish(panels[1], describe(record, found))
+    finish(panels[1], describe(record, records))
     return figure, table(record)
 
 
-def plot(panel: Axes, record: dict, name: str, *line: str, **look) -> None:
-    """A curve over the layers, and its 95 % interval over images as a band."""
-    values, half = (np.array(record["results"][key][name]) for key in ("curves", "half_widths"))
-    (drawn,) = panel.plot(layers_of(values), values, *line, markersize=3.5, **look)
-    panel.fill_between(layers_of(values), values - half, values + half, color=drawn.get_color(),
-                       alpha=0.2, linewidth=0)  # fmt: skip
+def plot(panel: Axes, record: dict, name: str, *line: str, **options) -> None:
+    """Draw a curve over the layers, and its 95 % interval over images as a band."""
+    values = np.array(record["results"]["curves"][name])
+    half = np.array(record["results"]["half_widths"][name])
+    (drawn,) = panel.plot(layers_of(values), values, *line, markersize=3.5, **options)
+    panel.fill_between(layers_of(values), values - half, values + half, color=drawn.get_color(), alpha=0.2, linewidth=0)
 
 
 def table(record: dict) -> pd.DataFrame:
-    """The curves by layer, counted from 1, and half of their 95 % intervals."""
-    curves, halves = (record["results"][key] for key in ("curves", "half_widths"))
+    """Return the curves by layer, counted from 1, and half of their 95 % intervals."""
+    curves, halves = record["results"]["curves"], record["results"]["half_widths"]
     layers = layers_of(next(iter(curves.values())))
     wide = {f"{name}_half_width": values for name, values in halves.items()}
     return pd.DataFrame({"layer": layers, **curves, **wide})
 
 
 def layers_of(values: Sequence[float]) -> np.ndarray:
+    """Return the layers of a curve's points, counted from 1."""
     return np.arange(1, len(values) + 1)
 
 
-def describe(record: dict, found: Records) -> str:
-    """Of which model on which images, for people who see the figure alone."""
+def describe(record: dict, records: Records) -> str:
+    """Say which model the figure shows on which images, for people who see nothing else."""
     spec, images = record["spec"], record["results"]["images"]
     data = spec["data"]["name"]
     return (
-        f"{spec['run']}: {describe_size(spec, found.config)}\n"
+        f"{spec['run']}: {describe_size(spec, records.config)}\n"
         f"trained on {style.DATA.get(data, data)}; {images} validation images; bands: 95 %"
     )
 
 
-def finish(panel: Axes, said: str) -> None:
+def finish(panel: Axes, text: str) -> None:
+    """Label the axis of layers and write the text below the figure."""
     panel.set_xlabel("layer")
-    panel.figure.supxlabel(said, fontsize=7)
+    panel.figure.supxlabel(text, fontsize=7)
     panel.set_xticks(range(1, int(panel.lines[0].get_xdata()[-1]) + 1))
     for axes in panel.figure.axes:
         axes.grid(alpha=0.3, linewidth=0.5)

@@ -1,8 +1,8 @@
-"""Records made up for the ledger of claims."""
+"""Records made up for tables, figures and the ledger of claims."""
 
 import pytest
 
-from tests.claims.ledger import timer
+from tests.paper.ledger import timer
 from workflow.campaign import specs
 from workflow.storage import records
 
@@ -20,11 +20,13 @@ def timed(config, root):
 
 @pytest.fixture
 def trained(config, root):
+    """Return a function that writes trainings' records: run -> top-1."""
+
     def write(setting: str = "imagenet", **accuracies) -> None:
         for run, top1 in accuracies.items():
             spec = specs.train_spec(config, setting, run)
-            place = config.settings[setting]["results"]
             results = {"top1": top1, "val_images": 50000}
-            records.write_json(f"{place}/runs/{run}/train.json", records.make(spec, results, 0.0))
+            path = f"{config.settings[setting]['results']}/runs/{run}/train.json"
+            records.write_json(path, records.make(spec, results, 0.0))
 
     return write

@@ -1,15 +1,16 @@
 """Sweeps: a point changes one thing and is trained once; figures say mean and spread."""
 
-import pandas as pd
+import dataclasses
+
 import pytest
 
 from workflow.campaign import benchmarks, specs, targets
-from workflow.campaign.config import run_name
-from workflow.paper import architectures, columns, figures, sweeps
-from workflow.paper.columns import Records
-from workflow.paper.found import interval
+from workflow.campaign.config import ConfigError, run_name
+from workflow.paper import figure6, figures, results, sweeps
+from workflow.paper.results import Records, interval
 from workflow.storage import records
 from workflow.storage.records import RecordError
+from workflow.storage.warnings import Warning
 
 REFERENCE = "deit_tiny-fast_updating"
 PARAMETERS = {  # what a figure changes, and its value where the paper's own stands
@@ -91,10 +92,10 @@ def demo(tmp_path, monkeypatch, config):
                 {"run": model["run"], "images_per_s": 100.0 + i, "speedup": 1 + i / 100,
                  "speedup_interval": [1 + i / 200, 1 + i / 50], "macs_g": 1.0, "params_m": 5.0,
                  "resolution": 224, "weights": "random",
-                 "ceilings": {}, "suspect": [], "out_of_memory": False}
+                 "ceilings": {}, "warnings": [], "out_of_memory": False}
                 for i, model in enumerate(spec["models"])
             ]  # fmt: skip
-            results = {"device": "a CPU", "methods": methods, "suspect": []}
+            results = {"device": "a CPU", "methods": methods, "warnings": []}
             path = benchmarks.throughput_path("results/demo", section, point)
             records.write_json(path, records.make(spec, results, 0.0))
         return Records(config, "results/demo", partial=False)
@@ -103,7 +104,7 @@ def demo(tmp_path, monkeypatch, config):
 
 
 def test_a_frame_has_mean_and_spread_over_the_seeds(demo):
-    frame = sweeps.frame("figureS1a", demo("figureS1a")).set_index("run")
+    frame = sweeps.frame_of(sweeps.points_of("figureS1a", demo("figureS1a"))).set_index("run")
     point = frame.loc["deit_tiny-keep0.9"]
     assert (point["top1"], point["top1_sd"], point["seeds"]) == (92.0, 2.0, 3)
     ends = point["top1_low"], point["top1_high"]
@@ -120,7 +121,7 @@ def test_a_frame_has_mean_and_spread_over_the_seeds(demo):
 
 
 def test_one_seed_is_as_sure_as_its_test_set_and_what_was_not_timed_has_no_speed(demo):
-    frame = sweeps.frame("figureS1c", demo("figureS1c"))
+    frame = sweeps.frame_of(sweeps.points_of("figureS1c", demo("figureS1c")))
     assert frame["top1"].eq(90).all()
     assert frame[["top1_sd", "throughput"]].isna().all(axis=None)
     assert set(zip(frame["top1_low"], frame["top1_high"], strict=True)) == {interval([90.0], 599)}
@@ -128,33 +129,38 @@ def test_one_seed_is_as_sure_as_its_test_set_and_what_was_not_timed_has_no_speed
 
 def test_a_title_says_which_model_it_is_of_and_how_sure(demo, monkeypatch):
     found = demo("figureS1a")
-    frame = sweeps.frame("figureS1a", found)
-    assert sweeps.title(frame, found) == (
+    points = sweeps.points_of("figureS1a", found)
+    assert sweeps.title(points, found) == (
         "DeiT-T, a reduced model at 24 px, width 48, trained on digits\n95 % intervals; seeds: 3; 599 validation images"
     )
     monkeypatch.setitem(found.config.settings["demo"], "shrink", {})
-    nothing = frame.assign(seeds=pd.NA)
+    nothing = [dataclasses.replace(point, accuracy=results.NOT_TRAINED) for point in points]
     assert sweeps.title(nothing, found) == "DeiT-T trained on digits"
 
 
 def test_what_speeds_were_timed_on_stands_above_them(demo):
-    figure, frame = sweeps.draw("figureS1a", demo("figureS1a"))
+    found = demo("figureS1a")
+    figure, _ = sweeps.draw("figureS1a", found)
     assert figure.axes[1].get_title("left") == "a CPU, fused, fp32, batch 32"
-    doubtful = frame.assign(flags=["suspect: throttled", *[None] * (len(frame) - 1)])
-    assert columns.timed_on(doubtful) == f"a CPU, fused, fp32, batch 32; 1 of {len(frame)} suspect"
+    speeds = [point.speed for point in sweeps.points_of("figureS1a", found)]
+    speeds[0] = dataclasses.replace(speeds[0], warnings=(Warning("throttled", "heat"),))
+    remark = f"1 of {len(speeds)} with warnings"
+    assert results.describe_timing(speeds) == ("a CPU, fused, fp32, batch 32", remark)
+    assert results.describe_timing([results.NOT_TIMED]) == ("", "")
 
 
 def test_a_missing_point_is_refused(demo, tmp_path):
     found = demo("figure6")
     (tmp_path / "results/demo/runs/deit_small-keep_growing/train.json").unlink()
     with pytest.raises(RecordError, match=r"deit_small-keep_growing/train\.json is missing"):
-        architectures.frame(found)
+        figure6.figure6(found)
 
 
 def test_printed_accuracies_are_drawn_beside_imagenets_alone(demo, config, monkeypatch):
     found = demo("figureS1a")
-    assert "printed" not in legend(figures.FIGURES["figureS1a"](found))
+    assert "printed" not in legend(figures.function_of(config, "figureS1a")(found))
     monkeypatch.setitem(config.settings["demo"]["data"], "name", "imagenet")
+    config.records.clear()  # specs were derived before
     figure, _ = sweeps.draw("figureS1c", demo("figureS1c"))
     assert "printed" in legend((figure, None))
 
@@ -165,11 +171,19 @@ def legend(drawn) -> list[str]:
 
 
 def test_every_figure_has_a_caption_a_target_and_a_function(config):
-    assert set(figures.FIGURES) == set(config.items["figures"])
-    assert set(figures.FIGURES) <= set(config.items["captions"])
-    for name in figures.FIGURES:
+    assert set(config.items["figures"]) <= set(config.items["captions"])
+    for name in config.items["figures"]:
+        assert callable(figures.function_of(config, name))
         for suffix in ("png", "svg", "csv"):
             assert targets.spec_of(config, f"results/demo/{name}.{suffix}") is None
+
+
+def test_a_figure_that_nothing_draws_is_refused(config, monkeypatch):
+    monkeypatch.setitem(config.items["figures"], "figure7b", {"rows": []})
+    with pytest.raises(ConfigError, match=r"write a function figure7b\(records\) in workflow/paper/figure7.py"):
+        figures.function_of(config, "figure7b")
+    monkeypatch.setitem(config.items["figures"], "figure7b", {"rows": [], "xlabel": "temperature"})
+    assert callable(figures.function_of(config, "figure7b"))
 
 
 def test_a_table_needs_the_seeds_it_asks_for_and_no_others(config):

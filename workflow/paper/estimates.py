@@ -1,0 +1,360 @@
+"""Estimates for the paper's claims: how far one run is ahead of another, from records or as printed.
+
+`Measured` answers from a setting's records, `Printed` from the paper's tables; both know `accuracy_gap` and
+`speedup`. An answer is None where nothing is known.
+"""
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from workflow.campaign.config import CLAIMS, FILES, Config, ConfigError
+from workflow.paper import printed, results
+from workflow.paper.results import Records, TrainingStep
+from workflow.storage import warnings
+from workflow.storage.warnings import Warning
+
+PRINTED_ON = "imagenet"  # the data of the printed accuracies
+BATCH = 256  # of the printed images/s
+PRINTED_AT = ("paper", "cuda", BATCH)  # mode, device and batch size of the printed images/s
+COVERED = {"wide_interval"}  # warnings of what the interval itself shows, so that it still decides an order
+DOUBTED = "a measurement with warnings decides nothing"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval, and what it rests on.
+
+    Attributes:
+        n: how often it was measured, as sentences.
+        records: the records behind it.
+        notes: what people should know of it.
+        excluded: why it decides nothing at this scale.
+        warnings: of the measurements; a percentage with warnings decides nothing.
+        conditions: how and on which device images/s were timed.
+        as_printed: whether they were timed as the paper's were.
+        text: what the ledger shows instead of the number.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: tuple[str, ...] = ()
+    records: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+    warnings: tuple[Warning, ...] = ()
+    conditions: str = ""
+    as_printed: bool = True
+    text: str = ""
+
+    def __sub__(self, other: "Estimate") -> "Estimate":
+        """Return the difference of two independent estimates: their errors add as squares."""
+        value = self.value - other.value
+        return Estimate(
+            value,
+            value - math.hypot(self.value - self.low, other.high - other.value),
+            value + math.hypot(self.high - self.value, other.value - other.low),
+            n=union(self.n, other.n),
+            records=union(self.records, other.records),
+            notes=union(self.notes, other.notes),
+            excluded=union(self.excluded, other.excluded),
+            warnings=union(self.warnings, other.warnings),
+            as_printed=self.as_printed and other.as_printed,
+        )
+
+
+def union(*groups: tuple) -> tuple:
+    """Return all items in their order, each once."""
+    return tuple(dict.fromkeys(item for group in groups for item in group))
+
+
+def exactly(value: float, **details) -> Estimate:
+    """Return an estimate without an error."""
+    return Estimate(value, value, value, **details)
+
+
+def quotient(top: tuple[float, float, float], bottom: tuple[float, float, float]) -> tuple[float, float, float]:
+    """Return (value, low, high) of a quotient of two such numbers above 0: their relative errors add as squares."""
+    value, low, high = top
+    divisor, divisor_low, divisor_high = bottom
+    down = math.hypot(math.log(value / low), math.log(divisor_high / divisor))
+    up = math.hypot(math.log(high / value), math.log(divisor / divisor_low))
+    ratio = value / divisor
+    return ratio, ratio * math.exp(-down), ratio * math.exp(up)
+
+
+def dense_of(config: Config, run: str) -> str:
+    """Return the model that a run's speed-up refers to: the first of the first group that times both.
+
+    Raises ConfigError where there is none.
+    """
+    for models in config.items["sections"].values():
+        if run in models[1:]:
+            return models[0]
+    raise ConfigError(f"{FILES['items']}: {run} is timed against no other model; put it into a section.")
+
+
+def groups_with(config: Config, *runs: str) -> list[str]:
+    """Return the benchmark groups that time all of these runs together.
+
+    Raises ConfigError where there is none.
+    """
+    groups = [group for group, models in config.items["sections"].items() if set(runs) <= set(models)]
+    if not groups:
+        raise ConfigError(
+            f"{FILES['items']}: no section times {' and '.join(runs)} together, whose speeds a claim compares; add one."
+        )
+    return groups
+
+
+def margin(source: "Measured | Printed", by: str, run: str, other: str) -> Estimate | None:
+    """Return how far a run is ahead of another.
+
+    `by` is top1 (points), throughput (% more images/s), speedup (points of the speed-ups over each one's dense model)
+    or top1_gap (points of the accuracies kept of each one's dense model).
+    """
+    if by == "top1":
+        return source.accuracy_gap(run, other)
+    if by == "throughput":
+        return source.speedup(run, other)
+    over_dense = source.speedup if by == "speedup" else source.accuracy_gap
+    estimate = over_dense(run, dense_of(source.config, run))
+    other_estimate = over_dense(other, dense_of(source.config, other))
+    if estimate is None or other_estimate is None:
+        return None
+    difference = estimate - other_estimate
+    if estimate.conditions != other_estimate.conditions:
+        why = f"the speed-ups are not of one kind: {estimate.conditions}, and {other_estimate.conditions}"
+        return replace(difference, excluded=union(difference.excluded, (why,)))
+    return difference
+
+
+class Printed:
+    """What the paper's tables print; a run that several tables show is the same in all of them."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.runs = printed.by_run(config)
+
+    def accuracy_gap(self, run: str, other: str) -> Estimate | None:
+        """Return how many points of top-1 a run is above another."""
+        top1, other_top1 = (self.runs.get(name, {}).get("top1") for name in (run, other))
+        return None if top1 is None or other_top1 is None else exactly(top1 - other_top1)
+
+    def speedup(self, run: str, other: str) -> Estimate | None:
+        """Return how many per cent faster a run is than another, by the printed images/s.
+
+        Three printed percentages are not what the images/s give.
+        """
+        rate, other_rate = (self.runs.get(name, {}).get("throughput") for name in (run, other))
+        return None if rate is None or other_rate is None else exactly(results.speedup_pct(rate, other_rate))
+
+
+class Measured:
+    """What a setting's records say.
+
+    It reads the records of what the setting measures for its tables, for the figures whose rows claims compare and for
+    the claims alone. A record that is missing raises RecordError; with `partial`, whatever exists is read.
+    """
+
+    def __init__(self, config: Config, root: str, partial: bool):
+        self.config, self.partial = config, partial
+        self.records = Records(config, root, partial)
+        self.items = [*config.items["tables"], *config.items["claims"]["figures"], CLAIMS]
+
+    def _requests(self, kind: str, matches: Callable[[dict], bool]) -> list[dict]:
+        """Return what the setting trains or times (`kind`) for each item that has a matching row among it."""
+        requests = []
+        for item in self.items:
+            request = self.config.wanted(self.records.setting, item)
+            if any(row["section"] in request[kind] and matches(row) for row in self.config.rows(item)):
+                requests.append(request)
+        return requests
+
+    def _is_timed(self, group: str, training: bool = False) -> bool:
+        """Return whether the setting times the group for some item, or (`training`) its training steps."""
+        if self.partial:
+            return True
+        return bool(
+            self._requests("time", lambda row: row["section"] == group and (not training or "batch_size" in row))
+        )
+
+    # -- accuracy -------------------------------------------------------------------------------
+
+    def accuracy(self, run: str) -> Estimate | None:
+        """Return a run's top-1 in %, over as many seeds as the item asks for that asks for most."""
+        if run not in self.config.runs:
+            raise ConfigError(
+                f"{FILES['runs']} has no row {run}, which a claim compares; restore one or drop the other."
+            )
+        seeds = None
+        if not self.partial:
+            requests = self._requests("train", lambda row: row["run"] == run)
+            if not requests:
+                return None
+            counts = [request["seeds"] for request in requests]
+            seeds = None if None in counts else max(counts)
+        trained = self.records.trained(run, seeds)
+        if not trained:
+            return None
+        accuracy, data = results.accuracy(trained, self.config), trained[0]["spec"]["data"]["name"]
+        excluded = ()
+        if data != PRINTED_ON:
+            excluded = (f"accuracy on {data}; accuracies are judged on ImageNet alone",)
+        return Estimate(
+            accuracy.top1,
+            accuracy.low,
+            accuracy.high,
+            n=(f"{accuracy.seeds} seed{'s' if accuracy.seeds > 1 else ''}, {accuracy.val_images} images",),
+            records=tuple(f"runs/{record['spec']['run']}" for record in trained),
+            notes=tuple(f"{run}: {flag}" for flag in accuracy.flags),
+            excluded=excluded,
+        )
+
+    def accuracy_gap(self, run: str, other: str) -> Estimate | None:
+        """Return how many points of top-1 a run is above another."""
+        accuracy, other_accuracy = self.accuracy(run), self.accuracy(other)
+        return None if accuracy is None or other_accuracy is None else accuracy - other_accuracy
+
+    # -- speed ----------------------------------------------------------------------------------
+
+    def _timed(self, run: str, other: str) -> list[tuple[str, dict]]:
+        """Return the groups that time both runs in interleaved rounds, with their records."""
+        timed = []
+        for group in groups_with(self.config, run, other):
+            record = self.records.throughput(group) if self._is_timed(group) else None
+            if record is not None:
+                timed.append((group, record))
+        return timed
+
+    def speedup(self, run: str, other: str) -> Estimate | None:
+        """Return how many per cent faster a run is than another in the same process.
+
+        The first group counts in which neither of them, nor their dense model, ran out of memory.
+        """
+        for group, record in self._timed(run, other):
+            method = results.method_of(record["results"], run)
+            other_method = results.method_of(record["results"], other)
+            if method.get("speedup") and other_method.get("speedup"):
+                return _speedup(group, record, method, other_method)
+        return None
+
+    def macs_saved(self, run: str, other: str) -> Estimate | None:
+        """Return how many per cent fewer operations a run needs than another."""
+        timed = self._timed(run, other)
+        if not timed:
+            return None
+        group, record = timed[0]
+        macs, other_macs = (results.method_of(record["results"], name)["macs_g"] for name in (run, other))
+        if macs is None or other_macs is None:  # out of memory, and dependent on weights
+            return None
+        return exactly(
+            100 * (1 - macs / other_macs),
+            n=("counted",),
+            records=(f"throughput/{group}",),
+            notes=(f"{macs:.2f} and {other_macs:.2f} G MACs",),
+        )
+
+    # -- analyses of trained models -------------------------------------------------------------
+
+    def curves(self, name: str, higher: tuple[str, int | None], lower: tuple[str, int | None]) -> Estimate | None:
+        """Return how far one curve of an analysis is above another.
+
+        Each end is (curve, point): the point counts from 1, None is the mean over all points. Raises ConfigError for a
+        curve or a point that the analysis does not have.
+        """
+        record = self.records.curves(name)
+        if record is None:
+            return None
+        curves, half_widths = record["results"]["curves"], record["results"]["half_widths"]
+        for curve, point in (higher, lower):
+            if curve not in curves or (point or 1) > len(curves[curve]):
+                known = ", ".join(f"{curve} ({len(values)} points)" for curve, values in curves.items())
+                raise ConfigError(
+                    f"A claim names the curve {curve} at point {point or 1} of {name}, which has {known}."
+                )
+        value = _at(curves, higher) - _at(curves, lower)
+        # both are of the same images, so their errors may add up in full
+        half = _at(half_widths, higher) + _at(half_widths, lower)
+        data, excluded = record["spec"]["data"]["name"], ()
+        if data != PRINTED_ON:
+            excluded = (f"of a model trained on {data}; such curves are judged on ImageNet alone",)
+        return Estimate(
+            value,
+            value - half,
+            value + half,
+            n=(f"{record['results']['images']} images",),
+            records=(f"analyses/{name}",),
+            excluded=excluded,
+        )
+
+    # -- memory ---------------------------------------------------------------------------------
+
+    def memory(self, run: str, other: str, batch_size: int) -> Estimate | None:
+        """Return 1 where a training step of the run fits into memory and the other's does not, else -1."""
+        group = groups_with(self.config, run, other)[0]
+        record = self.records.training_cost(group) if self._is_timed(group, training=True) else None
+        if record is None:
+            return None
+        steps = [results.training_step(record, name, batch_size) for name in (run, other)]
+        if any(step.fits is None for step in steps):
+            return None
+        spec, excluded = record["spec"], ()
+        if (spec["device"], spec["precision"]) != ("cuda", "fp16"):
+            excluded = ("memory is judged where steps run as the paper's: on a GPU, with fp16",)
+        counted = record["results"]["bytes_are"] == "counted"  # the same in each round
+        return exactly(
+            1.0 if steps[0].fits and not steps[1].fits else -1.0,
+            n=("counted" if counted else f"{spec['rounds']} rounds",),
+            records=(f"training/{group}",),
+            notes=(results.describe_memory(record),),
+            excluded=excluded,
+            text="; ".join(_describe_step(step) for step in steps),
+        )
+
+
+def _speedup(group: str, record: dict, method: dict, other: dict) -> Estimate:
+    """Return by how many per cent one method of a group's record is faster than another."""
+    spec, measurement = record["spec"], record["results"]
+    ratios = quotient(
+        (method["speedup"], *method["speedup_interval"]),
+        (other["speedup"], *other["speedup_interval"]),
+    )
+    warned = union(*(warnings.read(part) for part in (method, other, measurement)))
+    conditions = "{device}: mode {mode}, {precision}, batch {batch_size}".format(
+        **spec | {"device": measurement["device"]}
+    )
+    notes = [f"timed on {conditions}", *(f"warning: {warning.text}" for warning in warned)]
+    if other is measurement["methods"][0]:
+        ceilings = [100 * (method["ceilings"][name] - 1) for name in ("macs", "roofline")]
+        notes.append("ceilings by MACs and roofline: {:.1f} and {:.1f} %".format(*ceilings))
+    excluded = [
+        f"{timed['run']} was timed at an assumed profile, chosen to match its printed speed"
+        for timed in (method, other)
+        if timed.get("profile")
+    ]
+    if any(warning.code not in COVERED for warning in warned):
+        excluded.append(DOUBTED)
+    return Estimate(
+        *(results.speedup_pct(ratio, 1.0) for ratio in ratios),
+        n=(f"{len(method['rounds'])} rounds",),
+        records=(f"throughput/{group}",),
+        notes=tuple(notes),
+        excluded=tuple(excluded),
+        warnings=warned,
+        conditions=conditions,
+        as_printed=(spec["mode"], spec["device"], spec["batch_size"]) == PRINTED_AT,
+    )
+
+
+def _at(curves: dict[str, list[float]], end: tuple[str, int | None]) -> float:
+    """Return a curve's value at a point, counted from 1, or its mean."""
+    curve, point = end
+    return statistics.mean(curves[curve]) if point is None else curves[curve][point - 1]
+
+
+def _describe_step(step: TrainingStep) -> str:
+    text = "fits" if step.fits else "out of memory"
+    return text if step.bytes is None else f"{step.bytes / 2**30:.1f} GiB, {text}"

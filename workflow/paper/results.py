@@ -1,0 +1,379 @@
+"""A setting's results: its records, and what they say of one row: accuracy, speed, memory of a training step."""
+
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from workflow.campaign import benchmarks, kinds, specs
+from workflow.campaign.config import Config, run_name
+from workflow.storage import provenance, records, warnings
+from workflow.storage.warnings import Warning
+
+FULL_SIZE = "the paper's model"
+NORMAL = 1.96  # standard errors on either side that hold 95 %
+
+
+class Records:
+    """The records of a setting; with `partial`, one that is missing or outdated counts as absent."""
+
+    def __init__(self, config: Config, root: str, partial: bool):
+        self.config, self.root, self.partial = config, root, partial
+        self.setting = config.setting_of(root)
+
+    def _read(self, record: kinds.Record) -> dict | None:
+        """Return a record's content, or None if it may be absent and is. Raises RecordError otherwise."""
+        try:
+            return records.read(record.path, record.hash)
+        except records.RecordError:
+            if self.partial:
+                return None
+            raise
+
+    def requested(self, item: str) -> dict:
+        """Return which groups of a table or figure are trained (with how many seeds) and which are timed.
+
+        With `partial` all of them, since whatever exists is shown.
+        """
+        if self.partial:
+            groups = self.config.sections_of(item)
+            return {"train": groups, "time": groups, "seeds": None}
+        return self.config.wanted(self.setting, item)
+
+    def trained(self, row: str, seeds: int | None = None) -> list[dict]:
+        """Return the records of a row's trainings, of its first `seeds` seeds or of all."""
+        names = [run_name(row, seed) for seed in self.config.seeds(row)[:seeds]]
+        trainings = [self._read(kinds.record(self.config, "train", self.setting, run=name)) for name in names]
+        return [content for content in trainings if content is not None]
+
+    def throughput(self, group: str) -> dict | None:
+        """Return the record of a benchmark group's images/s, in the setting's own configuration."""
+        return self._read(kinds.throughput_record(self.config, self.setting, group))
+
+    def training_cost(self, group: str) -> dict | None:
+        """Return the record of what a training step of the group's models costs."""
+        return self._read(kinds.training_cost_record(self.config, self.setting, group))
+
+    def curves(self, name: str) -> dict | None:
+        """Return the record of an analysis, without its arrays.
+
+        Raises RecordError also for a record of older code, whose curves have no intervals.
+        """
+        path = self._analysis(name).path
+        content = self._read(self._analysis(name))
+        if content and "half_widths" not in content["results"]:
+            if self.partial:
+                return None
+            raise records.RecordError(
+                f"{path} was made by older code, without intervals; make it again by adding "
+                f"--forcerun {path} to snakemake's command."
+            )
+        return content
+
+    def analysis(self, name: str) -> tuple[dict, dict[str, np.ndarray]]:
+        """Return the record of an analysis and its arrays.
+
+        Raises RecordError unless the record has the current spec and the arrays are those that it names.
+        """
+        path = Path(self._analysis(name).path)
+        content = records.read(path, self._analysis(name).hash)
+        file = content["results"]["arrays"]
+        arrays = path.parent / file["path"]
+        if not arrays.exists() or records.sha256(arrays) != file["sha256"]:
+            raise records.RecordError(
+                f"{arrays} is missing or not the file that {path} names; make both again by adding "
+                f"--forcerun {path} to snakemake's command."
+            )
+        with np.load(arrays, allow_pickle=False) as stored:
+            return content, dict(stored)
+
+    def _analysis(self, name: str) -> kinds.Record:
+        return kinds.record(self.config, "analysis", self.setting, analysis=name)
+
+
+# -- accuracy -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 in % over a row's seeds: mean, standard deviation (of two or more) and 95 % interval.
+
+    `sources` says what was trained on which data, `flags` what to beware of. NOT_TRAINED has nothing.
+    """
+
+    top1: float | None = None
+    sd: float | None = None
+    low: float | None = None
+    high: float | None = None
+    seeds: int | None = None
+    val_images: int | None = None
+    sources: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+
+
+NOT_TRAINED = Accuracy()
+
+
+def accuracy(trained: list[dict], config: Config) -> Accuracy:
+    """Return the accuracy over the records of a row's seeds."""
+    if not trained:
+        return NOT_TRAINED
+    top1 = [record["results"]["top1"] for record in trained]
+    images = trained[0]["results"]["val_images"]
+    low, high = interval(top1, images)
+    ways = dict.fromkeys(describe_training(record, config) for record in trained)
+    flags = []
+    left_out = sum(len(record["results"].get("deviations", [])) for record in trained)
+    if left_out:
+        flags.append(f"{left_out} training steps left out, their loss not finite")
+    for record in trained:
+        flags += provenance.flags(record)
+        flags += lost_epochs(record)
+    return Accuracy(
+        top1=statistics.mean(top1),
+        sd=statistics.stdev(top1) if len(top1) > 1 else None,
+        low=low,
+        high=high,
+        seeds=len(top1),
+        val_images=images,
+        sources=(f"top1: {'; '.join(ways)}",),
+        flags=tuple(dict.fromkeys(flags)),
+    )
+
+
+def interval(values: list[float], images: int) -> tuple[float, float]:
+    """Return the 95 % interval of the mean accuracy, in %, of several seeds on a test set.
+
+    It follows from the seeds' spread by Student's t. Below three seeds it is at least as wide as the
+    interval of a share of so many images (Wilson's).
+    """
+    mean, seeds, spread = statistics.mean(values), len(values), 0.0
+    if seeds > 1:
+        spread = statistics.stdev(values) / math.sqrt(seeds)
+    if seeds > 2:
+        half = float(stats.t.ppf(0.975, seeds - 1)) * spread
+        return max(0.0, mean - half), min(100.0, mean + half)
+    right = stats.binomtest(round(mean / 100 * images), images)
+    low, high = (100 * end for end in right.proportion_ci(0.95, method="wilson"))
+    half = NORMAL * spread
+    return min(low, max(0.0, mean - half)), max(high, min(100.0, mean + half))
+
+
+def lost_epochs(record: dict) -> list[str]:
+    """Return sentences on the epochs whose lines a crash took from a training's journal."""
+    results, run = record["results"], record["spec"]["run"]
+    lost = results.get("lost_epochs", [])
+    restored = [epoch for epoch in results.get("restored_epochs", []) if epoch not in lost]
+    sentences = []
+    if lost:
+        sentences.append(f"the metrics of {run}'s epochs {', '.join(map(str, lost))} are lost")
+    if restored:
+        epochs = ", ".join(map(str, restored))
+        sentences.append(f"{run}'s journal has lost epochs {epochs}, restored from the checkpoint")
+    return sentences
+
+
+def describe_training(record: dict, config: Config) -> str:
+    """Say on which data and at which size an accuracy was reached."""
+    spec, results = record["spec"], record["results"]
+    size = describe_size(spec, config)
+    if spec["kind"] == "evaluate":
+        weights = spec["checkpoint"].get("file") or spec["checkpoint"]["timm"]
+        size += f" with the weights of {Path(weights).name}"
+    return f"{size} on {spec['data']['name']}, {results['val_images']} validation images"
+
+
+def describe_size(spec: dict, config: Config) -> str:
+    """Say whether a spec's model has the paper's size or a setting's."""
+    paper = specs.model_of(config, spec["row"])["kwargs"]
+    kwargs = spec["model"]["kwargs"]
+    if {key: value for key, value in kwargs.items() if key != "num_classes"} == paper:
+        return FULL_SIZE
+    if "img_size" not in kwargs:
+        return "a reduced model"
+    return f"a reduced model at {kwargs['img_size']} px, width {kwargs.get('embed_dim')}"
+
+
+def describe_epochs(trained: list[dict], dense: list[dict]) -> str | None:
+    """Say how long an epoch of training steps takes, from the records of a row and of its dense model.
+
+    Where both were trained on the same device, the ratio to the dense model stands with that of the MACs.
+    Return None for weights that were given, not trained.
+    """
+    record = next((record for record in trained if "history" in record["results"]), trained[0])
+    seconds = epoch_seconds(record)
+    if seconds is None:
+        return None
+    text = f"epochs of {seconds:.1f} s"
+    dense_seconds = epoch_seconds(dense[0]) if dense else None
+    if dense_seconds is None or dense[0]["spec"] == record["spec"]:
+        return text
+    if any(dense[0]["provenance"][key] != record["provenance"][key] for key in ("device", "world_size")):
+        return text
+    faster = dense_seconds / seconds
+    fewer = dense[0]["results"]["macs_g"] / record["results"]["macs_g"]
+    return f"{text}, the dense one's over this {faster:.2f}, its MACs over these {fewer:.2f}"
+
+
+def epoch_seconds(record: dict) -> float | None:
+    """Return the mean time of an epoch's steps over the epochs whose metrics are known, or None."""
+    history = record["results"].get("history", [])
+    known = [epoch["train_s"] for epoch in history if "train_s" in epoch]
+    return statistics.mean(known) if known else None
+
+
+# -- speed ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Images/s of a model; its speed-up over the first of its group in %, with the 95 % interval and two ceilings.
+
+    `warnings` are those of the measurement; `flags` says all to beware of. NOT_TIMED has nothing.
+    """
+
+    throughput: float | None = None
+    speedup_pct: float | None = None
+    speedup_pct_low: float | None = None
+    speedup_pct_high: float | None = None
+    ceiling_macs_pct: float | None = None
+    ceiling_roofline_pct: float | None = None
+    macs_g: float | None = None
+    params_m: float | None = None
+    resolution: int | None = None
+    batch_size: int | None = None
+    precision: str | None = None
+    mode: str | None = None
+    device: str | None = None
+    warnings: tuple[Warning, ...] = ()
+    sources: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+
+
+NOT_TIMED = Speed()
+
+
+def speed(record: dict | None, run: str) -> Speed:
+    """Return a model's speed from the record of its benchmark group."""
+    if record is None:
+        return NOT_TIMED
+    spec, results = record["spec"], record["results"]
+    method, base = method_of(results, run), results["methods"][0]
+    warned = (*warnings.read(method), *warnings.read(results))
+    flags, values = [], {}
+    if method.get("profile"):
+        flags.append(f"profile={method['profile']}")
+    obstacle = benchmarks.no_speed(method)
+    if obstacle:
+        flags.append(obstacle)
+    else:
+        values["throughput"] = method["images_per_s"]
+        if method is not base and method["speedup"] is not None:
+            low, high = method["speedup_interval"]
+            values["speedup_pct"] = 100 * (method["speedup"] - 1)
+            values["speedup_pct_low"] = 100 * (low - 1)
+            values["speedup_pct_high"] = 100 * (high - 1)
+            for name, ratio in method["ceilings"].items():
+                values[f"ceiling_{name}_pct"] = 100 * (ratio - 1)
+        if warned:
+            flags.append(f"warning: {', '.join(warning.text for warning in warned)}")
+    flags += provenance.flags(record)
+    sources = [
+        f"throughput, macs_g, params_m: the paper's model at full size, {method['weights']} weights, "
+        f"{method['resolution']} px"
+    ]
+    if "macs_per_image" in method:
+        spread = method["macs_per_image"]
+        sources.append(f"macs_g: mean of {spread['images']} images, sd {spread['sd_g']:.3f}")
+    return Speed(
+        macs_g=method["macs_g"],
+        params_m=method["params_m"],
+        resolution=method["resolution"],
+        batch_size=spec["batch_size"],
+        precision=spec["precision"],
+        mode=spec["mode"],
+        device=results["device"],
+        warnings=warned,
+        sources=tuple(sources),
+        flags=tuple(flags),
+        **values,
+    )
+
+
+def method_of(results: dict, run: str) -> dict:
+    """Return what a benchmark's results say of one model."""
+    return next(method for method in results["methods"] if method["run"] == run)
+
+
+def speedup_pct(rate: float, base: float) -> float:
+    """Return by how many per cent a rate is above another."""
+    return 100 * (rate / base - 1)
+
+
+def describe_timing(speeds: Iterable[Speed]) -> tuple[str, str]:
+    """Say how speeds were measured, and how many of them have warnings; either may be empty."""
+    timed = [speed for speed in speeds if speed.throughput is not None]
+    if not timed:
+        return "", ""
+    conditions = []
+    for name in ("device", "mode", "precision", "batch_size"):
+        conditions.append("/".join(dict.fromkeys(str(getattr(speed, name)) for speed in timed)))
+    warned = sum(bool(speed.warnings) for speed in timed)
+    remark = f"{warned} of {len(timed)} with warnings" if warned else ""
+    return "{}, {}, {}, batch {}".format(*conditions), remark
+
+
+# -- memory of a training step --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """Whether a training step fits into memory, and how many bytes it needs where that is known.
+
+    NOT_STEPPED has nothing.
+    """
+
+    fits: bool | None = None
+    bytes: int | None = None
+    sources: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+
+    @property
+    def out_of_memory(self) -> bool | None:
+        return None if self.fits is None else not self.fits
+
+    @property
+    def gib(self) -> float | None:
+        return None if self.bytes is None else self.bytes / 2**30
+
+
+NOT_STEPPED = TrainingStep()
+
+
+def training_step(record: dict | None, run: str, batch_size: int) -> TrainingStep:
+    """Return what a record of training costs says of a run at a batch size."""
+    if record is None:
+        return NOT_STEPPED
+    method = method_of(record["results"], run)
+    for size in (*method["sizes"], *method.get("extrapolated", [])):
+        if size["batch_size"] == batch_size:
+            fits = not (size.get("out_of_memory", False) or size.get("over_limit", False))
+            source = describe_memory(record)
+            if batch_size not in record["spec"]["batch_sizes"]:
+                measured = ", ".join(map(str, record["spec"]["batch_sizes"]))
+                source += f", on the line through batches of {measured}"
+            return TrainingStep(fits, size.get("bytes"), (source,), tuple(provenance.flags(record)))
+    return NOT_STEPPED
+
+
+def describe_memory(record: dict) -> str:
+    """Say what the bytes of a record of training costs count, and on which device."""
+    results, spec = record["results"], record["spec"]
+    text = f"memory: {results['bytes_are']}, a step in {spec['precision']} on {results['device']}"
+    if spec["memory_gib"]:
+        text += f", held to {spec['memory_gib']} GiB"
+    return text
