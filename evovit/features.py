@@ -1,4 +1,4 @@
-"""Feature maps after any block, in the form that timm's ``forward_intermediates`` gives them."""
+"""What timm asks of a model besides its logits: feature maps, pooling, empty batches, capture of its graph."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

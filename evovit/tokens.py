@@ -101,6 +101,12 @@ def take_tokens(tokens: Tensor, kept: Tensor) -> Tensor:
     return tokens.flatten(0, 1).index_select(0, rows).reshape(batch, 1 + kept.shape[1], channels)
 
 
+def replace_rows(tokens: Tensor, rows: Tensor, new: Tensor) -> Tensor:
+    """Return tokens (B, L, C) whose ``rows`` (B * n,) in tokens.flatten(0, 1) are ``new`` (B, n, C)."""
+    new = new.flatten(0, 1).to(tokens.dtype)
+    return tokens.flatten(0, 1).index_copy(0, rows, new).reshape(tokens.shape)
+
+
 def placeholder_weights(scores: Tensor, kept: Tensor) -> Tensor:
     """Return the weights (B, N) of Eq. 5: the placeholders' scores over their sum, 0 for kept tokens."""
     weights = scores.scatter(1, kept, 0.0)
@@ -128,7 +134,5 @@ def put_back(tokens: Tensor, kept: Tensor, slow: Tensor, residual: Tensor | None
         slow: updated class and informative tokens (B, 1 + k, C).
         residual: x_rep^(1) + x_rep^(2), summed over the blocks, (B, 1, C); None: no fast update.
     """
-    rows = token_rows(tokens, kept)
     updated = tokens if residual is None else tokens + residual
-    slow = slow.flatten(0, 1).to(updated.dtype)
-    return updated.flatten(0, 1).index_copy(0, rows, slow).reshape(updated.shape)
+    return replace_rows(updated, token_rows(tokens, kept), slow)

@@ -19,9 +19,10 @@ def class_attention(query: Tensor, keys: Tensor, scale: float) -> Tensor:
 
 def put_back(tokens: Tensor, kept: Tensor, slow: Tensor, residual: Tensor | None) -> Tensor:
     """Return ``tokens.put_back``, Eqs. 6-7."""
+    rows = equations.token_rows(tokens, kept)
     if records_gradient(tokens, slow, residual):
-        return PutBack.apply(tokens, kept, slow, residual)
-    return _put_back(tokens, kept, slow, residual)
+        return PutBack.apply(tokens, rows, slow, residual)
+    return _put_back(tokens, rows, slow, residual)
 
 
 def records_gradient(*inputs: Tensor | None) -> bool:
@@ -69,39 +70,40 @@ class ClassAttention(Function):
 
 
 class PutBack(Function):
-    """``tokens.put_back``. It keeps the positions alone, while torch's index_copy keeps all that it copies."""
+    """``tokens.put_back``. It keeps the rows, while torch's index_copy keeps all that it copies."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(tokens: Tensor, kept: Tensor, slow: Tensor, residual: Tensor | None) -> Tensor:
-        return _put_back(tokens, kept, slow, residual)
+    def forward(tokens: Tensor, rows: Tensor, slow: Tensor, residual: Tensor | None) -> Tensor:
+        return _put_back(tokens, rows, slow, residual)
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-        _, kept, _, residual = inputs
-        ctx.save_for_backward(kept)
+        _, rows, slow, residual = inputs
+        ctx.save_for_backward(rows)
+        ctx.num_slow = slow.shape[1]
         ctx.fast = residual is not None
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple:
-        (kept,) = ctx.saved_tensors
-        rows = equations.token_rows(grad, kept)
-        of_slow = equations.take_tokens(grad, kept)
-        of_rest = grad.flatten(0, 1).index_fill(0, rows, 0.0).view_as(grad)
-        of_residual = of_rest.sum(dim=1, keepdim=True) if ctx.fast else None
-        return of_rest, None, of_slow, of_residual
+        (rows,) = ctx.saved_tensors
+        batch, _, channels = grad.shape
+        of_slow = grad.flatten(0, 1).index_select(0, rows).reshape(batch, ctx.num_slow, channels)
+        of_tokens = grad.flatten(0, 1).index_fill(0, rows, 0.0).view_as(grad)
+        of_residual = of_tokens.sum(dim=1, keepdim=True) if ctx.fast else None
+        return of_tokens, None, of_slow, of_residual
 
 
-def _put_back(tokens: Tensor, kept: Tensor, slow: Tensor, residual: Tensor | None) -> Tensor:
-    """Return ``tokens.put_back``; outside compilers and transforms with one copy less."""
+def _put_back(tokens: Tensor, rows: Tensor, slow: Tensor, residual: Tensor | None) -> Tensor:
+    """Return ``tokens.put_back`` for the rows of ``tokens.token_rows``; in torch itself with one copy less."""
     # Before, not after: torch 2.11 compiles a gradient of zero where an operation hands on the
     # result as it is (no-op ``contiguous``, any in place on ``updated``; pytorch/pytorch#180642).
     tokens = tokens.contiguous()
     if _is_captured():
-        return equations.put_back(tokens, kept, slow, residual)
+        updated = tokens if residual is None else tokens + residual
+        return equations.replace_rows(updated, rows, slow)
     updated = tokens.clone() if residual is None else tokens + residual
-    rows = equations.token_rows(tokens, kept)
     updated.view(-1, updated.shape[2]).index_copy_(0, rows, slow.flatten(0, 1).to(updated.dtype))
     return updated
 

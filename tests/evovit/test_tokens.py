@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from evovit import tokens
-from evovit.fast import autograd
 from evovit.fast.deferred import DeferredScores
-from evovit.scores import Scores, attention_scores
+from evovit.scores import Scores
 
 NEW_SCORES = {"plain": Scores(sums_heads=False, detached=True), "deferred": DeferredScores(sums_heads=False)}
 both = pytest.mark.parametrize("form", NEW_SCORES)
@@ -97,47 +96,6 @@ def test_put_back_is_equations_6_and_7(form, shape, seed, share, fast):
     assert torch.equal(buffer, before)
 
 
-def test_put_back_lets_gradients_through():
-    _, selection, buffer = problem((2, 5, 1, 3), 0, 0.5)
-    residual = normal(7, 2, 1, 3)
-
-    def update(buffer, residual):
-        return selection.put_back(buffer, selection.take(buffer).square(), residual)
-
-    inputs = (buffer.requires_grad_(), residual.requires_grad_())
-    assert torch.autograd.gradcheck(update, inputs)
-
-
-def test_class_attention_lets_gradients_through():
-    qkv, query = normal(0, 2, 5, 3, 6), normal(1, 2, 3, 2)
-
-    def row(query, qkv):
-        return autograd.class_attention(query, qkv[:, :, 1], 0.3)
-
-    assert torch.autograd.gradcheck(row, (query.requires_grad_(), qkv.requires_grad_()))
-
-
-def test_the_backward_pass_keeps_low_precision_keys_as_they_are():
-    """In float32 they would be another tensor for each block."""
-    query, keys = normal(0, 1, 2, 4).bfloat16(), normal(1, 1, 9, 8).bfloat16()
-    kept, gradients = [], []
-
-    def pack(tensor):
-        kept.append(tensor)
-        return tensor
-
-    for row in (autograd.class_attention, tokens.class_attention):
-        ends = [end.clone().requires_grad_() for end in (query, keys)]
-        kept.clear()
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            scores = row(*ends, 0.5)
-        whole = [one for one in kept if one.numel() == keys.numel()]
-        assert {one.dtype for one in whole} == {torch.bfloat16 if row is autograd.class_attention else torch.float32}
-        gradients.append(torch.autograd.grad(scores.square().sum(), ends))
-    for one, other in zip(*gradients, strict=True):
-        assert_close(one, other, rtol=0.02, atol=1e-4)  # each rounds to bf16
-
-
 def test_low_precision_scores_are_float32_even_under_autocast():
     query, keys = normal(0, 1, 2, 4).bfloat16(), normal(1, 1, 9, 8).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
@@ -152,28 +110,3 @@ def test_underflowing_weights_stay_finite(form):
     scores = torch.tensor([[1.0, 0.0, 0.0]])
     buffer = torch.ones(1, 4, 2)
     assert torch.equal(select(form, scores, 1).representative(buffer), torch.zeros(1, 1, 2))
-
-
-@both
-def test_of_equal_scores_as_many_are_kept(form):
-    scores = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.5], [0.0, 0.0, 0.0, 0.0, 0.0]])
-    kept = select(form, scores, 2).kept
-    assert all(len(set(row)) == 2 for row in kept.tolist())
-    assert set(kept[0].tolist()) < {1, 2, 3}
-
-
-@both
-def test_updated_scores_go_to_their_tokens(form):
-    scores, selection, _ = problem((3, 7, 1, 1), 0, 0.5, form)
-    attention = torch.cat((torch.ones(3, 1), -scores.gather(1, selection.kept)), dim=1).unsqueeze(1)  # one head
-    updated = NEW_SCORES[form].with_values(scores).update_kept(selection, attention, 0.0)
-    signs = torch.ones_like(scores).scatter(1, selection.kept, -1.0)
-    assert torch.equal(updated.settle(), scores * signs)
-
-
-def test_a_row_of_the_matrix_does_not_keep_the_matrix():
-    """Through the MLP that follows it would be the largest tensor there is."""
-    attn = torch.randn(2, 3, 8, 8).softmax(dim=-1)
-    row = attention_scores(attn, attn, attn, 1.0, "class")
-    assert torch.equal(row, attn[:, :, 0])
-    assert row.untyped_storage().nbytes() == row.nbytes
