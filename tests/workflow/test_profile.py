@@ -69,14 +69,16 @@ def test_a_bar_of_passes_shorter_than_their_launches_is_measured_as_a_graph(monk
 
 def test_a_bar_says_whether_it_is_met():
     method = {"run": "Evo", "images_per_s": 10.0, "speedup": 1.4, "speedup_interval": [1.39, 1.41],
-              "ceilings": {"macs": 1.5}, "suspect": [], "out_of_memory": False}  # fmt: skip
-    row = bars.row_of("DeiT-S, compiled", "bf16", method, 1.42, {"suspect": ["power cap"]})
+              "ceilings": {"macs": 1.5}, "warnings": [], "out_of_memory": False}  # fmt: skip
+    row = bars.row_of(
+        "DeiT-S, compiled", "bf16", method, 1.42, {"warnings": [{"code": "throttled", "text": "power cap"}]}
+    )
     assert row["met"] is False
-    assert bars.line(row).endswith("bar 1.42  missed  suspect: power cap")
+    assert bars.line(row).endswith("bar 1.42  missed  warning: power cap")
 
 
 def test_a_model_without_a_speed_misses_its_bar():
     method = {"run": "Evo", "out_of_memory": True}
-    row = bars.row_of("DeiT-B, compiled", "bf16", method, 1.44, {"suspect": []})
+    row = bars.row_of("DeiT-B, compiled", "bf16", method, 1.44, {"warnings": []})
     assert row["met"] is False
-    assert bars.line(row).endswith("bar 1.44  missed  suspect: out of memory")
+    assert bars.line(row).endswith("bar 1.44  missed  warning: out of memory")

@@ -60,7 +60,7 @@ def record(config, tmp_path):
     point = points.parse("cpu-fused-fp32-b32", benchmarks.throughput_point(config, "demo", "levit_256"))
     spec = benchmarks.throughput_spec(config, "demo", "levit_256", point, weights="assumed")
     path = tmp_path / "measured/throughput/levit_256/cpu-fused-fp32-b32.json"
-    records.write_json(path, records.make(spec, {"device": "a CPU", "methods": [], "suspect": []}, 0.0))
+    records.write_json(path, records.make(spec, {"device": "a CPU", "methods": [], "warnings": []}, 0.0))
     return path
 
 

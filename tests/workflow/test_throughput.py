@@ -179,18 +179,6 @@ def test_macs_are_those_of_the_literature():
     assert macs.count(evo, (3, 224, 224)) / 1e9 == pytest.approx(0.822, abs=1e-3)
 
 
-def test_a_pass_that_waits_for_its_launches_is_suspect():
-    images = torch.zeros(256, 3, 8, 8)
-    method = {"check": {}, "images_per_s": 75000.0}  # 3.41 ms a pass
-    waits = timing.Contestant(None, images, launch_s=3.3e-3)
-    (said,) = throughput.doubts(method, waits)
-    assert "3.30 ms to launch a pass of 3.41 ms" in said
-    assert not throughput.doubts(method, timing.Contestant(None, images, launch_s=1e-3))
-    assert not throughput.doubts(method, timing.Contestant(None, images))  # a CPU's
-    one_by_one = timing.Contestant(None, images[:1], launch_s=1.0, latencies=[1.0])
-    assert not throughput.doubts(method, one_by_one)  # there the host's time counts
-
-
 def test_in_16_bits_a_model_whose_scores_are_alike_may_be_further_off():
     reference = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     module, outputs = torch.nn.Identity(), reference + torch.tensor([0.5, 0.0]) * 0.7071

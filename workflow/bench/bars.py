@@ -20,7 +20,7 @@ from workflow.bench import by_hand, fresh
 from workflow.campaign import points
 from workflow.campaign.config import Config
 from workflow.campaign.specs import recipe_of
-from workflow.storage import records
+from workflow.storage import records, warnings
 
 S, T = "deit_small_patch16_224", "deit_tiny_patch16_224"
 B = "deit_base_patch16_224"
@@ -62,7 +62,7 @@ POINTS = {
     "cuda": dict(device="cuda", channels_last=False, threads=8),
 }
 FIELDS = ("section", "model", "precision", "images_per_s", "speedup", "low", "high", "ceiling",
-          "bar", "met", "suspect")  # fmt: skip
+          "bar", "met", "warnings")  # fmt: skip
 
 
 def measured(spec: dict, kept: Path | None) -> dict:
@@ -102,7 +102,7 @@ def row_of(section: str, precision: str, method: dict, bar: float | None, found:
     if (why := points.no_speed(method)) or method["speedup"] is None:
         why = why or "its dense model has no speed"
         row = dict.fromkeys(FIELDS, "") | {"section": section, "model": method["run"]}
-        return row | {"precision": precision, "bar": bar, "met": False, "suspect": why}
+        return row | {"precision": precision, "bar": bar, "met": False, "warnings": why}
     low, high = method["speedup_interval"]
     return {
         "section": section,
@@ -115,8 +115,13 @@ def row_of(section: str, precision: str, method: dict, bar: float | None, found:
         "ceiling": round(method["ceilings"]["macs"], 3),
         "bar": bar,
         "met": "" if bar is None else method["speedup"] >= bar,
-        "suspect": "; ".join([*method["suspect"], *found["suspect"]]),
+        "warnings": texts(method, found),
     }
+
+
+def texts(*results: dict) -> str:
+    """Return the texts of the warnings of a method and of its record."""
+    return "; ".join(warning.text for result in results for warning in warnings.read(result))
 
 
 def measure_training(precision: str, rounds: int, kept: Path | None) -> list[dict]:
@@ -141,7 +146,7 @@ def measure_training(precision: str, rounds: int, kept: Path | None) -> list[dic
         row | {"model": EVO, "images_per_s": round(evo["images_per_s"], 2),
                "speedup": round(evo["speedup"], 3), "low": round(low, 3), "high": round(high, 3),
                "ceiling": round(ceiling, 3), "bar": bars[0], "met": evo["speedup"] >= bars[0],
-               "suspect": "; ".join([*evo["suspect"], *found["suspect"]])},
+               "warnings": texts(evo, found)},
         row | {"model": "  bytes saved, over dense", "speedup": round(saved, 3), "bar": bars[1],
                "met": saved <= bars[1]},
     ]  # fmt: skip
@@ -157,7 +162,7 @@ def line(row: dict) -> str:
         said += f"  ceiling {row['ceiling']:.2f}"
     if row["bar"]:
         said += f"  bar {row['bar']:.2f}" + ("" if row["met"] else "  missed")
-    return said + (f"  suspect: {row['suspect']}" if row["suspect"] else "")
+    return said + (f"  warning: {row['warnings']}" if row["warnings"] else "")
 
 
 def write(path: Path, rows: list[dict]) -> None:

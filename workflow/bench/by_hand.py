@@ -10,7 +10,7 @@ import torch
 
 from workflow.bench import fresh, sensors
 from workflow.campaign import points
-from workflow.storage import records
+from workflow.storage import records, warnings
 
 LEAST_ROUNDS = 5
 
@@ -65,14 +65,14 @@ def make_spec(given: argparse.Namespace) -> dict:
 
 
 def lines(results: dict) -> list[str]:
-    """For a person: a line for each model, and what makes the measurement suspect."""
+    """For a person: a line for each model, and the warnings about it."""
     said = []
     for found in results.get("sizes", [results]):
         size = f"batch {found['batch_size']}"
         for method in found["methods"]:
             said.append(f"{size}  {method['run']:32}{line(method)}")
-            said += [f"    suspect: {why}" for why in method.get("suspect", [])]
-        said += [f"    suspect: {why}" for why in found["suspect"]]
+            said += [f"    warning: {warning.text}" for warning in warnings.read(method)]
+        said += [f"    warning: {warning.text}" for warning in warnings.read(found)]
     return said
 
 

@@ -6,10 +6,12 @@ import statistics
 
 import torch
 
+from workflow.storage import warnings
+
 RESAMPLES = 4000
 CONFIDENCE = 0.95
 SURE = 0.04  # interval of a speed-up, as a share of it, with which no more rounds are made
-STEADY = 0.05  # widest interval of a speed-up, as a share of it, that is not suspect
+WIDE = 0.05  # an interval of a speed-up that is wider than this share of it brings a warning
 
 
 def quartiles(values: list[float]) -> list[float]:
@@ -79,11 +81,12 @@ def summarise(rates: list[float], baseline: list[float] | None = None) -> dict:
         "speedup_interval": found["interval"],
         "speedup_quartiles": quartiles(within_rounds(rates, baseline)) if baseline else [1.0, 1.0],
         "rounds": rates,
-        "suspect": [],
+        "warnings": [],
     }
-    if found["width"] > STEADY:
+    if found["width"] > WIDE:
         low, high = found["interval"]
-        summary["suspect"] = [f"speed-up {found['ratio']:.2f} is unsure: {low:.2f} to {high:.2f}"]
+        text = f"the interval of the speed-up {found['ratio']:.2f} is wide: {low:.2f} to {high:.2f}"
+        summary["warnings"] = warnings.to_json([warnings.Warning("wide_interval", text)])
     return summary
 
 

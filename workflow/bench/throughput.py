@@ -26,7 +26,6 @@ from workflow.runtime import device
 from workflow.train import factory, macs
 
 IMAGENET = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
-LAUNCH_BOUND = 0.9  # of a pass: what its launches may take before it is suspect
 
 
 def make_inputs(
@@ -119,7 +118,7 @@ def peak_memory(run: modes.Run, module: nn.Module, images: Tensor, where: torch.
 
 
 def measure_batch(spec: dict, site: dict | None, where: torch.device, machine: dict) -> dict:
-    """Time every model of the section at one batch size; -> methods, what was seen, suspicions."""
+    """Time every model of the section at one batch size; -> methods, what was seen, warnings."""
     modules = [modes.make_model(model, where, site) for model in spec["models"]]
     inputs, names = make_inputs(modules, spec, site, where)
     methods, contestants, measured = [], [], []
@@ -141,25 +140,10 @@ def measure_batch(spec: dict, site: dict | None, where: torch.device, machine: d
                 measured.append(method)
             device.free()  # here, where no error holds its frames and their tensors any more
         seen = turns.take(contestants, spec["rounds"], where)
-    results = finish(methods, measured, contestants, seen, spec, machine) | {"suspect": []}
+    results = finish(methods, measured, contestants, seen, spec, machine) | {"warnings": []}
     if contestants:
-        results |= turns.noticed(contestants, seen, spec["threads"], where)
+        results |= turns.noticed(contestants, seen, where)
     return results | ({"images": names} if names else {})
-
-
-def doubts(method: dict, one: Contestant) -> list[str]:
-    """What makes a model's own numbers suspect."""
-    found = []
-    if method["check"] is None:
-        found.append("outputs not checked: in fp32, unfused, out of memory")
-    pass_s = len(one.images) / method["images_per_s"]
-    if one.launch_s and not one.latencies and one.launch_s > LAUNCH_BOUND * pass_s:
-        found.append(
-            f"the host takes {1000 * one.launch_s:.2f} ms to launch a pass of {1000 * pass_s:.2f} "
-            "ms, or waits for the GPU in it: the host is timed; a CUDA graph needs no launches "
-            "(cuda_graphs)"
-        )
-    return found
 
 
 def finish(methods, measured, contestants, seen, spec: dict, machine: dict) -> dict:
@@ -171,7 +155,6 @@ def finish(methods, measured, contestants, seen, spec: dict, machine: dict) -> d
     for method, one, both, least in zip(measured, contestants, rates, times, strict=True):
         method["out_of_memory"] = False
         method |= statistics.summarise(*both)
-        method["suspect"] += doubts(method, one)
         if measured[0] is baseline:
             method["ceilings"] = {
                 "macs": baseline["macs_g"] / method["macs_g"],
@@ -180,14 +163,11 @@ def finish(methods, measured, contestants, seen, spec: dict, machine: dict) -> d
         else:  # the baseline ran out of memory: nothing to compare with
             for key in ("speedup", "speedup_interval", "speedup_quartiles"):
                 method[key] = None
-            method["suspect"] = [why for why in method["suspect"] if "unsure" not in why]
+            method["warnings"] = []
         power = seen.power_w(one.spans)
         method["images_per_joule"] = power and method["images_per_s"] / power
         method["launch_ms"] = one.launch_s and 1000 * one.launch_s
         method["latency_ms"] = statistics.percentiles(one.latencies) if one.latencies else None
-    if measured and measured[0] is baseline:
-        for method in measured[1:]:
-            method["suspect"] += [f"its baseline: {why}" for why in baseline["suspect"]]
     return {"methods": methods}
 
 
@@ -198,7 +178,7 @@ def nothing_fits(spec: dict) -> dict:
         module = factory.build_model(model, "meta").eval()
         image = torch.empty(1, 3, *factory.image_size(module), device="meta")
         methods.append(describe(model, module, image) | {"out_of_memory": True})
-    return {"methods": methods, "suspect": []}
+    return {"methods": methods, "warnings": []}
 
 
 def measure_section(spec: dict, site: dict | None = None, folder: Path | None = None) -> dict:

@@ -18,6 +18,7 @@ from workflow.bench.parts import Parts
 from workflow.bench.timing import synchronise
 from workflow.bench.training_on_noise import begin, count_bytes, describe, make_training
 from workflow.runtime import device
+from workflow.storage import warnings
 from workflow.train.step import Stepper
 
 ROUND_S = 1.0  # a model's share of a round is at least one step and about this long
@@ -151,23 +152,14 @@ def measure_section(spec: dict, site: dict | None = None, folder: Path | None = 
         further = extrapolate(sizes, spec)
         methods.append({**describe(model), "sizes": sizes, "extrapolated": further})
     seen = {f"b{size}": watch.worst(several) for size, several in summaries.items()}
-    doubts = [why for one in seen.values() for why in watch.suspicions(one, where)]
+    about = [warning for one in seen.values() for warning in watch.find_warnings(one, where)]
     return {
         "device": device.describe(where),
         "bytes_are": "largest held by the allocator" if where.type == "cuda" else "counted",
         "memory_limit_emulated": emulated,
         "methods": methods,
         "seen": seen,
-        "suspect": [*dict.fromkeys(doubts), *drifts(methods[0])],
+        "warnings": warnings.to_json(list(dict.fromkeys(about))),
         "environment": environment(),
         "kept_parts": parts.kept,
     }
-
-
-def drifts(baseline: dict) -> list[str]:
-    """Whether the dense model's speed changed too much from round to round, at any batch size."""
-    return [
-        f"at batch {size['batch_size']} {why}"
-        for size in baseline["sizes"]
-        for why in watch.drifted([size["batch_size"] / seconds for seconds in size.get("step_s_last_rounds", [])])
-    ]

@@ -54,6 +54,6 @@ def measure_section(spec: dict, site: dict | None = None, folder: Path | None = 
     return {
         "device": device.describe(where),
         "methods": methods,
-        **turns.noticed(contestants, seen, spec["threads"], where),
+        **turns.noticed(contestants, seen, where),
         "environment": environment(),
     }

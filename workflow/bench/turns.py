@@ -1,9 +1,10 @@
-"""Rounds of models in turns until their speed-ups are known, and what makes them suspect."""
+"""Rounds of models in turns until their speed-ups are known, and the warnings about them."""
 
 import torch
 
 from workflow.bench import statistics, timing, watch
 from workflow.bench.timing import Contestant
+from workflow.storage import warnings
 
 MOST_ROUNDS = 2  # times as many as asked for, while a speed-up is unsure
 
@@ -40,10 +41,7 @@ def take(contestants: list[Contestant], rounds: int, where: torch.device) -> wat
     return seen
 
 
-def noticed(contestants: list[Contestant], seen: watch.Watch, threads: int, where: torch.device) -> dict:
-    """For the record: {"seen": the watch's summary, "suspect": why none of it can be trusted}."""
+def noticed(contestants: list[Contestant], seen: watch.Watch, where: torch.device) -> dict:
+    """Return for the record {"seen": the watch's summary, "warnings": those about all models}."""
     summary = seen.summary(span for one in contestants for span in one.spans)
-    suspect = watch.suspicions(summary, where) + watch.drifted(contestants[0].rates)
-    if where.type == "cpu" and threads > len(seen.processors):
-        suspect.append(f"{threads} threads on {len(seen.processors)} processor(s)")
-    return {"seen": summary, "suspect": suspect}
+    return {"seen": summary, "warnings": warnings.to_json(watch.find_warnings(summary, where))}

@@ -12,11 +12,11 @@ import torch
 
 from workflow.bench import nvidia
 from workflow.bench.sensors import Processor, Sample, busy_s, processors
+from workflow.storage.warnings import Warning
 
 EVERY_S = 0.5
-BUSY = 0.05  # of the processors that were used: what others may take before it is suspect
-DRIFT = 0.05  # of the clock, and of the baseline's speed from the first rounds to the last
-THROTTLED = 0.05  # of the samples
+BUSY = 0.05  # share of the used processors' time that others may take without a warning
+THROTTLED = 0.05  # share of the samples that may be throttled without a warning
 
 
 class Watch:
@@ -120,32 +120,21 @@ def worst(summaries: list[dict]) -> dict:
     }
 
 
-def suspicions(seen: dict, where: torch.device) -> list[str]:
-    """Why a measurement can't be trusted, by a watch's summary; nothing is the normal answer."""
-    found = []
-    if where.type == "cuda" and not seen["samples"]:
-        found.append("nvidia-smi told nothing: clocks, power and other processes are unknown")
+def find_warnings(seen: dict, where: torch.device) -> list[Warning]:
+    """Return the warnings that follow from a watch's summary; mostly there are none."""
+    warnings = []
     if seen.get("other_processes"):
-        found.append(f"{seen['other_processes']} other process(es) on the GPU")
+        text = f"{seen['other_processes']} other process(es) on the GPU"
+        warnings.append(Warning("other_processes", text))
     others = seen["cpu_taken_by_others"]
     if where.type == "cpu" and others is not None and others > BUSY:
-        found.append(f"others took {100 * others:.0f} % of the processors")
+        text = f"others took {100 * others:.0f} % of the processors"
+        warnings.append(Warning("other_processes", text))
     for reason, share in seen["throttled"].items():
         if share > THROTTLED:
-            found.append(f"throttled ({reason}) in {100 * share:.0f} % of the time")
-    if clock := seen["clock_drift_mhz"]:  # models differ in it, and take turns
-        early, late = clock
-        if abs(late / early - 1) > DRIFT:
-            found.append(f"the clock went from {early:.0f} to {late:.0f} MHz")
-    return found
-
-
-def drifted(baseline: list[float]) -> list[str]:
-    """Whether the dense model's images/s, round by round, changed too much on the way."""
-    early, late = ends(baseline) or (1.0, 1.0)
-    if abs(late / early - 1) <= DRIFT:
-        return []
-    return [f"the baseline went from {early:.1f} to {late:.1f} images/s"]
+            text = f"throttled ({reason}) in {100 * share:.0f} % of the time"
+            warnings.append(Warning("throttled", text))
+    return warnings
 
 
 def watch(where: torch.device) -> Watch:
