@@ -1,12 +1,16 @@
-"""Looks into trained models, from the weights of a real training to the arrays of a figure."""
+"""Analyses of trained models, from the weights of a real training to the arrays of a figure."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
 
-from workflow.analysis import analyze, pictures
+import evovit
+from tests.analysis.small import SMALL
+from workflow.analysis import analyze
 from workflow.campaign import specs
 from workflow.data.layout import DataError
 from workflow.storage import records
@@ -15,7 +19,7 @@ from workflow.train.factory import SpecError
 
 
 @pytest.fixture
-def look(config, site, tiny_spec):
+def analyse(config, site, tiny_spec):
     """A function: the record and the arrays of an analysis, its run trained for an epoch or so."""
 
     def make(name: str, epochs: int = 1, **changes) -> tuple[dict, dict]:
@@ -27,7 +31,8 @@ def look(config, site, tiny_spec):
             records.write_json(folder / "train.json", record)
         spec |= {"model": training["model"], "start": specs.reference(training)}
         record = analyze.run(spec, site, Path(site["root"]) / "analyses" / name / "attempts" / "1")
-        if (named := record["results"].get("arrays")) is None:
+        named = record["results"].get("arrays")
+        if named is None:
             return record, {}
         path = Path(site["root"]) / "analyses" / named["path"]
         assert records.sha256(path) == named["sha256"]
@@ -36,8 +41,8 @@ def look(config, site, tiny_spec):
     return make
 
 
-def test_cka_is_over_as_many_images_as_there_are_and_ends_high(look):
-    record, arrays = look("cka")
+def test_cka_is_over_as_many_images_as_there_are_and_ends_high(analyse):
+    record, arrays = analyse("cka")
     assert not arrays  # the figure and the claims are of the record's curves
     assert record["results"]["images"] == 20  # of 512 that were asked for
     assert record["results"]["keep_ratio"] == 0.5
@@ -49,20 +54,20 @@ def test_cka_is_over_as_many_images_as_there_are_and_ends_high(look):
         assert all(0 <= value <= 1 + 1e-9 for value in curve)
 
 
-def test_queries_correlate_and_vary(look):
-    record, arrays = look("query_correlation")
+def test_queries_correlate_and_vary(analyse):
+    record, arrays = analyse("query_correlation")
     assert not arrays
     assert record["spec"]["run"] == "deit_small"
     mean, variance = (record["results"]["curves"][name] for name in ("mean", "variance"))
     assert len(mean) == len(variance) == 12
-    assert all(abs(one) <= 1 for one in mean)
-    assert all(one >= 0 for one in variance)
+    assert all(abs(value) <= 1 for value in mean)
+    assert all(value >= 0 for value in variance)
     half_widths = record["results"]["half_widths"]
     assert all(0 < half < 1 for name in ("mean", "variance") for half in half_widths[name])
 
 
-def test_class_attention_and_relevance_are_those_of_every_patch(look):
-    record, arrays = look("class_attention")
+def test_class_attention_and_relevance_are_those_of_every_patch(analyse):
+    record, arrays = analyse("class_attention")
     assert arrays["class_attention"].shape == arrays["global_attention"].shape == (12, 6, 16)
     assert arrays["relevance"].shape == (6, 16)
     assert arrays["images"].shape == (6, 224, 224, 3)
@@ -77,8 +82,8 @@ def test_class_attention_and_relevance_are_those_of_every_patch(look):
     assert curves["class"][0] == pytest.approx(curves["global"][0])  # where Eq. 4 begins
 
 
-def test_selection_is_shown_at_the_epochs_that_were_kept_and_at_the_end(look):
-    record, arrays = look("selection", epochs=3)
+def test_selection_is_shown_at_the_epochs_that_were_kept_and_at_the_end(analyse):
+    record, arrays = analyse("selection", epochs=3)
     assert arrays["epochs"].tolist() == record["results"]["at_epochs"] == [1, 3]
     assert arrays["layers"].tolist() == [5, 6, 7, 8, 9, 10, 11, 12]
     assert arrays["kept"].shape == (2, 8, 6, 16)
@@ -91,21 +96,47 @@ def test_selection_is_shown_at_the_epochs_that_were_kept_and_at_the_end(look):
     assert record["results"]["images"] == 20
 
 
-def test_a_model_that_selects_nothing_is_refused(look):
+def test_a_model_that_selects_nothing_is_refused(analyse):
     with pytest.raises(SpecError, match=r"deit_tiny is a PlainVisionTransformer, which selects no"):
-        look("cka", computes="selection")
+        analyse("cka", computes="selection")
+
+
+def test_groups_of_tokens_are_the_higher_and_the_lower_half():
+    patches, scores = torch.randn(2, 5, 3), torch.rand(2, 5)
+    means = analyze.average_tokens(patches, scores)
+    for image in range(2):
+        order = scores[image].argsort(descending=True)
+        for name, chosen in (
+            ("informative", order[:2]),
+            ("placeholder", order[2:]),
+            ("all", order),
+        ):
+            expected = patches[image, chosen].mean(dim=0)
+            torch.testing.assert_close(means[name][image], expected)
+
+
+@pytest.mark.parametrize("schedule", ["layer", "stage"])
+def test_kept_patches_are_those_of_the_trace(schedule):
+    images = torch.randn(3, 3, 16, 16)
+    model = timm.create_model("evo_deit_tiny_patch16_224", schedule=schedule, **SMALL).eval()
+    layers, masks = analyze.kept(model, [images[:2], images[2:]])
+    trace = evovit.trace(model, images)
+    assert layers == ([5, 6, 7, 8, 9, 10, 11, 12] if schedule == "layer" else [5, 9])
+    for mask, kept in zip(masks, trace.kept, strict=True):
+        for image in range(3):
+            assert mask[image].nonzero().flatten().tolist() == kept[image].tolist()
 
 
 class TestPictures:
     @pytest.fixture
     def gathered(self, config, site):
-        """A function: the pictures with photographs from this place."""
+        """A function: the pictures with photographs from this folder."""
 
-        def make(place: str, validation: int = 2) -> pictures.Pictures:
+        def make(photographs: str, validation: int = 2) -> analyze.Pictures:
             spec = specs.analysis_spec(config, "demo", "class_attention")
-            spec["images"] = {"validation": validation, "photographs": place}
+            spec["images"] = {"validation": validation, "photographs": photographs}
             cfg = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.25,) * 3}
-            return pictures.gather(spec, site, cfg, grid=4)
+            return analyze.gather(spec, site, cfg, grid=4)
 
         return make
 
@@ -114,12 +145,12 @@ class TestPictures:
         for name, colour in (("b.PNG", (255, 0, 0)), ("a.jpg", (0, 0, 255))):
             Image.new("RGB", (40, 30), colour).save(tmp_path / "mine" / name, quality=100)
         (tmp_path / "mine" / "notes.txt").touch()
-        found = gathered(str(tmp_path / "mine"))
-        assert found.names[2:] == ["a.jpg", "b.PNG"]
-        assert found.shown[3][0, 0].tolist() == [255, 0, 0]
-        assert found.inputs.shape == (4, 3, 16, 16)
-        assert found.inputs[3, :, 0, 0].tolist() == [2, -2, -2]  # (1 - 0.5) / 0.25
-        assert len(set(found.sha256[2:])) == 2
+        pictures = gathered(str(tmp_path / "mine"))
+        assert pictures.names[2:] == ["a.jpg", "b.PNG"]
+        assert pictures.shown[3][0, 0].tolist() == [255, 0, 0]
+        assert pictures.inputs.shape == (4, 3, 16, 16)
+        assert pictures.inputs[3, :, 0, 0].tolist() == [2, -2, -2]  # (1 - 0.5) / 0.25
+        assert len(set(pictures.sha256[2:])) == 2
 
     def test_a_folder_without_photographs_or_with_a_broken_one_is_named(self, gathered, tmp_path):
         with pytest.raises(DataError, match=r"nowhere .*demo.photographs\) holds no .jpg"):
@@ -137,7 +168,7 @@ def test_models_of_the_analyses_are_built_before_any_training(config):
             assert specs.analysis_spec(config, setting, name)["model"] in built
 
 
-def test_weights_of_another_spec_are_refused(look, site):
-    look("cka")
+def test_weights_of_another_spec_are_refused(analyse, site):
+    analyse("cka")
     with pytest.raises(factory.checkpoints.WeightsError, match="now says"):
-        look("cka", epochs=2)
+        analyse("cka", epochs=2)

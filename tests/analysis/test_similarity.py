@@ -1,4 +1,4 @@
-"""CKA and correlation of queries: their properties, and values computed another way."""
+"""CKA, correlation of queries and maps: their properties, and values computed another way."""
 
 import math
 
@@ -8,7 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflow.analysis.similarity import cka_with_error, correlation_with_mean, linear_cka
+from workflow.analysis.similarity import (
+    cka_with_error,
+    correlation_with_mean,
+    correlations,
+    evenness,
+    linear_cka,
+    over_images,
+    shared,
+)
 
 
 def rotation(size: int) -> torch.Tensor:
@@ -86,3 +94,41 @@ def test_the_error_of_cka_is_how_far_other_images_would_be_off():
     x, y = features()
     assert cka_with_error(x, y)[0] == linear_cka(x, y)
     assert cka_with_error(x, x)[1] == pytest.approx(0, abs=1e-9)
+
+
+# -- maps over patches --------------------------------------------------------------------------
+
+
+def test_correlations_are_numpys_with_the_own_and_the_other_images():
+    attention, relevance = torch.rand(3, 4, 9), torch.rand(4, 9)
+    own, others = correlations(attention, relevance)
+    assert own.shape == others.shape == (3, 4)
+    for layer in range(3):
+        found = np.corrcoef(attention[layer].double(), relevance.double())[:4, 4:]
+        assert own[layer].tolist() == pytest.approx(np.diag(found))
+        rest = found[~np.eye(4, dtype=bool)].reshape(4, 3).mean(axis=1)
+        assert others[layer].tolist() == pytest.approx(rest)
+
+
+def test_a_flat_map_agrees_with_nothing():
+    own, others = correlations(torch.ones(1, 2, 9), torch.rand(2, 9))
+    assert own.abs().max() == others.abs().max() == 0
+
+
+def test_evenness_is_of_patches_and_not_of_size():
+    shapes = torch.tensor([[1.0, 1, 1, 1], [0.0, 0, 3, 0], [2.0, 2, 0, 0]])
+    assert evenness(shapes).tolist() == pytest.approx([1, 0, 0.5])
+    assert evenness(7 * shapes).tolist() == pytest.approx([1, 0, 0.5])
+
+
+def test_what_is_shared_is_a_share_of_the_first():
+    first, second = torch.tensor([1, 1, 0, 0]).bool(), torch.tensor([0, 1, 1, 1]).bool()
+    assert shared(first, second) == 0.5
+    assert shared(second, first).item() == pytest.approx(1 / 3)
+
+
+def test_points_are_means_over_images_with_the_errors_of_means():
+    found = over_images({"a": torch.tensor([[1.0, 2, 3, 4], [5, 5, 5, 5]])})
+    assert found["curves"] == {"a": [2.5, 5]}
+    spread = np.std([1, 2, 3, 4], ddof=1)
+    assert found["half_widths"]["a"] == pytest.approx([1.96 * spread / 2, 0])
