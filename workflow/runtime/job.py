@@ -23,8 +23,8 @@ MODULES = {
     "preflight": "workflow.train.preflight",
     "search": "workflow.train.search",
     "train": "workflow.train.train",
-    "throughput": "workflow.bench.fresh",
-    "training_cost": "workflow.bench.fresh",
+    "throughput": "workflow.bench.process",
+    "training_cost": "workflow.bench.process",
 }
 ALONE = ("throughput", "training_cost")
 DISTRIBUTED = ("train", "evaluate")

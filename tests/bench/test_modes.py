@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from tests.models import families
-from workflow.bench import modes, products, throughput
-from workflow.bench.fresh import MeasurementError
+from workflow.bench import modes, throughput
+from workflow.bench.process import MeasurementError
 
 CPU, LINEAR = torch.device("cpu"), torch.nn.Linear(1, 1)
-POINTS = [
+CONFIGURATIONS = [
     {"mode": "paper", "precision": "fp32"},
     {"mode": "fused", "precision": "fp32"},
     {"mode": "fused", "precision": "bf16"},
@@ -17,22 +17,24 @@ POINTS = [
 ]
 
 
-def spec(**point) -> dict:
+def spec(**configuration) -> dict:
     whole = {"channels_last": False, "cuda_graphs": 16, "batch_size": 2, "rounds": 5}
-    return {"device": "cpu", **whole, **point}
+    return {"device": "cpu", **whole, **configuration}
 
 
-@pytest.mark.parametrize("point", POINTS, ids=lambda point: "-".join(map(str, point.values())))
+@pytest.mark.parametrize(
+    "configuration", CONFIGURATIONS, ids=lambda configuration: "-".join(map(str, configuration.values()))
+)
 @pytest.mark.parametrize("key", families.FAMILIES)
-def test_outputs_are_the_reference_s(key, point):
-    if key == "dynamic_deit" and point["precision"] == "bf16":
+def test_outputs_are_the_reference_s(key, configuration):
+    if key == "dynamic_deit" and configuration["precision"] == "bf16":
         pytest.skip("of 16 patches, bf16 drops others than fp32: too small a model to compare")
-    whole = spec(**point)
+    whole = spec(**configuration)
     with torch.inference_mode():
-        one, found = throughput.prepare(families.build(key).eval(), families.images(key), whole, CPU)
-    assert found["check"]["distance"] <= found["check"]["tolerance"]
-    dtype = torch.bfloat16 if point["precision"] == "bf16" else torch.float32
-    assert one.images.dtype == (torch.float32 if point["mode"] == "amp" else dtype)
+        timed = throughput.prepare(families.build(key).eval(), families.images(key), whole, CPU)
+    assert timed.method["check"]["distance"] <= timed.method["check"]["tolerance"]
+    dtype = torch.bfloat16 if configuration["precision"] == "bf16" else torch.float32
+    assert timed.images.dtype == (torch.float32 if configuration["mode"] == "amp" else dtype)
 
 
 @pytest.mark.integration  # the compiler takes a minute
@@ -41,9 +43,9 @@ def test_a_compiled_model_computes_the_same():
     whole = spec(mode="compiled", precision="fp32")
     model = families.build("evo_deit", depth=2, start_block=1, scores="random").eval()
     with torch.inference_mode():
-        one, found = throughput.prepare(model, families.images("evo_deit"), whole, CPU)
-    assert one.run is not model
-    assert found["check"]["distance"] <= 1e-4
+        timed = throughput.prepare(model, families.images("evo_deit"), whole, CPU)
+    assert timed.run is not model
+    assert timed.method["check"]["distance"] <= 1e-4
 
 
 @pytest.mark.parametrize("key", ["evo_levit", "plain_levit"])
@@ -57,8 +59,8 @@ def test_folded_layers_go_where_the_images_are(key):
 
 def test_the_compilers_errors_are_refusals_and_ours_are_not():
     shared = type("OutOfResources", (Exception,), {"__module__": "triton.runtime.errors"})
-    for error, said in ((shared("shared memory\nof 99"), "shared memory"), (shared(), "OutOf")):
-        sentence = f"Linear can't be compiled: {said}"
+    for error, message in ((shared("shared memory\nof 99"), "shared memory"), (shared(), "OutOf")):
+        sentence = f"Linear can't be compiled: {message}"
         with pytest.raises(modes.Refused, match=sentence), modes.refused(LINEAR, "compiled"):
             raise error
     for error in (KeyError("ours"), torch.OutOfMemoryError("out of memory")):
@@ -89,7 +91,7 @@ def test_every_layer_of_a_fresh_model_counts():
 
 
 @pytest.mark.parametrize(
-    ("point", "device", "graph"),
+    ("configuration", "device", "graph"),
     [
         ({"mode": "fused", "batch_size": 16}, "cuda", True),
         ({"mode": "fused", "batch_size": 17}, "cuda", False),
@@ -97,8 +99,8 @@ def test_every_layer_of_a_fresh_model_counts():
         ({"mode": "fused", "batch_size": 1}, "cpu", False),
     ],
 )
-def test_small_batches_of_a_gpu_are_replayed_as_graphs(point, device, graph):
-    assert modes.wants_graph(spec(**point), torch.device(device)) == graph
+def test_small_batches_of_a_gpu_are_replayed_as_graphs(configuration, device, graph):
+    assert modes.wants_graph(spec(**configuration), torch.device(device)) == graph
 
 
 @pytest.mark.parametrize("size", [(32, 32), (35, 50)])  # the second leaves a margin unseen
@@ -106,8 +108,8 @@ def test_patches_embedded_by_a_product_are_those_of_the_convolution(size):
     conv = torch.nn.Conv2d(3, 8, kernel_size=(4, 8), stride=(4, 8)).double()
     images = torch.randn(2, 3, *size, dtype=torch.float64)
     expected = conv(images)
-    product = products.with_products(torch.nn.Sequential(conv))[0]
-    assert isinstance(product, products.PatchProduct)
+    product = modes.with_products(torch.nn.Sequential(conv))[0]
+    assert isinstance(product, modes.PatchProduct)
     torch.testing.assert_close(product(images), expected)
 
 
@@ -115,4 +117,4 @@ def test_other_convolutions_stay():
     others = [dict(kernel_size=3, stride=2), dict(kernel_size=4, stride=4, padding=1),
               dict(kernel_size=1), dict(kernel_size=2, stride=2, groups=2)]  # fmt: skip
     module = torch.nn.Sequential(*(torch.nn.Conv2d(4, 4, **kwargs) for kwargs in others))
-    assert all(isinstance(child, torch.nn.Conv2d) for child in products.with_products(module))
+    assert all(isinstance(child, torch.nn.Conv2d) for child in modes.with_products(module))

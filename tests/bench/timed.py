@@ -2,7 +2,7 @@
 
 import torch
 
-from workflow.bench import modes, roofline, timing, turns
+from workflow.bench import modes, roofline, throughput
 
 SIZE = {"img_size": 32, "embed_dim": 24, "num_classes": 10}
 
@@ -12,15 +12,15 @@ def spec(**changes) -> dict:
         {"run": "deit", "name": "plain_deit_tiny_patch16_224", "kwargs": SIZE},
         {"run": "evo", "name": "evo_deit_tiny_patch16_224", "kwargs": SIZE},
     ]
-    point = {"device": "cpu", "mode": "fused", "precision": "fp32", "batch_size": 2}
-    point |= {"threads": 1, "rounds": 5, "channels_last": False, "cuda_graphs": 16}
-    return {"kind": "throughput", "section": "deit", "models": models, **point, **changes}
+    configuration = {"device": "cpu", "mode": "fused", "precision": "fp32", "batch_size": 2}
+    configuration |= {"threads": 1, "rounds": 5, "channels_last": False, "cuda_graphs": 16}
+    return {"kind": "throughput", "section": "deit", "models": models, **configuration, **changes}
 
 
 def shorten(monkeypatch) -> None:
-    """Few and short rounds, and small products to know the machine by."""
-    monkeypatch.setattr(timing, "ROUND_S", 0.01)
-    monkeypatch.setattr(turns, "MOST_ROUNDS", 1)
+    """Make rounds few and short, and the products that the machine is known by small."""
+    monkeypatch.setattr(throughput, "TIMING_S", 0.01)
+    monkeypatch.setattr(throughput, "MOST_ROUNDS", 1)
     monkeypatch.setattr(roofline, "MATRIX", {"cpu": 64})
     monkeypatch.setattr(roofline, "COPIED_MIB", {"cpu": 1})
 

@@ -1,40 +1,15 @@
-"""Where a pass spends its time, and the bars' command line."""
+"""The speed bars: their command line, and whether they are met."""
 
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from workflow.bench import bars, profile
-
-SIZE = {"img_size": 32, "embed_dim": 24, "num_classes": 10}
-CPU = torch.device("cpu")
-
-
-def test_a_pass_by_its_operations(monkeypatch):
-    monkeypatch.setattr(profile, "PASSES", 2)
-    model = {"run": "evo", "name": "evo_deit_tiny_patch16_224", "kwargs": SIZE}
-    spec = {"mode": "fused", "precision": "fp32", "channels_last": False, "cuda_graphs": 16}
-    seen = profile.profile_model(model, {**spec, "device": "cpu", "batch_size": 2}, CPU)
-    _, calls = seen.kernels["aten::addmm"]
-    assert calls == 4 * 12 + 1  # the blocks' linear layers and the head
-    spent = [ms for ms, _ in seen.kernels.values()]
-    assert spent == sorted(spent, reverse=True)
-    assert seen.busy_ms > 0
-
-
-def test_what_is_not_shown_is_summed_up():
-    seen = profile.Profile(10.0, {"a": (4.0, 1.0), "b": (3.0, 2.0), "c": (1.0, 5.0)})
-    head, first, rest = profile.lines("model", seen, shown=1)
-    assert "10.000 ms a pass, 2.000 ms of it idle" in head
-    assert "4.000 ms  50.0 %" in first
-    assert "4.000 ms  50.0 %  x7.0" in rest
-    assert "(2 others)" in rest
+from workflow.bench import __main__, bars
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--sections", "DeiT-X"], "'DeiT-X' is none of ['DeiT-S', "),
         (["--device", "cuda", "--sections", "LeViT-256"], "'LeViT-256' is none of"),
@@ -42,27 +17,27 @@ def test_what_is_not_shown_is_summed_up():
         (["--output", "bars"], "--output bars: name a file that ends in .csv"),
     ],
 )
-def test_what_the_bars_can_not_be_asked(arguments, said, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["speed_bars", *arguments])
+def test_what_the_bars_can_not_be_asked(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench", "bars", *arguments])
     with pytest.raises(SystemExit):
-        bars.main()
-    assert said in capsys.readouterr().err
+        __main__.main()
+    assert message in capsys.readouterr().err
 
 
 def test_a_bar_of_passes_shorter_than_their_launches_is_measured_as_a_graph(monkeypatch, tmp_path):
-    asked = []
+    specs = []
 
     def run(spec: dict, site: dict, folder: Path) -> dict:
-        asked.append(spec)
+        specs.append(spec)
         models = spec["models"]
-        return {"results": {"methods": [{"run": one["run"], "out_of_memory": True}
-                                        for one in models]}}  # fmt: skip
+        methods = [{"run": model["run"], "out_of_memory": True} for model in models]
+        return {"results": {"methods": methods}}
 
-    monkeypatch.setattr(bars.fresh, "run", run)
+    monkeypatch.setattr(bars.process, "run", run)
     for section, changes in (("DeiT-T, compiled", {}), ("DeiT-S, compiled", {}),
                              ("DeiT-T, compiled", {"cuda_graphs": 0})):  # fmt: skip
         bars.measure("cuda", section, "bf16", tmp_path, rounds=5, **changes)
-    assert [spec["cuda_graphs"] for spec in asked] == [256, 16, 0]
+    assert [spec["cuda_graphs"] for spec in specs] == [256, 16, 0]
     kept = [path.name for path in sorted(tmp_path.iterdir())]
     assert kept == ["deit-s-compiled-bf16.json", "deit-t-compiled-bf16.json"]
 

@@ -1,5 +1,6 @@
 """What else happened on the device: a GPU through a false nvidia-smi, this CPU as it is."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -9,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from workflow.bench import nvidia, sensors, watch
-from workflow.bench.sensors import Sample
+from workflow.bench import monitor
+from workflow.bench.monitor import Gpu, Monitor, Sample
 
 SMI = """#!{python}
 import sys
@@ -47,96 +48,109 @@ def smi(tmp_path, monkeypatch):
 
 
 def test_a_gpu_tells_clock_power_heat_and_driver(smi):
-    gpu = nvidia.Gpu("1", H100)
-    assert gpu.fixed() == {
+    gpu = Gpu("1", H100)
+    assert gpu.facts() == {
         "driver": "535.1", "clock_limit_mhz": 1530.0, "memory_clock_limit_mhz": 877.0,
         "power_limit_w": 300.0, "other_processes": 0,
     }  # fmt: skip
-    seen = gpu.look()
-    assert (seen.clock_mhz, seen.power_w, seen.temperature_c) == (1380.0, 250.5, 61.0)
-    assert seen.throttled == ()
+    sample = gpu.sample()
+    assert (sample.clock_mhz, sample.power_w, sample.temperature_c) == (1380.0, 250.5, 61.0)
+    assert sample.throttled == ()
 
 
 def test_newer_drivers_call_the_reasons_by_another_name(smi):
     smi(clocks_event_reasons__active="0x0000000000000020")
-    assert nvidia.Gpu("GPU-1", H100).look().throttled == ("heat",)
+    assert Gpu("GPU-1", H100).sample().throttled == ("heat",)
 
 
 def test_another_process_on_the_gpu_is_counted(smi):
     smi(pid="17\n18\n19")
-    assert nvidia.Gpu("GPU-1", H100).fixed()["other_processes"] == 2
+    assert Gpu("GPU-1", H100).facts()["other_processes"] == 2
 
 
 def test_what_a_gpu_does_not_tell_is_none(smi):
     smi(power__draw="[N/A]")
-    assert nvidia.Gpu("GPU-1", H100).look().power_w is None
+    assert Gpu("GPU-1", H100).sample().power_w is None
 
 
 def test_without_nvidia_smi_nothing_is_known(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    gpu = nvidia.Gpu("GPU-1", H100)
-    assert gpu.look() is None
-    assert gpu.fixed()["driver"] is None
-    assert gpu.fixed()["other_processes"] is None
+    gpu = Gpu("GPU-1", H100)
+    assert gpu.sample() is None
+    assert gpu.facts()["driver"] is None
+    assert gpu.facts()["other_processes"] is None
 
 
 def test_reasons_that_are_no_slowing_do_not_count():
-    assert nvidia.throttles("0x0000000000000001") == ()  # idle
-    assert nvidia.throttles("0x0000000000000044") == ("power cap", "heat, by hardware")
+    assert monitor.throttle_reasons("0x0000000000000001") == ()  # idle
+    assert monitor.throttle_reasons("0x0000000000000044") == ("power cap", "heat, by hardware")
 
 
-def seen_by(samples, **fixed) -> dict:
-    one = watch.Watch(lambda: None, lambda: fixed)
-    with one:
-        one.samples = samples
-    return one.summary([(0, 10)]) | {"cpu_taken_by_others": 0.0}
+class Silent:
+    """A device without samples, which tells one of `facts` after the other."""
+
+    def __init__(self, *facts: dict):
+        self.answers = iter(facts)
+
+    def facts(self) -> dict:
+        return next(self.answers, {})
+
+    def sample(self) -> None:
+        return None
+
+
+def summary_of(samples, **facts) -> dict:
+    watch = Monitor(Silent(facts, facts))
+    with watch:
+        watch.samples = samples
+    return watch.summary([(0, 10)]) | {"cpu_taken_by_others": 0.0}
 
 
 def test_a_driver_that_hangs_does_not_hold_the_measurement(monkeypatch):
-    monkeypatch.setattr(nvidia, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(monitor, "PATIENCE_S", 0.05)
     hanging = threading.Event()
-    told = iter([{"driver": "1"}])  # and nothing after that
-    with watch.Watch(hanging.wait, lambda: next(told)) as seen:
-        pass
-    assert seen.samples == []
+    device = Silent({"driver": "1"})
+    device.sample = hanging.wait
+    with Monitor(device) as watch:
+        device.facts = None  # would fail
+    assert watch.samples == []
     hanging.set()
 
 
 def test_only_samples_from_timed_moments_count():
     samples = [Sample(1, clock_mhz=100, power_w=10), Sample(2, clock_mhz=101, power_w=20)]
     samples.append(Sample(99, clock_mhz=5000, power_w=1))
-    seen = seen_by(samples)
-    assert seen["samples"] == 2
-    assert seen["clock_mhz"] == {"least": 100, "median": 100.5, "most": 101}
-    one = watch.Watch(lambda: None, dict)
-    one.samples = samples
-    assert one.power_w([(0, 10)]) == 15
-    assert one.power_w([(3, 4)]) is None
+    summary = summary_of(samples)
+    assert summary["samples"] == 2
+    assert summary["clock_mhz"] == {"least": 100, "median": 100.5, "most": 101}
+    watch = Monitor(Silent())
+    watch.samples = samples
+    assert watch.power_w([(0, 10)]) == 15
+    assert watch.power_w([(3, 4)]) is None
 
 
-def test_a_power_that_is_a_mean_over_other_turns_does_not_count():
-    one = watch.Watch(lambda: None, dict)
-    one.samples = [Sample(2.0, power_w=30, power_over_s=1), Sample(3.0, power_w=20, power_over_s=1)]
-    assert one.power_w([(1.5, 3.5)]) == 20
-    one.samples = [Sample(3.0, power_w=20, power_over_s=1)]
-    assert one.power_w([(1.5, 2.2), (2.8, 3.5)]) is None  # another model's turn lies between
+def test_a_power_that_is_a_mean_over_another_models_time_does_not_count():
+    watch = Monitor(Silent())
+    watch.samples = [Sample(2.0, power_w=30, power_over_s=1), Sample(3.0, power_w=20, power_over_s=1)]
+    assert watch.power_w([(1.5, 3.5)]) == 20
+    watch.samples = [Sample(3.0, power_w=20, power_over_s=1)]
+    assert watch.power_w([(1.5, 2.2), (2.8, 3.5)]) is None  # another model was timed in between
 
 
 def test_a_process_that_comes_while_models_are_timed_is_counted():
-    told = iter([{"other_processes": 0}, {"other_processes": 1}])
-    with watch.Watch(lambda: None, lambda: next(told)) as one:
+    with Monitor(Silent({"other_processes": 0}, {"other_processes": 1})) as watch:
         pass
-    assert one.fixed["other_processes"] == 1
+    assert watch.facts["other_processes"] == 1
 
 
 def test_power_of_this_moment_is_preferred(smi):
-    assert 1 < nvidia.Gpu("GPU-1", H100).look().power_over_s < 2
+    assert 1 < Gpu("GPU-1", H100).sample().power_over_s < 2
     for older in ((7, 0), (8, 0)):  # whose power.draw is of this moment
-        assert nvidia.Gpu("GPU-1", older).look().power_over_s < 1
+        assert Gpu("GPU-1", older).sample().power_over_s < 1
     smi(power__draw__instant="240.0")
-    seen = nvidia.Gpu("GPU-1", H100).look()
-    assert seen.power_w == 240.0
-    assert seen.power_over_s < 1  # the time of asking alone
+    sample = Gpu("GPU-1", H100).sample()
+    assert sample.power_w == 240.0
+    assert sample.power_over_s < 1  # the time of asking alone
 
 
 @pytest.mark.parametrize(
@@ -150,19 +164,17 @@ def test_power_of_this_moment_is_preferred(smi):
     ],
 )
 def test_somebody_else_and_a_throttled_clock_bring_warnings(samples, fixed, warning):
-    assert watch.find_warnings(seen_by(samples, **fixed), CUDA) == [warning] * bool(warning)
+    assert monitor.find_warnings(summary_of(samples, **fixed), CUDA) == [warning] * bool(warning)
 
 
 def test_others_on_the_processors_are_noticed():
     """A busy neighbour on this process's only processor."""
-    import os
-
     allowed = os.sched_getaffinity(0)
     busy = [sys.executable, "-c", "while True: pass"]
     os.sched_setaffinity(0, {min(allowed)})
     neighbour = subprocess.Popen(busy)
     try:
-        with watch.watch(CPU) as seen:
+        with monitor.start_monitor(CPU) as watch:
             end = time.monotonic() + 2
             while time.monotonic() < end:
                 pass
@@ -170,26 +182,26 @@ def test_others_on_the_processors_are_noticed():
         neighbour.kill()
         neighbour.wait()
         os.sched_setaffinity(0, allowed)
-    summary = seen.summary(())
+    summary = watch.summary(())
     assert summary["cpu_taken_by_others"] > 0.2
-    (warning,) = watch.find_warnings(summary, CPU)
+    (warning,) = monitor.find_warnings(summary, CPU)
     assert warning.code == "other_processes"
     assert warning.text.startswith("others took ")
 
 
 def test_of_several_watches_the_worst_counts():
     hot = Sample(1.5, 1500, 90, throttled=("heat",))
-    early = seen_by([Sample(1, 1500), hot], other_processes=1)
-    late = seen_by([Sample(2, 1200)], other_processes=None)
+    early = summary_of([Sample(1, 1500), hot], other_processes=1)
+    late = summary_of([Sample(2, 1200)], other_processes=None)
     early["cpu_taken_by_others"], late["cpu_taken_by_others"] = 0.1, 0.0
-    found = watch.worst([early, late])
-    assert found["other_processes"] == 1
-    assert found["samples"] == 3
-    assert found["clock_drift_mhz"] == (1500, 1200)
-    assert (found["clock_mhz"]["least"], found["clock_mhz"]["most"]) == (1200, 1500)
-    assert found["power_w"]["most"] == 90
-    assert found["throttled"] == {"heat": 0.5}
-    assert found["cpu_taken_by_others"] == 0.1
+    whole = monitor.worst([early, late])
+    assert whole["other_processes"] == 1
+    assert whole["samples"] == 3
+    assert whole["clock_drift_mhz"] == (1500, 1200)
+    assert (whole["clock_mhz"]["least"], whole["clock_mhz"]["most"]) == (1200, 1500)
+    assert whole["power_w"]["most"] == 90
+    assert whole["throttled"] == {"heat": 0.5}
+    assert whole["cpu_taken_by_others"] == 0.1
 
 
 def test_the_energy_counters_give_power(tmp_path):
@@ -197,14 +209,26 @@ def test_the_energy_counters_give_power(tmp_path):
     (package / "intel-rapl:0:0").mkdir(parents=True)  # a part of the package, counted in it
     for path, value in ((package, 1_000_000), (package / "intel-rapl:0:0", 7)):
         (path / "energy_uj").write_text(str(value))
-    processor = sensors.Processor(rapl=tmp_path, cpus=tmp_path)
-    assert processor.look().power_w is None  # there must be a before
+    processor = monitor.Processor(rapl=tmp_path, cpus=tmp_path)
+    assert processor.sample().power_w is None  # there must be a before
     (package / "energy_uj").write_text(str(3_000_000))
     time.sleep(0.05)
-    assert 0 < processor.look().power_w <= 2 / 0.05
+    assert 0 < processor.sample().power_w <= 2 / 0.05
     (package / "energy_uj").write_text("5")  # it wrapped around
-    assert processor.look().power_w is None
+    assert processor.sample().power_w is None
 
 
 def test_a_processor_that_tells_nothing_gives_no_samples(tmp_path):
-    assert sensors.Processor(rapl=tmp_path, cpus=Path(tmp_path)).look() is None
+    assert monitor.Processor(rapl=tmp_path, cpus=Path(tmp_path)).sample() is None
+
+
+def test_without_psutil_others_are_unknown(monkeypatch):
+    """On a bare machine with torch and timm alone."""
+    monkeypatch.setattr(monitor, "psutil", None)
+    with Monitor(Silent()) as watch:
+        pass
+    summary = watch.summary([(0, 10)])
+    assert summary["cpu_taken_by_others"] is None
+    assert monitor.worst([summary, summary])["cpu_taken_by_others"] is None
+    assert monitor.find_warnings(summary, CPU) == []
+    assert monitor.processors() == os.sched_getaffinity(0)

@@ -1,53 +1,62 @@
-"""A measurement that is killed keeps the parts it has."""
+"""The process of a measurement, and what one that is killed keeps."""
 
 import pytest
 
-from workflow.bench import throughput, training_cost
-from workflow.bench.parts import Parts
+from workflow.bench import process, throughput, training_step
+from workflow.bench.process import PartialResults
 from workflow.campaign import specs
 from workflow.storage.records import write_json
 
 SPEC = {"kind": "throughput", "batch_sizes": [1, 2]}
 
 
-def test_a_part_is_measured_once(tmp_path):
-    assert Parts(tmp_path, SPEC, "a GPU").get("b1", lambda: {"rate": 1.5}) == {"rate": 1.5}
-    again = Parts(tmp_path, SPEC, "a GPU")
+def test_a_measuring_process_is_tuned_and_nothing_else(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    environ = process.process_environment({"threads": 2, "device": "cpu"})
+    assert environ["OMP_NUM_THREADS"] == "2"
+    assert environ["MALLOC_MMAP_THRESHOLD_"] == "4000000000"
+    assert "TORCHDYNAMO_DISABLE" not in environ
+
+
+def test_a_partial_result_is_measured_once(tmp_path):
+    assert PartialResults(tmp_path, SPEC, "a GPU").get("b1", lambda: {"rate": 1.5}) == {"rate": 1.5}
+    again = PartialResults(tmp_path, SPEC, "a GPU")
     assert again.get("b1", lambda: {"rate": 2.5}) == {"rate": 1.5}
     assert again.get("b2", lambda: 3.5) == 3.5
     assert again.kept == 1
 
 
 @pytest.mark.parametrize("other", [(SPEC, "another GPU"), ({**SPEC, "rounds": 9}, "a GPU")])
-def test_a_part_of_another_device_or_spec_is_measured_again(tmp_path, other):
-    Parts(tmp_path, SPEC, "a GPU").get("b1", lambda: 1.5)
-    assert Parts(tmp_path, *other).get("b1", lambda: 2.5) == 2.5
+def test_a_partial_result_of_another_device_or_spec_is_measured_again(tmp_path, other):
+    PartialResults(tmp_path, SPEC, "a GPU").get("b1", lambda: 1.5)
+    assert PartialResults(tmp_path, *other).get("b1", lambda: 2.5) == 2.5
 
 
 @pytest.mark.parametrize(
-    "name", ["workflow.bench.parts.code_hash", "workflow.storage.records.versions", "platform.node"]
+    "name", ["workflow.bench.process.code_hash", "workflow.storage.records.versions", "platform.node"]
 )
-def test_a_part_of_other_code_or_packages_or_another_host_is_measured_again(tmp_path, monkeypatch, name):
-    Parts(tmp_path, SPEC, "a GPU").get("b1", lambda: 1.5)
+def test_a_partial_result_of_other_code_or_packages_or_another_host_is_measured_again(tmp_path, monkeypatch, name):
+    PartialResults(tmp_path, SPEC, "a GPU").get("b1", lambda: 1.5)
     monkeypatch.setattr(name, lambda: "other")
-    assert Parts(tmp_path, SPEC, "a GPU").get("b1", lambda: 2.5) == 2.5
+    assert PartialResults(tmp_path, SPEC, "a GPU").get("b1", lambda: 2.5) == 2.5
 
 
-def test_out_of_memory_is_a_part_too(tmp_path):
-    Parts(tmp_path, SPEC, "a GPU").get("b1", lambda: None)
-    assert Parts(tmp_path, SPEC, "a GPU").get("b1", lambda: 2.5) is None
+def test_out_of_memory_is_a_partial_result_too(tmp_path):
+    PartialResults(tmp_path, SPEC, "a GPU").get("b1", lambda: None)
+    assert PartialResults(tmp_path, SPEC, "a GPU").get("b1", lambda: 2.5) is None
 
 
 @pytest.mark.parametrize("damage", [b"", b'{"part": 1', b"[]", b"{}", b"\xff"])
-def test_a_damaged_part_is_measured_again(tmp_path, damage):
+def test_a_damaged_partial_result_is_measured_again(tmp_path, damage):
     write_json(tmp_path / "parts/b1.json", {})
     (tmp_path / "parts/b1.json").write_bytes(damage)
-    assert Parts(tmp_path, SPEC, "a GPU").get("b1", lambda: 2.5) == 2.5
+    assert PartialResults(tmp_path, SPEC, "a GPU").get("b1", lambda: 2.5) == 2.5
 
 
 def test_without_a_folder_nothing_is_kept():
-    assert Parts(None, SPEC, "a GPU").get("b1", lambda: 1.5) == 1.5
-    assert Parts(None, SPEC, "a GPU").get("b1", lambda: 2.5) == 2.5
+    assert PartialResults(None, SPEC, "a GPU").get("b1", lambda: 1.5) == 1.5
+    assert PartialResults(None, SPEC, "a GPU").get("b1", lambda: 2.5) == 2.5
 
 
 def killed_in_the_second(monkeypatch, module, name: str) -> list:
@@ -73,12 +82,12 @@ def test_a_sweep_goes_on_where_it_was_killed(tmp_path, monkeypatch):
         "mode": "fused", "precision": "fp32", "channels_last": False, "cuda_graphs": 0,
         "threads": 1, "batch_sizes": [1, 2, 3],
     }  # fmt: skip
-    returned = killed_in_the_second(monkeypatch, throughput, "measure_batch")
+    returned = killed_in_the_second(monkeypatch, throughput, "measure_batch_size")
     with pytest.raises(KeyboardInterrupt):
-        throughput.measure_section(spec, folder=tmp_path)
-    found = throughput.measure_section(spec, folder=tmp_path)
-    assert [size["batch_size"] for size in found["sizes"]] == [1, 2, 3]
-    assert found["sizes"][0] == {"batch_size": 1, **returned[0]}
+        throughput.measure_group(spec, folder=tmp_path)
+    results = throughput.measure_group(spec, folder=tmp_path)
+    assert [size["batch_size"] for size in results["sizes"]] == [1, 2, 3]
+    assert results["sizes"][0] == {"batch_size": 1, **returned[0]}
     assert len(returned) == 4  # three sizes, and the one that was killed
 
 
@@ -94,12 +103,12 @@ def test_training_costs_go_on_where_they_were_killed(tmp_path, monkeypatch, conf
         "mode": "fused", "precision": "fp32", "threads": 1, "batch_sizes": [2],
         "memory_gib": None, "extrapolate_to": [],
     }  # fmt: skip
-    monkeypatch.setattr(training_cost, "ROUND_S", 0.0)
-    returned = killed_in_the_second(monkeypatch, training_cost, "measure_round")
+    monkeypatch.setattr(training_step, "TIMING_S", 0.0)
+    returned = killed_in_the_second(monkeypatch, training_step, "measure_round")
     with pytest.raises(KeyboardInterrupt):
-        training_cost.measure_section(spec, folder=tmp_path)
-    found = training_cost.measure_section(spec, folder=tmp_path)
+        training_step.measure_cost(spec, folder=tmp_path)
+    results = training_step.measure_cost(spec, folder=tmp_path)
     assert len(returned) == 3  # two rounds, and the one that was killed
-    assert found["kept_parts"] == 1
-    for place, method in enumerate(found["methods"]):
+    assert results["kept_parts"] == 1
+    for place, method in enumerate(results["methods"]):
         assert method["sizes"][0]["step_s_last_rounds"][0] == returned[0][0][place]["last"][0]

@@ -26,7 +26,7 @@ def test_every_mode_runs_with_graphs_and_without(pair, mode):
         "cuda_graphs": 4, "threads": 2, "rounds": 5, "batch_sizes": [1, 2, 32],
         "models": [{"run": name, "name": name, "kwargs": kwargs} for name, kwargs in PAIRS[pair]],
     }  # fmt: skip
-    for size in throughput.measure_section(spec)["sizes"]:
+    for size in throughput.measure_group(spec)["sizes"]:
         for method in size["methods"]:
             assert points.no_speed(method) is None
             assert method["check"]["distance"] <= method["check"]["tolerance"]

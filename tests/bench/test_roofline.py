@@ -15,9 +15,9 @@ MACHINE = {"matrix_tflop_s": 1e-6, "bandwidth_gb_s": 1e-6}  # a million FLOPs, 1
 def test_a_linear_layer_is_counted_by_hand():
     layer, images = nn.Linear(8, 4, bias=False), torch.randn(3, 8)
     with torch.no_grad():
-        found = roofline.operations(layer, images)
-    assert sum(flops for _, flops, _ in found) == 2 * 3 * 8 * 4
-    assert sum(moved for *_, moved in found) == 4 * (3 * 8 + 8 * 4 + 3 * 4)
+        operations = roofline.operations(layer, images)
+    assert sum(flops for _, flops, _ in operations) == 2 * 3 * 8 * 4
+    assert sum(moved for *_, moved in operations) == 4 * (3 * 8 + 8 * 4 + 3 * 4)
 
 
 def test_views_move_nothing():
@@ -43,9 +43,9 @@ def test_its_macs_are_those_that_torch_counts(key, mode):
 
 
 def test_the_longer_of_arithmetic_and_traffic_counts():
-    found = [("mm", 2_000_000, 10), ("add", 0, 3_000)]
-    assert roofline.seconds(found, MACHINE, fuses=False) == pytest.approx(2 + 3)
-    assert roofline.seconds(found, MACHINE, fuses=True) == pytest.approx(2)
+    operations = [("mm", 2_000_000, 10), ("add", 0, 3_000)]
+    assert roofline.seconds(operations, MACHINE, fuses=False) == pytest.approx(2 + 3)
+    assert roofline.seconds(operations, MACHINE, fuses=True) == pytest.approx(2)
 
 
 def test_the_attention_kernel_is_named():
@@ -54,17 +54,17 @@ def test_the_attention_kernel_is_named():
             return F.scaled_dot_product_attention(x, x, x)
 
     with torch.inference_mode():
-        found = roofline.operations(Attends(), torch.randn(1, 2, 16, 8))
-    assert roofline.attention_backends(found) == ["scaled_dot_product_flash_attention_for_cpu"]
+        operations = roofline.operations(Attends(), torch.randn(1, 2, 16, 8))
+    assert roofline.attention_backends(operations) == ["scaled_dot_product_flash_attention_for_cpu"]
     assert roofline.attention_backends([("mm", 1, 1)]) == ["products and softmax"]
 
 
 def test_the_machines_rates_are_measured(monkeypatch):
     monkeypatch.setattr(roofline, "MATRIX", {"cpu": 256})
     monkeypatch.setattr(roofline, "COPIED_MIB", {"cpu": 8})
-    found = roofline.measure_machine("fp32", torch.device("cpu"))
-    assert found["matrix_tflop_s"] > 0
-    assert found["bandwidth_gb_s"] > 0
+    rates = roofline.measure_machine("fp32", torch.device("cpu"))
+    assert rates["matrix_tflop_s"] > 0
+    assert rates["bandwidth_gb_s"] > 0
 
 
 def test_taking_and_putting_rows_moves_those_rows_alone():
@@ -77,8 +77,8 @@ def test_taking_and_putting_rows_moves_those_rows_alone():
     with torch.inference_mode():
         operations = roofline.operations(Rows(), torch.ones(9, 5))
     rows, index = 2 * 5 * 4, 2 * 8
-    found = {name: moved for name, _, moved in operations}
-    assert found == {"index_select": 2 * rows + index, "index_copy_": 2 * rows + index}
+    moved_by_name = {name: moved for name, _, moved in operations}
+    assert moved_by_name == {"index_select": 2 * rows + index, "index_copy_": 2 * rows + index}
 
 
 def test_a_product_that_ends_in_a_view_moves_nothing_more():
@@ -87,5 +87,5 @@ def test_a_product_that_ends_in_a_view_moves_nothing_more():
             return x @ x.transpose(-2, -1)
 
     with torch.inference_mode():
-        found = roofline.operations(Attends(), torch.ones(2, 3, 4, 4))
-    assert {name for name, *_ in found} == {"bmm"}
+        operations = roofline.operations(Attends(), torch.ones(2, 3, 4, 4))
+    assert {name for name, *_ in operations} == {"bmm"}
