@@ -1,4 +1,4 @@
-"""A small dense vision transformer, and images for it."""
+"""A small dense vision transformer, and a batch of images for it."""
 
 import pytest
 import timm
@@ -13,5 +13,5 @@ def dense():
 
 
 @pytest.fixture
-def images():
+def batch():
     return torch.randn(3, 3, 16, 16)

@@ -5,16 +5,16 @@ import torch
 from workflow.analysis.relevance import relevance
 
 
-def test_relevance_is_gradient_times_attention_carried_through_the_layers(dense, images):
+def test_relevance_is_gradient_times_attention_carried_through_the_layers(dense, batch):
     """Chefer et al. 2021 (ICCV), Eqs. 5 and 6, with torch's gradients."""
-    of_patches, predicted = relevance(dense, images)
+    of_patches, predicted = relevance(dense, batch)
     with torch.no_grad():
-        assert torch.equal(predicted, dense(images).argmax(dim=1))
+        assert torch.equal(predicted, dense(batch).argmax(dim=1))
     matrices = []
     hooks = [
         block.attn.attn_drop.register_forward_hook(lambda m, a, out: matrices.append(out)) for block in dense.blocks
     ]
-    score = dense(images).gather(1, predicted[:, None]).sum()
+    score = dense(batch).gather(1, predicted[:, None]).sum()
     gradients = torch.autograd.grad(score, matrices)
     expected = torch.eye(17).expand(3, -1, -1)
     for matrix, gradient in zip(matrices, gradients, strict=True):
