@@ -26,9 +26,9 @@ LIBRARIES = {
     "workflow/data": {"torch", "timm", "numpy", "PIL", "sklearn", "datasets"},
     "workflow/data/layout.py": set(),
     "workflow/train": {"torch", "timm"},
-    "workflow/bench": {"torch", "timm", "numpy", "psutil"},
+    "workflow/bench": {"torch", "timm", "numpy", "psutil", "yaml"},
     "workflow/analysis": {"torch", "timm", "numpy", "PIL", "sklearn"},
-    "workflow/analysis/gradient_relevance.py": {"torch", "timm", "captum"},
+    "workflow/analysis/relevance.py": {"torch", "timm", "captum"},
     "workflow/paper": {"numpy", "pandas", "seaborn", "matplotlib", "scipy", "tabulate"},
 }
 # package -> own packages that it may import

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from workflow import job_environment
-from workflow.bench import fresh
 
 ROOT = Path(__file__).parent.parent
 
@@ -58,15 +57,6 @@ def test_slurms_commands_answer_as_they_are_asked(monkeypatch):
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
     assert "SQUEUE_STATES" not in job_environment.for_slurm_commands()
     assert job_environment.for_slurm_commands()["SLURM_CONF"] == "/etc/slurm.conf"
-
-
-def test_a_measuring_process_is_tuned_and_nothing_else(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
-    environ = fresh.shell_environment({"threads": 2, "device": "cpu"})
-    assert environ["OMP_NUM_THREADS"] == "2"
-    assert environ["MALLOC_MMAP_THRESHOLD_"] == "4000000000"
-    assert "TORCHDYNAMO_DISABLE" not in environ
 
 
 @pytest.fixture

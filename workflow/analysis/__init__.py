@@ -1,4 +1,4 @@
-"""What a trained model does: attention, similarity and selection, as numbers for figures."""
+"""Analyses of trained models: attention, similarity and selection, as numbers for figures."""
 
 from workflow.storage import provenance
 

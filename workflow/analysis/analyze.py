@@ -1,9 +1,12 @@
-"""A look into a trained model: one spec, one folder -> a record of numbers, for maps an .npz, too.
+"""The analysis of a trained model: a spec and a folder become a record and, for maps, arrays.npz.
 
-Curves are in the record; the arrays that maps are drawn from lie beside it, their sha256 in it.
-Layers and epochs count from 1, as in the paper; shapes: n images, N patches in raster order.
+Curves are in the record; the arrays that maps are drawn from are in the folder of the record, and
+their sha256 is in it. Layers and epochs count from 1, as in the paper; shapes: n images, N patches
+in raster order.
 """
 
+import hashlib
+import mimetypes
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,15 +14,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from timm.data import resolve_model_data_config
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
 import evovit
 from evovit import tokens as tk
 from evovit.host import EvoHost
-from workflow.analysis import maps, pictures, similarity
+from workflow.analysis import similarity
 from workflow.analysis.hooks import check_dense, observe
-from workflow.data import check, layout, loaders
+from workflow.campaign import specs
+from workflow.data import check, layout, loaders, readers
+from workflow.data.layout import DataError, printable
 from workflow.runtime import device
 from workflow.storage import records
 from workflow.storage.journal import Journal
@@ -27,11 +33,12 @@ from workflow.train import checkpoints, factory
 
 KEEP_RATIO = 0.5  # of the tokens that count as informative, where nothing is selected by
 BATCH = 64
-Found = tuple[dict, dict[str, np.ndarray]]  # a record's results, and arrays
+SHOWN = 224  # pixels at least, so that people can see what a small model sees in 24
+Results = tuple[dict, dict[str, np.ndarray]]  # a record's results, and arrays
 
 
 class Subject(NamedTuple):
-    """What is looked into, and with what."""
+    """A trained model, and what its analysis needs."""
 
     spec: dict
     site: dict
@@ -41,86 +48,195 @@ class Subject(NamedTuple):
 
 
 def run(spec: dict, site: dict, folder: Path) -> dict:
-    """Load the weights, compute, and write the arrays; -> record."""
+    """Load the weights, compute, write the arrays, and return the record."""
     started = time.time()
     torch.set_num_threads(spec["recipe"]["threads"])
     layout.check(spec["setting"], {**spec["data"], "root": site["data_root"]})
-    where = device.choose(site["device"])
-    model = factory.build_started(spec, site).to(where).eval()
+    chosen = device.choose(site["device"])
+    model = factory.build_started(spec, site).to(chosen).eval()
     config = resolve_model_data_config(model)
     config["input_size"] = (3, *factory.image_size(model))
-    results, arrays = COMPUTES[spec["computes"]](Subject(spec, site, model, config, where))
+    results, arrays = COMPUTES[spec["computes"]](Subject(spec, site, model, config, chosen))
     if arrays:
         results["arrays"] = save_arrays(folder, arrays)
     journal = Journal(folder / "journal.jsonl")
     journal.write("note", text=f"{spec['computes']} of {spec['run']}: {results['images']} images")
     journal.write("end")
-    seen = {"device": device.describe(where), **check.describe_images(site)}
-    return records.make(spec, results, started, **seen)
+    facts = {"device": device.describe(chosen), **check.describe_images(site)}
+    return records.make(spec, results, started, **facts)
 
 
 def save_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> dict:
-    """Write arrays.npz in the attempt's folder; -> its sha256, and its path from the folder that
-    the record is published in."""
+    """Write arrays.npz in the attempt's folder.
+
+    Returns its sha256, and its path from the folder that the record is published in.
+    """
     path = folder / "arrays.npz"
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **arrays)
     return checkpoints.describe_file(path, "analyses")
 
 
+# -- images -------------------------------------------------------------------------------------
+
+
 def batches(subject: Subject) -> Iterator[Tensor]:
-    """So many validation images as the spec asks for, or all if they are fewer, (B, 3, H, W)."""
+    """Return batches (B, 3, H, W) of as many validation images as the spec asks for, at most all."""
     spec = subject.spec
-    shown = (spec["data"], subject.site, "val", spec["recipe"], subject.config)
-    dataset = loaders.eval_dataset(*shown)
+    dataset = loaders.eval_dataset(spec["data"], subject.site, "val", spec["recipe"], subject.config)
     spaced = loaders.spaced(len(dataset), spec["images"]["validation"])
     loader = loaders.plain_loader(dataset, spaced, BATCH, subject.site, subject.config, subject.device)
     return (images for images, _ in loader)
 
 
-def gather(subject: Subject) -> tuple[pictures.Pictures, dict, dict[str, np.ndarray]]:
-    """Pictures to look at, with what a record says of them and the arrays that show them."""
-    grid, spec = subject.model.patch_embed.grid_size, subject.spec
+class Pictures(NamedTuple):
+    """n images for people; both versions have the same crop."""
+
+    inputs: Tensor  # (n, 3, H, W), normalised
+    shown: np.ndarray  # (n, S, S, 3) uint8, S a multiple of the grid's side
+    names: list[str]
+    sha256: list[str | None]  # of a photograph's pixels; a manifest vouches for the others
+
+
+def pictures_of(subject: Subject) -> tuple[Pictures, dict, dict[str, np.ndarray]]:
+    """Return pictures, what a record says about them, and the arrays that show them."""
+    grid = subject.model.patch_embed.grid_size
+    spec = subject.spec
     few = spec | {"images": spec["images"] | {"validation": spec["images"]["shown"]}}
-    found = pictures.gather(few, subject.site, subject.config, grid[0])
-    said = {"names": found.names, "sha256": found.sha256}
-    return found, said, {"images": found.shown, "grid": np.array(grid)}
+    pictures = gather(few, subject.site, subject.config, grid[0])
+    results = {"names": pictures.names, "sha256": pictures.sha256}
+    return pictures, results, {"images": pictures.shown, "grid": np.array(grid)}
+
+
+def gather(spec: dict, site: dict, model_cfg: dict, grid: int) -> Pictures:
+    """Return the validation images and the photographs that the spec asks for.
+
+    Args:
+        grid: patches along a side of the model's grid.
+
+    Raises:
+        DataError: for a folder without photographs, or one that can't be read.
+    """
+    size = grid * -(-SHOWN // grid)
+    to_input = _transform(spec, model_cfg["input_size"], model_cfg["mean"], model_cfg["std"])
+    to_show = _transform(spec, (3, size, size), (0.0,) * 3, (1.0,) * 3)
+    inputs, shown, names, hashes = [], [], [], []
+    for name, digest, image in _images(spec, site):
+        inputs.append(to_input(image))
+        shown.append((255 * to_show(image)).round().byte().permute(1, 2, 0).numpy())
+        names.append(name)
+        hashes.append(digest)
+    return Pictures(torch.stack(inputs), np.stack(shown), names, hashes)
+
+
+def _images(spec: dict, site: dict) -> Iterator[tuple[str, str | None, Image.Image]]:
+    """Yield name, hash and RGB image of each picture."""
+    split = spec["data"]["val"]
+    dataset = readers.open_split(spec["data"], site, split, transform=_same)
+    for index in loaders.spaced(len(dataset), spec["images"]["validation"]):
+        yield f"{split}/{dataset.filename(index)}", None, dataset[index][0]
+    source = spec["images"].get("photographs")
+    if not source:
+        return
+    photographs = _sample_images() if source == specs.SAMPLE_IMAGES else _folder(source, spec["setting"])
+    for name, image in photographs:
+        yield name, hashlib.sha256(image.tobytes()).hexdigest(), image
+
+
+def _same(image: Image.Image) -> Image.Image:
+    return image
+
+
+def _sample_images() -> Iterator[tuple[str, Image.Image]]:
+    """Yield the two photographs that ship with scikit-learn."""
+    from sklearn.datasets import load_sample_images
+
+    sample = load_sample_images()
+    for name, pixels in zip(sample.filenames, sample.images, strict=True):
+        yield Path(name).name, Image.fromarray(pixels)
+
+
+def _folder(path: str, setting: str) -> Iterator[tuple[str, Image.Image]]:
+    """Yield the user's photographs, upright, by name.
+
+    Raises DataError if there are none, or for a picture that is not read or is no image.
+    """
+    key = f"workflow/config/settings.yaml, {setting}.photographs"
+    folder = layout.expand(path, key)
+    paths = sorted(folder.glob("*")) if folder.is_dir() else []
+    paths = [path for path in paths if _is_picture(path)]
+    if not paths:
+        raise DataError(
+            f"{folder} ({key}) holds no {', '.join(layout.IMAGE_SUFFIXES)} files; put photographs "
+            f"there, or say `photographs: {specs.SAMPLE_IMAGES}`."
+        )
+    for path in paths:
+        fault = layout.image_fault(path.name)
+        if fault:
+            raise DataError(f"{printable(path)} ({key}) {fault}.")
+    for path in paths:
+        try:
+            with open(path, "rb") as stream:
+                yield path.name, readers.decode(stream, upright=True)
+        except (OSError, readers.ImageError) as error:
+            raise DataError(f"{printable(path)} ({key}) can't be decoded ({error}); replace or delete it.") from None
+
+
+def _is_picture(path: Path) -> bool:
+    """Return whether a file is meant as a picture, also of a kind that is not read (.heic)."""
+    kind = mimetypes.guess_type(path.name)[0] or ""
+    return path.is_file() and kind.startswith("image/") and not layout.is_ignored(path.name)
+
+
+def _transform(spec: dict, size: tuple[int, int, int], mean: tuple, std: tuple):
+    """Return the transform of a PIL image to a tensor (3, H, W) as in evaluation: resize, centre crop."""
+    recipe = spec["recipe"]
+    return create_transform(
+        size,
+        is_training=False,
+        interpolation=recipe["interpolation"],
+        crop_pct=recipe["crop_pct"],
+        mean=mean,
+        std=std,
+    )
 
 
 # -- Figure 4 -----------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
-def cka(subject: Subject) -> Found:
-    """Linear CKA per layer between the average token and the last layer's class token, over
-    images: of all patches, and of the half with the higher and the lower global class attention.
+def cka(subject: Subject) -> Results:
+    """Compute linear CKA per layer between the average token and the last layer's class token.
 
-    The tokens that a layer puts out are split by its own scores, by which Eq. 4 would have the
-    next layer select.
+    It is over images: of all patches, and of the half with the higher and the lower global class
+    attention. The tokens that a layer puts out are split by its own scores, by which Eq. 4 would
+    have the next layer select.
     """
     check_dense(subject.model, subject.spec["run"])
     averages: dict[str, list[Tensor]] = {"all": [], "informative": [], "placeholder": []}
-    last = []
+    class_tokens = []
     for images in batches(subject):
         layers = observe(subject.model, images)
-        found = [average_tokens(layer.tokens[:, 1:], layer.global_attention) for layer in layers]
+        of_layers = [average_tokens(layer.tokens[:, 1:], layer.global_attention) for layer in layers]
         for name, values in averages.items():
-            values.append(torch.stack([one[name] for one in found]).cpu())  # (layers, B, C)
-        last.append(layers[-1].tokens[:, 0].cpu())
-    classes = torch.cat(last)
-    found = {
-        name: [similarity.cka_with_error(layer, classes) for layer in torch.cat(values, dim=1)]
-        for name, values in averages.items()
-    }
-    curves = {name: [value for value, _ in layers] for name, layers in found.items()}
-    wide = {name: [maps.NORMAL * error for _, error in layers] for name, layers in found.items()}
+            values.append(torch.stack([of_layer[name] for of_layer in of_layers]).cpu())  # (layers, B, C)
+        class_tokens.append(layers[-1].tokens[:, 0].cpu())
+    classes = torch.cat(class_tokens)
+    curves = {}
+    half_widths = {}
+    for name, values in averages.items():
+        estimates = [similarity.cka_with_error(layer, classes) for layer in torch.cat(values, dim=1)]
+        curves[name] = [value for value, _ in estimates]
+        half_widths[name] = [similarity.NORMAL * error for _, error in estimates]
     results = {"images": len(classes), "keep_ratio": KEEP_RATIO, "channels": classes.shape[1]}
-    return results | {"curves": curves, "half_widths": wide}, {}
+    return results | {"curves": curves, "half_widths": half_widths}, {}
 
 
 def average_tokens(patches: Tensor, scores: Tensor) -> dict[str, Tensor]:
-    """Means (B, C) of patches (B, N, C): all, those with the highest of the scores (B, N), and the
-    others."""
+    """Return the means (B, C) of patches (B, N, C).
+
+    They are of all, of those with the highest of the scores (B, N), and of the others.
+    """
     count = int(KEEP_RATIO * scores.shape[1])
     kept = tk.select(scores, count)
     weights = torch.zeros_like(scores).scatter(1, kept, 1.0).unsqueeze(1)
@@ -133,104 +249,120 @@ def average_tokens(patches: Tensor, scores: Tensor) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def query_correlation(subject: Subject) -> Found:
-    """Per layer the mean correlation of each patch's query with the image's mean query, and its
-    variance (n - 1) over the patches of an image; both are means over images."""
+def query_correlation(subject: Subject) -> Results:
+    """Compute per layer how the queries of patches correlate with the image's mean query.
+
+    The mean and the variance (n - 1) are over the patches of an image; both are means over images.
+    """
     check_dense(subject.model, subject.spec["run"])
     means, variances = [], []
     for images in batches(subject):
-        found = torch.stack([similarity.correlation_with_mean(x.queries) for x in observe(subject.model, images)])
-        means.append(found.mean(dim=2).cpu())
-        variances.append(found.var(dim=2).cpu())
-    mean, variance = torch.cat(means, dim=1), torch.cat(variances, dim=1)  # (layers, n)
-    return {"images": mean.shape[1], **maps.over_images({"mean": mean, "variance": variance})}, {}
+        layers = observe(subject.model, images)
+        correlations = torch.stack([similarity.correlation_with_mean(layer.queries) for layer in layers])
+        means.append(correlations.mean(dim=2).cpu())
+        variances.append(correlations.var(dim=2).cpu())
+    mean = torch.cat(means, dim=1)  # (layers, n)
+    variance = torch.cat(variances, dim=1)
+    return {"images": mean.shape[1], **similarity.over_images({"mean": mean, "variance": variance})}, {}
 
 
 # -- Figures 2 and 5 ----------------------------------------------------------------------------
 
 
-def class_attention(subject: Subject) -> Found:
-    """Class attention (layers, n, N) by Eq. 3 and by Eq. 4, and the patches' relevance (n, N) for
-    the predicted class, of pictures; over validation images how both correlate with the relevance
-    of their image and of the others, and how evenly Eq. 3 attends.
+def class_attention(subject: Subject) -> Results:
+    """Compute class attention (layers, n, N) by Eqs. 3 and 4, and the relevance (n, N), of pictures.
+
+    The relevance is that of the patches for the predicted class. Over validation images the results
+    say how both attentions correlate with the relevance of their image and of the others, and how
+    evenly Eq. 3 attends.
     """
-    from workflow.analysis import gradient_relevance
+    from workflow.analysis.relevance import METHOD  # it takes seconds to import Captum
 
     check_dense(subject.model, subject.spec["run"])
-
-    def look(images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        layers = observe(subject.model, images)
-        relevance, predicted = gradient_relevance.relevance(subject.model, images)
-        return {
-            "class_attention": torch.stack([x.class_attention for x in layers]).cpu(),
-            "global_attention": torch.stack([x.global_attention for x in layers]).cpu(),
-            "relevance": relevance.cpu(),
-        }, predicted
-
-    found, results, arrays = gather(subject)
-    shown, predicted = look(found.inputs.to(subject.device))
-    arrays |= {name: values.numpy() for name, values in shown.items()}
-    each = [look(images)[0] for images in batches(subject)]
-    every = {name: torch.cat([one[name] for one in each], dim=-2) for name in shown}
-    values = {"evenness": maps.evenness(every["class_attention"])}
+    pictures, results, arrays = pictures_of(subject)
+    maps, predicted = attention_maps(subject.model, pictures.inputs.to(subject.device))
+    arrays |= {name: values.numpy() for name, values in maps.items()}
+    of_batches = [attention_maps(subject.model, images)[0] for images in batches(subject)]
+    validation = {name: torch.cat([of_batch[name] for of_batch in of_batches], dim=-2) for name in maps}
+    values = {"evenness": similarity.evenness(validation["class_attention"])}
     for name in ("class", "global"):
-        both = maps.correlations(every[f"{name}_attention"], every["relevance"])
-        values |= dict(zip((name, f"{name}_others"), both, strict=True))
-    results |= {"images": len(every["relevance"]), **maps.over_images(values)}
-    results |= {"interpretability": gradient_relevance.METHOD, "predicted": predicted.tolist()}
+        own, others = similarity.correlations(validation[f"{name}_attention"], validation["relevance"])
+        values[name] = own
+        values[f"{name}_others"] = others
+    results |= {"images": len(validation["relevance"]), **similarity.over_images(values)}
+    results |= {"interpretability": METHOD, "predicted": predicted.tolist()}
     return results, arrays
 
 
-def selection(subject: Subject) -> Found:
-    """Which patches of pictures are kept (epochs, selecting layers, n, N): with the weights after
-    each epoch whose snapshot the training kept, and at its end. Over validation images: which share
-    of what a layer keeps the last one keeps, too, beside that by chance, and of what the first one
-    keeps after a snapshot it keeps after the next.
+def attention_maps(model: nn.Module, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the maps of images (B, 3, H, W) by both equations and by relevance, and the classes."""
+    from workflow.analysis.relevance import relevance
+
+    layers = observe(model, images)
+    of_patches, predicted = relevance(model, images)
+    maps = {
+        "class_attention": torch.stack([layer.class_attention for layer in layers]).cpu(),
+        "global_attention": torch.stack([layer.global_attention for layer in layers]).cpu(),
+        "relevance": of_patches.cpu(),
+    }
+    return maps, predicted
+
+
+def selection(subject: Subject) -> Results:
+    """Compute which patches of pictures are kept (epochs, selecting layers, n, N).
+
+    That is with the weights after each epoch whose snapshot the training kept, and at its end. Over
+    validation images the results say which share of the patches that a layer keeps the last layer
+    keeps, too, which share it would be by chance, and which share of the patches that the first
+    layer keeps after a snapshot it keeps after the next.
     """
-    model, spec = subject.model, subject.spec
+    model = subject.model
+    spec = subject.spec
     if not isinstance(model, EvoHost):
         raise factory.SpecError(
             f"{spec['run']} is a {type(model).__name__}, which selects no tokens; name a run of an "
             "evo_* model under `analyses` in workflow/config/items.yaml."
         )
-    found, results, arrays = gather(subject)
-    inputs = [found.inputs.to(subject.device)]
-    layers, last = kept(model, inputs)
-    _, at_end = kept(model, batches(subject))
-    epochs, masks, firsts = [], [], []
+    pictures, results, arrays = pictures_of(subject)
+    inputs = [pictures.inputs.to(subject.device)]
+    layers, at_end = kept(model, inputs)
+    _, validation_at_end = kept(model, batches(subject))
+    epochs, masks, first_layers = [], [], []
     for epoch, weights in checkpoints.snapshots(subject.site, spec["start"]):
         model.load_state_dict(weights)
-        then, mask = kept(model, inputs)
-        if then == layers:  # stage-wise it selects in other layers than it did before
+        layers_then, mask = kept(model, inputs)
+        if layers_then == layers:  # stage-wise it selects in other layers than it did before
             epochs.append(epoch)
             masks.append(mask)
-            firsts.append(kept(model, batches(subject))[1][0])
+            _, validation = kept(model, batches(subject))
+            first_layers.append(validation[0])
     _, record = checkpoints.needed_record(subject.site, spec["start"])
     end = record["results"].get("epochs", 0)  # 0: weights that were given
     arrays |= {
-        "kept": torch.stack([*masks, last]).numpy(),
+        "kept": torch.stack([*masks, at_end]).numpy(),
         "layers": np.array(layers),
         "epochs": np.array([*epochs, end]),
     }
-    by_last = maps.shared(at_end[:-1], at_end[-1:])
-    values = {"by_last": by_last}
-    values["by_chance"] = at_end[-1:].double().mean(dim=-1).expand_as(by_last)
-    if firsts:
-        in_turn = torch.stack([*firsts, at_end[0]])  # (epochs, n, N)
-        values["by_next_epoch"] = maps.shared(in_turn[:-1], in_turn[1:])
-    results |= {"images": at_end.shape[1], **maps.over_images(values)}
+    last_layer = validation_at_end[-1:]
+    by_last = similarity.shared(validation_at_end[:-1], last_layer)
+    values = {"by_last": by_last, "by_chance": last_layer.double().mean(dim=-1).expand_as(by_last)}
+    if first_layers:
+        of_epochs = torch.stack([*first_layers, validation_at_end[0]])  # (epochs, n, N)
+        values["by_next_epoch"] = similarity.shared(of_epochs[:-1], of_epochs[1:])
+    results |= {"images": validation_at_end.shape[1], **similarity.over_images(values)}
     results["schedule"] = model.schedule  # of a training that was too short, "layer" to its end
     return results | {"layers": layers, "at_epochs": [*epochs, end]}, arrays
 
 
 def kept(model: nn.Module, inputs: Iterable[Tensor]) -> tuple[list[int], Tensor]:
-    """The layers in which a model selects, and the patches (layers, n, N) that it keeps there."""
-    count, masks = model.patch_embed.num_patches, []
+    """Return the layers in which a model selects, and the patches (layers, n, N) that it keeps there."""
+    count = model.patch_embed.num_patches
+    masks = []
     for images in inputs:
-        seen = evovit.trace(model, images)
+        trace = evovit.trace(model, images)
         none = torch.zeros(len(images), count, dtype=torch.bool)
-        masks.append(torch.stack([none.scatter(1, found.cpu(), True) for found in seen.kept]))
-    return [block + 1 for block in seen.blocks], torch.cat(masks, dim=1)
+        masks.append(torch.stack([none.scatter(1, indices.cpu(), True) for indices in trace.kept]))
+    return [block + 1 for block in trace.blocks], torch.cat(masks, dim=1)
 
 
 COMPUTES = {

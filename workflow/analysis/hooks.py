@@ -1,7 +1,7 @@
-"""A dense vision transformer as seen layer by layer: tokens, queries and class attention.
+"""A dense vision transformer observed layer by layer: tokens, queries and class attention.
 
-It watches timm's modules by forward hooks, so the model computes as it always does. Token
-selection is seen by ``evovit.trace`` instead.
+Forward hooks on timm's modules observe it, so the model computes as it always does. Token
+selection is observed by ``evovit.trace`` instead.
 """
 
 from typing import NamedTuple
@@ -14,11 +14,11 @@ from evovit import tokens as tk
 from evovit.host import EvoHost
 from workflow.train.factory import SpecError
 
-ALPHA = 0.5  # alpha of Eq. 4, the paper's in all layers
+ALPHA = 0.5  # of Eq. 4, the paper's value in all layers
 
 
 class Layer(NamedTuple):
-    """One block's B images; patches in raster order."""
+    """What one block makes of B images; patches in raster order."""
 
     tokens: Tensor  # (B, 1 + N, C) after the block, class token first
     queries: Tensor  # (B, N, C) of the patches, all heads side by side
@@ -35,7 +35,7 @@ def check_dense(model: nn.Module, run: str) -> None:
         or model.num_prefix_tokens != 1
     ):
         raise SpecError(
-            f"{run} is a {type(model).__name__}, but this analysis looks into dense vision "
+            f"{run} is a {type(model).__name__}, but this analysis observes dense vision "
             "transformers with a class token; name such a run under `analyses` in "
             "workflow/config/items.yaml."
         )
@@ -43,35 +43,31 @@ def check_dense(model: nn.Module, run: str) -> None:
 
 @torch.no_grad()
 def observe(model: VisionTransformer, images: Tensor) -> list[Layer]:
-    """What every block makes of images (B, 3, H, W), first block first."""
-    seen: dict[str, list[Tensor]] = {"tokens": [], "queries": [], "keys": []}
-    watched = [
-        watched
-        for block in model.blocks
-        for watched in (
-            (block, "tokens"), (block.attn.q_norm, "queries"), (block.attn.k_norm, "keys"),
-        )
-    ]  # fmt: skip
-    hooks = [module.register_forward_hook(_keep_in(seen[name])) for module, name in watched]
+    """Return what every block makes of images (B, 3, H, W), first block first."""
+    outputs: dict[str, list[Tensor]] = {"tokens": [], "queries": [], "keys": []}
+    hooks = []
+    for block in model.blocks:
+        for module, name in ((block, "tokens"), (block.attn.q_norm, "queries"), (block.attn.k_norm, "keys")):
+            hooks.append(module.register_forward_hook(_append_to(outputs[name])))
     try:
         model(images)
     finally:
         for hook in hooks:
             hook.remove()
     layers: list[Layer] = []
-    for block, tokens, queries, keys in zip(model.blocks, *seen.values(), strict=True):
-        row = tk.class_attention(queries[:, :, 0], _joined(keys), block.attn.scale)
-        row = row[:, :, 1:].mean(dim=1)
+    for block, tokens, queries, keys in zip(model.blocks, *outputs.values(), strict=True):
+        attention = tk.class_attention(queries[:, :, 0], _joined(keys), block.attn.scale)
+        attention = attention[:, :, 1:].mean(dim=1)
         before = layers[-1].global_attention if layers else None
-        evolved = tk.evolve_scores(before, row, ALPHA)
-        layers.append(Layer(tokens, _joined(queries)[:, 1:], row, evolved))
+        evolved = tk.evolve_scores(before, attention, ALPHA)
+        layers.append(Layer(tokens, _joined(queries)[:, 1:], attention, evolved))
     return layers
 
 
-def _keep_in(seen: list[Tensor]):
-    return lambda module, arguments, output: seen.append(output)
+def _append_to(outputs: list[Tensor]):
+    return lambda module, arguments, output: outputs.append(output)
 
 
 def _joined(heads: Tensor) -> Tensor:
-    """(B, H, L, D) with the heads side by side, (B, L, H * D)."""
+    """Return (B, H, L, D) with the heads side by side, (B, L, H * D)."""
     return heads.transpose(1, 2).flatten(2)

@@ -1,17 +1,26 @@
-"""How alike representations are: pure functions on tensors, in double precision.
+"""How alike representations are, and maps over patches: pure functions on tensors.
 
-Shapes: n images, N patch tokens, C channels.
+Shapes: n images, N patch tokens, C channels; maps may have more axes in front, such as layers.
+Results are in double precision.
 """
+
+import math
 
 import torch
 from torch import Tensor
 
-JACKKNIFE = 32
+JACKKNIFE = 32  # groups of images
+NORMAL = 1.96  # standard errors on either side that hold 95 %
+
+
+# -- features and queries -----------------------------------------------------------------------
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
-    """Linear centered kernel alignment, ||Yᵀ X||² / (||Xᵀ X|| ||Yᵀ Y||) in Frobenius norms, of
-    features whose columns are centred (Kornblith et al. 2019, Eq. 3 with linear kernels).
+    """Return the linear centred kernel alignment of features.
+
+    It is ||Yᵀ X||² / (||Xᵀ X|| ||Yᵀ Y||) in Frobenius norms, of features whose columns are centred
+    (Kornblith et al. 2019, Eq. 3 with linear kernels).
 
     It is 1 for features that are equal up to rotation, scale and shift. As in the paper cited, the
     estimate is the biased one: with few images for many channels it is too high.
@@ -32,17 +41,22 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
 
 
 def cka_with_error(x: Tensor, y: Tensor, groups: int = JACKKNIFE) -> tuple[float, float]:
-    """`linear_cka` and its standard error over images: the jackknife that leaves out one of so many
-    groups of images at a time, of at least two images."""
+    """Return `linear_cka` and its standard error over images.
+
+    The error is that of the jackknife, which leaves out one of the groups of images at a time; a
+    group has at least two images.
+    """
     groups = min(groups, len(x) // 2)
-    place = torch.arange(len(x)) % groups
-    without = torch.tensor([linear_cka(x[place != one], y[place != one]) for one in range(groups)], dtype=torch.float64)
-    error = ((groups - 1) * without.var(correction=0)).sqrt()
+    group_of = torch.arange(len(x)) % groups
+    left_out = [linear_cka(x[group_of != group], y[group_of != group]) for group in range(groups)]
+    error = ((groups - 1) * torch.tensor(left_out, dtype=torch.float64).var(correction=0)).sqrt()
     return linear_cka(x, y), error.item()
 
 
 def correlation_with_mean(queries: Tensor) -> Tensor:
-    """Pearson correlation, over the channels, of each token's query with the image's mean query.
+    """Return the correlation of each token's query with the image's mean query.
+
+    It is Pearson's, over the channels.
 
     The Evo-ViT supplement names it the similarity of "each query token and the average query
     token in each MSA layer".
@@ -58,3 +72,53 @@ def correlation_with_mean(queries: Tensor) -> Tensor:
     queries, mean = (z - z.mean(dim=2, keepdim=True) for z in (queries, mean))
     norms = queries.norm(dim=2) * mean.norm(dim=2)
     return (queries * mean).sum(dim=2) / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+
+
+# -- maps over patches --------------------------------------------------------------------------
+
+
+def correlations(maps: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Pearson's correlation over the patches between `maps` (..., n, N) and `others` (n, N).
+
+    Returns:
+        (..., n) with the map of the same image, and (..., n), the mean over the maps of all other
+        images: what maps have in common whatever they show. 0 for a map with one value everywhere.
+    """
+    maps, others = (_standardised(z.double()) for z in (maps, others))
+    products = maps @ others.T
+    own = products.diagonal(dim1=-2, dim2=-1)
+    return own, (products.sum(dim=-1) - own) / (len(others) - 1)
+
+
+def _standardised(maps: Tensor) -> Tensor:
+    maps = maps - maps.mean(dim=-1, keepdim=True)
+    return maps / maps.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
+
+
+def evenness(maps: Tensor) -> Tensor:
+    """Return how evenly each map (..., N) of values >= 0 is spread.
+
+    It is the entropy as a share of the largest: 1 if all patches have the same value, and 0 if one
+    has all.
+    """
+    shares = maps.double() / maps.double().sum(dim=-1, keepdim=True)
+    return torch.special.entr(shares).sum(dim=-1) / math.log(maps.shape[-1])
+
+
+def shared(kept: Tensor, others: Tensor) -> Tensor:
+    """Return the share of the kept patches (..., N) that `others` (..., N) keep; both are masks."""
+    return (kept & others).sum(dim=-1).double() / kept.sum(dim=-1)
+
+
+def over_images(values: dict[str, Tensor]) -> dict[str, dict[str, list[float]]]:
+    """Return the means over the images of values (layers, n) as `curves`.
+
+    Half the widths of their 95 % intervals are `half_widths`.
+    """
+    curves = {}
+    half_widths = {}
+    for name, of_images in values.items():
+        error = of_images.std(dim=1) / math.sqrt(of_images.shape[1])
+        curves[name] = of_images.mean(dim=1).tolist()
+        half_widths[name] = (NORMAL * error).tolist()
+    return {"curves": curves, "half_widths": half_widths}

@@ -1,80 +1,77 @@
 """Measurements that were made elsewhere become the workflow's.
 
-    python -m workflow.bench.import_records measured [--root results]
-
-takes in measured/throughput/<section>/<point>.json and measured/training/... (node/survey.py and
-node/fresh.py make them). A record is taken only if it is of what workflow/config/ asks for there;
-snakemake then finds the target made.
+`python -m workflow.bench import measured [--root results]` imports measured/throughput/<group>/
+<configuration>.json and measured/training/... (suite.py makes the former). A record is imported only
+if it is of what workflow/config/ asks for there; snakemake then takes the target as made.
 """
 
 import sys
 from pathlib import Path
 
-from workflow import command_line
 from workflow.campaign import kinds, schema, specs, targets
 from workflow.campaign.config import Config, ConfigError
 from workflow.storage import attempts, records
 
 KINDS = ("throughput", "training")
+EXISTS = "left: there already"
 
 
-def difference(found: dict, wanted: dict, place: str = "") -> str:
-    """Where two specs first differ, for a person."""
-    for key in sorted({*found, *wanted}):
-        one, other = found.get(key), wanted.get(key)
-        if one == other:
-            continue
-        here = f"{place}{key}"
-        if isinstance(one, dict) and isinstance(other, dict):
-            return difference(one, other, f"{here}.")
-        if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-            numbered = ({str(i): v for i, v in enumerate(values)} for values in (one, other))
-            return difference(*numbered, f"{here}.")
-        return f"{here} is {one!r}, wanted is {other!r}"
-    return "nothing"
+def main(folder: Path, root: str) -> None:
+    """Import every record of the folder, and print of each what was done.
 
-
-def take(config: Config, path: Path, target: str) -> str:
-    """Publish the record at `path` as the target; -> what was done or why not."""
-    record = records.read(path)
-    wanted = targets.spec_of(config, target)
-    if record["spec"] != wanted:
-        return f"left: {difference(record['spec'], wanted)} (workflow/config/)"
+    Ends with code 1 if a record was left, unless its target exists.
+    """
     try:
-        records.read(target, specs.spec_hash(wanted))
+        config = schema.load()
+        config.setting_of(root)
+    except ConfigError as error:
+        sys.exit(f"ERROR: {error}")
+    paths = sorted(path for kind in KINDS for path in folder.glob(f"{kind}/*/*.json"))
+    if not paths:
+        sys.exit(f"ERROR: {folder} holds no throughput/<section>/<point>.json.")
+    failed = False
+    for path in paths:
+        target = f"{root}/{path.relative_to(folder)}"
+        try:
+            outcome = import_record(config, path, target)
+        except (records.RecordError, targets.TargetError) as error:
+            outcome = f"left: {error}"
+        print(f"{target}: {outcome}")
+        failed = failed or (outcome.startswith("left: ") and outcome != EXISTS)
+    sys.exit(failed)
+
+
+def import_record(config: Config, path: Path, target: str) -> str:
+    """Publish the record at `path` as the target, and return what was done or why not."""
+    record = records.read(path)
+    requested = targets.spec_of(config, target)
+    if record["spec"] != requested:
+        return f"left: {difference(record['spec'], requested)} (workflow/config/)"
+    try:
+        records.read(target, specs.spec_hash(requested))
     except records.RecordError:
         pass
     else:
-        return "left: there already"
-    specs.write_spec(kinds.job_folder(target) / "spec.json", wanted)
-    attempts.import_record(kinds.job_folder(target), wanted, record)
+        return EXISTS
+    folder = kinds.job_folder(target)
+    specs.write_spec(folder / "spec.json", requested)
+    attempts.import_record(folder, requested, record)
     records.write_json(target, record)
-    return "taken in"
+    return "imported"
 
 
-def main() -> None:
-    parser = command_line.parser(__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--root", default="results", help="the setting's results folder")
-    arguments = parser.parse_args()
-    try:
-        config = schema.load()
-        config.setting_of(arguments.root)
-    except ConfigError as error:
-        sys.exit(f"ERROR: {error}")
-    paths = sorted(p for kind in KINDS for p in arguments.folder.glob(f"{kind}/*/*.json"))
-    if not paths:
-        sys.exit(f"ERROR: {arguments.folder} holds no throughput/<section>/<point>.json.")
-    done = []
-    for path in paths:
-        target = f"{arguments.root}/{path.relative_to(arguments.folder)}"
-        try:
-            done.append(take(config, path, target))
-        except (records.RecordError, targets.TargetError) as error:
-            done.append(f"left: {error}")
-        print(f"{target}: {done[-1]}")
-    sys.exit(any(said.startswith("left: ") and "already" not in said for said in done))
-
-
-if __name__ == "__main__":
-    command_line.run(main, in_clone=True)
+def difference(spec: dict, requested: dict, path: str = "") -> str:
+    """Return for people where two specs first differ."""
+    for key in sorted({*spec, *requested}):
+        value = spec.get(key)
+        other = requested.get(key)
+        if value == other:
+            continue
+        key = f"{path}{key}"
+        if isinstance(value, list) and isinstance(other, list) and len(value) == len(other):
+            value = dict(zip(map(str, range(len(value))), value, strict=True))
+            other = dict(zip(map(str, range(len(other))), other, strict=True))
+        if isinstance(value, dict) and isinstance(other, dict):
+            return difference(value, other, f"{key}.")
+        return f"{key} is {value!r}, but {other!r} is asked for"
+    return "nothing"

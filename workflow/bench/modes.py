@@ -7,7 +7,7 @@
 | amp | fused | fp32 weights under autocast | how trainings evaluate |
 | compiled | fused | as fused, compiled: BatchNorm folded, weights frozen | the fast way |
 
-In mode compiled, convolutions without overlap are matrix products (products.py).
+In mode compiled, convolutions without overlap are matrix products (PatchProduct).
 Up to a batch size of `cuda_graphs` the passes of a GPU are replayed as one CUDA graph, except in
 mode paper.
 """
@@ -19,10 +19,9 @@ import torch
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
-from workflow.bench.fresh import MeasurementError
-from workflow.bench.products import with_products
+from workflow.bench.process import MeasurementError
 from workflow.campaign.benchmarks import BenchmarkError, check
-from workflow.runtime import device
+from workflow.runtime import device as devices
 from workflow.train import checkpoints, factory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,11 +33,11 @@ Run = Callable[[Tensor], Tensor]
 
 
 class Refused(MeasurementError):
-    """The mode can't run this model; others of its section it may."""
+    """The mode can't run this model; it may run others of its group."""
 
 
-def check_point(spec: dict) -> None:
-    """Raise MeasurementError for a point that nothing can run."""
+def check_configuration(spec: dict) -> None:
+    """Raise MeasurementError for a benchmark configuration that nothing can run."""
     try:
         check(spec)
     except BenchmarkError as error:
@@ -46,18 +45,26 @@ def check_point(spec: dict) -> None:
 
 
 def set_backends() -> None:
-    """No TF32, which an A100 and later would otherwise use in convolutions; and of cuDNN's kernels
-    the fastest, as the field's training scripts have it."""
+    """Switch TF32 off and cuDNN's search for the fastest kernels on.
+
+    An A100 and later would otherwise use TF32 in convolutions; the field's training scripts search.
+    """
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
 
 
-def make_model(model: dict, where: torch.device, site: dict | None = None) -> nn.Module:
-    """The model in fp32 on the device, ready for inference.
+def synchronise(device: torch.device) -> None:
+    """Wait until a GPU has done all that it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
-    A model that is rebuilt after its training says so with a `deployed` method. `site` is needed
-    where the model has the weights of a training.
+
+def make_model(model: dict, device: torch.device, site: dict | None = None) -> nn.Module:
+    """Return the model in fp32 on the device, ready for inference.
+
+    A model that is rebuilt after its training has a `deployed` method. `site` is needed for a
+    model with the weights of a training.
     """
     module = factory.build_model(model)
     if "weights" in model:
@@ -65,33 +72,35 @@ def make_model(model: dict, where: torch.device, site: dict | None = None) -> nn
             raise MeasurementError(f"{model['run']} needs its trained weights: give --site.")
         module.load_state_dict(checkpoints.final_weights(site, model["weights"]))
     else:
-        wake(module)
-    module = module.eval().to(where)
+        fill_zero_weights(module)
+    module = module.eval().to(device)
     return module.deployed() if hasattr(module, "deployed") else module
 
 
-def wake(module: nn.Module) -> None:
-    """Let every layer of a fresh model count: some start with weights of zero, and whatever came
-    before them, wrong outputs would pass for right ones."""
+def fill_zero_weights(module: nn.Module) -> None:
+    """Give every layer of a fresh model an influence on the output.
+
+    Some layers start with weights of zero: wrong numbers before them would pass for right ones.
+    """
     with torch.no_grad():
-        for part in module.modules():
-            weight = getattr(part, "weight", None)
+        for layer in module.modules():
+            weight = getattr(layer, "weight", None)
             if isinstance(weight, nn.Parameter) and not weight.any():
                 weight.fill_(1.0) if weight.dim() == 1 else weight.normal_(std=0.02)
 
 
 def set_attention(module: nn.Module, mode: str) -> None:
-    """`paper` multiplies queries and keys into an attention matrix, as in 2021; the others fuse."""
-    for part in module.modules():
-        if hasattr(part, "fused_attn"):
-            part.fused_attn = mode != "paper"
+    """Let mode `paper` compute attention matrices, as in 2021, and the other modes fuse them."""
+    for layer in module.modules():
+        if hasattr(layer, "fused_attn"):
+            layer.fused_attn = mode != "paper"
 
 
 def cast(module: nn.Module, images: Tensor, spec: dict) -> tuple[nn.Module, Tensor]:
-    """Weights and images in the format of the mode, the module itself being changed."""
+    """Return the module, changed in place, and the images (B, 3, H, W) in the mode's format."""
     set_attention(module, spec["mode"])
     if spec["mode"] == "compiled":
-        # LeViT's BatchNorm goes into the layers before it, which timm makes anew, on the CPU
+        # timm folds LeViT's BatchNorm into new layers, which it makes on the CPU
         module = with_products(reparameterize_model(module).to(images.device))
     dtype = torch.float32 if spec["mode"] == "amp" else DTYPES[spec["precision"]]
     layout = torch.channels_last if spec["channels_last"] else torch.contiguous_format
@@ -99,21 +108,21 @@ def cast(module: nn.Module, images: Tensor, spec: dict) -> tuple[nn.Module, Tens
 
 
 def compiled(module: nn.Module) -> Run:
-    """The whole forward pass in one graph, its weights constants of it."""
+    """Return the whole forward pass as one graph, with its weights as constants."""
     return torch.compile(module, fullgraph=True, dynamic=False, options=OPTIONS)
 
 
-class Replayed:
+class CapturedPass:
     """A forward pass captured as a CUDA graph: no launches from Python, always the same memory."""
 
     def __init__(self, run: Run, images: Tensor):
         self.images = images.clone()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             for _ in range(GRAPH_WARM_UP):
                 run(self.images)
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.output = run(self.images)
@@ -125,51 +134,100 @@ class Replayed:
         return self.output
 
 
-def plain(module: nn.Module, spec: dict, where: torch.device) -> Run:
-    """A pass of the uncompiled module. In mode amp each pass casts the weights anew, as a model
-    that is called under autocast does."""
+def uncompiled(module: nn.Module, spec: dict, device: torch.device) -> Run:
+    """Return a pass of the uncompiled module.
+
+    In mode amp each pass casts the weights anew, as a model that is called under autocast does.
+    """
     if spec["mode"] != "amp":
         return module
 
     def run(images: Tensor) -> Tensor:
-        with torch.autocast(where.type, DTYPES[spec["precision"]], cache_enabled=False):
+        with torch.autocast(device.type, DTYPES[spec["precision"]], cache_enabled=False):
             return module(images)
 
     return run
 
 
-def wants_graph(spec: dict, where: torch.device) -> bool:
+def wants_graph(spec: dict, device: torch.device) -> bool:
+    """Return whether passes at this batch size are replayed as a CUDA graph."""
     small = spec["batch_size"] <= spec["cuda_graphs"]
-    return where.type == "cuda" and spec["mode"] != "paper" and small
+    return device.type == "cuda" and spec["mode"] != "paper" and small
 
 
-def make_run(module: nn.Module, images: Tensor, spec: dict, where: torch.device) -> Run:
-    """A pass of a module and images that were cast, as the mode wants it.
+def make_run(module: nn.Module, images: Tensor, spec: dict, device: torch.device) -> Run:
+    """Return a pass of a module and images that were cast, as the mode has it.
 
     Raises Refused for a model that can't be compiled: nothing else is timed in its place.
     """
     if spec["mode"] != "compiled":
-        return plain(module, spec, where)
+        return uncompiled(module, spec, device)
     with refused(module, "compiled"):
         run = compiled(module)
         run(images)
     return run
 
 
-def captured(module: nn.Module, run: Run, images: Tensor) -> Replayed:
-    """A pass of the module as a CUDA graph. Raises Refused for one that can't be."""
+def captured(module: nn.Module, run: Run, images: Tensor) -> CapturedPass:
+    """Return a pass of the module as a CUDA graph. Raises Refused if it can't be captured."""
     with refused(module, "captured as a CUDA graph"):
-        return Replayed(run, images)
+        return CapturedPass(run, images)
 
 
 @contextlib.contextmanager
-def refused(module: nn.Module, what: str) -> Iterator[None]:
-    """The compiler's, Triton's and CUDA's errors as Refused; but for memory."""
+def refused(module: nn.Module, verb: str) -> Iterator[None]:
+    """Raise errors of the compiler, Triton and CUDA, except those of memory, as Refused."""
     try:
         yield
     except Exception as error:
-        theirs = isinstance(error, RuntimeError) or type(error).__module__.startswith("triton")
-        if device.is_out_of_memory(error) or not theirs:
+        of_tools = isinstance(error, RuntimeError) or type(error).__module__.startswith("triton")
+        if devices.is_out_of_memory(error) or not of_tools:
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise Refused(f"{type(module).__name__} can't be {what}: {reason}") from error
+        raise Refused(f"{type(module).__name__} can't be {verb}: {reason}") from error
+
+
+class PatchProduct(nn.Module):
+    """A convolution with stride = kernel size as a matrix product, (B, C, H, W) to (B, D, H/p, W/q).
+
+    Its windows neither overlap nor leave gaps: patch embeddings, PVTv2's spatial reduction. cuDNN
+    has no fast kernel for three channels in bf16: of compiled DeiT-S on an H200, a fifth of the
+    time was this one convolution (results/measured/).
+    """
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.kernel_size = conv.kernel_size
+        sizes = conv.weight[0].numel(), conv.out_channels
+        self.product = nn.Linear(*sizes, bias=conv.bias is not None, device="meta")
+        self.product.weight = nn.Parameter(conv.weight.detach().flatten(1))
+        if conv.bias is not None:
+            self.product.bias = conv.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = self.kernel_size
+        x = x[..., : x.shape[2] // height * height, : x.shape[3] // width * width]
+        x = x.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # (B, C, H/p, p, W/q, q)
+        x = x.permute(0, 2, 4, 1, 3, 5).flatten(3)
+        return self.product(x).permute(0, 3, 1, 2)
+
+
+def is_patches(module: nn.Module) -> bool:
+    """Return whether a module is a convolution that PatchProduct can replace."""
+    return (
+        type(module) is nn.Conv2d  # others compute their weight first
+        and module.kernel_size == module.stride
+        and module.padding in ((0, 0), "valid")
+        and module.dilation == (1, 1)
+        and module.groups == 1
+        and module.kernel_size != (1, 1)
+    )
+
+
+def with_products(module: nn.Module) -> nn.Module:
+    """Replace a module's convolutions without overlap in place, and return the module."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if is_patches(child):
+                setattr(parent, name, PatchProduct(child))
+    return module

@@ -1,8 +1,9 @@
-"""How much faster a model could be on this machine: each operation takes the longer of its
-arithmetic at the machine's matrix rate and its traffic at the memory's bandwidth, both measured.
+"""How much faster a model could be on this machine.
 
-Traffic is what an operation reads and writes if nothing stays in a cache, so on a CPU, whose caches
-hold much, this is a model and no bound. The bound that fewer operations alone give is the MACs'.
+Each operation takes the longer of its arithmetic at the machine's matrix rate and its traffic at
+the memory's bandwidth, both measured. Traffic is what an operation reads and writes if nothing
+stays in a cache, so on a CPU, whose caches hold much, this is a model and no bound. The ratio of
+the MACs is the bound that fewer operations give.
 """
 
 import math
@@ -15,17 +16,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from workflow.bench.modes import DTYPES
-from workflow.bench.timing import synchronise
+from workflow.bench.modes import DTYPES, synchronise
 
 REPEATS = 5
 LEAST_S = {"cpu": 0.0, "cuda": 0.5}
 COPIED_MIB = {"cpu": 512, "cuda": 2048}
 MATRIX = {"cpu": 2048, "cuda": 8192}
 ATTENTION = "_scaled_dot_product"
-VIEWS = ("_unsafe_view",)  # which torch does not call one
+VIEWS = ("_unsafe_view",)  # a view that torch does not call one
 TAKE = ("gather", "index_select", "index")
-PUT = ("index_copy_",)  # into a tensor that stays where it is: index and rows
+PUT = ("index_copy_",)  # arguments: the tensor that changes, dimension, index, rows
 
 
 @dataclass
@@ -40,11 +40,11 @@ class Traffic(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         packet = func._overloadpacket
-        if packet not in flop_registry:  # what is made of others is seen as those
+        if packet not in flop_registry:  # a composed operation counts as its parts
             with self:
-                found = func.decompose(*args, **kwargs)
-            if found is not NotImplemented:
-                return found
+                composed = func.decompose(*args, **kwargs)
+            if composed is not NotImplemented:
+                return composed
         out = func(*args, **kwargs)
         if not func.is_view and packet.__name__ not in VIEWS:
             moved = _moved(packet.__name__, args, kwargs, out)
@@ -53,7 +53,7 @@ class Traffic(TorchDispatchMode):
 
 
 def _moved(name: str, args: tuple, kwargs: dict, out) -> int:
-    """Bytes that an operation reads and writes; of one that takes or puts rows, those rows."""
+    """Return the bytes that an operation reads and writes; if it takes or puts rows, theirs."""
     tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     outputs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
     if name in TAKE:
@@ -64,6 +64,7 @@ def _moved(name: str, args: tuple, kwargs: dict, out) -> int:
 
 
 def _flops(packet, args: tuple, kwargs: dict, out) -> int:
+    """Return the floating-point operations of an operation, two for each MAC."""
     if packet in flop_registry:
         return flop_registry[packet](*args, **kwargs, out_val=out)
     if packet.__name__.startswith(ATTENTION):  # torch 2.7 counts nothing for a CPU's
@@ -74,35 +75,37 @@ def _flops(packet, args: tuple, kwargs: dict, out) -> int:
 
 
 def operations(module: nn.Module, images: Tensor) -> list[tuple[str, int, int]]:
-    """Those of one forward pass of an uncompiled module, in its mode's number format."""
-    with Traffic() as seen:
+    """Return (name, FLOPs, bytes) of each operation of a pass of an uncompiled module."""
+    with Traffic() as traffic:
         module(images)
-    return seen.operations
+    return traffic.operations
 
 
-def attention_backends(found: list[tuple[str, int, int]]) -> list[str]:
-    """The fused kernels that ran; none means products and softmax."""
-    names = {name.removeprefix("_") for name, *_ in found if name.startswith(ATTENTION)}
+def attention_backends(operations: list[tuple[str, int, int]]) -> list[str]:
+    """Return the fused kernels that ran, or else "products and softmax"."""
+    names = {name.removeprefix("_") for name, *_ in operations if name.startswith(ATTENTION)}
     return sorted(names) or ["products and softmax"]
 
 
-def seconds(found: list[tuple[str, int, int]], machine: dict, fuses: bool) -> float:
-    """The least time of a pass by the machine's two rates.
+def seconds(operations: list[tuple[str, int, int]], machine: dict, fuses: bool) -> float:
+    """Return the least time of a pass by the machine's two rates.
 
-    `fuses`: a compiler joins what has no arithmetic to its neighbours, whose traffic it is.
+    `fuses`: a compiler joins operations without arithmetic to their neighbours, and their traffic
+    is not counted.
     """
-    rate, bandwidth = machine["matrix_tflop_s"] * 1e12, machine["bandwidth_gb_s"] * 1e9
-    return sum(max(flops / rate, moved / bandwidth) for _, flops, moved in found if flops or not fuses)
+    rate = machine["matrix_tflop_s"] * 1e12
+    bandwidth = machine["bandwidth_gb_s"] * 1e9
+    return sum(max(flops / rate, moved / bandwidth) for _, flops, moved in operations if flops or not fuses)
 
 
-def measure_machine(precision: str, where: torch.device) -> dict:
-    """Bandwidth of a copy in GB/s, and rate of a large matrix product in TFLOP/s (two per MAC)."""
-    count = COPIED_MIB[where.type] * 2**20 // 4
-    source, target = (torch.ones(count, device=where) for _ in range(2))
-    copied = _best(lambda: target.copy_(source), where)
-    size = MATRIX[where.type]
-    left, right = (torch.randn(size, size, device=where).to(DTYPES[precision]) for _ in range(2))
-    multiplied = _best(lambda: left @ right, where)
+def measure_machine(precision: str, device: torch.device) -> dict:
+    """Return a copy's bandwidth in GB/s and a large product's rate in TFLOP/s (two FLOPs a MAC)."""
+    count = COPIED_MIB[device.type] * 2**20 // 4
+    source, target = (torch.ones(count, device=device) for _ in range(2))
+    copied = _best(lambda: target.copy_(source), device)
+    size = MATRIX[device.type]
+    left, right = (torch.randn(size, size, device=device).to(DTYPES[precision]) for _ in range(2))
+    multiplied = _best(lambda: left @ right, device)
     return {
         "bandwidth_gb_s": 2 * source.nbytes / copied / 1e9,
         "matrix_tflop_s": 2 * size**3 / multiplied / 1e12,
@@ -110,13 +113,13 @@ def measure_machine(precision: str, where: torch.device) -> dict:
     }
 
 
-def _best(work, where: torch.device) -> float:
-    """Seconds of the fastest of a few times, and of as many as a clock needs to get up to speed."""
-    found: list[float] = []
-    while len(found) < REPEATS or sum(found) < LEAST_S[where.type]:
-        synchronise(where)
+def _best(work, device: torch.device) -> float:
+    """Return the seconds of the fastest of a few times, long enough for a clock to get up to speed."""
+    taken: list[float] = []
+    while len(taken) < REPEATS or sum(taken) < LEAST_S[device.type]:
+        synchronise(device)
         started = time.perf_counter()
         work()
-        synchronise(where)
-        found.append(time.perf_counter() - started)
-    return min(found)
+        synchronise(device)
+        taken.append(time.perf_counter() - started)
+    return min(taken)

@@ -1,4 +1,4 @@
-"""What rounds say: medians, quartiles, and how sure a speed-up is."""
+"""What interleaved rounds tell: medians, quartiles, and the interval of a speed-up."""
 
 import itertools
 import math
@@ -6,88 +6,100 @@ import statistics
 
 import torch
 
+from workflow.storage.warnings import Warning, to_json
+
+LEAST_ROUNDS = 5  # with fewer no interval is known
 RESAMPLES = 4000
 CONFIDENCE = 0.95
-SURE = 0.04  # interval of a speed-up, as a share of it, with which no more rounds are made
-STEADY = 0.05  # widest interval of a speed-up, as a share of it, that is not suspect
+NARROW = 0.04  # interval of a speed-up, as a share of it, with which no more rounds are made
+WIDE = 0.05  # an interval of a speed-up that is wider than this share of it brings a warning
 
 
 def quartiles(values: list[float]) -> list[float]:
-    """The lower and the upper one."""
+    """Return the lower and the upper quartile."""
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
     return [low, high]
 
 
-def beside(baseline: list[float], place: int = 0, others: int = 1) -> list[float]:
-    """The baseline's rate beside each share of the model in that place of `others`: the mean of its
-    share before and the one after."""
-    means = [math.sqrt(one * two) for one, two in itertools.pairwise(baseline)]
-    return means[place::others]
+def percentiles(seconds: list[float]) -> dict:
+    """Return percentiles in milliseconds."""
+    values = torch.tensor(seconds, dtype=torch.float64) * 1000
+    return {f"p{p}": values.quantile(p / 100).item() for p in (50, 90, 95, 99)}
 
 
-def within_rounds(rates: list[float], baseline: list[float]) -> list[float]:
-    """The ratio of each share to the baseline beside it: what drifts slowly cancels out."""
-    return [rate / at_once for rate, at_once in zip(rates, baseline, strict=True)]
+def neighbours(baseline: list[float], index: int = 0, others: int = 1) -> list[float]:
+    """Return the baseline's rate around each timing of the model at that index of `others`.
+
+    In the order A B A C A B A C A each B and C is between two timings of A; the rate is the
+    geometric mean of these two.
+    """
+    means = [math.sqrt(before * after) for before, after in itertools.pairwise(baseline)]
+    return means[index::others]
 
 
-def tail_of(count: int) -> float:
-    """The share of resampled medians to leave out at each end, so few values being resampled: the
-    bootstrap knows neither the t distribution nor that their spread is too small by n - 1 over n
-    (the expanded percentile interval of Hesterberg 2015)."""
-    normal, free = statistics.NormalDist(), count - 1
+def ratios(rates: list[float], baseline: list[float]) -> list[float]:
+    """Return the ratio of each rate to the baseline around it: what drifts slowly cancels out."""
+    return [rate / around for rate, around in zip(rates, baseline, strict=True)]
+
+
+def tail_share(count: int) -> float:
+    """Return the share of resampled medians to leave out at each end, with `count` values.
+
+    The bootstrap knows neither the t distribution nor that the spread of few values is too small
+    by n - 1 over n (the expanded percentile interval of Hesterberg 2015).
+    """
+    normal = statistics.NormalDist()
+    free = count - 1
     z = normal.inv_cdf((1 + CONFIDENCE) / 2)
     student = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
     return normal.cdf(-student * math.sqrt(count / free))
 
 
-def interval(ratios: list[float]) -> list[float]:
-    """The bootstrap interval of their median; of five it is from the least to the most.
+def interval(values: list[float]) -> list[float]:
+    """Return the bootstrap interval of the median; of five values it is from least to most.
 
-    Rounds end when it is narrow (turns.enough), so it holds the truth less often than it
-    says: in about 89 of 100 trials (tests/workflow/test_ratios.py).
+    Rounds end when it is narrow (throughput.are_enough), so it holds the truth less often than it
+    says: in about 89 of 100 trials (tests/bench/test_statistics.py).
     """
-    values = torch.tensor(ratios, dtype=torch.float64)
+    tensor = torch.tensor(values, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(len(ratios), (RESAMPLES, len(ratios)), generator=generator)
-    tail = tail_of(len(ratios))
+    drawn = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
+    tail = tail_share(len(values))
     ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
-    return values[drawn].quantile(0.5, dim=1).quantile(ends).tolist()
+    return tensor[drawn].quantile(0.5, dim=1).quantile(ends).tolist()
 
 
 def speedup(rates: list[float], baseline: list[float]) -> dict:
-    """The median ratio to the baseline `beside`, its interval, and how wide that is, relatively."""
-    ratios = within_rounds(rates, baseline)
-    ratio, (low, high) = statistics.median(ratios), interval(ratios)
+    """Return the median ratio to the baseline around each rate, its interval and relative width."""
+    of_rounds = ratios(rates, baseline)
+    ratio = statistics.median(of_rounds)
+    low, high = interval(of_rounds)
     return {"ratio": ratio, "interval": [low, high], "width": (high - low) / ratio}
 
 
 def summarise(rates: list[float], baseline: list[float] | None = None) -> dict:
-    """Images/s and the speed-up over the baseline (None: it is the baseline): medians, quartiles,
-    interval, every share.
+    """Return images/s and the speed-up over the baseline (None: the model is the baseline).
 
-    The speed-up is the median of the ratios to the baseline beside each share, so it need not be
-    the quotient of the two medians.
+    The speed-up is the median of the ratios to the baseline around each rate (`neighbours`), so it
+    need not be the quotient of the two medians.
     """
-    if baseline is None:
-        found = {"ratio": 1.0, "interval": [1.0, 1.0], "width": 0.0}
-    else:
-        found = speedup(rates, baseline)
     summary = {
         "images_per_s": statistics.median(rates),
         "quartiles": quartiles(rates),
-        "speedup": found["ratio"],
-        "speedup_interval": found["interval"],
-        "speedup_quartiles": quartiles(within_rounds(rates, baseline)) if baseline else [1.0, 1.0],
+        "speedup": 1.0,
+        "speedup_interval": [1.0, 1.0],
+        "speedup_quartiles": [1.0, 1.0],
         "rounds": rates,
-        "suspect": [],
+        "warnings": [],
     }
-    if found["width"] > STEADY:
-        low, high = found["interval"]
-        summary["suspect"] = [f"speed-up {found['ratio']:.2f} is unsure: {low:.2f} to {high:.2f}"]
+    if baseline is None:
+        return summary
+    estimate = speedup(rates, baseline)
+    summary["speedup"] = estimate["ratio"]
+    summary["speedup_interval"] = estimate["interval"]
+    summary["speedup_quartiles"] = quartiles(ratios(rates, baseline))
+    if estimate["width"] > WIDE:
+        low, high = estimate["interval"]
+        text = f"the interval of the speed-up {estimate['ratio']:.2f} is wide: {low:.2f} to {high:.2f}"
+        summary["warnings"] = to_json([Warning("wide_interval", text)])
     return summary
-
-
-def percentiles(seconds: list[float]) -> dict:
-    """In milliseconds."""
-    values = torch.tensor(seconds, dtype=torch.float64) * 1000
-    return {f"p{p}": values.quantile(p / 100).item() for p in (50, 90, 95, 99)}

@@ -1,15 +1,14 @@
-"""Throughput: models in turns, in one process that has the device to itself.
+"""Throughput: models in interleaved rounds, in one process that has the device to itself.
 
-    python -m workflow.bench.throughput --model evo_deit_small_patch16_224 \
-        --baseline deit_small_patch16_224 --batch-size 256 --precision bf16 --mode fused \
-        --device cuda --output f.json
-
-needs torch and timm alone, so it can be carried to any GPU machine. The workflow measures a
-section of items.yaml at once; its first model is the baseline of the others' speed-ups, and is
-timed before and after each of them.
+The models of a benchmark group of items.yaml are timed together. The first is the baseline of the
+others' speed-ups and is timed before and after each of them, A B A C A B A C ... A: what drifts,
+drifts under the baseline, too. Before a model is timed, its outputs are compared with those of the
+same weights in fp32 with unfused attention.
 """
 
+import time
 import warnings
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -17,36 +16,147 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from workflow.bench import checks, modes, roofline, statistics, timing, turns
-from workflow.bench.fresh import environment
-from workflow.bench.parts import Parts
-from workflow.bench.timing import Contestant
+from workflow.bench import modes, monitor, roofline, statistics
+from workflow.bench.modes import Run, synchronise
+from workflow.bench.process import MeasurementError, PartialResults, environment
+from workflow.campaign import benchmarks
 from workflow.data import loaders
-from workflow.runtime import device
+from workflow.runtime import device as devices
+from workflow.storage.warnings import read as read_warnings
+from workflow.storage.warnings import to_json
 from workflow.train import factory, macs
 
 IMAGENET = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
-LAUNCH_BOUND = 0.9  # of a pass: what its launches may take before it is suspect
+WARM_UP_PASSES = 2
+HEAT_UP_S = {"cpu": 0.0, "cuda": 3.0}
+LAUNCHES = 3
+TIMING_S = 0.5  # a model's timing in a round is at least one pass and about this long
+MOST_PASSES = 1000
+MOST_ROUNDS = 2  # times as many as asked for, while a speed-up's interval is not narrow
+# Of `distance`; another image's logits are 1.4 away. Below fp32 other tokens are selected where
+# scores nearly tie: with random weights all models were off by less than 0.15, but for one whose
+# scores are alike (`near_ties`, as the model says), which was by 0.4.
+TOLERANCE = {"fp32": 2e-3, "bf16": 0.3, "fp16": 0.3}
+NEAR_TIES = 0.7
+
+
+def measure_group(spec: dict, site: dict | None = None, folder: Path | None = None) -> dict:
+    """Time a group's models at the spec's batch size, or at each of its `batch_sizes`.
+
+    Each batch size is a partial result that is kept in `folder`. Returns the record's results.
+
+    Raises:
+        DeviceError: for a device or a precision that the machine does not have.
+        MeasurementError: for a configuration that can't run, or outputs that are wrong.
+    """
+    modes.check_configuration(spec)
+    warnings.filterwarnings("ignore", message=".*(TF32|tf32|TensorFloat32).*")
+    torch.set_num_threads(spec["threads"])
+    modes.set_backends()
+    device = devices.choose(spec["device"])
+    devices.check_precision(spec["precision"], device, "measure fp16 there")
+    results = {"device": devices.describe(device)}
+    partial_results = PartialResults(folder, spec, results["device"])
+    machine = partial_results.get("machine", partial(roofline.measure_machine, spec["precision"], device))
+    results |= {"machine": machine, "environment": environment()}
+    sizes = []
+    for size in spec.get("batch_sizes") or [spec["batch_size"]]:
+        measure = partial(measure_or_run_out, spec | {"batch_size": size}, site, device, machine)
+        sizes.append(partial_results.get(f"b{size}", measure))
+    results["kept_parts"] = partial_results.kept
+    if "batch_sizes" in spec:
+        return results | {"sizes": sizes}
+    return results | sizes[0]
+
+
+def measure_or_run_out(spec: dict, site: dict | None, device: torch.device, machine: dict) -> dict:
+    """Return `measure_batch_size`'s results, or that nothing fits into memory."""
+    torch.manual_seed(0)
+    try:
+        results = measure_batch_size(spec, site, device, machine)
+    except RuntimeError as error:
+        if not devices.is_out_of_memory(error):
+            raise
+        results = nothing_fits(spec)
+    torch.compiler.reset()
+    devices.free()
+    return {"batch_size": spec["batch_size"], **results}
+
+
+def measure_batch_size(spec: dict, site: dict | None, device: torch.device, machine: dict) -> dict:
+    """Time every model of the group at one batch size.
+
+    Returns the methods, what the monitor observed, and the warnings about all of them.
+    """
+    modules = [modes.make_model(model, device, site) for model in spec["models"]]
+    inputs, names = make_inputs(modules, spec, site, device)
+    methods = []
+    timed: list[TimedModel] = []
+    with torch.inference_mode():
+        for model, module, images in zip(spec["models"], modules, inputs, strict=True):
+            method = describe(model, module, images)
+            methods.append(method)
+            try:
+                prepared = prepare(module, images, spec, device)
+            except RuntimeError as error:
+                method["out_of_memory"] = devices.is_out_of_memory(error)
+                if not method["out_of_memory"]:
+                    if not isinstance(error, modes.Refused) or method is methods[0]:
+                        raise
+                    method["refused"] = str(error)
+            else:
+                method |= prepared.method
+                prepared.method = method
+                timed.append(prepared)
+            devices.free()  # here, where no error holds its frames and their tensors any more
+        watch = time_in_rounds(timed, spec["rounds"], device)
+    if timed:
+        summarise(timed, watch, methods[0], spec, machine)
+        results = {"methods": methods, **observations(timed, watch, device)}
+    else:
+        results = {"methods": methods, "warnings": []}
+    if names:
+        results["images"] = names
+    return results
+
+
+def nothing_fits(spec: dict) -> dict:
+    """Return what is recorded where the models of a group do not fit into memory together."""
+    methods = []
+    for model in spec["models"]:
+        module = factory.build_model(model, "meta").eval()
+        image = torch.empty(1, 3, *factory.image_size(module), device="meta")
+        methods.append(describe(model, module, image) | {"out_of_memory": True})
+    return {"methods": methods, "warnings": []}
+
+
+# -- models and images --------------------------------------------------------------------------
 
 
 def make_inputs(
-    modules: list[nn.Module], spec: dict, site: dict | None, where: torch.device
+    modules: list[nn.Module], spec: dict, site: dict | None, device: torch.device
 ) -> tuple[list[Tensor], list[str] | None]:
-    """Each model's batch, and the images' names: real ones where weights are, else noise."""
-    names, sizes = None, {}
+    """Return each model's images (B, 3, H, W), and the names of the images.
+
+    The images are real ones where models have trained weights, and else noise without names.
+    """
+    names = None
+    of_size = {}
     for size in {factory.image_size(module) for module in modules}:
         if "images" in spec:
             config = {**IMAGENET, "input_size": (3, *size)}
-            sizes[size], names = loaders.named_images(spec["images"], site, config, spec["batch_size"], where)
+            of_size[size], names = loaders.named_images(spec["images"], site, config, spec["batch_size"], device)
         else:
-            sizes[size] = torch.randn(spec["batch_size"], 3, *size, device=where)
-    return [sizes[factory.image_size(module)] for module in modules], names
+            of_size[size] = torch.randn(spec["batch_size"], 3, *size, device=device)
+    return [of_size[factory.image_size(module)] for module in modules], names
 
 
 def describe(model: dict, module: nn.Module, images: Tensor) -> dict:
-    """What is known of a model before it is timed; with trained weights its MACs are the mean over
-    the timed images."""
-    found = {
+    """Return what is known of a model before it is timed.
+
+    With trained weights its MACs are the mean over the timed images.
+    """
+    method = {
         "run": model["run"],
         "model": model["name"],
         "kwargs": model["kwargs"],
@@ -56,188 +166,322 @@ def describe(model: dict, module: nn.Module, images: Tensor) -> dict:
         "params_m": sum(p.numel() for p in module.parameters()) / 1e6,
     }
     if "weights" not in model:
-        return found | {"macs_g": macs.count(module, tuple(images.shape[1:])) / 1e9}
-    if images.device.type == "meta":  # without weights and images nobody knows
-        return found | {"macs_g": None}
-    counts = macs.per_image(module, images)
-    return found | {"macs_g": counts["mean_g"], "macs_per_image": counts}
+        method["macs_g"] = macs.count(module, tuple(images.shape[1:])) / 1e9
+    elif images.device.type == "meta":  # without weights and images nobody knows
+        method["macs_g"] = None
+    else:
+        counts = macs.per_image(module, images)
+        method["macs_g"] = counts["mean_g"]
+        method["macs_per_image"] = counts
+    return method
 
 
-def prepare(module: nn.Module, images: Tensor, spec: dict, where) -> tuple[Contestant, dict]:
-    """The model ready to be timed, and what was found out on the way.
+@dataclass
+class TimedModel:
+    """A model on its images, and what was measured of it so far."""
+
+    run: Run
+    images: Tensor
+    method: dict = field(default_factory=dict)  # its entry in the record
+    operations: list[tuple[str, int, int]] = field(default_factory=list)  # of a pass, for the roofline
+    passes: int = 1  # in its timing of a round
+    rates: list[float] = field(default_factory=list)  # images per second, of each timing
+    latencies: list[float] = field(default_factory=list)  # seconds, at batch 1: of each pass
+    spans: list[tuple[float, float]] = field(default_factory=list)  # time.time() of its timings
+    launch_s: float | None = None  # what the host takes to ask a GPU for one pass
+
+
+def prepare(module: nn.Module, images: Tensor, spec: dict, device: torch.device) -> TimedModel:
+    """Return the model ready to be timed.
 
     Raises MeasurementError for outputs that are not the reference's, modes.Refused,
     torch.OutOfMemoryError.
     """
-    reference = checks.make_reference(module, images, spec, where)
+    reference = make_reference(module, images, spec, device)
     module, images = modes.cast(module, images, spec)
-    operations = operations_of(modes.plain(module, spec, where), images)
-    run = modes.make_run(module, images, spec, where)
-    found = {
+    operations = operations_of(modes.uncompiled(module, spec, device), images)
+    run = modes.make_run(module, images, spec, device)
+    method = {
         "check": None,
         "attention": roofline.attention_backends(operations),
-        "cuda_graph": modes.wants_graph(spec, where),
-        "operations": operations,
+        "cuda_graph": modes.wants_graph(spec, device),
     }
-    if where.type == "cuda":
-        found["peak_memory_mib"] = peak_memory(run, module, images, where) / 2**20
-    if found["cuda_graph"]:
+    if device.type == "cuda":
+        method["peak_memory_mib"] = peak_memory(run, module, images, device) / 2**20
+    if method["cuda_graph"]:
         run = modes.captured(module, run, images)
         images = run.images
     if reference is not None:
-        outputs = checks.seeded(run, images)
-        found["check"] = checks.compare(outputs, reference, spec["precision"], module)
-    one = Contestant(run, images)
-    timing.warm_up(one, where)
-    return one, found
+        outputs = seeded(run, images)
+        method["check"] = compare(outputs, reference, spec["precision"], module)
+    model = TimedModel(run, images, method, operations)
+    warm_up(model, device)
+    return model
 
 
-def operations_of(run: modes.Run, images: Tensor) -> list[tuple[str, int, int]]:
-    """Those of a pass of the uncompiled model, for the roofline. Where that needs more memory than
-    there is, which a compiled pass may not, they are those of half of the images, scaled."""
+def operations_of(run: Run, images: Tensor) -> list[tuple[str, int, int]]:
+    """Return the operations of a pass of the uncompiled model, for the roofline.
+
+    Where that needs more memory than there is, which a compiled pass may not, they are those of
+    half of the images, scaled.
+    """
     try:
         return roofline.operations(run, images)
     except RuntimeError as error:
-        if not device.is_out_of_memory(error) or len(images) == 1:
+        if not devices.is_out_of_memory(error) or len(images) == 1:
             raise
-    device.free()
+    devices.free()
     half = images[: len(images) // 2]
-    more = len(images) / len(half)
-    return [(name, round(more * flops), round(more * moved))
-            for name, flops, moved in operations_of(run, half)]  # fmt: skip
+    factor = len(images) / len(half)
+    operations = operations_of(run, half)
+    return [(name, round(factor * flops), round(factor * moved)) for name, flops, moved in operations]
 
 
-def peak_memory(run: modes.Run, module: nn.Module, images: Tensor, where: torch.device) -> int:
-    """Bytes of weights and images, and of what one more pass needs beside them."""
-    torch.cuda.synchronize(where)
-    torch.cuda.reset_peak_memory_stats(where)
-    before = torch.cuda.memory_allocated(where)
+def peak_memory(run: Run, module: nn.Module, images: Tensor, device: torch.device) -> int:
+    """Return the bytes of weights and images, and of what one more pass needs besides."""
+    synchronise(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
     run(images)
-    torch.cuda.synchronize(where)
+    synchronise(device)
     weights = sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
-    return torch.cuda.max_memory_allocated(where) - before + weights + images.nbytes
+    return torch.cuda.max_memory_allocated(device) - before + weights + images.nbytes
 
 
-def measure_batch(spec: dict, site: dict | None, where: torch.device, machine: dict) -> dict:
-    """Time every model of the section at one batch size; -> methods, what was seen, suspicions."""
-    modules = [modes.make_model(model, where, site) for model in spec["models"]]
-    inputs, names = make_inputs(modules, spec, site, where)
-    methods, contestants, measured = [], [], []
-    with torch.inference_mode():
-        for model, module, images in zip(spec["models"], modules, inputs, strict=True):
-            method = describe(model, module, images)
-            methods.append(method)
-            try:
-                one, found = prepare(module, images, spec, where)
-            except RuntimeError as error:
-                method["out_of_memory"] = device.is_out_of_memory(error)
-                if not method["out_of_memory"]:
-                    if not isinstance(error, modes.Refused) or method is methods[0]:
-                        raise
-                    method["refused"] = str(error)
-            else:
-                method |= found
-                contestants.append(one)
-                measured.append(method)
-            device.free()  # here, where no error holds its frames and their tensors any more
-        seen = turns.take(contestants, spec["rounds"], where)
-    results = finish(methods, measured, contestants, seen, spec, machine) | {"suspect": []}
-    if contestants:
-        results |= turns.noticed(contestants, seen, spec["threads"], where)
-    return results | ({"images": names} if names else {})
+# -- outputs are checked ------------------------------------------------------------------------
 
 
-def doubts(method: dict, one: Contestant) -> list[str]:
-    """What makes a model's own numbers suspect."""
-    found = []
-    if method["check"] is None:
-        found.append("outputs not checked: in fp32, unfused, out of memory")
-    pass_s = len(one.images) / method["images_per_s"]
-    if one.launch_s and not one.latencies and one.launch_s > LAUNCH_BOUND * pass_s:
-        found.append(
-            f"the host takes {1000 * one.launch_s:.2f} ms to launch a pass of {1000 * pass_s:.2f} "
-            "ms, or waits for the GPU in it: the host is timed; a CUDA graph needs no launches "
-            "(cuda_graphs)"
+def make_reference(module: nn.Module, images: Tensor, spec: dict, device: torch.device) -> Tensor | None:
+    """Return logits in fp32 with unfused attention, to which those with the mode's are equal.
+
+    Returns None if they need more memory than there is, which what is timed may not. Raises
+    MeasurementError if they are not equal.
+    """
+    try:
+        modes.set_attention(module, "paper")
+        reference = seeded(module, images)
+        modes.set_attention(module, spec["mode"])
+        compare(seeded(module, images), reference, "fp32", module)
+        return reference
+    except RuntimeError as error:
+        if not devices.is_out_of_memory(error):
+            raise
+    devices.free()
+    return None
+
+
+def seeded(run: Run, images: Tensor) -> Tensor:
+    """Return logits in fp32; models that select at random select the same each time."""
+    torch.manual_seed(0)
+    return run(images).float().clone()
+
+
+def compare(outputs: Tensor, reference: Tensor, precision: str, module: nn.Module) -> dict:
+    """Return how far the outputs are from the reference's, for the record.
+
+    Raises MeasurementError if the timed path does not compute what the module in fp32 does.
+    """
+    name = type(module).__name__
+    if not outputs.isfinite().all():
+        raise MeasurementError(f"{name} gives outputs that are not finite.")
+    error = distance(outputs, reference)
+    tolerance = TOLERANCE[precision]
+    if precision != "fp32" and getattr(module, "near_ties", False):
+        tolerance = NEAR_TIES
+    if not error <= tolerance:
+        raise MeasurementError(
+            f"{name} gives other outputs, timed in {precision}, than in fp32 with unfused "
+            f"attention: they are {error:.2g} apart, tolerance {tolerance:g}."
         )
-    return found
+    return {"distance": error, "tolerance": tolerance, "images": len(outputs)}
 
 
-def finish(methods, measured, contestants, seen, spec: dict, machine: dict) -> dict:
-    """The methods' entries with their rates, and beside each speed-up its two ceilings."""
-    baseline = methods[0]
+def distance(outputs: Tensor, reference: Tensor) -> float:
+    """Return the median over the images of how far logits are from the reference's.
+
+    The unit is how far the logits of an image are from those of the mean image.
+    """
+    typical = reference.mean(dim=0) if len(reference) > 1 else 0.0
+    sizes = (reference - typical).norm(dim=1).clamp_min(torch.finfo(reference.dtype).tiny)
+    return ((outputs - reference).norm(dim=1) / sizes).median().item()
+
+
+# -- interleaved rounds -------------------------------------------------------------------------
+
+
+def time_in_rounds(models: list[TimedModel], rounds: int, device: torch.device) -> monitor.Monitor:
+    """Time the models in at least `rounds` rounds, the first being the baseline.
+
+    Returns the monitor of the device, which observed it.
+    """
+    heat_up(models, device)
+    with monitor.start_monitor(device) as watch:
+        while models and not are_enough(models, rounds):
+            time_round(models, device)
+        if len(models) > 1:
+            time_model(models[0], device)  # after the last of the others
+    return watch
+
+
+def heat_up(models: list[TimedModel], device: torch.device) -> None:
+    """Run the models one after the other without timing them until a GPU's clock has settled."""
+    until = time.perf_counter() + HEAT_UP_S[device.type]
+    while models and time.perf_counter() < until:
+        for model in models:
+            time_passes(model.run, model.images, model.passes, device)
+
+
+def are_enough(models: list[TimedModel], least: int) -> bool:
+    """Return whether more rounds would add little."""
+    done = len(models[-1].rates)
+    if done < least:
+        return False
+    if done >= MOST_ROUNDS * least:
+        return True
+    others = zip(models[1:], baselines_of(models)[1:], strict=True)
+    widths = [statistics.speedup(model.rates, baseline)["width"] for model, baseline in others]
+    return all(width <= statistics.NARROW for width in widths)
+
+
+def baselines_of(models: list[TimedModel]) -> list[list[float] | None]:
+    """Return for each model the baseline's rates around its own; for the baseline itself None."""
+    first, *others = models
+    rates = first.rates
+    if len(rates) != 1 + sum(len(model.rates) for model in others):  # not yet timed after the last
+        rates = [*rates, rates[-1]]
+    return [None, *(statistics.neighbours(rates, index, len(others)) for index in range(len(others)))]
+
+
+def time_round(models: list[TimedModel], device: torch.device) -> None:
+    """Time each model but the first once, and the first, the baseline, before each of them."""
+    baseline, *others = models
+    for model in others:
+        time_model(baseline, device)
+        time_model(model, device)
+    if not others:
+        time_model(baseline, device)
+
+
+def time_model(model: TimedModel, device: torch.device) -> None:
+    """Time a model once, and keep its rate, its span and, at batch 1, each pass's latency."""
+    began = time.time()
+    if len(model.images) == 1:
+        latencies = time_each(model.run, model.images, model.passes, device)
+        model.latencies += latencies
+        seconds = sum(latencies)
+    else:
+        seconds = time_passes(model.run, model.images, model.passes, device)
+    model.spans.append((began, time.time()))
+    model.rates.append(model.passes * len(model.images) / seconds)
+
+
+def warm_up(model: TimedModel, device: torch.device) -> None:
+    """Run a few passes, and find how many make a timing of a round."""
+    time_passes(model.run, model.images, WARM_UP_PASSES, device)
+    if device.type == "cuda":
+        model.launch_s = min(time_launch(model.run, model.images, device) for _ in range(LAUNCHES))
+    seconds = time_passes(model.run, model.images, WARM_UP_PASSES, device) / WARM_UP_PASSES
+    model.passes = min(MOST_PASSES, max(1, round(TIMING_S / seconds)))
+
+
+def time_passes(run: Run, images: Tensor, passes: int, device: torch.device) -> float:
+    """Return the seconds of `passes` forward passes, from an idle device to an idle device.
+
+    A GPU measures them by its own clock (events), so that a busy host does not count.
+    """
+    synchronise(device)
+    if device.type == "cuda":
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        for _ in range(passes):
+            run(images)
+        last.record()
+        synchronise(device)
+        return first.elapsed_time(last) / 1000
+    started = time.perf_counter()
+    for _ in range(passes):
+        run(images)
+    return time.perf_counter() - started
+
+
+def time_each(run: Run, images: Tensor, passes: int, device: torch.device) -> list[float]:
+    """Return the seconds of each of `passes`, from asking for it to having its result."""
+    seconds = []
+    for _ in range(passes):
+        synchronise(device)
+        started = time.perf_counter()
+        run(images)
+        synchronise(device)
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def time_launch(run: Run, images: Tensor, device: torch.device) -> float:
+    """Return the seconds until an idle GPU has been asked for a pass, without its result."""
+    synchronise(device)
+    started = time.perf_counter()
+    run(images)
+    seconds = time.perf_counter() - started
+    synchronise(device)
+    return seconds
+
+
+# -- results ------------------------------------------------------------------------------------
+
+
+def summarise(models: list[TimedModel], watch: monitor.Monitor, baseline: dict, spec: dict, machine: dict) -> None:
+    """Complete the methods of the timed models: rates, speed-ups and each speed-up's two ceilings.
+
+    `baseline` is the method of the group's first model; if it ran out of memory, there is no
+    speed-up.
+    """
     fuses = spec["mode"] == "compiled"
-    times = [roofline.seconds(method.pop("operations"), machine, fuses) for method in measured]
-    rates = turns.shares(contestants) if contestants else []
-    for method, one, both, least in zip(measured, contestants, rates, times, strict=True):
+    least_s = [roofline.seconds(model.operations, machine, fuses) for model in models]
+    for model, rates, model_s in zip(models, baselines_of(models), least_s, strict=True):
+        method = model.method
         method["out_of_memory"] = False
-        method |= statistics.summarise(*both)
-        method["suspect"] += doubts(method, one)
-        if measured[0] is baseline:
+        method |= statistics.summarise(model.rates, rates)
+        if models[0].method is baseline:
             method["ceilings"] = {
                 "macs": baseline["macs_g"] / method["macs_g"],
-                "roofline": times[0] / least,
+                "roofline": least_s[0] / model_s,
             }
-        else:  # the baseline ran out of memory: nothing to compare with
-            for key in ("speedup", "speedup_interval", "speedup_quartiles"):
-                method[key] = None
-            method["suspect"] = [why for why in method["suspect"] if "unsure" not in why]
-        power = seen.power_w(one.spans)
+        else:
+            method |= {"speedup": None, "speedup_interval": None, "speedup_quartiles": None, "warnings": []}
+        power = watch.power_w(model.spans)
         method["images_per_joule"] = power and method["images_per_s"] / power
-        method["launch_ms"] = one.launch_s and 1000 * one.launch_s
-        method["latency_ms"] = statistics.percentiles(one.latencies) if one.latencies else None
-    if measured and measured[0] is baseline:
-        for method in measured[1:]:
-            method["suspect"] += [f"its baseline: {why}" for why in baseline["suspect"]]
-    return {"methods": methods}
+        method["launch_ms"] = model.launch_s and 1000 * model.launch_s
+        method["latency_ms"] = statistics.percentiles(model.latencies) if model.latencies else None
 
 
-def nothing_fits(spec: dict) -> dict:
-    """What is recorded where the models of a section do not fit into memory side by side."""
-    methods = []
-    for model in spec["models"]:
-        module = factory.build_model(model, "meta").eval()
-        image = torch.empty(1, 3, *factory.image_size(module), device="meta")
-        methods.append(describe(model, module, image) | {"out_of_memory": True})
-    return {"methods": methods, "suspect": []}
+def observations(models: list[TimedModel], watch: monitor.Monitor, device: torch.device) -> dict:
+    """Return for the record the monitor's summary (`seen`) and the warnings about all models."""
+    summary = watch.summary(span for model in models for span in model.spans)
+    return {"seen": summary, "warnings": to_json(monitor.find_warnings(summary, device))}
 
 
-def measure_section(spec: dict, site: dict | None = None, folder: Path | None = None) -> dict:
-    """Time a section at its batch size, or at all of its `batch_sizes`, each a part that is kept in
-    `folder`; -> the record's results."""
-    modes.check_point(spec)
-    warnings.filterwarnings("ignore", message=".*(TF32|tf32|TensorFloat32).*")
-    torch.set_num_threads(spec["threads"])
-    modes.set_backends()
-    where = device.choose(spec["device"])
-    device.check_precision(spec["precision"], where, "measure fp16 there")
-    parts = Parts(folder, spec, device.describe(where))
-    machine = parts.get("machine", partial(roofline.measure_machine, spec["precision"], where))
-
-    def measured(size: int) -> dict:
-        torch.manual_seed(0)
-        try:
-            found = measure_batch(spec | {"batch_size": size}, site, where, machine)
-        except RuntimeError as error:
-            if not device.is_out_of_memory(error):
-                raise
-            found = nothing_fits(spec)
-        torch.compiler.reset()
-        device.free()
-        return {"batch_size": size, **found}
-
-    sizes = spec.get("batch_sizes") or [spec["batch_size"]]
-    found = [parts.get(f"b{size}", partial(measured, size)) for size in sizes]
-    common = {
-        "device": device.describe(where),
-        "machine": machine,
-        "environment": environment(),
-        "kept_parts": parts.kept,
-    }
-    return common | ({"sizes": found} if "batch_sizes" in spec else found[0])
+def lines(results: dict) -> list[str]:
+    """Return the results for people: a line for each model and each warning."""
+    shown = []
+    for of_size in results.get("sizes", [results]):
+        batch = f"batch {of_size['batch_size']}"
+        for method in of_size["methods"]:
+            shown.append(f"{batch}  {method['run']:32}{line(method)}")
+            shown += [f"    warning: {warning.text}" for warning in read_warnings(method)]
+        shown += [f"    warning: {warning.text}" for warning in read_warnings(of_size)]
+    return shown
 
 
-if __name__ == "__main__":
-    from workflow import command_line
-    from workflow.bench import by_hand
-
-    command_line.run(by_hand.main)
+def line(method: dict) -> str:
+    """Return rate, speed-up with its interval and ceilings, and latency, or why there is no speed."""
+    reason = benchmarks.no_speed(method)
+    if reason:
+        return reason
+    text = f"{method['images_per_s']:9.1f} images/s"
+    if method["speedup"] is not None:
+        low, high = method["speedup_interval"]
+        text += f"  x {method['speedup']:.3f} ({low:.3f}-{high:.3f})"
+        text += "  ceilings: MACs {macs:.2f}, roofline {roofline:.2f}".format(**method["ceilings"])
+    if method["latency_ms"]:
+        text += "  ms p50 {p50:.2f} p90 {p90:.2f} p99 {p99:.2f}".format(**method["latency_ms"])
+    return text
