@@ -414,16 +414,17 @@ class Sync:
                 for key in stored.metrics
                 for metric in self.client.get_metric_history(stored.run_id, key)
             }
-        metrics = []
+        new = {}
         for metric in run.metrics:
             if (metric.key, metric.step) not in stored.steps:
-                stored.steps.add((metric.key, metric.step))
-                metrics.append(Metric(*metric))
+                new.setdefault((metric.key, metric.step), metric)
+        metrics = [Metric(*metric) for metric in new.values()]
         params = [Param(key, value) for key, value in run.params.items() if key not in stored.params]
         tags = [RunTag(key, value) for key, value in run.tags.items() if stored.tags.get(key) != value]
         while metrics or params or tags:
             self.client.log_batch(stored.run_id, metrics[:800], params[:100], tags[:100])
             metrics, params, tags = metrics[800:], params[100:], tags[100:]
+        stored.steps |= new.keys()  # only now that all have arrived
         stored.metrics = dict.fromkeys(key for key, _ in stored.steps)
         stored.params = stored.params | run.params
         stored.tags = stored.tags | run.tags
