@@ -63,8 +63,8 @@ BESIDES = {
 
 
 def files() -> list[str]:
-    found = [path for name in ("evovit", "baselines", "workflow") for path in (ROOT / name).rglob("*.py")]
-    return sorted(str(path.relative_to(ROOT)) for path in found)
+    paths = [path for name in ("evovit", "baselines", "workflow") for path in (ROOT / name).rglob("*.py")]
+    return sorted(str(path.relative_to(ROOT)) for path in paths)
 
 
 def imported(path: str) -> set[str]:

@@ -67,13 +67,13 @@ def test_a_copy_ends_no_job_of_the_original(original, monkeypatch):
     shutil.copytree(original, copy)
     ended = []
     monkeypatch.setattr(follow, "cancel", lambda job, folder: ended.append(job) or "")
-    attempt, said = attempt_in(copy), []
-    submit.leave(attempt, {"on_interrupt": "cancel"}, said.append)
+    attempt, messages = attempt_in(copy), []
+    submit.leave(attempt, {"on_interrupt": "cancel"}, messages.append)
     folder = attempt.folder.parent.parent
-    fresh = submit.choose_attempt({**attempt.spec, "seed": 9}, folder, Path("x.json"), said.append)
+    fresh = submit.choose_attempt({**attempt.spec, "seed": 9}, folder, Path("x.json"), messages.append)
     assert fresh.number == 2
     assert not ended
-    assert "no job of this attempt" in said[0]
+    assert "no job of this attempt" in messages[0]
 
 
 def test_a_job_noted_by_an_older_version_is_taken_as_it_was(original):

@@ -30,10 +30,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.answer(CONTENT)
 
     def answer(self, body: bytes = b""):
-        found = self.path.endswith(f"/timm/{TAG}/resolve/main/model.safetensors") or (
+        known = self.path.endswith(f"/timm/{TAG}/resolve/main/model.safetensors") or (
             self.path.endswith("/resolve/c0ffee/model.safetensors")
         )
-        self.send_response(200 if found else 404)
+        self.send_response(200 if known else 404)
         self.send_header("X-Repo-Commit", "c0ffee")
         self.send_header("ETag", f'"{self.server.says}"')
         self.send_header("Content-Length", str(len(CONTENT)))
@@ -56,7 +56,7 @@ def hub():
 
 @pytest.fixture
 def fetch(tmp_path):
-    """A function: fetch a checkpoint from a hub, -> (exit code, what was said)."""
+    """A function that fetches a checkpoint from a hub and returns (exit code, output)."""
 
     def run(address: str, **checkpoint) -> tuple[int, str]:
         spec = specs.fetch_spec({"timm": TAG, **checkpoint})
@@ -79,8 +79,8 @@ def address(hub) -> str:
 
 
 def test_what_is_fetched_is_found_by_the_job(hub, fetch, tmp_path):
-    code, said = fetch(address(hub))
-    assert code == 0, said
+    code, output = fetch(address(hub))
+    assert code == 0, output
     record = json.loads((tmp_path / "weights" / f"{TAG}.json").read_text())
     assert record["results"]["sha256"] == SHA256
     assert record["results"]["revision"] == "c0ffee"
@@ -93,10 +93,10 @@ def test_what_is_fetched_is_found_by_the_job(hub, fetch, tmp_path):
 @pytest.mark.parametrize(("says", "pinned"), [("f" * 64, None), (SHA256, "e" * 64)])
 def test_another_file_is_an_error_and_removed(says, pinned, hub, fetch, tmp_path):
     hub.says = says
-    code, said = fetch(address(hub), **({"sha256": pinned} if pinned else {}))
+    code, output = fetch(address(hub), **({"sha256": pinned} if pinned else {}))
     assert code == 1
-    assert f"has the sha256 {SHA256}, but" in said
-    assert (pinned or says) in said
+    assert f"has the sha256 {SHA256}, but" in output
+    assert (pinned or says) in output
     assert not list(tmp_path.rglob("model.safetensors"))
     assert not (tmp_path / "weights" / f"{TAG}.json").exists()
 
@@ -104,11 +104,11 @@ def test_another_file_is_an_error_and_removed(says, pinned, hub, fetch, tmp_path
 def test_without_a_network_it_says_what_to_do(hub, fetch):
     hub.shutdown()
     hub.server_close()
-    code, said = fetch(address(hub))
+    code, output = fetch(address(hub))
     assert code == 1
-    assert "could not be fetched" in said
-    assert "{file: <path>, sha256: <what sha256sum says>}" in said
-    assert "Traceback" not in said
+    assert "could not be fetched" in output
+    assert "{file: <path>, sha256: <what sha256sum says>}" in output
+    assert "Traceback" not in output
 
 
 def test_a_job_without_the_fetched_file_says_so(tmp_path):

@@ -14,10 +14,10 @@ from workflow.storage import attempts
 
 @pytest.fixture
 def attempt(tmp_path):
-    one = attempts.begin(tmp_path / "runs/x", {"kind": "train"})
-    one.note_job(launcher="slurm", job_id="7", submitted=0.0, resources={"mem_mb": 4000})
-    (one.folder / "logs").mkdir()
-    return one
+    begun = attempts.begin(tmp_path / "runs/x", {"kind": "train"})
+    begun.note_job(launcher="slurm", job_id="7", submitted=0.0, resources={"mem_mb": 4000})
+    (begun.folder / "logs").mkdir()
+    return begun
 
 
 def error(attempt, **values) -> None:
@@ -105,13 +105,13 @@ def test_the_log_of_the_process_that_failed_first_is_shown(attempt):
     logs = attempt.folder / "logs"
     (logs / "7_0_log.err").write_text("srun: error: node2: task 3: Killed\nsrun: error: node1: tasks 0-2: Terminated\n")
     (logs / "7_3_log.err").write_text("\n".join(f"line {i}" for i in range(50)))
-    said = []
-    sentence = follow.why_failed(attempt, Status("FAILED"), said.append)
+    messages = []
+    sentence = follow.why_failed(attempt, Status("FAILED"), messages.append)
     assert "Slurm job 7 ended as FAILED without a record" in sentence
     assert str(logs) in sentence
-    assert "rank 3" in said[0]
-    assert said[-1] == "  line 49"
-    assert len(said) == 31
+    assert "rank 3" in messages[0]
+    assert messages[-1] == "  line 49"
+    assert len(messages) == 31
 
 
 @pytest.mark.parametrize(
@@ -129,13 +129,13 @@ def test_too_little_memory_is_named(attempt, state, text):
 
 
 def test_an_error_of_ours_is_its_sentence_and_any_other_its_traceback(attempt):
-    said = []
+    messages = []
     error(attempt, sentence="The image is bad.")
-    assert follow.why_failed(attempt, Status("FAILED"), said.append) == "The image is bad."
-    assert not said
+    assert follow.why_failed(attempt, Status("FAILED"), messages.append) == "The image is bad."
+    assert not messages
     error(attempt)
-    assert "rank 0" in follow.why_failed(attempt, Status("FAILED"), said.append)
-    assert said == ["  a", "  b"]
+    assert "rank 0" in follow.why_failed(attempt, Status("FAILED"), messages.append)
+    assert messages == ["  a", "  b"]
 
 
 def test_without_accounting_the_record_file_is_the_witness(attempt):

@@ -59,11 +59,11 @@ def running(tmp_path) -> bool:
 
 def test_a_job_is_followed_and_its_record_published(job, tmp_path):
     launcher = job()
-    _, said = launcher.communicate(timeout=PATIENCE_S)
-    assert launcher.returncode == 0, said
+    _, output = launcher.communicate(timeout=PATIENCE_S)
+    assert launcher.returncode == 0, output
     record = records.read(tmp_path / "train.json")
     assert record["results"]["epochs"] == 2
-    assert "epoch 2/2" in said
+    assert "epoch 2/2" in output
     assert "top-1" in (tmp_path / "train.log").read_text()
     assert attempt_of(tmp_path).published.exists()
 
@@ -81,8 +81,8 @@ def test_a_killed_launcher_leaves_the_job_and_the_next_one_finds_it(job, tmp_pat
         wait_for(lambda: "re-attached" in (tmp_path / "train.log").read_text())
     finally:
         os.killpg(noted["session"], signal.SIGCONT)
-    _, said = second.communicate(timeout=PATIENCE_S)
-    assert second.returncode == 0, said
+    _, output = second.communicate(timeout=PATIENCE_S)
+    assert second.returncode == 0, output
     assert attempt_of(tmp_path).job() == noted  # nothing was submitted twice
 
 
@@ -90,13 +90,13 @@ def test_a_killed_job_is_resumed_by_the_next_launcher(job, tmp_path):
     first = job(epochs=12)
     wait_for(lambda: list((tmp_path / "demo").rglob("best.pt")))
     os.killpg(attempt_of(tmp_path).job()["session"], signal.SIGKILL)
-    _, said = first.communicate(timeout=PATIENCE_S)
+    _, output = first.communicate(timeout=PATIENCE_S)
     assert first.returncode == 1
-    assert "ended without a record" in said
+    assert "ended without a record" in output
     second = job(epochs=12)
-    _, said = second.communicate(timeout=PATIENCE_S)
-    assert second.returncode == 0, said
-    assert "resumed after epoch" in said
+    _, output = second.communicate(timeout=PATIENCE_S)
+    assert second.returncode == 0, output
+    assert "resumed after epoch" in output
     assert records.read(tmp_path / "train.json")["results"]["epochs"] == 12
 
 
@@ -105,11 +105,11 @@ def test_ctrl_c_does_what_the_profile_says(job, tmp_path, policy, alive):
     launcher = job(epochs=200, on_interrupt=policy)
     wait_for(lambda: running(tmp_path))
     launcher.send_signal(signal.SIGINT)
-    _, said = launcher.communicate(timeout=PATIENCE_S)
+    _, output = launcher.communicate(timeout=PATIENCE_S)
     noted, folder = attempt_of(tmp_path).job(), attempt_of(tmp_path).folder
     try:
         assert launcher.returncode == 130
-        assert ("goes on" if alive else "is ended") in said
+        assert ("goes on" if alive else "is ended") in output
         assert follow.is_alive(noted, folder) == alive
     finally:
         follow.cancel(noted, folder)
@@ -119,11 +119,11 @@ def test_ctrl_c_does_what_the_profile_says(job, tmp_path, policy, alive):
 def test_our_own_errors_reach_the_user_as_one_sentence(job, tmp_path, images):
     next(images.glob("train/3/*.png")).write_bytes(b"no image")
     launcher = job()
-    _, said = launcher.communicate(timeout=PATIENCE_S)
+    _, output = launcher.communicate(timeout=PATIENCE_S)
     assert launcher.returncode == 1
-    assert "can't be decoded" in said
-    assert str(images / "train/3") in said
-    assert "Traceback" not in said
+    assert "can't be decoded" in output
+    assert str(images / "train/3") in output
+    assert "Traceback" not in output
     assert not (tmp_path / "train.json").exists()
 
 
@@ -145,10 +145,10 @@ def test_what_a_shell_has_left_behind_changes_no_record(job, tmp_path, images, t
         **{"PYTHONWARNINGS": "error", "LC_ALL": "C", "TMPDIR": str(long)},
     }
     launcher = job(workers=1, environ=leftovers)
-    _, said = launcher.communicate(timeout=PATIENCE_S)
-    assert launcher.returncode == 0, said
-    assert "Not passed on to the job: ATEN_CPU_CAPABILITY, " in said
-    assert "is too long for the sockets of loader processes" in said
+    _, output = launcher.communicate(timeout=PATIENCE_S)
+    assert launcher.returncode == 0, output
+    assert "Not passed on to the job: ATEN_CPU_CAPABILITY, " in output
+    assert "is too long for the sockets of loader processes" in output
     record = records.read(tmp_path / "train.json")
     assert record["provenance"]["world_size"] == 1
     site = {
@@ -170,8 +170,8 @@ def test_two_processes_train_together_whatever_a_shell_has_left_behind(job, tmp_
         "MASTER_PORT": "1",
     }
     launcher = job(tasks=2, environ=leftovers)
-    _, said = launcher.communicate(timeout=PATIENCE_S)
-    assert launcher.returncode == 0, said
+    _, output = launcher.communicate(timeout=PATIENCE_S)
+    assert launcher.returncode == 0, output
     assert records.read(tmp_path / "train.json")["provenance"]["world_size"] == 2
 
 
@@ -189,13 +189,13 @@ def test_an_interrupt_right_after_the_submission_counts(tmp_path, monkeypatch, t
         attempt.note_job(launcher="local", job_id="7")
         raise submit.Interrupted  # the signal that waited until the job was noted
 
-    cancelled, said = [], []
+    cancelled, output = [], []
     monkeypatch.setattr(submit, "submit", submitted)
     monkeypatch.setattr(follow, "cancel", lambda job, folder: cancelled.append(job["job_id"]))
     monkeypatch.setattr(follow, "is_alive", lambda job, folder: True)
     spec = tmp_path / "runs/deit_tiny/spec.json"
     specs.write_spec(spec, tiny_spec("deit_tiny"))
     with pytest.raises(submit.Interrupted):
-        submit.launch(spec, tmp_path / "train.json", {}, {"on_interrupt": policy}, said.append)
+        submit.launch(spec, tmp_path / "train.json", {}, {"on_interrupt": policy}, output.append)
     assert cancelled == (["7"] if policy == "cancel" else [])
-    assert ("is ended" if policy == "cancel" else "goes on") in said[-1]
+    assert ("is ended" if policy == "cancel" else "goes on") in output[-1]

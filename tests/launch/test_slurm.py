@@ -46,11 +46,11 @@ WAITING = "8|PENDING|Resources||N/A"
 
 def test_many_launchers_ask_once(tmp_path):
     slurm = Slurm(f"{RUNNING}\n{WAITING}")
-    found = [Queue(tmp_path, slurm).status(job, NOW - 60) for job in ("7", "8") for _ in range(30)]
+    statuses = [Queue(tmp_path, slurm).status(job, NOW - 60) for job in ("7", "8") for _ in range(30)]
     assert len(slurm.asked) == 1
-    assert found[0].words == "running on node3"
-    assert found[-1].words == "queued (Resources)"
-    assert all(status.alive for status in found)
+    assert statuses[0].words == "running on node3"
+    assert statuses[-1].words == "queued (Resources)"
+    assert all(status.alive for status in statuses)
 
 
 def test_a_new_job_is_alive_before_it_stands_in_the_answer(tmp_path):
@@ -89,19 +89,19 @@ def test_an_accounting_that_is_away_is_asked_again_but_not_for_ever(tmp_path, mo
     slurm = Slurm(RUNNING, sacct=("", "Unable to contact slurmdbd: Connection refused"))
     queue = Queue(tmp_path, slurm)
 
-    def found(after_s: float):
+    def status(after_s: float):
         later = time.monotonic() + after_s
         with monkeypatch.context() as patch:
             patch.setattr(time, "monotonic", lambda: later)
             return queue.status("3", NOW - 600)
 
-    assert [found(after).state for after in (0, 40)] == ["UNANSWERED"] * 2
-    assert found(80).state == "UNKNOWN"
-    assert "Connection refused" in found(80).note
+    assert [status(after).state for after in (0, 40)] == ["UNANSWERED"] * 2
+    assert status(80).state == "UNKNOWN"
+    assert "Connection refused" in status(80).note
     queue = Queue(tmp_path, slurm)
-    assert found(0).alive
+    assert status(0).alive
     slurm.sacct = ("PREEMPTED|node1\n", "")
-    assert found(40).state == "PREEMPTED"
+    assert status(40).state == "PREEMPTED"
 
 
 def test_who_only_looks_asks_nothing_about_single_jobs(tmp_path):
@@ -157,17 +157,17 @@ def asking(sbatch: str = ""):
 
 
 def test_gpus_are_shared_by_the_nodes_one_process_each():
-    found = slurm.options({"runtime": 60, "nodes": 2, "gpus": 8, "mem_mb": 1000})
-    assert found["gpus_per_node"] == 4
-    assert found["ntasks_per_node"] == 4
-    assert found["mem"] == "1000MB"
-    assert "gres" not in found
+    request = slurm.options({"runtime": 60, "nodes": 2, "gpus": 8, "mem_mb": 1000})
+    assert request["gpus_per_node"] == 4
+    assert request["ntasks_per_node"] == 4
+    assert request["mem"] == "1000MB"
+    assert "gres" not in request
 
 
 def test_a_cluster_without_gpus_per_node_is_asked_by_gres():
-    found = slurm.options({"runtime": 60, "nodes": 2, "gpus": 8, "gres": "gpu:v100"})
-    assert found["gres"] == "gpu:v100:4"
-    assert "gpus_per_node" not in found
+    request = slurm.options({"runtime": 60, "nodes": 2, "gpus": 8, "gres": "gpu:v100"})
+    assert request["gres"] == "gpu:v100:4"
+    assert "gpus_per_node" not in request
     assert "gres" not in slurm.options({"runtime": 60, "gres": "gpu:v100"})
 
 
@@ -245,8 +245,8 @@ def test_slurms_time_limits(limit, minutes):
 
 
 def test_any_other_option_of_sbatch_is_passed_on():
-    found = slurm.options({"runtime": 5, "slurm_extra": "--reservation=x --nice"})
-    assert slurm.flags(found)[-2:] == ["--reservation=x", "--nice"]
+    request = slurm.options({"runtime": 5, "slurm_extra": "--reservation=x --nice"})
+    assert slurm.flags(request)[-2:] == ["--reservation=x", "--nice"]
 
 
 def test_the_setup_file_is_sourced_and_its_failure_ends_the_job(tmp_path):

@@ -17,7 +17,7 @@ TARGET = "results/demo/table1.csv"
 
 def values(resources: Resources) -> dict:
     """Numbers as they are, words as they were written."""
-    return {name: one.raw if one.is_evaluable() else one.value for name, one in resources.items()}
+    return {name: resource.raw if resource.is_evaluable() else resource.value for name, resource in resources.items()}
 
 
 def read(*arguments: str) -> snakemake_compat.CommandLine:
@@ -83,15 +83,15 @@ def test_jobs_mean_cores(profile, arguments, cores):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("set-resource: {train: {gpus: 8}}", "Snakemake reads no mapping called 'set-resource'"),
         ("resources: {gpus: 8}\nresources: {device_share: 1}", "resources"),
     ],
 )
-def test_what_snakemake_would_drop_from_a_profile_is_refused(here, tmp_path, content, said):  # noqa: F811
+def test_what_snakemake_would_drop_from_a_profile_is_refused(here, tmp_path, content, message):  # noqa: F811
     (tmp_path / "config.yaml").write_text(content)
-    with pytest.raises(SystemExit, match=f"config.yaml.*{said}"):
+    with pytest.raises(SystemExit, match=f"config.yaml.*{message}"):
         read("--profile", "config.yaml")
 
 

@@ -18,7 +18,7 @@ def test_every_option_of_snakemake_is_decided_on_once():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--sdm", "conda"], "make setup"),
         (["--use-conda"], "make setup"),
@@ -45,9 +45,9 @@ def test_every_option_of_snakemake_is_decided_on_once():
         (["--envvars", "HOME"], "export the variable"),
     ],
 )
-def test_what_can_not_work_is_refused_before_anything_else(here, arguments, said):  # noqa: F811
+def test_what_can_not_work_is_refused_before_anything_else(here, arguments, message):  # noqa: F811
     spelling = arguments[0].replace("--sdm", "--software-deployment-method")
-    with pytest.raises(SystemExit, match=f"^{spelling} is refused .*: .*{said}"):
+    with pytest.raises(SystemExit, match=f"^{spelling} is refused .*: .*{message}"):
         begin([*PLAIN, *arguments])
 
 

@@ -129,7 +129,7 @@ def test_a_forecast_that_is_none_is_said_on_a_cluster_alone(here, config, capsys
 def test_the_forecast_names_the_table(here, config, capsys, monkeypatch):
     path = "results/demo/runs/deit_tiny/train.json"
     other = "results/demo/runs/deit_small/train.json"
-    costs = [forecast.Cost(one, 20.0, "GPU", "") for one in (path, other)]
+    costs = [forecast.Cost(word, 20.0, "GPU", "") for word in (path, other)]
     monkeypatch.setattr(forecast, "of_trainings", lambda config, specs: costs)
     items = [
         SimpleNamespace(rule=SimpleNamespace(name=rule), output=[f"results/demo/{output}"])
@@ -137,12 +137,12 @@ def test_the_forecast_names_the_table(here, config, capsys, monkeypatch):
                              ("whole", "whole"), ("partial_table", "table1.partial.csv"))
     ]  # fmt: skip
     startup.announce(Plan(config), iter([training("slurm"), *items]))
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     for item in ("table1.csv", "figureS1a.png"):
-        assert f"Estimate, results/demo/{item}: 1 training(s), about 20 GPU-hours" in said
-    assert "Estimate, results/demo/whole: 2 training(s), about 40 GPU-hours" in said
-    assert "partial" not in said
-    assert "Estimate, all together: 2 training(s), about 40 GPU-hours" in said
+        assert f"Estimate, results/demo/{item}: 1 training(s), about 20 GPU-hours" in message
+    assert "Estimate, results/demo/whole: 2 training(s), about 40 GPU-hours" in message
+    assert "partial" not in message
+    assert "Estimate, all together: 2 training(s), about 40 GPU-hours" in message
 
 
 def test_what_slurm_can_never_run_ends_snakemake_once_for_all_its_jobs():
@@ -163,7 +163,7 @@ def test_what_slurm_can_never_run_ends_snakemake_once_for_all_its_jobs():
 
 @pytest.mark.parametrize("launcher", ["local", "slurm"])
 @pytest.mark.parametrize(
-    ("resource", "said"),
+    ("resource", "message"),
     [
         ({"gpsu": 1}, "unknown resource 'gpsu' .*did you mean 'gpus'"),
         ({"other_cod": "refuse"}, "did you mean 'other_code'"),
@@ -175,10 +175,10 @@ def test_what_slurm_can_never_run_ends_snakemake_once_for_all_its_jobs():
         ({"on_interrupt": "cancle"}, "it is cancel or leave"),
     ],
 )
-def test_a_profiles_mistake_is_refused_wherever_jobs_run(launcher, resource, said):
+def test_a_profiles_mistake_is_refused_wherever_jobs_run(launcher, resource, message):
     job = training(launcher)
     job.resources |= resource
-    with pytest.raises(SystemExit, match=said):
+    with pytest.raises(SystemExit, match=message):
         startup.check_requests([job], lambda *command: ("", ""))
 
 
@@ -203,7 +203,7 @@ def test_a_job_that_snakemake_would_give_less_than_it_asks_for_ends_it():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["results/demo/table9.csv"], "results/demo/table9.csv is no target; the nearest are"),
         (["results/demo/table1.csv", "results/demo/tabel1.csv"], "results/demo/tabel1.csv is no"),
@@ -219,9 +219,9 @@ def test_a_job_that_snakemake_would_give_less_than_it_asks_for_ends_it():
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("look", [["-n"], LOCAL])
-def test_a_name_that_no_rule_makes_is_refused(here, tmp_path, arguments, said, look):
-    with pytest.raises(SystemExit, match=said) as error:
-        begin([*(one.format(here=tmp_path) for one in arguments), *look])
+def test_a_name_that_no_rule_makes_is_refused(here, tmp_path, arguments, message, look):
+    with pytest.raises(SystemExit, match=message) as error:
+        begin([*(word.format(here=tmp_path) for word in arguments), *look])
     assert "\n" not in str(error.value)
 
 
@@ -246,7 +246,7 @@ def test_the_data_of_all_that_is_made_must_be_there(here, arguments):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--set-resources", "trian:gpus=1"], "no rule 'trian'; the nearest is 'train'"),
         (["--set-resources", "train:gpu=1"], "of train: no job .* 'gpu'; the nearest is 'gpus'"),
@@ -256,8 +256,8 @@ def test_the_data_of_all_that_is_made_must_be_there(here, arguments):
         (["--consider-ancient", "tabel=x"], "no rule 'tabel'; the nearest is 'table'"),
     ],
 )
-def test_a_rule_or_resource_that_nothing_has_is_refused(here, arguments, said):
-    with pytest.raises(SystemExit, match=said):
+def test_a_rule_or_resource_that_nothing_has_is_refused(here, arguments, message):
+    with pytest.raises(SystemExit, match=message):
         begin(["results/demo/table1.csv", "-n", *arguments])
 
 

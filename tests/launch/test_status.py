@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from workflow.campaign import kinds, specs, targets
+from workflow.campaign import specs, targets
 from workflow.launch import forecast, progress, status, submit
 from workflow.launch.slurm import Queue
 from workflow.storage import attempts, locks, records
@@ -32,9 +32,9 @@ def spec(config):
 
 @pytest.fixture
 def attempt(place, spec):
-    one = attempts.begin(kinds.job_folder(RECORD), spec)
-    one.note_job(launcher="slurm", job_id="7", submitted=NOW - 60, resources={"gpus": 2})
-    return one
+    begun = attempts.begin(kinds.job_folder(RECORD), spec)
+    begun.note_job(launcher="slurm", job_id="7", submitted=NOW - 60, resources={"gpus": 2})
+    return begun
 
 
 def row(spec, squeue: str = "") -> status.Row:
@@ -56,29 +56,29 @@ def test_not_started(place, spec):
 
 
 def test_queued_says_why(attempt, spec):
-    found = row(spec, "7|PENDING|Resources||2026-12-01T10:00:00")
-    assert found.state == "queued"
-    assert "Resources" in found.detail
-    assert "2026-12-01T10:00:00" in found.detail
+    job = row(spec, "7|PENDING|Resources||2026-12-01T10:00:00")
+    assert job.state == "queued"
+    assert "Resources" in job.detail
+    assert "2026-12-01T10:00:00" in job.detail
 
 
 def test_running_says_epoch_time_left_and_node(attempt, spec):
     epochs(attempt, 3)
-    found = row(spec, "7|RUNNING|None|node3|N/A")
-    assert found.state == "running"
+    job = row(spec, "7|RUNNING|None|node3|N/A")
+    assert job.state == "running"
     total = spec["recipe"]["epochs"]
-    assert f"epoch 3/{total}" in found.progress
-    assert f"{(total - 3) * 36 / 60:.0f} min left" in found.progress
-    assert "node3" in found.detail
+    assert f"epoch 3/{total}" in job.progress
+    assert f"{(total - 3) * 36 / 60:.0f} min left" in job.progress
+    assert "node3" in job.detail
 
 
 def test_failed_says_why_and_where_the_log_is(attempt, spec):
     error = {"rank": 0, "sentence": None, "stopped": False, "traceback": "x\nValueError: bad\n"}
     (attempt.folder / "error-rank0.json").write_text(json.dumps(error))
-    found = row(spec, "7|FAILED|NonZeroExitCode|node3|N/A")
-    assert found.state == "failed"
-    assert found.detail == "ValueError: bad"
-    assert found.log == str(attempt.folder / "logs")
+    job = row(spec, "7|FAILED|NonZeroExitCode|node3|N/A")
+    assert job.state == "failed"
+    assert job.detail == "ValueError: bad"
+    assert job.log == str(attempt.folder / "logs")
 
 
 def test_killed_and_stopped_are_told_apart(attempt, spec):
@@ -107,9 +107,9 @@ def test_a_deleted_record_is_made_anew_unless_snakemake_died_meanwhile(attempt, 
     key = base64.b64encode(RECORD.encode(), altchars=b"-_").decode()
     (place / ".snakemake/metadata").mkdir(parents=True)
     (place / ".snakemake/metadata" / key).touch()
-    found = row(spec)
-    assert found.state == "not started"
-    assert "the next start makes it anew" in found.detail
+    job = row(spec)
+    assert job.state == "not started"
+    assert "the next start makes it anew" in job.detail
 
 
 @pytest.fixture
@@ -129,10 +129,10 @@ def test_what_a_launcher_failed_of_is_a_failure_too(launcher, spec):
     """sbatch refused it, or its record was of another spec: no job says so."""
     attempts.begin(kinds.job_folder(RECORD), spec)
     launcher("ERROR: The job was not accepted: Invalid qos specification")
-    found = row(spec)
-    assert found.state == "failed"
-    assert found.detail == "The job was not accepted: Invalid qos specification"
-    assert found.log == "results/demo/runs/deit_tiny/train.log"
+    job = row(spec)
+    assert job.state == "failed"
+    assert job.detail == "The job was not accepted: Invalid qos specification"
+    assert job.log == "results/demo/runs/deit_tiny/train.log"
     specs.write_spec(kinds.job_folder(RECORD) / "spec.json", {**spec, "seed": 5})
     later = time.time() + 5
     os.utime(kinds.job_folder(RECORD) / "spec.json", (later, later))
@@ -143,9 +143,9 @@ def test_a_launcher_that_waits_for_slurm_is_no_job_that_was_not_started(launcher
     launcher("Slurm takes no job now (AssocGrpSubmitJobsLimit); trying again in 40 s.")
     assert row(spec).state == "not started"  # its launcher was killed
     with locks.exclusive(kinds.job_folder(RECORD) / submit.LOCK):
-        found = row(spec)
-    assert found.state == "queued"
-    assert "at its launcher: Slurm takes no job now (AssocGrp" in found.detail
+        job = row(spec)
+    assert job.state == "queued"
+    assert "at its launcher: Slurm takes no job now (AssocGrp" in job.detail
 
 
 def test_a_dead_job_that_its_launcher_submits_again_has_not_failed(launcher, attempt, spec):
@@ -156,11 +156,11 @@ def test_a_dead_job_that_its_launcher_submits_again_has_not_failed(launcher, att
 
 
 def test_every_job_of_a_table_is_listed_what_is_needed_first_first(config):
-    found = list(targets.needed(config, "results/demo/table1.csv"))
-    assert len(found) == 10  # data, preflight, 6 trainings, a search, a throughput
-    search = found.index("results/demo/runs/ps_deit_tiny/search.json")
-    assert found.index(RECORD) < search
-    assert search < found.index("results/demo/runs/ps_deit_tiny/train.json")
+    paths = list(targets.needed(config, "results/demo/table1.csv"))
+    assert len(paths) == 10  # data, preflight, 6 trainings, a search, a throughput
+    search = paths.index("results/demo/runs/ps_deit_tiny/search.json")
+    assert paths.index(RECORD) < search
+    assert search < paths.index("results/demo/runs/ps_deit_tiny/train.json")
 
 
 @pytest.mark.parametrize("target", ["results/table9.csv", "results/runs/x/train.json", "elsewhere"])
@@ -172,9 +172,9 @@ def test_what_nothing_makes_is_refused(config, target):
 def test_the_command_writes_a_csv_and_counts(place, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["status", "results/demo/table1.csv", "--csv", "s/status.csv"])
     status.main()
-    said = capsys.readouterr().out
-    assert "10 jobs: 10 not started" in said
-    assert "No estimate for 6 training(s)" in said
+    output = capsys.readouterr().out
+    assert "10 jobs: 10 not started" in output
+    assert "No estimate for 6 training(s)" in output
     with open("s/status.csv") as stream:
         rows = list(csv.DictReader(stream))
     assert {row["state"] for row in rows} == {"not started"}
@@ -195,8 +195,8 @@ def test_the_images_are_those_of_the_split_that_is_trained_on(place, config):
 def test_a_download_is_a_job_too(place, config):
     path = "results/weights/regnety_160.deit_in1k.json"
     spec = targets.spec_of(config, path)
-    (found,) = status.rows_of({path: spec}, Queue(ask=lambda *command: ("", "")))
-    assert found == status.Row(path, "not started")
+    (job,) = status.rows_of({path: spec}, Queue(ask=lambda *command: ("", "")))
+    assert job == status.Row(path, "not started")
 
 
 def test_costs_follow_from_measured_epochs(attempt, spec, config):

@@ -12,9 +12,9 @@ SLURM = {"launcher": "slurm", "runtime": 10}
 
 @pytest.fixture
 def attempt(tmp_path):
-    one = attempts.begin(tmp_path / "runs/x", {"kind": "train"})
-    (one.folder / "logs").mkdir()
-    return one
+    begun = attempts.begin(tmp_path / "runs/x", {"kind": "train"})
+    (begun.folder / "logs").mkdir()
+    return begun
 
 
 @pytest.fixture
@@ -43,11 +43,11 @@ def cluster(monkeypatch, attempt):
 
 def test_slurm_away_is_waited_for_with_growing_pauses(attempt, cluster):
     cluster.tries = ["sbatch: error: Unable to contact slurm controller"] * 8 + [""]
-    said = []
-    assert submit.submit(attempt, {}, SLURM, said.append)["job_id"] == "9"
+    messages = []
+    assert submit.submit(attempt, {}, SLURM, messages.append)["job_id"] == "9"
     assert cluster.pauses == [5, 10, 20, 40, 80, 160, 300, 300]
-    assert "Unable to contact slurm controller" in said[0]
-    assert len(said) == 8
+    assert "Unable to contact slurm controller" in messages[0]
+    assert len(messages) == 8
 
 
 def test_a_refusal_is_an_error_at_once(attempt, cluster):

@@ -83,9 +83,9 @@ class Training:
         )  # fmt: skip
 
     def end(self, seconds: float = PATIENCE_S) -> tuple[int, str]:
-        """Wait for the launcher; -> its exit code and what it said."""
-        said, _ = self.launcher.communicate(timeout=seconds)
-        return self.launcher.returncode, said
+        """Wait for the launcher. Return its exit code and output."""
+        output, _ = self.launcher.communicate(timeout=seconds)
+        return self.launcher.returncode, output
 
     @property
     def attempt(self) -> attempts.Attempt:
@@ -108,9 +108,9 @@ class Training:
         """Until the condition holds; the launcher must live or have ended well."""
         deadline = time.monotonic() + seconds
         while not condition():
-            said = self.log.read_text()[-3000:] if self.log.exists() else ""
-            assert time.monotonic() < deadline, f"waited in vain; {said}"
-            assert not (self.launcher and self.launcher.poll()) or condition(), said
+            output = self.log.read_text()[-3000:] if self.log.exists() else ""
+            assert time.monotonic() < deadline, f"waited in vain; {output}"
+            assert not (self.launcher and self.launcher.poll()) or condition(), output
             time.sleep(0.2)
 
     def starts(self) -> list[dict]:
@@ -198,10 +198,10 @@ def undisturbed(curves, site, tmp_path):
 def whole(undisturbed):
     """A function that ends a training's test: it has its record, and the undisturbed curve."""
 
-    def check(training, said: str | None = None) -> None:
-        if said is None:
-            code, said = training.end()
-            assert code == 0, said
+    def check(training, output: str | None = None) -> None:
+        if output is None:
+            code, output = training.end()
+            assert code == 0, output
         assert training.attempt.number == 1
         assert curve(training.attempt.journal) == undisturbed(training.spec)
         assert training.output.exists()
@@ -212,8 +212,8 @@ def whole(undisturbed):
 def again(training) -> None:
     """A second start, which ends well."""
     training.launch()
-    code, said = training.end()
-    assert code == 0, said
+    code, output = training.end()
+    assert code == 0, output
 
 
 def kill(pids: list[int], number: int = signal.SIGKILL) -> None:

@@ -60,7 +60,7 @@ def start(campaign, cluster):
 
 @pytest.fixture
 def ends(start):
-    """A function that runs snakemake to its end; -> what it said."""
+    """A function that runs snakemake to its end and returns its output."""
 
     def run(*arguments: str, code: int = 0) -> str:
         process = start(*arguments)
@@ -70,9 +70,9 @@ def ends(start):
 
 
 def end(process: subprocess.Popen, code: int = 0) -> str:
-    said, _ = process.communicate(timeout=900)
-    assert process.returncode == code, said
-    return said
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == code, output
+    return output
 
 
 def ctrl_c(process: subprocess.Popen) -> str:
@@ -118,9 +118,9 @@ def full(cluster):
     ],
 )
 def test_what_slurm_can_never_run_is_refused_before_anything_is_submitted(ends, campaign, wanted, words):
-    said = ends(TABLE, "--set-resources", wanted, code=1)
-    assert words in said
-    assert "Traceback" not in said
+    output = ends(TABLE, "--set-resources", wanted, code=1)
+    assert words in output
+    assert "Traceback" not in output
     assert not submitted(campaign)
 
 
@@ -139,8 +139,8 @@ def test_nodes_that_are_down_for_now_are_no_reason_to_refuse(cluster, monkeypatc
 def test_ctrl_c_leaves_the_jobs_and_starts_nothing_new(start, campaign, cluster, full):
     process = start(TABLE)
     wait(lambda: len(submitted(campaign)) == 2)  # data and preflight, all that can run at first
-    said = ctrl_c(process)
-    assert "goes on; the next start re-attaches to it" in said
+    output = ctrl_c(process)
+    assert "goes on; the next start re-attaches to it" in output
     ours = sorted(one.job()["job_id"] for one in submitted(campaign))
     for _ in range(2):
         waiting = ("squeue", "--noheader", "--states=pending", "--format=%i")
@@ -158,8 +158,8 @@ def test_ctrl_c_and_then_kill_9_of_snakemake_alone(start, campaign, cluster):
     wait(lambda: cluster.processes(job_id))
     stopped = cluster.processes(job_id)
     kill(stopped, signal.SIGSTOP)  # until the last snakemake is there
-    said = ctrl_c(first)
-    assert "Jobs go on. MLflow shows what they do from the next start" in said
+    output = ctrl_c(first)
+    assert "Jobs go on. MLflow shows what they do from the next start" in output
     second = start(target)
     wait_for("re-attached", folder / "train.log")
     second.kill()

@@ -15,10 +15,10 @@ def test_scancel(training, whole, cluster):
     one.wait_for_epochs()
     cluster.run("scancel", one.job_id)
     started = time.monotonic()
-    code, said = one.end()
+    code, output = one.end()
     assert time.monotonic() - started < NOTICE_S
     assert code == 1
-    assert "asked to stop" in said or "was cancelled" in said
+    assert "asked to stop" in output or "was cancelled" in output
     assert one.submissions() == 1
     again(one)
     whole(one, "")
@@ -34,11 +34,11 @@ def test_kill_9_of_the_task_amid_an_epoch(training, whole, cluster):
     saved = one.saved_step()
     kill(cluster.processes(one.job_id))
     started = time.monotonic()
-    code, said = one.end()
+    code, output = one.end()
     assert time.monotonic() - started < NOTICE_S
     assert code == 1
-    assert "ended as FAILED without a record" in said
-    assert "last lines of rank 0" in said
+    assert "ended as FAILED without a record" in output
+    assert "last lines of rank 0" in output
     assert one.submissions() == 1
     saved = max(saved, one.saved_step())
     again(one)
@@ -53,10 +53,10 @@ def test_out_of_memory_and_again_with_more(training, whole):
     one.wait_for_epochs()
     one.grows.touch()
     started = time.monotonic()
-    code, said = one.end()
+    code, output = one.end()
     assert time.monotonic() - started < NOTICE_S
     assert code == 1
-    assert "needs more than 1400 MB of memory (mem_mb)" in said
+    assert "needs more than 1400 MB of memory (mem_mb)" in output
     assert one.submissions() == 1
     one.resources["mem_mb"] = 3000
     again(one)

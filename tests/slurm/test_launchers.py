@@ -29,10 +29,10 @@ def test_setup_lines_that_fail_end_the_job_with_their_reason(training, tmp_path)
     setup.write_text("no-such-module load cuda\n")
     one = training(setup=str(setup))
     one.launch()
-    code, said = one.end()
+    code, output = one.end()
     assert code == 1
-    assert "no-such-module: command not found" in said
-    assert "setup.sh failed on this node" in said
+    assert "no-such-module: command not found" in output
+    assert "setup.sh failed on this node" in output
 
 
 def test_slurmctld_away_at_submission_and_while_it_runs(training, whole, cluster):
@@ -61,13 +61,13 @@ def test_a_submit_limit_is_waited_for_and_then_it_says_where_the_job_is(training
     )  # fmt: skip
     script.chmod(0o755)
     one.launch()
-    code, said = one.end()
-    assert code == 0, said
-    assert "QOSMaxSubmitJobPerUserLimit" in said
-    assert f"slurm job {one.job_id}" in said
-    assert str(one.attempt.folder / "logs") in said
+    code, output = one.end()
+    assert code == 0, output
+    assert "QOSMaxSubmitJobPerUserLimit" in output
+    assert f"slurm job {one.job_id}" in output
+    assert str(one.attempt.folder / "logs") in output
     one.wait(lambda: one.state() == "COMPLETED")
-    whole(one, said)
+    whole(one, output)
 
 
 def test_kill_9_of_the_launcher(training, whole):
@@ -77,11 +77,11 @@ def test_kill_9_of_the_launcher(training, whole):
     noted = one.attempt.job()
     one.kill_launcher()
     one.launch()
-    code, said = one.end()
-    assert "re-attached" in said
+    code, output = one.end()
+    assert "re-attached" in output
     assert one.attempt.job() == noted
     assert code == 0
-    whole(one, said)
+    whole(one, output)
     assert one.submissions() == 1
 
 
@@ -96,10 +96,10 @@ def test_mlflow_follows_a_job_that_was_left_to_its_end(training, whole, monkeypa
         one.kill_launcher()
         one.launcher = None
         assert not one.attempt.record.exists()
-        said, _ = follower.communicate(timeout=PATIENCE_S)
+        output, _ = follower.communicate(timeout=PATIENCE_S)
     finally:
         follower.kill()
-    assert "1 runs are in sqlite:///" in said
+    assert "1 runs are in sqlite:///" in output
     run, points = shown(one.folder)["deit_tiny", "1"]
     assert run.info.status == "FINISHED"
     assert points.items() >= expected(one.attempt.folder).items()
@@ -127,9 +127,9 @@ def test_ctrl_c(training, whole, policy):
     one.launch()
     one.wait_for_epochs()
     os.killpg(one.launcher.pid, signal.SIGINT)
-    code, said = one.end()
+    code, output = one.end()
     assert code == 130
-    assert ("goes on" if policy == "leave" else "is ended") in said
+    assert ("goes on" if policy == "leave" else "is ended") in output
     again(one)
     whole(one, "")
     assert one.submissions() == (1 if policy == "leave" else 2)

@@ -63,10 +63,10 @@ def test_preemption_without_the_user_signal(training, whole, cluster, preempt):
         one.launch()
         one.wait_for_epochs()
         preempt()
-        code, said = one.end()
-    assert code == 0, said
-    assert "it is submitted again" in said
-    whole(one, said)
+        code, output = one.end()
+    assert code == 0, output
+    assert "it is submitted again" in output
+    whole(one, output)
     assert len(one.starts()) == 2
     assert one.submissions() == 2
 
@@ -79,8 +79,8 @@ def test_preemption_that_cancels_without_notice(training, whole, preempt):
     first = one.job_id
     preempt()
     one.wait(lambda: one.job_id != first, NOTICE_S)
-    code, said = one.end()
-    assert code == 0, said
-    assert "ended as PREEMPTED" in said
-    whole(one, said)
+    code, output = one.end()
+    assert code == 0, output
+    assert "ended as PREEMPTED" in output
+    whole(one, output)
     assert one.submissions() == 2

@@ -18,8 +18,8 @@ def test_two_nodes_with_two_processes_each_train_what_one_does(training, undistu
     epochs = 4
     one = training(epochs=epochs, nodes=2, tasks=4)
     one.launch()
-    code, said = one.end()
-    assert code == 0, said
+    code, output = one.end()
+    assert code == 0, output
     record = records.read(one.output)
     assert record["provenance"]["world_size"] == 4
     assert cluster.job(one.job_id)["NumNodes"] == "2"
@@ -32,11 +32,11 @@ def test_a_process_that_fails_ends_the_job_and_its_reason_is_what_is_read(traini
     next(images.glob("train/3/*.png")).write_bytes(b"no image")
     one = training(nodes=2, tasks=2)
     one.launch()
-    code, said = one.end()
+    code, output = one.end()
     assert code == 1
-    assert "can't be decoded" in said
-    assert str(images / "train/3") in said
-    assert "Traceback" not in said
+    assert "can't be decoded" in output
+    assert str(images / "train/3") in output
+    assert "Traceback" not in output
 
 
 PROBE = """

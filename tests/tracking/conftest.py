@@ -37,14 +37,14 @@ def root(tmp_path, monkeypatch, database) -> Path:
 
 
 @pytest.fixture
-def said() -> list[str]:
+def messages() -> list[str]:
     return []
 
 
 @pytest.fixture
-def new_sync(root, said):
+def new_sync(root, messages):
     """A function that makes a sync as a fresh process would have it."""
-    return lambda: sync.Sync(root, sync.tracking_uri(root), said.append)
+    return lambda: sync.Sync(root, sync.tracking_uri(root), messages.append)
 
 
 @pytest.fixture
@@ -84,16 +84,16 @@ def shown(root: Path) -> dict:
 
     client = MlflowClient(sync.tracking_uri(root))
     experiment = client.get_experiment_by_name("demo").experiment_id
-    found = {}
+    runs = {}
     for run in client.search_runs([experiment]):
         points: dict = {}
         for key in run.data.metrics:
             for point in client.get_metric_history(run.info.run_id, key):
                 points.setdefault((key, point.step), []).append((point.value, point.timestamp))
         name = run.info.run_name, run.data.tags.get("attempt", run.data.tags.get("sha256"))
-        assert name not in found, "a run was made twice"
-        found[name] = run, points
-    return found
+        assert name not in runs, "a run was made twice"
+        runs[name] = run, points
+    return runs
 
 
 def expected(folder: Path) -> dict:

@@ -15,13 +15,13 @@ pytestmark = pytest.mark.integration  # minutes, all in all
 
 
 def catch_up(root: Path, uri: str | None = None) -> None:
-    said = []
-    assert sync.Sync(root, uri or sync.tracking_uri(root), said.append).catch_up(), said
+    messages = []
+    assert sync.Sync(root, uri or sync.tracking_uri(root), messages.append).catch_up(), messages
 
 
 def artifacts(root: Path, run: str, attempt: str = "1", uri: str | None = None) -> Path:
-    found = shown(root)[run, attempt][0]
-    return Path(found.info.artifact_uri.removeprefix("file://"))
+    stored = shown(root)[run, attempt][0]
+    return Path(stored.info.artifact_uri.removeprefix("file://"))
 
 
 def stored_paths(database: Path) -> set[str]:

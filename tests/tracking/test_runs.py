@@ -22,9 +22,9 @@ def described(tmp_path, config):
             journal.write(**event)
         records.write_json(attempt / "record.json", records.make(spec, results, 0.0))
         (attempt.parent.parent / f"{spec['kind']}.log").touch()
-        found = sync.Results(tmp_path)
-        (source,) = found.attempts()
-        return found.describe(source)
+        disk = sync.Results(tmp_path)
+        (source,) = disk.attempts()
+        return disk.describe(source)
 
     return describe
 
@@ -36,37 +36,37 @@ def test_a_search_shows_patches_and_error_of_each_layer(described, config):
         for layer, n, e in ((2, 4, 0.25), (1, 9, 0.125))
     ]
     results = {"counts": [9, 4, 0], "macs_g": 0.5, "images": 12}
-    content = described("ps_deit_tiny/search", spec, results, *events, events[0])
-    assert content.name == "ps_deit_tiny/search"
-    assert content.status == "FINISHED"
-    assert content.tags["table"] == "1"
-    assert content.tags["method"] == "PS-ViT"
-    assert content.params["recipe.task_args.epsilon"] == "0.01"
-    assert content.params["start.run"] == "deit_tiny"
-    points = {(metric.key, metric.step): metric.value for metric in content.metrics}
+    run = described("ps_deit_tiny/search", spec, results, *events, events[0])
+    assert run.name == "ps_deit_tiny/search"
+    assert run.status == "FINISHED"
+    assert run.tags["table"] == "1"
+    assert run.tags["method"] == "PS-ViT"
+    assert run.params["recipe.task_args.epsilon"] == "0.01"
+    assert run.params["start.run"] == "deit_tiny"
+    points = {(metric.key, metric.step): metric.value for metric in run.metrics}
     assert points["patches", 2] == 4
     assert points["error", 1] == 0.125
     assert points["kept.layer_1", 0] == 9
     assert points["macs_g", 0] == 0.5
-    assert len(content.metrics) == len(points)  # the layer that was written twice is sent once
-    assert {path.name for path in content.artifacts} == {"spec.json", "record.json", "search.log"}
+    assert len(run.metrics) == len(points)  # the layer that was written twice is sent once
+    assert {path.name for path in run.artifacts} == {"spec.json", "record.json", "search.log"}
 
 
 def test_an_evaluation_is_a_run_of_its_name(described, config):
     checkpoint = {"file": "deit.pth", "sha256": "0" * 64}
     spec = specs.evaluate_spec(config, "demo", "deit_tiny", checkpoint)
-    content = described("deit_tiny", spec, {"top1": 72.25, "top5": 91.0, "val_loss": 1.5})
-    assert content.name == "deit_tiny"
-    assert content.tags["kind"] == "evaluate"
-    assert content.params["checkpoint.file"] == "deit.pth"
-    points = {metric.key: metric.value for metric in content.metrics}
+    run = described("deit_tiny", spec, {"top1": 72.25, "top5": 91.0, "val_loss": 1.5})
+    assert run.name == "deit_tiny"
+    assert run.tags["kind"] == "evaluate"
+    assert run.params["checkpoint.file"] == "deit.pth"
+    points = {metric.key: metric.value for metric in run.metrics}
     assert points["final_top1"] == 72.25
 
 
 def test_a_runs_page_says_what_how_where_how_long_and_how_to_make_it_again(described, config):
     spec = specs.train_spec(config, "demo", "dynamic_deit_tiny")
     note = described("dynamic_deit_tiny", spec, {"top1": 95.5, "val_images": 599}).tags[runs.NOTE]
-    for said in (
+    for messages in (
         "**Training** in the setting `demo`",
         "`dynamic_deit_tiny_patch16_224` (embed_dim=48, img_size=24",
         "data: digits, 10 classes", "recipe: `dynamicvit` (epochs 8", "starts from `deit_tiny`",
@@ -74,7 +74,7 @@ def test_a_runs_page_says_what_how_where_how_long_and_how_to_make_it_again(descr
         "    snakemake results/demo/runs/dynamic_deit_tiny/train.json --profile demo --forcerun "
         "results/demo/runs/dynamic_deit_tiny/train.json",
     ):  # fmt: skip
-        assert said in note
+        assert messages in note
 
 
 def test_the_command_names_the_record_of_every_kind_of_job(config):
@@ -93,12 +93,12 @@ def test_figures_and_claims_are_shown_beside_tables(tmp_path, config):
     for name in ("table1.csv", "table1.md", "table1.partial.md", "claims.csv", "claims.html",
                  "pareto.png", "pareto.svg", "pareto.csv", "odd.png"):  # fmt: skip
         (folder / name).write_text("a,b\n1,2\n")
-    found = sync.Results(tmp_path)
-    shown = {content.name: content for content in map(found.describe, found.items())}
-    assert {name: content.tags["kind"] for name, content in shown.items()} == {
+    disk = sync.Results(tmp_path)
+    shown = {run.name: run for run in map(disk.describe, disk.items())}
+    assert {name: run.tags["kind"] for name, run in shown.items()} == {
         "table1": "table", "claims": "claims", "pareto": "figure",
     }  # fmt: skip
-    files = {name: [path.name for path in one.artifacts] for name, one in shown.items()}
+    files = {name: [path.name for path in run.artifacts] for name, run in shown.items()}
     assert files == {"table1": ["table1.csv", "table1.md"], "claims": ["claims.csv", "claims.html"],
                      "pareto": ["pareto.png", "pareto.svg", "pareto.csv"]}  # fmt: skip
     assert shown["table1"].tags["table"] == "1"
@@ -116,8 +116,8 @@ def test_a_run_without_a_record_shows_the_code_of_its_last_start(tmp_path, confi
     unknown = {"commit": None, "dirty": None, "reason": "git is not installed where it ran"}
     for code in (known, unknown):
         log.write("start", epochs=20, epoch=0, step=0, code=code)
-    found = sync.Results(tmp_path)
-    (source,) = found.attempts()
-    tags = found.describe(source).tags
+    disk = sync.Results(tmp_path)
+    (source,) = disk.attempts()
+    tags = disk.describe(source).tags
     assert (tags["commit"], tags["dirty"]) == ("unknown", "unknown")
     assert tags["commit_reason"] == unknown["reason"]

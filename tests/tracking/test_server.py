@@ -133,9 +133,9 @@ def test_live_through_a_server_that_dies_it_loses_and_doubles_nothing(
         for folder in folders:
             finish(folder)
         subprocess.run([*COMMAND, str(root), "--once"], cwd=REPO, check=True)
-        found = shown(root)
-        assert {name for name, _ in found} == set(names)
-        for (name, _), (run, points) in found.items():
+        runs = shown(root)
+        assert {name for name, _ in runs} == set(names)
+        for (name, _), (run, points) in runs.items():
             per_epoch = {key: point for key, point in points.items() if key[0] in ("loss", "top1")}
             assert per_epoch == expected(root / "results/demo/runs" / name / "attempts/1")
             assert run.info.status == "FINISHED"
@@ -151,8 +151,8 @@ def is_shown(name: str, epoch: int) -> bool:
     client, named = MlflowClient(os.environ["MLFLOW_TRACKING_URI"]), f"run_name = '{name}'"
     try:
         experiment = client.get_experiment_by_name("demo")
-        found = experiment and client.search_runs([experiment.experiment_id], f"attributes.{named}")
-        history = client.get_metric_history(found[0].info.run_id, "loss") if found else []
+        runs = experiment and client.search_runs([experiment.experiment_id], f"attributes.{named}")
+        history = client.get_metric_history(runs[0].info.run_id, "loss") if runs else []
     except MlflowException:
         return False
     return any(point.step == epoch for point in history)

@@ -75,10 +75,10 @@ def test_failed_then_running_then_replaced(root, new_sync, attempt):
     dead = {"launcher": "local", "host": os.uname().nodename, "job_id": "999999", "started": "1"}
     records.write_json(folder / "job.json", dead)
     write_epochs(folder, 1, 1)
-    mine = new_sync()
+    current = new_sync()
 
     def status() -> str:
-        assert mine.catch_up()
+        assert current.catch_up()
         return shown(root)["deit_tiny", "1"][0].info.status
 
     assert status() == "RUNNING"  # killed, without an error: to be resumed
@@ -114,16 +114,16 @@ def test_a_deleted_folder_made_anew_is_another_run(root, new_sync, attempt):
         shown(root)
 
 
-def test_a_run_deleted_in_the_ui_stays_so_and_bars_no_other(root, new_sync, attempt, said):
+def test_a_run_deleted_in_the_ui_stays_so_and_bars_no_other(root, new_sync, attempt, messages):
     folder = attempt("deit_tiny")
     write_epochs(folder, 1, 1)
-    mine = new_sync()
-    mine.catch_up()
-    mine.client.delete_run(shown(root)["deit_tiny", "1"][0].info.run_id)
+    current = new_sync()
+    current.catch_up()
+    current.client.delete_run(shown(root)["deit_tiny", "1"][0].info.run_id)
     write_epochs(folder, 2, 2)
     write_epochs(attempt("evo_deit_tiny"), 1, 1)
-    mine.catch_up()
-    assert mine.catch_up(), said
+    current.catch_up()
+    assert current.catch_up(), messages
     assert set(shown(root)) == {("evo_deit_tiny", "1")}
 
 
@@ -141,29 +141,29 @@ def test_a_table_is_a_new_run_only_when_it_changes(root, new_sync):
         assert run.data.tags["table"] == "1"
 
 
-def test_a_damaged_attempt_bars_no_other(root, new_sync, attempt, said):
+def test_a_damaged_attempt_bars_no_other(root, new_sync, attempt, messages):
     (attempt("deit_small") / "spec.json").write_text("{")
     write_epochs(attempt("evo_deit_tiny"), 1, 1)
-    mine = new_sync()
-    assert not mine.catch_up()
-    assert not mine.catch_up()
+    current = new_sync()
+    assert not current.catch_up()
+    assert not current.catch_up()
     assert set(shown(root)) == {("evo_deit_tiny", "1")}
-    assert len(said) == 1
-    assert "deit_small/attempts/1 can't be read" in said[0]
+    assert len(messages) == 1
+    assert "deit_small/attempts/1 can't be read" in messages[0]
 
 
 def test_an_answer_that_got_lost_makes_no_second_run(root, new_sync, attempt):
     """The server made the run, but the sync never heard of it."""
     write_epochs(attempt("deit_tiny"), 1, 2)
-    mine = new_sync()
-    mine._connect()
-    make = mine.client.create_run
+    current = new_sync()
+    current._connect()
+    make = current.client.create_run
 
     def lost(*arguments, **values):
         make(*arguments, **values)
         raise ConnectionError("reset by peer")
 
-    mine.client.create_run = lost
-    assert not mine.catch_up()
-    assert mine.catch_up()
+    current.client.create_run = lost
+    assert not current.catch_up()
+    assert current.catch_up()
     assert len(shown(root)) == 1

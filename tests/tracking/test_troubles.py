@@ -27,34 +27,34 @@ def test_the_database_has_the_rights_that_the_umask_gives(database):
     assert {path.name for path in database.parent.iterdir()} <= {"mlflow.db", "results"}
 
 
-def test_a_database_that_a_kill_left_half_made_is_to_be_moved_away(root, new_sync, attempt, said):
+def test_a_database_that_a_kill_left_half_made_is_to_be_moved_away(root, new_sync, attempt, messages):
     (root / "mlflow.db").unlink()
     change(root / "mlflow.db", "CREATE TABLE spans (trace_id INTEGER)")
     assert not new_sync().catch_up()
-    assert ".damaged" in said[0]
+    assert ".damaged" in messages[0]
 
 
-def test_a_damaged_database_is_to_be_moved_away(root, new_sync, attempt, said):
+def test_a_damaged_database_is_to_be_moved_away(root, new_sync, attempt, messages):
     write_epochs(attempt("deit_tiny"), 1, 2)
     path = root / "mlflow.db"
     path.write_text("not a database")
-    mine = new_sync()
-    assert not mine.catch_up()
-    assert not mine.catch_up()
-    assert mine.unusable
-    assert len(said) == 1
-    assert f"mv {path} {path}.damaged" in said[0]
+    current = new_sync()
+    assert not current.catch_up()
+    assert not current.catch_up()
+    assert current.unusable
+    assert len(messages) == 1
+    assert f"mv {path} {path}.damaged" in messages[0]
 
 
-def test_a_database_of_another_mlflow_names_both_remedies(root, new_sync, attempt, said):
+def test_a_database_of_another_mlflow_names_both_remedies(root, new_sync, attempt, messages):
     write_epochs(attempt("deit_tiny"), 1, 2)
     change(root / "mlflow.db", "UPDATE alembic_version SET version_num = 'ffffffffffff'")
-    mine = new_sync()
-    assert not mine.catch_up()
-    assert mine.unusable
-    assert "mlflow db upgrade sqlite:///" in said[0]
-    assert "MLFLOW_TRACKING_URI" in said[0]
-    assert "\n" not in said[0]
+    current = new_sync()
+    assert not current.catch_up()
+    assert current.unusable
+    assert "mlflow db upgrade sqlite:///" in messages[0]
+    assert "MLFLOW_TRACKING_URI" in messages[0]
+    assert "\n" not in messages[0]
 
 
 @pytest.mark.parametrize(
@@ -87,48 +87,48 @@ def test_an_unusable_database_opens_no_ui(root, monkeypatch):
         ui.main(root)
 
 
-def test_an_experiment_deleted_in_the_ui_loses_nothing_once_it_is_restored(root, new_sync, attempt, said):
+def test_an_experiment_deleted_in_the_ui_loses_nothing_once_it_is_restored(root, new_sync, attempt, messages):
     folder = attempt("deit_tiny")
     write_epochs(folder, 1, 2)
     table = root / "results/cifar10/table1.csv"
     table.parent.mkdir(parents=True)
     table.write_text("a,b\n1,2\n")
-    mine = new_sync()
-    assert mine.catch_up()
-    number = mine.experiments["demo"]
-    mine.client.delete_experiment(number)
+    current = new_sync()
+    assert current.catch_up()
+    number = current.experiments["demo"]
+    current.client.delete_experiment(number)
     write_epochs(folder, 3, 3)
     table.write_text("a,b\n1,3\n")
-    for each in (mine, mine, new_sync()):  # also one that begins only now
+    for each in (current, current, new_sync()):  # also one that begins only now
         assert not each.catch_up()
-    assert len(said) == 2
-    for sentence in said:
+    assert len(messages) == 2
+    for sentence in messages:
         assert f"mlflow experiments restore --experiment-id {number}" in sentence
-    others = mine.client.search_runs([mine.experiments["cifar10"]])
+    others = current.client.search_runs([current.experiments["cifar10"]])
     assert len(others) == 2  # the other settings go on
-    mine.client.restore_experiment(number)
+    current.client.restore_experiment(number)
     finish(folder)
-    assert mine.catch_up(), said
+    assert current.catch_up(), messages
     run, points = shown(root)["deit_tiny", "1"]
     assert points.items() >= expected(folder).items()
     assert run.info.status == "FINISHED"
 
 
-def test_a_run_restored_after_it_was_deleted_gets_the_rest(root, new_sync, attempt, said):
+def test_a_run_restored_after_it_was_deleted_gets_the_rest(root, new_sync, attempt, messages):
     folder = attempt("deit_tiny")
     write_epochs(folder, 1, 1)
-    mine = new_sync()
-    mine.catch_up()
+    current = new_sync()
+    current.catch_up()
     run_id = shown(root)["deit_tiny", "1"][0].info.run_id
-    mine.client.delete_run(run_id)
+    current.client.delete_run(run_id)
     for epoch in (2, 3):
         write_epochs(folder, epoch, epoch)
-        assert mine.catch_up(), said
-    assert len(said) == 1
-    assert f"mlflow runs restore --run-id {run_id}" in said[0]
-    mine.client.restore_run(run_id)
+        assert current.catch_up(), messages
+    assert len(messages) == 1
+    assert f"mlflow runs restore --run-id {run_id}" in messages[0]
+    current.client.restore_run(run_id)
     write_epochs(folder, 4, 4)
-    assert mine.catch_up()
+    assert current.catch_up()
     assert shown(root)["deit_tiny", "1"][1] == expected(folder)
 
 

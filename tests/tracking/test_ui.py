@@ -40,6 +40,6 @@ def test_another_database_where_one_is_named(opened):
 
 def test_of_a_server_only_its_address_is_said(opened, capsys):
     opened("http://user:secret@host:5000")
-    said = capsys.readouterr().out
-    assert "http://host:5000" in said
-    assert "secret" not in said
+    messages = capsys.readouterr().out
+    assert "http://host:5000" in messages
+    assert "secret" not in messages

@@ -161,8 +161,8 @@ def what_ended(attempt: Attempt, ended: Status) -> str:
 def why_failed(attempt: Attempt, ended: Status, say) -> str:
     """Return one sentence about the job's end.
 
-    Unless the error is a sentence of our own, report the traceback or the log of the process that
-    failed first before.
+    If the error is no sentence of our own, first report the traceback or the log of the process that
+    failed first.
     """
     logs, job = attempt.folder / "logs", attempt.job()
     errors = attempt.errors()

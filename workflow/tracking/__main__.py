@@ -14,7 +14,7 @@ WAIT_FOR_LAST_PASS_S = 120  # of a follower that is just ending
 
 
 def main() -> None:
-    parser = command_line.parser(__doc__)
+    parser = command_line.parser(__doc__, prog="python -m workflow.tracking")
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--once", action="store_true", help="catch up and end")
     mode.add_argument("--follow", action="store_true", help="keep up while a job waits or runs")

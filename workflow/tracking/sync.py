@@ -8,6 +8,7 @@ Jobs know nothing of MLflow, so MLflow away, locked or broken costs a training n
 is imported in the follower's process only.
 """
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -71,9 +72,12 @@ def finish(follower: subprocess.Popen, root: Path = records.ROOT, patience_s: fl
         print(text, file=sys.stderr, flush=True)
 
     follower.stdin.close()
-    if Results(root).a_job_lives():
-        say("Jobs go on. MLflow shows what they do from the next start, or while `python -m workflow.tracking "
-            "--follow` runs.")  # fmt: skip
+    with contextlib.suppress(OSError, ConfigError):  # the follower's sentence about them comes below
+        if Results(root).a_job_lives():
+            say(
+                "Jobs go on. MLflow shows what they do from the next start, or while "
+                "`python -m workflow.tracking --follow` runs."
+            )
     uri = tracking_uri(root)
     try:
         code = follower.wait(patience_s if uri.startswith(SQLITE) else 0)
@@ -82,10 +86,12 @@ def finish(follower: subprocess.Popen, root: Path = records.ROOT, patience_s: fl
         follower.returncode = 0  # nobody waits for it, and Python need not warn of it
         return
     if code:
-        say(f"Not everything is in MLflow yet ({root / LOG} says why); `python -m workflow.tracking --once` "
-            "catches up.")  # fmt: skip
-        lines = (root / LOG).read_text(errors="replace").splitlines() if (root / LOG).exists() else []
-        say("\n".join(f"  {line}" for line in lines[-2:-1]))  # the reason, then that it ended
+        say(
+            f"Not everything is in MLflow yet ({root / LOG} says why); `python -m workflow.tracking --once` catches up."
+        )
+        if code > 0 and (root / LOG).exists():  # not killed: its last lines are the reason, and that it ended
+            for line in (root / LOG).read_text(errors="replace").splitlines()[-2:-1]:
+                say(f"  {line}")
     elif uri == default_uri(root):
         say("MLflow: `mlflow ui` shows every run.")
     else:
@@ -174,9 +180,9 @@ class Results:
     def items(self) -> Iterator[Source]:
         """Yield tables, the ledger of claims, and figures."""
         for name, setting in self.config.settings.items():
-            items = [f"{table}{part}.csv" for table in (*self.config.items["tables"], CLAIMS)
-                     for part in ("", ".partial")]  # fmt: skip
-            items += [f"{figure}.png" for figure in self.config.items["figures"]]
+            items = [f"{figure}.png" for figure in self.config.items["figures"]]
+            for table in (*self.config.items["tables"], CLAIMS):
+                items += [f"{table}.csv", f"{table}.partial.csv"]
             for item in items:
                 path = self.root / setting["results"] / item
                 if path.exists():
@@ -409,16 +415,17 @@ class Sync:
                 for key in stored.metrics
                 for metric in self.client.get_metric_history(stored.run_id, key)
             }
-        metrics = []
+        new = {}
         for metric in run.metrics:
             if (metric.key, metric.step) not in stored.steps:
-                stored.steps.add((metric.key, metric.step))
-                metrics.append(Metric(*metric))
+                new.setdefault((metric.key, metric.step), metric)
+        metrics = [Metric(*metric) for metric in new.values()]
         params = [Param(key, value) for key, value in run.params.items() if key not in stored.params]
         tags = [RunTag(key, value) for key, value in run.tags.items() if stored.tags.get(key) != value]
         while metrics or params or tags:
             self.client.log_batch(stored.run_id, metrics[:800], params[:100], tags[:100])
             metrics, params, tags = metrics[800:], params[100:], tags[100:]
+        stored.steps |= new.keys()  # only now that all have arrived
         stored.metrics = dict.fromkeys(key for key, _ in stored.steps)
         stored.params = stored.params | run.params
         stored.tags = stored.tags | run.tags
