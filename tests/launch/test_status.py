@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from workflow.campaign import specs, targets
+from workflow.campaign import kinds, specs, targets
 from workflow.launch import forecast, progress, status, submit
 from workflow.launch.slurm import Queue
 from workflow.storage import attempts, locks, records
