@@ -26,9 +26,13 @@ HOSTS = {
 SIZE = {"deit": 32, "levit": 128}
 both = pytest.mark.parametrize(
     ("host", "schedule"),
-    [("deit", "layer"), ("deit", "stage"), ("levit", "stage"),
-     pytest.param("levit", "layer", marks=pytest.mark.integration)],  # takes long to trace
-)  # fmt: skip
+    [
+        ("deit", "layer"),
+        ("deit", "stage"),
+        pytest.param("levit", "stage", marks=pytest.mark.integration),  # LeViT takes long to trace
+        pytest.param("levit", "layer", marks=pytest.mark.integration),
+    ],
+)
 
 
 @both

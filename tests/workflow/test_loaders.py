@@ -109,8 +109,12 @@ class Ending:
     ("number", "sentence"),
     [
         (signal.SIGKILL, "A loader process was killed (signal 9), as the kernel does"),
-        (signal.SIGBUS, "The loader processes found no room in shared memory (/dev/shm has "),
-        (0, "A loader process ended with code 3"),
+        pytest.param(
+            signal.SIGBUS,
+            "The loader processes found no room in shared memory (/dev/shm has ",
+            marks=pytest.mark.integration,
+        ),
+        pytest.param(0, "A loader process ended with code 3", marks=pytest.mark.integration),
     ],
 )
 def test_a_lost_process_of_a_training_is_one_sentence(

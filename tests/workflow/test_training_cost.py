@@ -45,6 +45,7 @@ def test_only_models_that_train_from_scratch_with_the_papers_recipe_are_measured
     assert {model["recipe"]["epochs"] for model in models} == {300}
 
 
+@pytest.mark.integration
 def test_reduced_models_keep_fewer_bytes(spec):
     results = training_cost.measure_section(spec(extrapolate_to=[8]))
     assert results["bytes_are"] == "counted"
@@ -126,6 +127,7 @@ def test_fp16_on_a_cpu_is_refused(spec, measurement):
         measurement.measure_section(spec(precision="fp16") | {"batch_size": 2})
 
 
+@pytest.mark.integration
 def test_steps_in_turns_are_those_of_the_last_epochs(spec, monkeypatch):
     monkeypatch.setattr(timing, "ROUND_S", 0.0)
     found = training_speed.measure_section(spec(rounds=5) | {"batch_size": 2})
