@@ -54,7 +54,7 @@ def for_gpus(monkeypatch):
     return switch
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", ["deit", pytest.param("levit", marks=pytest.mark.integration)])
 def test_the_form_for_gpus(host, for_gpus):
     model, images = HOSTS[host](schedule="stage"), small.images(size=SIZE[host])
     with torch.no_grad():

@@ -24,6 +24,7 @@ def test_a_second_mirror_ends_at_once(root):
     assert "Another mirror is at work" in ended.stdout
 
 
+@pytest.mark.integration
 def test_snakemakes_mirror_ends_with_a_last_pass(root, attempt, capsys):
     folder = attempt("deit_tiny")
     write_epochs(folder, 1, 2)
@@ -34,6 +35,7 @@ def test_snakemakes_mirror_ends_with_a_last_pass(root, attempt, capsys):
     assert shown(root)["deit_tiny", "1"][1] == expected(folder)
 
 
+@pytest.mark.integration
 def test_a_killed_mirror_is_made_good_for_at_the_end(root, attempt, capsys):
     folder = attempt("deit_tiny")
     mirror = tracking.start_mirror(root)

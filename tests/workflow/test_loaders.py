@@ -38,6 +38,7 @@ def started(monkeypatch):
     return processes
 
 
+@pytest.mark.integration
 def test_workers_stay_from_epoch_to_epoch_and_end_with_the_training(site, tiny_spec, started):
     random = {"mixup": 0.8, "random_erasing": 0.5, "hflip": 0.5, "crop_scale": [0.3, 1.0]}
     spec = tiny_spec("evo_deit_tiny", epochs=2, **random)

@@ -87,6 +87,7 @@ def test_counted_bytes_are_those_of_weights_gradients_moments_and_kept_tensors(s
     assert known
 
 
+@pytest.mark.integration
 def test_running_out_of_memory_is_a_result(spec, monkeypatch):
     measure_once = training_cost.measure_once
 
