@@ -16,7 +16,8 @@ LOCK := $(or $(patsubst $(VENV)/.%,%,$(firstword $(wildcard $(VENV)/.requirement
 endif
 NEWEST_PYTHON = $(if $(findstring cuda13,$(LOCK)),14,13)
 
-MODELS = tests/models tests/evovit tests/baselines
+# tests that compute in their own process
+COMPUTING = tests/models tests/evovit tests/baselines tests/train tests/bench tests/data
 WAITING = tests/slurm tests/tracking
 ATMOST =
 
@@ -54,8 +55,8 @@ test-unit: $(INSTALLED)
 # two at once starved each other's jobs on two cores. The last ones mostly wait, so three at once; CI
 # ends them after half an hour (ATMOST).
 test-whole: $(INSTALLED)
-	@$(RUN) python -m pytest -n 2 --dist loadfile --durations 10 -m integration $(MODELS)
-	@$(RUN) python -m pytest --durations 10 -m integration $(addprefix --ignore ,$(MODELS) $(WAITING)) $(TESTS)
+	@$(RUN) python -m pytest -n 2 --dist loadfile --durations 10 -m integration $(COMPUTING)
+	@$(RUN) python -m pytest --durations 10 -m integration $(addprefix --ignore ,$(COMPUTING) $(WAITING)) $(TESTS)
 	@$(RUN) $(ATMOST) python -m pytest -n 3 --dist loadfile --durations 10 -m integration $(WAITING) $(TESTS)
 
 ui: $(INSTALLED)

@@ -74,6 +74,7 @@ def killed_in_the_second(monkeypatch, module, name: str) -> list:
     return returned
 
 
+@pytest.mark.integration
 def test_a_sweep_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     model = {"run": "tiny", "name": "plain_deit_tiny_patch16_224"}
     model["kwargs"] = {"img_size": 32, "embed_dim": 24, "num_heads": 3, "depth": 2}

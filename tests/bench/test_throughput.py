@@ -197,6 +197,7 @@ def refusing(*ignored):
     raise modes.Refused("EvoVisionTransformer can't be captured as a CUDA graph: it waits")
 
 
+@pytest.mark.integration
 def test_a_model_that_the_mode_refuses_leaves_the_others(monkeypatch):
     breaking(monkeypatch, refusing)
     dense, evo = throughput.measure_group(spec())["methods"]

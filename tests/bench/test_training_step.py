@@ -45,6 +45,7 @@ def test_only_models_that_train_from_scratch_with_the_papers_recipe_are_measured
     assert {model["recipe"]["epochs"] for model in models} == {300}
 
 
+@pytest.mark.integration
 def test_reduced_models_keep_fewer_bytes(spec):
     results = training_step.measure_cost(spec(extrapolate_to=[8]))
     assert results["bytes_are"] == "counted"
@@ -86,6 +87,7 @@ def test_counted_bytes_are_those_of_weights_gradients_moments_and_kept_tensors(s
     assert known
 
 
+@pytest.mark.integration
 def test_running_out_of_memory_is_a_result(spec, monkeypatch):
     measure_once = training_step.measure_once
 
@@ -126,6 +128,7 @@ def test_fp16_on_a_cpu_is_refused(spec, measure):
         measure(spec(precision="fp16") | {"batch_size": 2})
 
 
+@pytest.mark.integration
 def test_interleaved_steps_are_those_of_the_last_epochs(spec, monkeypatch):
     monkeypatch.setattr(throughput, "TIMING_S", 0.0)
     results = training_step.measure_speed(spec(rounds=5) | {"batch_size": 2})

@@ -79,6 +79,7 @@ def started(monkeypatch):
     return processes
 
 
+@pytest.mark.integration
 def test_workers_stay_from_epoch_to_epoch_and_end_with_the_training(site, tiny_spec, started):
     random = {"mixup": 0.8, "random_erasing": 0.5, "hflip": 0.5, "crop_scale": [0.3, 1.0]}
     spec = tiny_spec("evo_deit_tiny", epochs=2, **random)
@@ -150,8 +151,12 @@ class Ending:
     ("number", "sentence"),
     [
         (signal.SIGKILL, "A loader process was killed (signal 9), as the kernel does"),
-        (signal.SIGBUS, "The loader processes found no room in shared memory (/dev/shm has "),
-        (0, "A loader process ended with code 3"),
+        pytest.param(
+            signal.SIGBUS,
+            "The loader processes found no room in shared memory (/dev/shm has ",
+            marks=pytest.mark.integration,
+        ),
+        pytest.param(0, "A loader process ended with code 3", marks=pytest.mark.integration),
     ],
 )
 def test_a_lost_process_of_a_training_is_one_sentence(number, sentence, site, tiny_spec, monkeypatch, started):
@@ -196,6 +201,8 @@ def test_a_shared_memory_that_is_too_small_is_one_sentence(size, site, tiny_spec
         [*mount, sys.executable, "-c", code, arguments], cwd=ROOT, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("workflow.data.worker_processes.LoaderError: The loader processes found no room")
-    assert "--shm-size" in last
+    # not always the last line: the second of the killed loaders may report its bus error later
+    errors = [line for line in done.stderr.splitlines() if line.startswith("workflow.")]
+    assert len(errors) == 1
+    assert errors[0].startswith("workflow.data.worker_processes.LoaderError: The loader processes found no room")
+    assert "--shm-size" in errors[0]

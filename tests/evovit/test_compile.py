@@ -27,9 +27,13 @@ HOSTS = {
 SIZE = {"deit": 32, "levit": 128}
 both = pytest.mark.parametrize(
     ("host", "schedule"),
-    [("deit", "layer"), ("deit", "stage"), ("levit", "stage"),
-     pytest.param("levit", "layer", marks=pytest.mark.integration)],  # takes long to trace
-)  # fmt: skip
+    [
+        ("deit", "layer"),
+        ("deit", "stage"),
+        pytest.param("levit", "stage", marks=pytest.mark.integration),  # LeViT takes long to trace
+        pytest.param("levit", "layer", marks=pytest.mark.integration),
+    ],
+)
 
 
 @both
@@ -46,7 +50,7 @@ def for_gpus(monkeypatch):
     return lambda: monkeypatch.setattr(deferred, "saves_time", lambda x: True)
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", ["deit", pytest.param("levit", marks=pytest.mark.integration)])
 def test_the_form_for_gpus(host, for_gpus):
     model, images = HOSTS[host](schedule="stage"), small.images(size=SIZE[host])
     with torch.no_grad():

@@ -27,7 +27,7 @@ DEMO = ("--profile", "demo")
 
 def times(root: Path) -> dict[str, int]:
     """When each record and the table were made."""
-    paths = [*root.glob("results/demo/*/**/*.json"), *root.glob("results/demo/*.csv")]
+    paths = [*root.glob("results/demo/**/*.json"), *root.glob("results/demo/*.csv")]
     made = [p for p in paths if "attempts" not in p.parts and p.name != "spec.json" and p.is_file()]
     return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in made}
 

@@ -70,7 +70,7 @@ for number, gpus in (("1", 1), ("2", 1), ("3", 4)):
     attempt = Attempt(Path(sys.argv[1]) / number)
     job = Probe(attempt.spec, {}, str(attempt.folder))
     place = {"slurm_extra": "--nodelist=node1"} if gpus == 1 else {"nodes": 2}
-    resources = {"runtime": 5, "gpus": gpus, "cpus_per_task": 1, "mem_mb": 1000, **place}
+    resources = {"runtime": 5, "gpus": gpus, "cpus_per_task": 1, "mem_mb": 2000, **place}
     submit.submit_to_slurm(attempt, job, resources)
 """
 

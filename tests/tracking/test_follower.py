@@ -25,6 +25,7 @@ def test_a_second_sync_ends_at_once(root):
         assert "Another MLflow sync is at work" in once(root).stdout
 
 
+@pytest.mark.integration
 def test_snakemakes_follower_ends_with_a_last_pass(root, attempt, capsys):
     folder = attempt("deit_tiny")
     write_epochs(folder, 1, 2)
@@ -35,6 +36,7 @@ def test_snakemakes_follower_ends_with_a_last_pass(root, attempt, capsys):
     assert shown(root)["deit_tiny", "1"][1] == expected(folder)
 
 
+@pytest.mark.integration
 def test_a_follower_whose_snakemake_is_killed_ends_with_a_last_pass(root, attempt):
     folder = attempt("deit_tiny")
     write_epochs(folder, 1, 2)

@@ -17,6 +17,7 @@ from workflow.tracking import sync
 LIVE_S = 30
 
 
+@pytest.mark.integration
 def test_an_unreachable_server_costs_a_sentence(root, attempt, monkeypatch):
     """And no more time than a file takes, nearly all of it MLflow's import: nothing is retried."""
 

@@ -81,11 +81,11 @@ def assert_same_end(site, run, first, second):
     ("run", "epochs", "kills"),
     [
         ("evo_deit_tiny", 2, (1, 2, 4, 5, 6, 8)),
-        ("svite_deit_tiny", 4, (1, 4, 5, 8, 12)),
-        ("ia_red2_deit_tiny", 2, (1, 4, 5, 8)),
-        ("dynamic_deit_tiny", 2, (1, 4, 5, 8)),
         ("levit_128s", 2, (2, 5, 8)),
-        ("evo_levit_128s", 3, (4, 10, 13)),
+        pytest.param("svite_deit_tiny", 4, (1, 4, 5, 8, 12), marks=pytest.mark.integration),
+        pytest.param("ia_red2_deit_tiny", 2, (1, 4, 5, 8), marks=pytest.mark.integration),
+        pytest.param("dynamic_deit_tiny", 2, (1, 4, 5, 8), marks=pytest.mark.integration),
+        pytest.param("evo_levit_128s", 3, (4, 10, 13), marks=pytest.mark.integration),
     ],
 )
 def test_killed_at_any_step_it_ends_with_the_same_bits(run, epochs, kills, site, tiny_spec, with_needed, run_and_kill):

@@ -77,6 +77,7 @@ def test_on_a_gpu_the_kernels_compute_what_the_reference_does():
         assert_close(kernels._launch(*found), kernels.reference(*found), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(kernels.triton is None, reason="this torch comes without Triton")
 def test_the_kernels_compute_what_the_reference_does():
     """In a process of its own: Triton decides at its import whether it interprets."""
