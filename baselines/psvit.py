@@ -226,7 +226,7 @@ class SlimVisionTransformer(TokenDroppingTransformer):
         same = len(self._present[layer]) == len(before)
         return None if same else getattr(self, f"rows_{layer}")
 
-    def run(self, x: Tensor, first: int, end: int, maps: FeatureMaps | None = None) -> Tensor:
+    def run_blocks(self, x: Tensor, first: int, end: int, maps: FeatureMaps | None = None) -> Tensor:
         """Run blocks ``first`` to before ``end`` on the tokens that the layer before ``first`` computed."""
         for layer in range(first, end):
             rows = self.rows(layer)
@@ -238,7 +238,7 @@ class SlimVisionTransformer(TokenDroppingTransformer):
     def forward_tokens(self, images: Tensor, maps: FeatureMaps | None = None) -> Tensor:
         """Return normed tokens (B, 1 + n, C) of images: the class token and the last layer's patches."""
         x = self.embed(images, maps)
-        return self.norm(self.run(x, 0, len(self.blocks) if maps is None else maps.end, maps))
+        return self.norm(self.run_blocks(x, 0, len(self.blocks) if maps is None else maps.end, maps))
 
     def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return weights with timm's keys (``qkv``) under our keys."""
@@ -364,8 +364,8 @@ class TopDownSearch:
         layer = self.model.depth - 2 - len(self.layers)
         block = self.model.blocks[layer]
         above = set(self.layers[-1].patches if self.layers else ())
-        x = self._batched(self.images, lambda images: self.model.run(self.model.embed(images), 0, layer))
-        target = self._batched(x, lambda part: self.model.run(part, layer, layer + 2))
+        x = self._batched(self.images, lambda images: self.model.run_blocks(self.model.embed(images), 0, layer))
+        target = self._batched(x, lambda part: self.model.run_blocks(part, layer, layer + 2))
         scores = self._batched(x, lambda part: importance(self.model, layer, part) * len(part), gather=sum)
         order = scores.argsort(descending=True, stable=True).tolist()
         candidates = [index for index in order if index not in above]
@@ -402,7 +402,9 @@ class TopDownSearch:
         """Return the relative squared error of the next layer's output, from the layer's input x."""
         with torch.no_grad():
             parts = zip(x.split(self.batch_size), target.split(self.batch_size), strict=True)
-            lost = sum((self.model.run(part, layer, layer + 2) - goal).double().square().sum() for part, goal in parts)
+            lost = 0.0
+            for part, goal in parts:
+                lost += (self.model.run_blocks(part, layer, layer + 2) - goal).double().square().sum()
             return (lost / target.double().square().sum()).item()
 
     def _fine_tune(self, layer: int, x: Tensor, target: Tensor, optimizer, generator: torch.Generator) -> None:
@@ -411,7 +413,7 @@ class TopDownSearch:
         for _ in range(self.steps):
             drawn = torch.randperm(len(x), generator=generator)[: self.batch_size].to(x.device)
             goal = target[drawn]
-            lost = (self.model.run(x[drawn], layer, layer + 2) - goal).square().sum()
+            lost = (self.model.run_blocks(x[drawn], layer, layer + 2) - goal).square().sum()
             gradients = torch.autograd.grad(lost / goal.square().sum(), weights)
             for weight, gradient in zip(weights, gradients, strict=True):
                 weight.grad = gradient

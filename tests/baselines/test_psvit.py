@@ -112,7 +112,7 @@ def test_importance_is_the_masked_product_written_out():
     model, images = dense(), pictures(3)
     layer, above = 8, [[1, 5, 6], [5, 6], []]
     model.set_patches([EVERYTHING] * 9 + above)
-    x = model.run(model.embed(images), 0, layer)
+    x = model.run_blocks(model.embed(images), 0, layer)
     with torch.no_grad():
         scores = importance(model, layer, x)
         values = model.blocks[layer].attn.project(model.blocks[layer].norm1(x), None)[2].abs()
@@ -156,7 +156,7 @@ def test_patches_join_by_importance_until_the_error_is_small():
     while not running.done:
         above = set(running.layers[-1].patches if running.layers else ())
         layer = running.model.depth - 2 - len(running.layers)
-        x = running.model.run(running.model.embed(running.images), 0, layer)
+        x = running.model.run_blocks(running.model.embed(running.images), 0, layer)
         order = importance(running.model, layer, x).argsort(descending=True, stable=True).tolist()
         result = running.next_layer()
         joined = [patch for patch in order if patch not in above]

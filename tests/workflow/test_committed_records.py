@@ -126,8 +126,8 @@ def bar_cells(row: dict | None) -> list[str]:
     shown = f"**{float(row['speedup']):.2f}**"
     if row["low"]:
         shown += f" ({float(row['low']):.2f}-{float(row['high']):.2f})"
-    doubts = " ?" * bool(row["suspect"]) + " missed" * (row["met"] == "False")
-    return [row["bar"], shown + doubts]
+    marks = " ?" * bool(row["warnings"]) + " missed" * (row["met"] == "False")
+    return [row["bar"], shown + marks]
 
 
 def test_the_bars_are_shown_as_they_were_measured():
@@ -139,6 +139,13 @@ def test_the_bars_are_shown_as_they_were_measured():
     for section, model in shown:
         cells = [cell for p in ("fp32", "bf16") for cell in bar_cells(rows.get((section, model, p)))]
         assert f"| {' | '.join([section, model, *cells])} |".replace("|  ", "| ") in text
+
+
+def test_most_published_speedups_carry_no_warning():
+    """A mark that nearly every speed-up carries warns nobody."""
+    published = re.findall(r"\*\*[\d.]+\*\* \([\d.]+-[\d.]+\)(?: \*)?( \?)?", SPEEDS.read_text())
+    assert len(published) > 100
+    assert sum(map(bool, published)) < len(published) / 2
 
 
 def test_the_bars_are_those_of_their_records():

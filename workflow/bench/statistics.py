@@ -12,7 +12,7 @@ LEAST_ROUNDS = 5  # with fewer no interval is known
 RESAMPLES = 4000
 CONFIDENCE = 0.95
 NARROW = 0.04  # interval of a speed-up, as a share of it, with which no more rounds are made
-WIDE = 0.05  # an interval of a speed-up that is wider than this share of it brings a warning
+WIDE = 0.10  # an interval of a speed-up that is wider than this share of it (5 % to each side) brings a warning
 
 
 def quartiles(values: list[float]) -> list[float]:

@@ -4,7 +4,7 @@ Measurements warn of three things, and all else that they observe is data in the
 
 - ``other_processes``: somebody else used the device or its processors;
 - ``throttled``: the device slowed its clock down;
-- ``wide_interval``: the interval of a speed-up is wider than 5 % of it.
+- ``wide_interval``: the interval of a speed-up is wider than 10 % of it (about 5 % to each side).
 
 Records from before hold sentences (`suspect`); they are read as ``unclassified``.
 
