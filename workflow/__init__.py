@@ -1,1 +1,1 @@
-"""Everything that runs experiments, by the place where it runs: login/, node/, paper/."""
+"""The pipeline: from YAML to jobs, from jobs to records, from records to tables and figures."""
