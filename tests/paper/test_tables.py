@@ -297,7 +297,7 @@ def test_without_records_every_printed_row_stands_and_nothing_else(table, empty)
 
 
 def test_every_row_that_is_printed_with_numbers_can_be_measured(config):
-    assert set(config.items["tables"]) == set(TABLES)
+    assert set(config.items["tables"]) >= set(TABLES)
     for table in TABLES:
         names = printed.names(config, table)
         ours = {tuple(row[name] for name in names) for row in config.items["tables"][table]}
