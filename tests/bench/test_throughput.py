@@ -167,7 +167,7 @@ def test_every_baseline_of_table_2_can_be_timed(config):
 
 
 def test_fp16_on_a_cpu_is_refused():
-    with pytest.raises(MeasurementError, match="needs a GPU"):
+    with pytest.raises(benchmarks.BenchmarkError, match="needs a GPU"):
         throughput.measure_group(spec(precision="fp16"))
 
 

@@ -1,9 +1,8 @@
-"""Throughput: models in interleaved rounds, in one process that has the device to itself.
+"""Measure throughput: models in interleaved rounds, in one process that has the device to itself.
 
-The models of a benchmark group of items.yaml are timed together. The first is the baseline of the
-others' speed-ups and is timed before and after each of them, A B A C A B A C ... A: what drifts,
-drifts under the baseline, too. Before a model is timed, its outputs are compared with those of the
-same weights in fp32 with unfused attention.
+The models of a benchmark group of items.yaml are timed together. The first is the baseline of the others' speed-ups and
+is timed before and after each of them, A B A C A B A C ... A: what drifts, drifts under the baseline, too. Before a
+model is timed, its outputs are compared with those of the same weights in fp32 with unfused attention.
 """
 
 import time
@@ -22,6 +21,7 @@ from workflow.bench.process import MeasurementError, PartialResults, environment
 from workflow.campaign import benchmarks
 from workflow.data import loaders
 from workflow.runtime import device as devices
+from workflow.runtime.distributed import DistributedContext
 from workflow.storage.warnings import read as read_warnings
 from workflow.storage.warnings import to_json
 from workflow.train import factory, macs
@@ -33,9 +33,9 @@ LAUNCHES = 3
 TIMING_S = 0.5  # a model's timing in a round is at least one pass and about this long
 MOST_PASSES = 1000
 MOST_ROUNDS = 2  # times as many as asked for, while a speed-up's interval is not narrow
-# Of `distance`; another image's logits are 1.4 away. Below fp32 other tokens are selected where
-# scores nearly tie: with random weights all models were off by less than 0.15, but for one whose
-# scores are alike (`near_ties`, as the model says), which was by 0.4.
+# The largest `distance` of right outputs; the logits of another image are 1.4 away. Below fp32 other tokens are
+# selected where scores nearly tie: with random weights all models were less than 0.15 away, except one with similar
+# scores (a model says so by `near_ties`), which was 0.4 away.
 TOLERANCE = {"fp32": 2e-3, "bf16": 0.3, "fp16": 0.3}
 NEAR_TIES = 0.7
 
@@ -46,15 +46,13 @@ def measure_group(spec: dict, site: dict | None = None, folder: Path | None = No
     Each batch size is a partial result that is kept in `folder`. Returns the record's results.
 
     Raises:
+        BenchmarkError: for a configuration that can't run.
         DeviceError: for a device or a precision that the machine does not have.
-        MeasurementError: for a configuration that can't run, or outputs that are wrong.
+        MeasurementError: for outputs that are wrong.
     """
-    modes.check_configuration(spec)
+    benchmarks.check(spec)
     warnings.filterwarnings("ignore", message=".*(TF32|tf32|TensorFloat32).*")
-    torch.set_num_threads(spec["threads"])
-    modes.set_backends()
-    device = devices.choose(spec["device"])
-    devices.check_precision(spec["precision"], device, "measure fp16 there")
+    device = modes.set_up(spec)
     results = {"device": devices.describe(device)}
     partial_results = PartialResults(folder, spec, results["device"])
     machine = partial_results.get("machine", partial(roofline.measure_machine, spec["precision"], device))
@@ -70,7 +68,7 @@ def measure_group(spec: dict, site: dict | None = None, folder: Path | None = No
 
 
 def measure_or_run_out(spec: dict, site: dict | None, device: torch.device, machine: dict) -> dict:
-    """Return `measure_batch_size`'s results, or that nothing fits into memory."""
+    """Return the results of `measure_batch_size`, or the note that nothing fits into memory."""
     torch.manual_seed(0)
     try:
         results = measure_batch_size(spec, site, device, machine)
@@ -121,7 +119,7 @@ def measure_batch_size(spec: dict, site: dict | None, device: torch.device, mach
 
 
 def nothing_fits(spec: dict) -> dict:
-    """Return what is recorded where the models of a group do not fit into memory together."""
+    """Return the results for a group whose models do not fit into memory together."""
     methods = []
     for model in spec["models"]:
         module = factory.build_model(model, "meta").eval()
@@ -138,14 +136,16 @@ def make_inputs(
 ) -> tuple[list[Tensor], list[str] | None]:
     """Return each model's images (B, 3, H, W), and the names of the images.
 
-    The images are real ones where models have trained weights, and else noise without names.
+    Models with trained weights get real images; the others get noise, which has no names.
     """
     names = None
     of_size = {}
     for size in {factory.image_size(module) for module in modules}:
         if "images" in spec:
             config = {**IMAGENET, "input_size": (3, *size)}
-            of_size[size], names = loaders.named_images(spec["images"], site, config, spec["batch_size"], device)
+            images = spec["images"]
+            source = loaders.ImageSource(images["data"], site, images, config, DistributedContext(device))
+            of_size[size], names = source.spaced(spec["batch_size"])
         else:
             of_size[size] = torch.randn(spec["batch_size"], 3, *size, device=device)
     return [of_size[factory.image_size(module)] for module in modules], names
@@ -167,7 +167,7 @@ def describe(model: dict, module: nn.Module, images: Tensor) -> dict:
     }
     if "weights" not in model:
         method["macs_g"] = macs.count(module, tuple(images.shape[1:])) / 1e9
-    elif images.device.type == "meta":  # without weights and images nobody knows
+    elif images.device.type == "meta":  # they depend on weights and images
         method["macs_g"] = None
     else:
         counts = macs.per_image(module, images)
@@ -194,8 +194,7 @@ class TimedModel:
 def prepare(module: nn.Module, images: Tensor, spec: dict, device: torch.device) -> TimedModel:
     """Return the model ready to be timed.
 
-    Raises MeasurementError for outputs that are not the reference's, modes.Refused,
-    torch.OutOfMemoryError.
+    Raises MeasurementError for outputs that are not the reference's, modes.Refused, torch.OutOfMemoryError.
     """
     reference = make_reference(module, images, spec, device)
     module, images = modes.cast(module, images, spec)
@@ -209,7 +208,8 @@ def prepare(module: nn.Module, images: Tensor, spec: dict, device: torch.device)
     if device.type == "cuda":
         method["peak_memory_mib"] = peak_memory(run, module, images, device) / 2**20
     if method["cuda_graph"]:
-        run = modes.captured(module, run, images)
+        with modes.refused(module, "captured as a CUDA graph"):
+            run = modes.CapturedPass(run, images)
         images = run.images
     if reference is not None:
         outputs = seeded(run, images)
@@ -222,8 +222,7 @@ def prepare(module: nn.Module, images: Tensor, spec: dict, device: torch.device)
 def operations_of(run: Run, images: Tensor) -> list[tuple[str, int, int]]:
     """Return the operations of a pass of the uncompiled model, for the roofline.
 
-    Where that needs more memory than there is, which a compiled pass may not, they are those of
-    half of the images, scaled.
+    If memory runs out, which a compiled pass may avoid, the operations of half of the images are scaled.
     """
     try:
         return roofline.operations(run, images)
@@ -252,10 +251,10 @@ def peak_memory(run: Run, module: nn.Module, images: Tensor, device: torch.devic
 
 
 def make_reference(module: nn.Module, images: Tensor, spec: dict, device: torch.device) -> Tensor | None:
-    """Return logits in fp32 with unfused attention, to which those with the mode's are equal.
+    """Return logits in fp32 with unfused attention, after a check that the mode's attention gives the same ones.
 
-    Returns None if they need more memory than there is, which what is timed may not. Raises
-    MeasurementError if they are not equal.
+    Returns None if they need more memory than there is; the timed path may need less. Raises MeasurementError if the
+    mode's attention gives others.
     """
     try:
         modes.set_attention(module, "paper")
@@ -432,8 +431,7 @@ def time_launch(run: Run, images: Tensor, device: torch.device) -> float:
 def summarise(models: list[TimedModel], watch: monitor.Monitor, baseline: dict, spec: dict, machine: dict) -> None:
     """Complete the methods of the timed models: rates, speed-ups and each speed-up's two ceilings.
 
-    `baseline` is the method of the group's first model; if it ran out of memory, there is no
-    speed-up.
+    `baseline` is the method of the group's first model; if it ran out of memory, there is no speed-up.
     """
     fuses = spec["mode"] == "compiled"
     least_s = [roofline.seconds(model.operations, machine, fuses) for model in models]
