@@ -129,7 +129,7 @@ class CapturedPass:
         return self.output
 
 
-def uncompiled(module: nn.Module, spec: dict, device: torch.device) -> Run:
+def uncompiled(module: nn.Module, spec: dict) -> Run:
     """Return a pass of the uncompiled module.
 
     In mode amp each pass casts the weights anew, as autocast does where a model is called once.
@@ -138,25 +138,25 @@ def uncompiled(module: nn.Module, spec: dict, device: torch.device) -> Run:
         return module
 
     def run(images: Tensor) -> Tensor:
-        with torch.autocast(device.type, DTYPES[spec["precision"]], cache_enabled=False):
+        with torch.autocast(spec["device"], DTYPES[spec["precision"]], cache_enabled=False):
             return module(images)
 
     return run
 
 
-def wants_graph(spec: dict, device: torch.device) -> bool:
+def wants_graph(spec: dict) -> bool:
     """Return whether passes at this batch size are replayed as a CUDA graph."""
-    return device.type == "cuda" and spec["mode"] != "paper" and spec["batch_size"] <= spec["cuda_graphs"]
+    return spec["device"] == "cuda" and spec["mode"] != "paper" and spec["batch_size"] <= spec["cuda_graphs"]
 
 
-def make_run(module: nn.Module, images: Tensor, spec: dict, device: torch.device) -> Run:
+def make_run(module: nn.Module, images: Tensor, spec: dict) -> Run:
     """Return the mode's forward pass of a module and images that were cast.
 
     A compiled pass is one graph with its weights as constants. Raises Refused for a model that can't be compiled:
     nothing else is timed instead.
     """
     if spec["mode"] != "compiled":
-        return uncompiled(module, spec, device)
+        return uncompiled(module, spec)
     with refused(module, "compiled"):
         run = torch.compile(module, fullgraph=True, dynamic=False, options=OPTIONS)
         run(images)

@@ -116,7 +116,7 @@ def process_environment(spec: dict) -> dict[str, str]:
 
 def choose_processors(count: int, allowed: set[int]) -> set[int]:
     """Return `count` of the allowed processors, of different cores where there are enough."""
-    used = Counter()  # how many processors of each core come before
+    used: Counter[str] = Counter()  # how many processors of each core come before
     ranked = []
     for number in sorted(allowed):
         siblings = TOPOLOGY / f"cpu{number}/topology/thread_siblings_list"

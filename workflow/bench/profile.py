@@ -65,11 +65,11 @@ def profile_model(model: dict, spec: dict, device: torch.device) -> Profile:
     with torch.inference_mode():
         module = modes.make_model(model, device)
         (images,), _ = throughput.make_inputs([module], spec, None, device)
-        timed = throughput.prepare(module, images, spec, device)
+        timed = throughput.prepare(module, images, spec)
         activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
         with profiler(activities=[activity]) as trace:
             started = time.perf_counter()
-            throughput.time_passes(timed.run, timed.images, PASSES, device)
+            timed.time_passes(PASSES)
             wall_ms = 1000 * (time.perf_counter() - started) / PASSES
     return Profile(wall_ms, per_kernel(trace.key_averages(), device))
 

@@ -95,13 +95,16 @@ def measure_batch_size(spec: dict, site: dict | None, device: torch.device, mach
             method = describe(model, module, images)
             methods.append(method)
             try:
-                prepared = prepare(module, images, spec, device)
+                prepared = prepare(module, images, spec)
+            except modes.Refused as error:
+                if method is methods[0]:
+                    raise
+                method["out_of_memory"] = False
+                method["refused"] = str(error)
             except RuntimeError as error:
-                method["out_of_memory"] = devices.is_out_of_memory(error)
-                if not method["out_of_memory"]:
-                    if not isinstance(error, modes.Refused) or method is methods[0]:
-                        raise
-                    method["refused"] = str(error)
+                if not devices.is_out_of_memory(error):
+                    raise
+                method["out_of_memory"] = True
             else:
                 method |= prepared.method
                 prepared.method = method
@@ -190,23 +193,90 @@ class TimedModel:
     spans: list[tuple[float, float]] = field(default_factory=list)  # time.time() of its timings
     launch_s: float | None = None  # what the host takes to ask a GPU for one pass
 
+    @property
+    def device(self) -> torch.device:
+        """Return the device of the images."""
+        return self.images.device
 
-def prepare(module: nn.Module, images: Tensor, spec: dict, device: torch.device) -> TimedModel:
+    def warm_up(self) -> None:
+        """Run a few passes, and decide how many make a timing of a round."""
+        self.time_passes(WARM_UP_PASSES)
+        if self.device.type == "cuda":
+            self.launch_s = min(self.time_launch() for _ in range(LAUNCHES))
+        seconds = self.time_passes(WARM_UP_PASSES) / WARM_UP_PASSES
+        self.passes = min(MOST_PASSES, max(1, round(TIMING_S / seconds)))
+
+    def time_once(self) -> None:
+        """Time the model once, and keep its rate, its span and, at batch 1, each pass's latency."""
+        began = time.time()
+        if len(self.images) == 1:
+            latencies = self.time_each()
+            self.latencies += latencies
+            seconds = sum(latencies)
+        else:
+            seconds = self.time_passes(self.passes)
+        self.spans.append((began, time.time()))
+        self.rates.append(self.passes * len(self.images) / seconds)
+
+    def time_passes(self, passes: int) -> float:
+        """Return the seconds of `passes` forward passes, from an idle device to an idle device.
+
+        A GPU measures them by its own clock (events), so that a busy host does not count.
+        """
+        run = self.run
+        images = self.images
+        synchronise(self.device)
+        if self.device.type == "cuda":
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first.record()
+            for _ in range(passes):
+                run(images)
+            last.record()
+            synchronise(self.device)
+            return first.elapsed_time(last) / 1000
+        started = time.perf_counter()
+        for _ in range(passes):
+            run(images)
+        return time.perf_counter() - started
+
+    def time_each(self) -> list[float]:
+        """Return the seconds of each pass of a timing, from asking for it to having its result."""
+        device = self.device
+        seconds = []
+        for _ in range(self.passes):
+            synchronise(device)
+            started = time.perf_counter()
+            self.run(self.images)
+            synchronise(device)
+            seconds.append(time.perf_counter() - started)
+        return seconds
+
+    def time_launch(self) -> float:
+        """Return the seconds until an idle GPU has been asked for a pass, without its result."""
+        synchronise(self.device)
+        started = time.perf_counter()
+        self.run(self.images)
+        seconds = time.perf_counter() - started
+        synchronise(self.device)
+        return seconds
+
+
+def prepare(module: nn.Module, images: Tensor, spec: dict) -> TimedModel:
     """Return the model ready to be timed.
 
     Raises MeasurementError for outputs that are not the reference's, modes.Refused, torch.OutOfMemoryError.
     """
-    reference = make_reference(module, images, spec, device)
+    reference = make_reference(module, images, spec)
     module, images = modes.cast(module, images, spec)
-    operations = operations_of(modes.uncompiled(module, spec, device), images)
-    run = modes.make_run(module, images, spec, device)
+    operations = operations_of(modes.uncompiled(module, spec), images)
+    run = modes.make_run(module, images, spec)
     method = {
         "check": None,
         "attention": roofline.attention_backends(operations),
-        "cuda_graph": modes.wants_graph(spec, device),
+        "cuda_graph": modes.wants_graph(spec),
     }
-    if device.type == "cuda":
-        method["peak_memory_mib"] = peak_memory(run, module, images, device) / 2**20
+    if images.is_cuda:
+        method["peak_memory_mib"] = peak_memory(run, module, images) / 2**20
     if method["cuda_graph"]:
         with modes.refused(module, "captured as a CUDA graph"):
             run = modes.CapturedPass(run, images)
@@ -215,7 +285,7 @@ def prepare(module: nn.Module, images: Tensor, spec: dict, device: torch.device)
         outputs = seeded(run, images)
         method["check"] = compare(outputs, reference, spec["precision"], module)
     model = TimedModel(run, images, method, operations)
-    warm_up(model, device)
+    model.warm_up()
     return model
 
 
@@ -236,8 +306,9 @@ def operations_of(run: Run, images: Tensor) -> list[tuple[str, int, int]]:
     return [(name, round(factor * flops), round(factor * moved)) for name, flops, moved in operations]
 
 
-def peak_memory(run: Run, module: nn.Module, images: Tensor, device: torch.device) -> int:
+def peak_memory(run: Run, module: nn.Module, images: Tensor) -> int:
     """Return the bytes of weights and images, and of what one more pass needs besides."""
+    device = images.device
     synchronise(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -250,7 +321,7 @@ def peak_memory(run: Run, module: nn.Module, images: Tensor, device: torch.devic
 # -- outputs are checked ------------------------------------------------------------------------
 
 
-def make_reference(module: nn.Module, images: Tensor, spec: dict, device: torch.device) -> Tensor | None:
+def make_reference(module: nn.Module, images: Tensor, spec: dict) -> Tensor | None:
     """Return logits in fp32 with unfused attention, after a check that the mode's attention gives the same ones.
 
     Returns None if they need more memory than there is; the timed path may need less. Raises MeasurementError if the
@@ -316,9 +387,9 @@ def time_in_rounds(models: list[TimedModel], rounds: int, device: torch.device) 
     heat_up(models, device)
     with monitor.start_monitor(device) as watch:
         while models and not are_enough(models, rounds):
-            time_round(models, device)
+            time_round(models)
         if len(models) > 1:
-            time_model(models[0], device)  # after the last of the others
+            models[0].time_once()  # after the last of the others
     return watch
 
 
@@ -327,7 +398,7 @@ def heat_up(models: list[TimedModel], device: torch.device) -> None:
     until = time.perf_counter() + HEAT_UP_S[device.type]
     while models and time.perf_counter() < until:
         for model in models:
-            time_passes(model.run, model.images, model.passes, device)
+            model.time_passes(model.passes)
 
 
 def are_enough(models: list[TimedModel], least: int) -> bool:
@@ -351,78 +422,14 @@ def baselines_of(models: list[TimedModel]) -> list[list[float] | None]:
     return [None, *(statistics.neighbours(rates, index, len(others)) for index in range(len(others)))]
 
 
-def time_round(models: list[TimedModel], device: torch.device) -> None:
+def time_round(models: list[TimedModel]) -> None:
     """Time each model but the first once, and the first, the baseline, before each of them."""
     baseline, *others = models
     for model in others:
-        time_model(baseline, device)
-        time_model(model, device)
+        baseline.time_once()
+        model.time_once()
     if not others:
-        time_model(baseline, device)
-
-
-def time_model(model: TimedModel, device: torch.device) -> None:
-    """Time a model once, and keep its rate, its span and, at batch 1, each pass's latency."""
-    began = time.time()
-    if len(model.images) == 1:
-        latencies = time_each(model.run, model.images, model.passes, device)
-        model.latencies += latencies
-        seconds = sum(latencies)
-    else:
-        seconds = time_passes(model.run, model.images, model.passes, device)
-    model.spans.append((began, time.time()))
-    model.rates.append(model.passes * len(model.images) / seconds)
-
-
-def warm_up(model: TimedModel, device: torch.device) -> None:
-    """Run a few passes, and find how many make a timing of a round."""
-    time_passes(model.run, model.images, WARM_UP_PASSES, device)
-    if device.type == "cuda":
-        model.launch_s = min(time_launch(model.run, model.images, device) for _ in range(LAUNCHES))
-    seconds = time_passes(model.run, model.images, WARM_UP_PASSES, device) / WARM_UP_PASSES
-    model.passes = min(MOST_PASSES, max(1, round(TIMING_S / seconds)))
-
-
-def time_passes(run: Run, images: Tensor, passes: int, device: torch.device) -> float:
-    """Return the seconds of `passes` forward passes, from an idle device to an idle device.
-
-    A GPU measures them by its own clock (events), so that a busy host does not count.
-    """
-    synchronise(device)
-    if device.type == "cuda":
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        first.record()
-        for _ in range(passes):
-            run(images)
-        last.record()
-        synchronise(device)
-        return first.elapsed_time(last) / 1000
-    started = time.perf_counter()
-    for _ in range(passes):
-        run(images)
-    return time.perf_counter() - started
-
-
-def time_each(run: Run, images: Tensor, passes: int, device: torch.device) -> list[float]:
-    """Return the seconds of each of `passes`, from asking for it to having its result."""
-    seconds = []
-    for _ in range(passes):
-        synchronise(device)
-        started = time.perf_counter()
-        run(images)
-        synchronise(device)
-        seconds.append(time.perf_counter() - started)
-    return seconds
-
-
-def time_launch(run: Run, images: Tensor, device: torch.device) -> float:
-    """Return the seconds until an idle GPU has been asked for a pass, without its result."""
-    synchronise(device)
-    started = time.perf_counter()
-    run(images)
-    seconds = time.perf_counter() - started
-    synchronise(device)
-    return seconds
+        baseline.time_once()
 
 
 # -- results ------------------------------------------------------------------------------------

@@ -327,5 +327,5 @@ def prepare(model: dict, spec: dict, device: torch.device) -> TimedModel:
         _, method["saved_bytes"] = count_bytes(training, batches)
         devices.free()
     timed = TimedModel(lambda images: training.train_step(batches), training.loader.images, method)
-    throughput.warm_up(timed, device)
+    timed.warm_up()
     return timed

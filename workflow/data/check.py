@@ -70,9 +70,8 @@ def check_classes(setting: str, num_classes: int, by_split: dict[str, ImageReade
     missing = sorted(set(range(num_classes)) - set(train.labels))
     if missing:
         raise DataError(
-            f"The training split of {setting} has no image of {len(missing)} of {num_classes} "
-            f"classes, the first {train.classes[missing[0]]!r}; add some, or correct num_classes "
-            f"({key})."
+            f"The training split of {setting} has no image of {len(missing)} of {num_classes} classes, the first "
+            f"{train.classes[missing[0]]!r}; add some, or correct num_classes ({key})."
         )
 
 

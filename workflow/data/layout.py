@@ -248,9 +248,8 @@ def check(setting: str, data: dict) -> None:
         if len(names) != data["num_classes"]:
             expected = "; ".join([shape, *differences])
             raise DataError(
-                f"{folder} holds {len(names)} class folders, not {data['num_classes']} "
-                f"(workflow/config/{key}); expected {expected}; "
-                "add what is missing, or move what is no class elsewhere."
+                f"{folder} holds {len(names)} class folders, not {data['num_classes']} (workflow/config/{key}); "
+                f"expected {expected}; add what is missing, or move what is no class elsewhere."
             )
     if differences:
         raise DataError(
@@ -264,8 +263,7 @@ def _flat(folder: Path, train: Path, key: str, shape: str) -> str:
     images = sum(kind == stat.S_IFREG for _, kind in _entries(folder))
     if images == 50_000 and any(folder.glob("ILSVRC2012_val_*.JPEG")):
         return (
-            f"{folder} is the flat ImageNet validation set of 50,000 files "
-            f"(workflow/config/{key}); move each image into its class folder, as in "
-            f"{train}/<wnid>/ (the ILSVRC2012 devkit's ground truth says which)."
+            f"{folder} is the flat ImageNet validation set of 50,000 files (workflow/config/{key}); move each image "
+            f"into its class folder, as in {train}/<wnid>/ (the ILSVRC2012 devkit's ground truth says which)."
         )
     return f"{folder} holds no class folders but {images} files (workflow/config/{key}); expected {shape}."

@@ -336,9 +336,8 @@ class HubReader(ImageReader):
             self.dataset = dataset.cast_column(self.image, datasets.Image(decode=False))
         except Exception as error:
             raise DataError(
-                f"{self.source}: the column {self.image!r} of type {dataset.features[self.image]} "
-                f"holds no images ({' '.join(str(error).split())}); name another by "
-                "`image_column` in workflow/config/settings.yaml."
+                f"{self.source}: the column {self.image!r} of type {dataset.features[self.image]} holds no images "
+                f"({' '.join(str(error).split())}); name another by `image_column` in workflow/config/settings.yaml."
             ) from None
         self.classes = self._classes(datasets, dataset.features[column], column, data)
         self.labels = self._labels(dataset[column][:], column)
@@ -368,9 +367,8 @@ class HubReader(ImageReader):
         if "int" in str(getattr(feature, "dtype", "")):
             return [str(label) for label in range(data["num_classes"])]
         raise DataError(
-            f"{self.source}: the column {column!r} is of type {feature}, and labels are whole "
-            "numbers or of type ClassLabel; convert it (cast_column), or name another by "
-            "`label_column` in workflow/config/settings.yaml."
+            f"{self.source}: the column {column!r} is of type {feature}, and labels are whole numbers or of type "
+            "ClassLabel; convert it (cast_column), or name another by `label_column` in workflow/config/settings.yaml."
         )
 
     def _labels(self, labels: list, column: str) -> list[int]:
@@ -447,8 +445,7 @@ def open_reader(data: dict, site: dict, split: str) -> ImageReader:
     except Exception as error:  # `datasets` raises many kinds for a data set that it can't load
         raise DataError(
             f"{data.get('reader') or path}: {split} can't be listed "
-            f"({' '.join(str(error).split()) or type(error).__name__}); "
-            "see `data` in workflow/config/settings.yaml."
+            f"({' '.join(str(error).split()) or type(error).__name__}); see `data` in workflow/config/settings.yaml."
         ) from None
 
 
@@ -494,9 +491,8 @@ def _check_unchanged(reader: ImageReader, checked: dict, site: dict, split: str)
     else:
         difference = f"it had {listed.get('images')} images and has {len(reader)}"
     raise DataError(
-        f"{Path(site['data_root']) / split} has changed since {path} was made ({difference}); "
-        f"restore it, or check it again: snakemake {path} --forcerun {path}, with your "
-        "--profile."
+        f"{Path(site['data_root']) / split} has changed since {path} was made ({difference}); restore it, or check it "
+        f"again: snakemake {path} --forcerun {path}, with your --profile."
     )
 
 

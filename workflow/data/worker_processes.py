@@ -87,9 +87,8 @@ def explain(error: BaseException) -> str | None:
     no_room = any(words in text for words in NO_ROOM)
     if -signal.SIGBUS in codes or (no_room and (free < FULL_BYTES or "shared memory" in text)):
         return (
-            f"The loader processes found no room in shared memory ({SHARED_MEMORY} has "
-            f"{size >> 20} MB); give it more (docker run --shm-size=8g), or set `workers: 0` in "
-            "workflow/config/settings.yaml."
+            f"The loader processes found no room in shared memory ({SHARED_MEMORY} has {size >> 20} MB); give it more "
+            "(docker run --shm-size=8g), or set `workers: 0` in workflow/config/settings.yaml."
         )
     if -signal.SIGKILL in codes:
         return (
@@ -99,9 +98,8 @@ def explain(error: BaseException) -> str | None:
     if codes:
         end = signal.Signals(-codes[0]).name if codes[0] < 0 else f"code {codes[0]}"
         return (
-            f"A loader process ended with {end}; its last messages are in the job's log. Started "
-            "again, the job goes on; if it happens again, set `workers: 0` in "
-            "workflow/config/settings.yaml to see the error itself."
+            f"A loader process ended with {end}; its last messages are in the job's log. Started again, the job goes "
+            "on; if it happens again, set `workers: 0` in workflow/config/settings.yaml to see the error itself."
         )
     return None
 

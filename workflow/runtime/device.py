@@ -87,9 +87,8 @@ def check_gpu(index: int = 0) -> None:
     if not served(capability, arches):
         lock = "requirements.lock" if capability < (7, 5) else "requirements-cuda13.lock"
         raise DeviceError(
-            f"{torch.cuda.get_device_name(index)} has compute capability "
-            f"{capability[0]}.{capability[1]}, and torch {torch.__version__} serves only "
-            f"{' '.join(arches)}; install with `make setup LOCK={lock}`."
+            f"{torch.cuda.get_device_name(index)} has compute capability {capability[0]}.{capability[1]}, and torch "
+            f"{torch.__version__} serves only {' '.join(arches)}; install with `make setup LOCK={lock}`."
         )
 
 
@@ -99,9 +98,8 @@ def choose(requested: str, local_rank: int = 0) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise DeviceError(
-            "The setting asks for device `cuda`, but torch sees no GPU on "
-            f"{platform.node()}; run where there is one or set `device: cpu` in "
-            "workflow/config/settings.yaml."
+            f"The setting asks for device `cuda`, but torch sees no GPU on {platform.node()}; run where there is one "
+            "or set `device: cpu` in workflow/config/settings.yaml."
         )
     check_gpu(local_rank)
     return torch.device("cuda", local_rank)

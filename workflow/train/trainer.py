@@ -108,10 +108,9 @@ def train(spec: dict, site: dict, folder: Path, context: DistributedContext) -> 
             if not device.is_out_of_memory(error):
                 raise
             raise TrainingError(
-                f"{spec['run']} runs out of memory with {trainer.loader.batch_size} images of a "
-                "process in one pass; set `device_batch` to fewer in its recipe "
-                "(workflow/config/): the global batch stays, and is accumulated. As the recipe is "
-                "another one then, the training starts anew."
+                f"{spec['run']} runs out of memory with {trainer.loader.batch_size} images of a process in one pass; "
+                "set `device_batch` to fewer in its recipe (workflow/config/): the global batch stays, and is "
+                "accumulated. As the recipe is another one then, the training starts anew."
             ) from error
         if not finished:
             trainer.report(f"Asked to stop: saved before step {trainer.step} of epoch {trainer.epoch}.")
@@ -128,8 +127,8 @@ def train(spec: dict, site: dict, folder: Path, context: DistributedContext) -> 
     results["unreached"] = trainer.unreached()
     results["val_images"] = len(trainer.val_loader.loader.dataset)
     if getattr(model, "cost_varies", False):
-        images, _ = trainer.images.spaced(min(MACS_IMAGES, results["val_images"]))
-        results["macs_per_image"] = macs.per_image(model, images)
+        sample, _ = trainer.images.spaced(min(MACS_IMAGES, results["val_images"]))
+        results["macs_per_image"] = macs.per_image(model, sample)
         results["macs_g"] = results["macs_per_image"]["mean_g"]
     else:
         results["macs_g"] = macs.count(model, trainer.images.model_cfg["input_size"]) / 1e9
