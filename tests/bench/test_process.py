@@ -66,7 +66,7 @@ def test_without_a_folder_nothing_is_kept():
 
 
 def killed_in_the_second(monkeypatch, module, name: str) -> list:
-    """Let the module's function of that name be killed in its second call; -> what it returned."""
+    """Let the module's function of that name be killed in its second call, and return its results."""
     function, returned = getattr(module, name), []
 
     def killed(*args, **kwargs):
