@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import torch
-from timm.data import resolve_model_data_config
 
 import evovit
 from workflow.data import loaders
@@ -21,8 +20,9 @@ spec = record["spec"]
 model = factory.build_model(spec["model"]).eval()
 model.load_state_dict(torch.load(folder / record["results"]["weights"]["path"], weights_only=True))
 site = {"data_root": folder.parent.parent / "digits", "workers": 0}
-config = resolve_model_data_config(model) | {"input_size": (3, *factory.image_size(model))}
-loader = loaders.eval_loader(spec["data"], site, spec["recipe"], config, DistributedContext(torch.device("cpu")))
+config = factory.data_config(model)
+context = DistributedContext(torch.device("cpu"))
+loader = loaders.ImageSource(spec["data"], site, spec["recipe"], config, context).validation()
 same = total = 0
 for images, _ in loader:
     exact = evovit.trace(model, images).kept[0]

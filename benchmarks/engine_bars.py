@@ -1,14 +1,12 @@
-"""What the training engine costs besides forward and backward, on this machine's CPU.
+"""Measure what the training engine costs besides forward and backward, on this machine's CPU.
 
     python -m benchmarks.engine_bars --images <folder of class folders> [--output x.csv]
 
-Prints how many images per second one core decodes and augments by the paper's recipe (the images
-repeated to a stream), the share of a training step on them that is not forward and backward, and
-the engine's overhead over a bare loop of the same model on the same random tensors, in interleaved
-rounds. Ends with code 1 if the overhead is not under its bar.
+Prints how many images per second one core decodes and augments by the paper's recipe (the images repeated to a stream),
+which share of a training step on them is not forward and backward, and the engine's overhead over a bare loop of the
+same model on the same random tensors, in interleaved rounds. Ends with code 1 if the overhead is not under its bar.
 """
 
-import csv
 import statistics
 import sys
 import tempfile
@@ -19,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from workflow import command_line
+from workflow.bench import bars
 from workflow.bench.process import restart_tuned
 from workflow.bench.training_step import Noise
 from workflow.campaign import specs
@@ -32,7 +31,9 @@ from workflow.train.trainer import Trainer
 
 BAR_PCT = 3.0  # the engine's overhead
 STREAM = 1024  # images, at least
-RUN, BATCH, STEPS = "deit_tiny", 16, 4
+RUN = "deit_tiny"
+BATCH = 16
+STEPS = 4
 PLAIN = {"mixup": 0.0, "cutmix": 0.0, "ema": None}  # a bare loop has none of them
 CPU = DistributedContext(torch.device("cpu"))
 
@@ -65,8 +66,8 @@ def repeat(folder: Path, root: Path) -> int:
 def loader_rate(spec: dict, site: dict) -> float:
     """Return the images per second that one core decodes and augments."""
     config = {"input_size": (3, 224, 224), "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    recipe = spec["recipe"]
-    batches = loaders.TrainLoader(spec["data"], site, recipe, config, 0, CPU).batches(0)
+    source = loaders.ImageSource(spec["data"], site, spec["recipe"], config, CPU)
+    batches = loaders.TrainLoader(source, seed=0).batches(0)
     next(batches)
     count = 0
     started = time.perf_counter()
@@ -143,6 +144,7 @@ def overhead_pct(config: Config, rounds: int) -> list[float]:
 
 
 def main() -> None:
+    """Measure and print what the command line asks for."""
     parser = command_line.parser(__doc__)
     parser.add_argument("--images", type=Path, help="folder of class folders with photographs")
     parser.add_argument("--rounds", type=int, default=15, help="of engine and bare loop")
@@ -172,11 +174,7 @@ def main() -> None:
     show("the engine over a bare loop of the same model", median, "%", f"  bar {BAR_PCT} %")
     print(f"{'(quartiles)':62}{low:8.2f} to {high:.2f} %")
     if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        with arguments.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        bars.write(arguments.output, rows)
     sys.exit(median >= BAR_PCT)
 
 

@@ -31,7 +31,7 @@ def test_outputs_are_the_reference_s(key, configuration):
         pytest.skip("of 16 patches, bf16 drops others than fp32: too small a model to compare")
     whole = spec(**configuration)
     with torch.inference_mode():
-        timed = throughput.prepare(families.build(key).eval(), families.images(key), whole, CPU)
+        timed = throughput.prepare(families.build(key).eval(), families.images(key), whole)
     assert timed.method["check"]["distance"] <= timed.method["check"]["tolerance"]
     dtype = torch.bfloat16 if configuration["precision"] == "bf16" else torch.float32
     assert timed.images.dtype == (torch.float32 if configuration["mode"] == "amp" else dtype)
@@ -43,7 +43,7 @@ def test_a_compiled_model_computes_the_same():
     whole = spec(mode="compiled", precision="fp32")
     model = families.build("evo_deit", depth=2, start_block=1, scores="random").eval()
     with torch.inference_mode():
-        timed = throughput.prepare(model, families.images("evo_deit"), whole, CPU)
+        timed = throughput.prepare(model, families.images("evo_deit"), whole)
     assert timed.run is not model
     assert timed.method["check"]["distance"] <= 1e-4
 
@@ -73,7 +73,7 @@ def test_what_can_not_be_compiled_is_said():
     whole = spec(mode="compiled", precision="fp32")
     model = families.build("ia_red2_deit").eval()
     with torch.inference_mode(), pytest.raises(MeasurementError, match="can't be compiled"):
-        throughput.prepare(model, families.images("ia_red2_deit"), whole, CPU)
+        throughput.prepare(model, families.images("ia_red2_deit"), whole)
 
 
 @pytest.mark.parametrize(("mode", "fused"), [("paper", False), ("fused", True), ("amp", True)])
@@ -100,7 +100,7 @@ def test_every_layer_of_a_fresh_model_counts():
     ],
 )
 def test_small_batches_of_a_gpu_are_replayed_as_graphs(configuration, device, graph):
-    assert modes.wants_graph(spec(**configuration), torch.device(device)) == graph
+    assert modes.wants_graph(spec(**configuration) | {"device": device}) == graph
 
 
 @pytest.mark.parametrize("size", [(32, 32), (35, 50)])  # the second leaves a margin unseen

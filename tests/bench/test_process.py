@@ -5,6 +5,7 @@ import pytest
 from workflow.bench import process, throughput, training_step
 from workflow.bench.process import PartialResults
 from workflow.campaign import specs
+from workflow.storage import records
 from workflow.storage.records import write_json
 
 SPEC = {"kind": "throughput", "batch_sizes": [1, 2]}
@@ -34,11 +35,16 @@ def test_a_partial_result_of_another_device_or_spec_is_measured_again(tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "name", ["workflow.bench.process.code_hash", "workflow.storage.records.versions", "platform.node"]
+    ("name", "value"),
+    [
+        ("workflow.storage.provenance.running", {"source_hash": "other", "versions": records.versions()}),
+        ("workflow.storage.records.versions", {"torch": "other"}),
+        ("platform.node", "other"),
+    ],
 )
-def test_a_partial_result_of_other_code_or_packages_or_another_host_is_measured_again(tmp_path, monkeypatch, name):
+def test_a_partial_result_of_other_code_packages_or_host_is_measured_again(tmp_path, monkeypatch, name, value):
     PartialResults(tmp_path, SPEC, "a GPU").get("b1", lambda: 1.5)
-    monkeypatch.setattr(name, lambda: "other")
+    monkeypatch.setattr(name, lambda: value)
     assert PartialResults(tmp_path, SPEC, "a GPU").get("b1", lambda: 2.5) == 2.5
 
 
@@ -60,7 +66,7 @@ def test_without_a_folder_nothing_is_kept():
 
 
 def killed_in_the_second(monkeypatch, module, name: str) -> list:
-    """Let the module's function of that name be killed in its second call; -> what it returned."""
+    """Let the module's function of that name be killed in its second call, and return its results."""
     function, returned = getattr(module, name), []
 
     def killed(*args, **kwargs):

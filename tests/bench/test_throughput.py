@@ -44,13 +44,13 @@ def test_the_job_measures_in_a_process_with_allocator_and_processors_set(tmp_pat
 
 def test_rounds_are_interleaved(monkeypatch):
     order = []
-    time_passes = throughput.time_passes
+    time_passes = throughput.TimedModel.time_passes
 
-    def noted(run, *rest):
-        order.append(id(run))
-        return time_passes(run, *rest)
+    def noted(model, passes):
+        order.append(id(model))
+        return time_passes(model, passes)
 
-    monkeypatch.setattr(throughput, "time_passes", noted)
+    monkeypatch.setattr(throughput.TimedModel, "time_passes", noted)
     models = [*spec()["models"], {**spec()["models"][1], "run": "again"}]
     dense, *others = throughput.measure_group(spec(models=models))["methods"]
     first, second, third = order[0], order[2], order[4]
@@ -167,7 +167,7 @@ def test_every_baseline_of_table_2_can_be_timed(config):
 
 
 def test_fp16_on_a_cpu_is_refused():
-    with pytest.raises(MeasurementError, match="needs a GPU"):
+    with pytest.raises(benchmarks.BenchmarkError, match="needs a GPU"):
         throughput.measure_group(spec(precision="fp16"))
 
 

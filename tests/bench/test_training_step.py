@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from workflow.bench import throughput, training_step
-from workflow.bench.process import MeasurementError
 from workflow.campaign import benchmarks
+from workflow.runtime.device import DeviceError
 
 SIZE = {"img_size": 64, "embed_dim": 24, "num_heads": 3, "depth": 6}
 
@@ -75,7 +75,8 @@ def test_counted_bytes_are_those_of_weights_gradients_moments_and_kept_tensors(s
     after, known = training_step.static_bytes(training)
     steps = 4 * len(list(training.model.parameters()))  # AdamW counts its steps
     assert after == 5 * weights + buffers + steps
-    with training_step.SavedTensors() as kept:
+    kept = training_step.SavedTensors()
+    with kept:
         a = torch.ones(1000, requires_grad=True)
         b = a.exp()  # keeps its result
         b.exp()
@@ -124,7 +125,7 @@ def test_larger_batches_are_compared_with_the_gpu_that_is_meant(spec):
 
 @pytest.mark.parametrize("measure", [training_step.measure_cost, training_step.measure_speed])
 def test_fp16_on_a_cpu_is_refused(spec, measure):
-    with pytest.raises(MeasurementError, match="fp16 needs a GPU"):
+    with pytest.raises(DeviceError, match="fp16 needs a GPU"):
         measure(spec(precision="fp16") | {"batch_size": 2})
 
 

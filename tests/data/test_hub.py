@@ -116,7 +116,7 @@ def test_the_columns_are_found_or_named(hub, columns, data, tmp_path):
     train = by_split["train"]
     assert (train.classes, train.labels) == (["cat", "dog"], [0, 1, 0, 1, 1, 1])
     assert len(set(train.names)) == 6
-    dataset = readers.StrictImageDataset("cache", reader=train, transform=lambda image: image)
+    dataset = readers.StrictImageDataset(train, lambda image: image)
     image, label = dataset[3]
     assert (image.getpixel((0, 0)), label) == ((3, 3, 3), 1)
     check.check_images(by_split, 0, tmp_path / "unusable.txt")

@@ -207,7 +207,7 @@ def test_what_is_not_used_is_refused_by_its_path_by_the_check_and_by_every_reade
         look_through(root)
     split = "val" if "val/" in UNUSED[change] else "train"
     with pytest.raises(DataError, match=UNUSED[change]):
-        readers.open_split({}, {"data_root": str(root)}, split)
+        readers.open_split({}, {"data_root": str(root)}, split, None)
 
 
 def test_links_are_followed_and_files_of_file_managers_are_left_out(root):

@@ -30,7 +30,7 @@ def test_each_validation_image_comes_once_whatever_the_number_of_processes(image
         counts = [
             len(labels)
             for context in contexts
-            for _, labels in loaders.eval_loader(spec["data"], site, spec["recipe"], config, context)
+            for _, labels in loaders.ImageSource(spec["data"], site, spec["recipe"], config, context).validation()
         ]
         assert sum(counts) == 20
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from workflow.data import check, layout, loaders, readers
 from workflow.data.layout import DataError
+from workflow.runtime.distributed import DistributedContext
 from workflow.storage import records
 from workflow.train import trainer
 
@@ -25,7 +27,7 @@ def test_a_bad_image_is_an_error_with_its_path_never_the_next_image(images, spli
     whole = path.read_bytes()
     path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello"}[damage])
     dataset = readers.open_split({}, {"data_root": images}, split, transform=lambda image: image)
-    index = dataset.filenames(absolute=True).index(str(path))
+    index = dataset.reader.names.index("4/1.png")
     with pytest.raises(DataError, match=f"{split}/4/1.png can't be decoded"):
         dataset[index]
 
@@ -103,7 +105,7 @@ def test_an_image_that_rgb_cannot_hold_is_refused_by_its_path(save, root):
     save(root / "train/b/x")
     with pytest.raises(DataError, match=rf"train/b/x\.\w+: {REFUSED[save]}"):
         look_through(root)
-    dataset = readers.open_split({}, {"data_root": str(root)}, "train")
+    dataset = readers.open_split({}, {"data_root": str(root)}, "train", None)
     with pytest.raises(DataError, match=rf"train/b/x\.\w+ can't be decoded \({REFUSED[save]}"):
         dataset[4]
 
@@ -144,17 +146,18 @@ def test_images_that_changed_after_the_check_are_refused(root):
     block = {"train": "train", "val": "val"}
     cfg = {"input_size": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.5,) * 3}
     recipe = {"interpolation": "bilinear", "crop_pct": 1.0}
-    assert len(loaders.eval_dataset(block, site(root), "val", recipe, cfg)) == 6
+    source = loaders.ImageSource(block, site(root), recipe, cfg, DistributedContext(torch.device("cpu")))
+    assert len(source.evaluation_set("val")) == 6
     picture().save(root / "val/a/9.png")
     with pytest.raises(DataError, match=r"val has changed since .*it had 6 images and has 7.*--forc"):
-        loaders.eval_dataset(block, site(root), "val", recipe, cfg)
+        source.evaluation_set("val")
     (root / "val/a/9.png").unlink()
     for split in ("train", "val"):
         (root / split / "b").rename(root / split / "0")
     with pytest.raises(DataError, match=r"class 0 was 'a' then and is '0' now"):
-        readers.open_split(block, site(root), "train")
+        readers.open_split(block, site(root), "train", None)
     keep(root)
-    assert len(readers.open_split(block, site(root), "train")) == 6
+    assert len(readers.open_split(block, site(root), "train", None)) == 6
     assert check.describe_images(site(root))["classes"] == ["0", "a", "c"]
 
 
@@ -165,7 +168,7 @@ def test_a_check_of_an_older_version_is_made_again(root):
     del record["results"]["classes"]
     records.write_json(path, record)
     with pytest.raises(DataError, match=r"data.json was made by an older version.*--forcerun"):
-        readers.open_split({}, site(root), "train")
+        readers.open_split({}, site(root), "train", None)
 
 
 # -- tar files --------------------------------------------------------------------------------------
@@ -285,7 +288,7 @@ def test_a_tars_contents_are_noted_in_the_results_not_beside_it(root, monkeypatc
     assert dataset[5][1] == 2
     monkeypatch.undo()
     pack(root / "train.tar", (*GOOD, "c/9.png"))  # another file: it is read anew
-    assert len(readers.open_split({}, site(root), "train.tar")) == 7
+    assert len(readers.open_split({}, site(root), "train.tar", None)) == 7
 
 
 def test_an_index_of_one_tar_file_is_not_taken_for_another(tmp_path):
@@ -388,7 +391,7 @@ def test_a_bad_image_in_a_tar_is_named(images, tmp_path):
     with pytest.raises(DataError, match=r"train.tar/4/1.png: "):
         check.check_images({"train": listing}, 0, tmp_path / "listed.txt")
     dataset = readers.open_split({}, {"data_root": tmp_path}, "train.tar", lambda image: image)
-    index = dataset.filenames().index("4/1.png")
+    index = dataset.reader.names.index("4/1.png")
     with pytest.raises(DataError, match=r"train.tar/4/1.png can't be decoded"):
         dataset[index]
 

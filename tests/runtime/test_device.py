@@ -64,7 +64,9 @@ def test_bf16_is_refused_where_a_gpu_would_emulate_it(monkeypatch):
         device.check_precision("bf16", torch.device("cuda"), "measure fp16 there")
     device.check_precision("fp16", torch.device("cuda"), "")
     device.check_precision("bf16", torch.device("cpu"), "")
-    with pytest.raises(device.DeviceError, match=r"for bf16 .*, or set `amp: null`.*recipes.yaml"):
+    with pytest.raises(device.DeviceError, match="fp16 needs a GPU; measure bf16 there"):
+        device.check_precision("fp16", torch.device("cpu"), "measure bf16 there")
+    with pytest.raises(device.DeviceError, match=r"for bf16 .*, or set `amp` in .*recipes.yaml: null runs"):
         factory.mixed_precision("bf16", torch.device("cuda"))
 
 

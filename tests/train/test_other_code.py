@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from workflow.paper import results as paper_results
 from workflow.storage import journal, provenance
@@ -223,48 +222,6 @@ def test_an_epoch_that_stands_twice_counts_as_the_checkpoint_has_it(spec, site, 
     assert [entry["epoch"] for entry in record["results"]["history"]] == [1, 2, 3]
     assert record["results"]["history"][0]["top1"] < 100
     assert record["results"]["restored_epochs"] == []
-
-
-def make_old(folder: Path) -> None:
-    """Leave of the checkpoints what they held before code and history were kept in them."""
-    for path in (folder / "checkpoints").glob("step-*.pt"):
-        state = torch.load(path, weights_only=True)
-        for key in ("code", "history"):
-            del state[key]
-        torch.save(state, path)
-
-
-def test_an_old_checkpoint_is_unknown_code_and_no_error(spec, site, folder, killed, config):
-    killed(spec, 4)
-    make_old(folder)
-    record = trainer.run(spec, site, folder)
-    assert [entry["epoch"] for entry in record["results"]["history"]] == [1, 2, 3]
-    assert "an unknown commit (it was made before code versions were noted)" in flags(record, config)
-    assert record["provenance"]["code"][0]["commit"] is None
-
-
-def test_what_nobody_knows_any_more_is_said_to_be_lost(spec, site, folder, killed, config):
-    killed(spec, 4)
-    make_old(folder)
-    lose(folder, b"\0\n")
-    results = trainer.run(spec, site, folder)
-    assert [entry["epoch"] for entry in results["results"]["history"]] == [2, 3]
-    assert results["results"]["lost_epochs"] == [1]
-    assert results["results"]["train_s"] is None
-    assert "their metrics are gone" in " ".join(notes(folder))
-    assert "the metrics of deit_tiny's epochs 1 are lost" in flags(results, config)
-    assert paper_results.describe_epochs([results], [])
-
-
-def test_a_lost_last_epoch_is_evaluated_again(spec, site, folder, config):
-    whole = trainer.run(spec, site, folder)["results"]
-    make_old(folder)
-    lose(folder, b"\0\n", epoch=3)
-    results = trainer.run(spec, site, folder)["results"]
-    assert [results[key] for key in ("top1", "top5")] == [whole[key] for key in ("top1", "top5")]
-    assert results["val_loss"] == pytest.approx(whole["val_loss"])
-    assert results["loss"] is None
-    assert results["lost_epochs"] == [3]
 
 
 def test_a_left_out_step_is_counted_though_its_line_is_lost(spec, site, folder, killed, monkeypatch, config):

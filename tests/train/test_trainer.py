@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from workflow.campaign import specs
+from workflow.runtime.device import DeviceError
 from workflow.storage import journal, records
 from workflow.train import trainer
-from workflow.train.factory import PrecisionError
 from workflow.train.trainer import TrainingError
 
 
@@ -51,7 +51,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence(site, tiny_spec)
 
 
 def test_fp16_on_a_cpu_is_refused(site, tiny_spec):
-    with pytest.raises(PrecisionError, match="needs a GPU"):
+    with pytest.raises(DeviceError, match="needs a GPU"):
         trainer.run(tiny_spec("deit_tiny", amp="fp16"), site, attempt(site, "deit_tiny"))
 
 

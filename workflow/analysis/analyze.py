@@ -27,6 +27,7 @@ from workflow.campaign import specs
 from workflow.data import check, layout, loaders, readers
 from workflow.data.layout import DataError, printable
 from workflow.runtime import device
+from workflow.runtime.distributed import DistributedContext
 from workflow.storage import records
 from workflow.storage.journal import Journal
 from workflow.train import checkpoints, factory
@@ -83,9 +84,11 @@ def save_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> dict:
 def batches(subject: Subject) -> Iterator[Tensor]:
     """Return batches (B, 3, H, W) of as many validation images as the spec asks for, at most all."""
     spec = subject.spec
-    dataset = loaders.eval_dataset(spec["data"], subject.site, "val", spec["recipe"], subject.config)
+    context = DistributedContext(subject.device)
+    source = loaders.ImageSource(spec["data"], subject.site, spec["recipe"], subject.config, context)
+    dataset = source.evaluation_set("val")
     spaced = loaders.spaced(len(dataset), spec["images"]["validation"])
-    loader = loaders.plain_loader(dataset, spaced, BATCH, subject.site, subject.config, subject.device)
+    loader = source.load(dataset, spaced, BATCH)
     return (images for images, _ in loader)
 
 
@@ -134,7 +137,7 @@ def _images(spec: dict, site: dict) -> Iterator[tuple[str, str | None, Image.Ima
     split = spec["data"]["val"]
     dataset = readers.open_split(spec["data"], site, split, transform=_same)
     for index in loaders.spaced(len(dataset), spec["images"]["validation"]):
-        yield f"{split}/{dataset.filename(index)}", None, dataset[index][0]
+        yield f"{split}/{dataset.reader.names[index]}", None, dataset[index][0]
     source = spec["images"].get("photographs")
     if not source:
         return

@@ -1,4 +1,4 @@
-"""Measurements of speed and memory: throughput, training steps and their ceilings."""
+"""Measure speed and memory: throughput, training steps and their ceilings."""
 
 from workflow.storage import provenance
 

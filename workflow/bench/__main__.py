@@ -8,7 +8,7 @@
     python -m workflow.bench import measured --root results
     python -m workflow.bench bars --device cpu
 
-All but `import` need torch and timm alone, so they can be carried to any GPU machine.
+All but `import` need only torch and timm, so they run on any GPU machine.
 """
 
 import argparse

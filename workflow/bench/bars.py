@@ -1,8 +1,7 @@
-"""Speed-ups over the dense twins, compared with the bars of benchmarks/speed_bars.yaml.
+"""Compare speed-ups over the dense models with the bars of benchmarks/speed_bars.yaml.
 
-`python -m workflow.bench bars` measures each benchmark group of the device (224 px, interleaved
-rounds, glibc's allocator tuned, threads pinned), prints every bar with the measured speed-up, and
-ends with code 1 if one is missed.
+`python -m workflow.bench bars` measures each benchmark group of the device (224 px, interleaved rounds, glibc's
+allocator tuned, threads pinned), prints every bar with the measured speed-up, and ends with code 1 if one is missed.
 """
 
 import argparse
@@ -29,10 +28,19 @@ CONFIGURATIONS = {
     "cpu": {"device": "cpu", "channels_last": False, "threads": 2},
     "cuda": {"device": "cuda", "channels_last": False, "threads": 8},
 }
-FIELDS = (
-    *("section", "model", "precision", "images_per_s", "speedup", "low", "high", "ceiling"),
-    *("bar", "met", "warnings"),
-)
+FIELDS = [
+    "section",
+    "model",
+    "precision",
+    "images_per_s",
+    "speedup",
+    "low",
+    "high",
+    "ceiling",
+    "bar",
+    "met",
+    "warnings",
+]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,8 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=DEVICES, default="cpu")
     parser.add_argument("--sections", nargs="+", help="only these benchmark groups")
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), help="both on a CPU, bf16 on a GPU")
-    graphs = "replay batches of up to N images as CUDA graphs (16; DeiT-T's, 256)"
-    parser.add_argument("--cuda-graphs", type=int, metavar="N", help=graphs)
     output = "write the rows there, their records into folder X"
     parser.add_argument("--output", type=Path, metavar="X.CSV", help=output)
 
@@ -60,9 +66,6 @@ def main(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None
         parser.error(f"--output {arguments.output}: name a file that ends in .csv")
     if not on_cpu and "fp32" in (arguments.precisions or ()):
         parser.error("--precisions fp32: the bars of a GPU are in bf16")
-    changes = {"rounds": arguments.rounds}
-    if arguments.cuda_graphs is not None:
-        changes["cuda_graphs"] = arguments.cuda_graphs
     folder = arguments.output and arguments.output.with_suffix("")
     precisions = arguments.precisions or (["fp32", "bf16"] if on_cpu else ["bf16"])
     rows = []
@@ -72,7 +75,7 @@ def main(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None
                 if group == TRAINING:
                     new = measure_training(precision, arguments.rounds, folder)
                 else:
-                    new = measure(arguments.device, group, precision, folder, **changes)
+                    new = measure(arguments.device, group, precision, arguments.rounds, folder)
             except process.MeasurementError as error:
                 sys.exit(f"ERROR: {group}: {error}")
             rows += new
@@ -88,11 +91,10 @@ def load_bars() -> dict:
     return yaml.safe_load(BARS.read_text())
 
 
-def measure(device: str, group: str, precision: str, folder: Path | None = None, **changes) -> list[dict]:
+def measure(device: str, group: str, precision: str, rounds: int, folder: Path | None) -> list[dict]:
     """Return one row of FIELDS per model of the group, dense first.
 
-    ``low`` and ``high`` bound the speed-up. The record is written into `folder`, too. `changes` are
-    further values of the benchmark configuration.
+    "low" and "high" bound the speed-up. The record is written into `folder`, too.
     """
     entry = load_bars()[device][group]
     profiles = Config.load().items["profiles"]
@@ -111,7 +113,7 @@ def measure(device: str, group: str, precision: str, folder: Path | None = None,
         "batch_size": entry["batch_size"],
         "models": models,
         "cuda_graphs": entry.get("cuda_graphs", 16),
-        **changes,
+        "rounds": rounds,
     }
     results = measure_spec(spec, folder)
     methods = zip(results["methods"], bars, strict=True)
@@ -134,22 +136,15 @@ def row_of(group: str, precision: str, method: dict, bar: float | None, results:
     reason = benchmarks.no_speed(method)
     if reason or method["speedup"] is None:
         return row | {"met": False, "warnings": reason or "its dense model has no speed"}
-    row |= speed_cells(method, method["ceilings"]["macs"], results)
-    row["met"] = "" if bar is None else method["speedup"] >= bar
-    return row
-
-
-def speed_cells(method: dict, ceiling: float, results: dict) -> dict:
-    """Return the cells of a method's speed, and the warnings about it and all of the record."""
     low, high = method["speedup_interval"]
-    texts = [warning.text for result in (method, results) for warning in warnings.read(result)]
-    return {
+    return row | {
         "images_per_s": round(method["images_per_s"], 2),
         "speedup": round(method["speedup"], 3),
         "low": round(low, 3),
         "high": round(high, 3),
-        "ceiling": round(ceiling, 3),
-        "warnings": "; ".join(texts),
+        "ceiling": round(method["ceilings"]["macs"], 3),
+        "met": "" if bar is None else method["speedup"] >= bar,
+        "warnings": "; ".join(warning.text for part in (method, results) for warning in warnings.read(part)),
     }
 
 
@@ -175,12 +170,17 @@ def measure_training(precision: str, rounds: int, folder: Path | None) -> list[d
     results = measure_spec(spec, folder)
     dense, evo = results["methods"]
     bars = load_bars()["training_step"][precision]
-    row = dict.fromkeys(FIELDS, "") | {"section": TRAINING, "precision": precision}
-    time = row | {"model": EVO, "bar": bars["speedup"], "met": evo["speedup"] >= bars["speedup"]}
-    time |= speed_cells(evo, dense["macs_g"] / evo["macs_g"], results)
+    evo |= {"run": EVO, "out_of_memory": False, "ceilings": {"macs": dense["macs_g"] / evo["macs_g"]}}
+    time = row_of(TRAINING, precision, evo, bars["speedup"], results)
     saved = evo["saved_bytes"] / dense["saved_bytes"]
-    memory = row | {"model": "  bytes saved, over dense", "bar": bars["saved_bytes"]}
-    memory |= {"speedup": round(saved, 3), "met": saved <= bars["saved_bytes"]}
+    memory = dict.fromkeys(FIELDS, "") | {
+        "section": TRAINING,
+        "model": "  bytes saved, over dense",
+        "precision": precision,
+        "speedup": round(saved, 3),
+        "bar": bars["saved_bytes"],
+        "met": saved <= bars["saved_bytes"],
+    }
     return [time, memory]
 
 
@@ -203,9 +203,9 @@ def line(row: dict) -> str:
 
 
 def write(path: Path, rows: list[dict]) -> None:
-    """Write the rows as CSV."""
+    """Write the rows, which have the same keys, as CSV."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
+        writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)

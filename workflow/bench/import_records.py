@@ -1,8 +1,8 @@
-"""Measurements that were made elsewhere become the workflow's.
+"""Import measurements that were made on another machine.
 
-`python -m workflow.bench import measured [--root results]` imports measured/throughput/<group>/
-<configuration>.json and measured/training/... (suite.py makes the former). A record is imported only
-if it is of what workflow/config/ asks for there; snakemake then takes the target as made.
+`python -m workflow.bench import measured [--root results]` imports measured/throughput/<group>/<configuration>.json,
+which suite.py makes, and measured/training/... A record is imported only if its spec is the one that workflow/config/
+asks for; snakemake then takes the target as made.
 """
 
 import sys
@@ -12,7 +12,7 @@ from workflow.campaign import kinds, schema, specs, targets
 from workflow.campaign.config import Config, ConfigError
 from workflow.storage import attempts, records
 
-KINDS = ("throughput", "training")
+FOLDERS = ("throughput", "training")
 EXISTS = "left: there already"
 
 
@@ -26,9 +26,9 @@ def main(folder: Path, root: str) -> None:
         config.setting_of(root)
     except ConfigError as error:
         sys.exit(f"ERROR: {error}")
-    paths = sorted(path for kind in KINDS for path in folder.glob(f"{kind}/*/*.json"))
+    paths = sorted(path for name in FOLDERS for path in folder.glob(f"{name}/*/*.json"))
     if not paths:
-        sys.exit(f"ERROR: {folder} holds no throughput/<section>/<point>.json.")
+        sys.exit(f"ERROR: {folder} holds no throughput/<group>/<configuration>.json.")
     failed = False
     for path in paths:
         target = f"{root}/{path.relative_to(folder)}"

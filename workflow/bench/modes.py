@@ -1,4 +1,4 @@
-"""How a model runs for inference: attention, number format, memory layout, compilation, graphs.
+"""Run a model for inference as a mode says: attention, number format, memory layout, compilation, graphs.
 
 | mode | attention | numbers | as |
 | --- | --- | --- | --- |
@@ -7,9 +7,8 @@
 | amp | fused | fp32 weights under autocast | how trainings evaluate |
 | compiled | fused | as fused, compiled: BatchNorm folded, weights frozen | the fast way |
 
-In mode compiled, convolutions without overlap are matrix products (PatchProduct).
-Up to a batch size of `cuda_graphs` the passes of a GPU are replayed as one CUDA graph, except in
-mode paper.
+In mode compiled, convolutions without overlap are matrix products (PatchProduct). Up to a batch size of `cuda_graphs`
+the passes of a GPU are replayed as one CUDA graph, except in mode paper.
 """
 
 import contextlib
@@ -20,7 +19,6 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from workflow.bench.process import MeasurementError
-from workflow.campaign.benchmarks import BenchmarkError, check
 from workflow.runtime import device as devices
 from workflow.train import checkpoints, factory
 
@@ -36,22 +34,19 @@ class Refused(MeasurementError):
     """The mode can't run this model; it may run others of its group."""
 
 
-def check_configuration(spec: dict) -> None:
-    """Raise MeasurementError for a benchmark configuration that nothing can run."""
-    try:
-        check(spec)
-    except BenchmarkError as error:
-        raise MeasurementError(str(error)) from None
+def set_up(spec: dict) -> torch.device:
+    """Set threads and backends for a measurement, and return the spec's device.
 
-
-def set_backends() -> None:
-    """Switch TF32 off and cuDNN's search for the fastest kernels on.
-
-    An A100 and later would otherwise use TF32 in convolutions; the field's training scripts search.
+    TF32 is off, which an A100 and later would use in convolutions; cuDNN searches for the fastest kernels, as in the
+    field's training scripts. Raises DeviceError for a device or a precision that the machine does not have.
     """
+    torch.set_num_threads(spec["threads"])
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
+    device = devices.choose(spec["device"])
+    devices.check_precision(spec["precision"], device, "fp16 runs on every GPU, bf16 on every CPU, fp32 everywhere")
+    return device
 
 
 def synchronise(device: torch.device) -> None:
@@ -63,8 +58,8 @@ def synchronise(device: torch.device) -> None:
 def make_model(model: dict, device: torch.device, site: dict | None = None) -> nn.Module:
     """Return the model in fp32 on the device, ready for inference.
 
-    A model that is rebuilt after its training has a `deployed` method. `site` is needed for a
-    model with the weights of a training.
+    A model that is rebuilt after its training has a `deployed` method. `site` is needed for a model with the weights of
+    a training.
     """
     module = factory.build_model(model)
     if "weights" in model:
@@ -74,19 +69,24 @@ def make_model(model: dict, device: torch.device, site: dict | None = None) -> n
     else:
         fill_zero_weights(module)
     module = module.eval().to(device)
-    return module.deployed() if hasattr(module, "deployed") else module
+    if hasattr(module, "deployed"):
+        return module.deployed()
+    return module
 
 
 def fill_zero_weights(module: nn.Module) -> None:
     """Give every layer of a fresh model an influence on the output.
 
-    Some layers start with weights of zero: wrong numbers before them would pass for right ones.
+    Some layers start with weights of zero, which would hide wrong numbers before them.
     """
     with torch.no_grad():
         for layer in module.modules():
             weight = getattr(layer, "weight", None)
             if isinstance(weight, nn.Parameter) and not weight.any():
-                weight.fill_(1.0) if weight.dim() == 1 else weight.normal_(std=0.02)
+                if weight.dim() == 1:
+                    weight.fill_(1.0)
+                else:
+                    weight.normal_(std=0.02)
 
 
 def set_attention(module: nn.Module, mode: str) -> None:
@@ -107,13 +107,8 @@ def cast(module: nn.Module, images: Tensor, spec: dict) -> tuple[nn.Module, Tens
     return module.to(dtype=dtype, memory_format=layout), images.to(dtype, memory_format=layout)
 
 
-def compiled(module: nn.Module) -> Run:
-    """Return the whole forward pass as one graph, with its weights as constants."""
-    return torch.compile(module, fullgraph=True, dynamic=False, options=OPTIONS)
-
-
 class CapturedPass:
-    """A forward pass captured as a CUDA graph: no launches from Python, always the same memory."""
+    """Replay a forward pass as a CUDA graph: no launches from Python, always the same memory."""
 
     def __init__(self, run: Run, images: Tensor):
         self.images = images.clone()
@@ -134,44 +129,38 @@ class CapturedPass:
         return self.output
 
 
-def uncompiled(module: nn.Module, spec: dict, device: torch.device) -> Run:
+def uncompiled(module: nn.Module, spec: dict) -> Run:
     """Return a pass of the uncompiled module.
 
-    In mode amp each pass casts the weights anew, as a model that is called under autocast does.
+    In mode amp each pass casts the weights anew, as autocast does where a model is called once.
     """
     if spec["mode"] != "amp":
         return module
 
     def run(images: Tensor) -> Tensor:
-        with torch.autocast(device.type, DTYPES[spec["precision"]], cache_enabled=False):
+        with torch.autocast(spec["device"], DTYPES[spec["precision"]], cache_enabled=False):
             return module(images)
 
     return run
 
 
-def wants_graph(spec: dict, device: torch.device) -> bool:
+def wants_graph(spec: dict) -> bool:
     """Return whether passes at this batch size are replayed as a CUDA graph."""
-    small = spec["batch_size"] <= spec["cuda_graphs"]
-    return device.type == "cuda" and spec["mode"] != "paper" and small
+    return spec["device"] == "cuda" and spec["mode"] != "paper" and spec["batch_size"] <= spec["cuda_graphs"]
 
 
-def make_run(module: nn.Module, images: Tensor, spec: dict, device: torch.device) -> Run:
-    """Return a pass of a module and images that were cast, as the mode has it.
+def make_run(module: nn.Module, images: Tensor, spec: dict) -> Run:
+    """Return the mode's forward pass of a module and images that were cast.
 
-    Raises Refused for a model that can't be compiled: nothing else is timed in its place.
+    A compiled pass is one graph with its weights as constants. Raises Refused for a model that can't be compiled:
+    nothing else is timed instead.
     """
     if spec["mode"] != "compiled":
-        return uncompiled(module, spec, device)
+        return uncompiled(module, spec)
     with refused(module, "compiled"):
-        run = compiled(module)
+        run = torch.compile(module, fullgraph=True, dynamic=False, options=OPTIONS)
         run(images)
     return run
-
-
-def captured(module: nn.Module, run: Run, images: Tensor) -> CapturedPass:
-    """Return a pass of the module as a CUDA graph. Raises Refused if it can't be captured."""
-    with refused(module, "captured as a CUDA graph"):
-        return CapturedPass(run, images)
 
 
 @contextlib.contextmanager
@@ -183,16 +172,16 @@ def refused(module: nn.Module, verb: str) -> Iterator[None]:
         of_tools = isinstance(error, RuntimeError) or type(error).__module__.startswith("triton")
         if devices.is_out_of_memory(error) or not of_tools:
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = checkpoints.first_line(error)
         raise Refused(f"{type(module).__name__} can't be {verb}: {reason}") from error
 
 
 class PatchProduct(nn.Module):
     """A convolution with stride = kernel size as a matrix product, (B, C, H, W) to (B, D, H/p, W/q).
 
-    Its windows neither overlap nor leave gaps: patch embeddings, PVTv2's spatial reduction. cuDNN
-    has no fast kernel for three channels in bf16: of compiled DeiT-S on an H200, a fifth of the
-    time was this one convolution (results/measured/).
+    Its windows neither overlap nor leave gaps: patch embeddings, PVTv2's spatial reduction. cuDNN has no fast kernel
+    for three channels in bf16: of compiled DeiT-S on an H200, a fifth of the time was this one convolution
+    (results/measured/).
     """
 
     def __init__(self, conv: nn.Conv2d):

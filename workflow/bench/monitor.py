@@ -1,8 +1,8 @@
-"""What happens on the device while models are timed: other processes, clocks, power, heat.
+"""Observe the device while models are timed: other processes, clocks, power, heat.
 
-A GPU is asked through nvidia-smi, which is there wherever the driver is, unlike NVML's bindings;
-its output is parsed here and nowhere else. A processor is asked through psutil and, where they may
-be read, its energy counters. What can't be observed is None in the record.
+A GPU is asked through nvidia-smi, which is there wherever the driver is, unlike NVML's bindings; its output is parsed
+here and nowhere else. A processor is asked through psutil and, where they may be read, its energy counters. What can't
+be observed is None in the record.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from workflow.storage.warnings import Warning
 
 try:
     import psutil
-except ImportError:  # on a machine with torch and timm alone: nobody knows what others take
+except ImportError:  # on a machine with only torch and timm, the work of other processes is unknown
     psutil = None
 
 EVERY_S = 0.5  # between two samples
@@ -48,8 +48,7 @@ class Sample:
 # -- a GPU, by nvidia-smi -----------------------------------------------------------------------
 
 FIELDS = ("clocks.sm", "temperature.gpu")
-POWERS = ("power.draw.instant", "power.draw")
-MEAN_S = 1.0  # what the latter is a mean over on GPUs newer than the A100; before, it is instant
+MEAN_S = 1.0  # power.draw is the mean over this time on GPUs newer than the A100, and instant on older ones
 A100 = (8, 0)  # compute capability
 REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")  # newer drivers, older
 # bits of the reasons that slow a clock down; idle and a set clock are none
@@ -97,9 +96,12 @@ class Gpu:
     def __init__(self, uuid: str, capability: tuple[int, int]):
         self.uuid = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
         self.reasons = next((field for field in REASONS if self._query(field)), None)
-        known = (field for field in POWERS if number((self._query(field) or [None])[0]) is not None)
-        self.power = next(known, "power.draw")
-        self.mean_s = MEAN_S if self.power == "power.draw" and capability > A100 else 0.0
+        self.power = "power.draw"
+        self.mean_s = MEAN_S if capability > A100 else 0.0
+        instant = self._query("power.draw.instant")
+        if instant and number(instant[0]) is not None:
+            self.power = "power.draw.instant"
+            self.mean_s = 0.0
 
     def _query(self, *fields: str) -> list[str] | None:
         lines = ask_nvidia_smi(f"--id={self.uuid}", f"--query-gpu={','.join(fields)}")
@@ -110,7 +112,7 @@ class Gpu:
         fields = ("driver_version", "clocks.max.sm", "clocks.max.memory", "power.limit")
         driver, clock, memory_clock, power = self._query(*fields) or [None] * len(fields)
         lines = ask_nvidia_smi(f"--id={self.uuid}", "--query-compute-apps=pid")
-        # this process is one of them, by another number in a container; without any, none is shown
+        # this process is one of them, under another number in a container; an empty list tells nothing
         processes = [line for line in lines or () if line.strip()]
         return {
             "driver": driver,
@@ -153,7 +155,7 @@ class Processor:
         self.before: tuple[float, list[float]] | None = None
 
     def facts(self) -> dict:
-        """Return nothing: a processor has no driver and no limits to tell of."""
+        """Return nothing: a processor has no driver and no limits."""
         return {}
 
     def sample(self) -> Sample | None:
@@ -176,7 +178,7 @@ class Processor:
 
 
 def read_numbers(paths: list[Path]) -> list[float]:
-    """Return the numbers that the files hold, or none at all where one can't be read."""
+    """Return the number in each file, or an empty list if one can't be read."""
     try:
         return [float(path.read_text()) for path in paths]
     except (OSError, ValueError):
@@ -203,11 +205,11 @@ def busy_s(numbers: Iterable[int]) -> float | None:
         return None
     times = dict(zip(online(), psutil.cpu_times(percpu=True), strict=False))
     used = [times[number] for number in numbers if number in times]
-    return sum(getattr(of_one, name, 0.0) for of_one in used for name in WORKING)
+    return sum(getattr(processor, name, 0.0) for processor in used for name in WORKING)
 
 
 def online(cpus: Path = CPUS) -> list[int]:
-    """Return the numbers of the processors that work; where the system does not tell, from 0 on."""
+    """Return the numbers of the processors that are online; where the system does not tell, from 0 on."""
     try:
         spans = [span.split("-") for span in (cpus / "online").read_text().strip().split(",")]
         return [number for span in spans for number in range(int(span[0]), int(span[-1]) + 1)]
@@ -243,8 +245,8 @@ class Monitor:
 
     def __exit__(self, *error) -> None:
         self._end.set()
-        self._thread.join(2 * PATIENCE_S)  # a driver that hangs lets nobody kill nvidia-smi
-        last = {} if self._thread.is_alive() else self.device.facts()  # it would hang there, too
+        self._thread.join(2 * PATIENCE_S)  # while a driver hangs, nvidia-smi can't be killed
+        last = {} if self._thread.is_alive() else self.device.facts()  # which would hang, too
         counts = [facts.get("other_processes") for facts in (self.facts, last)]
         if any(counts):  # also a process that came while models were timed
             self.facts["other_processes"] = max(filter(None, counts))

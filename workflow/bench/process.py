@@ -1,8 +1,8 @@
-"""A measurement in a process of its own, with its allocator and its processors set up; resumable.
+"""Measure in a process of its own, whose allocator and processors are set up before Python starts.
 
-That is done before Python starts: untuned, glibc's allocator maps every block over 32 MB afresh,
-which punishes dense models more than reduced ones and makes ratios exceed their MAC ceiling; and
-threads that wander between processors vary more than the models differ.
+Untuned, glibc's allocator maps every block over 32 MB afresh, which punishes dense
+models more than reduced ones and makes ratios exceed their MAC ceiling; and threads that wander between processors vary
+more than the models differ.
 
     python -m workflow.bench.process --spec spec.json --output record.json
 
@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ import torch
 
 from workflow import command_line, job_environment
 from workflow.bench import monitor
-from workflow.campaign import specs
+from workflow.campaign import benchmarks, specs
 from workflow.data import layout, worker_processes
 from workflow.runtime import device as devices
 from workflow.storage import provenance, records
@@ -43,7 +44,7 @@ ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
     "MALLOC_TRIM_THRESHOLD_": "16000000000",
 }
-# of the shell, not removed by workflow/job_environment.py
+# variables of the shell that workflow/job_environment.py does not remove
 KEPT_VARIABLES = ("LD_PRELOAD", "PYTORCH_CUDA_ALLOC_CONF")
 FAULT = ".fault"  # the output's suffix where there is none: a file that says why
 PARTIAL = "parts"  # the folder of partial results
@@ -54,7 +55,16 @@ class MeasurementError(RuntimeError):
     """A measurement can't be made or can't be trusted; the message says which and why."""
 
 
-UNUSABLE = (checkpoints.WeightsError, layout.DataError, devices.DeviceError, factory.SpecError)
+# errors whose message says all
+UNUSABLE = (
+    MeasurementError,
+    benchmarks.BenchmarkError,
+    checkpoints.WeightsError,
+    layout.DataError,
+    devices.DeviceError,
+    factory.SpecError,
+    worker_processes.LoaderError,
+)
 
 
 # -- the process that asks ----------------------------------------------------------------------
@@ -104,27 +114,23 @@ def process_environment(spec: dict) -> dict[str, str]:
     return environ | tuned_environment(spec)
 
 
-def choose_processors(count: int, allowed: set[int], topology: Path = TOPOLOGY) -> set[int]:
+def choose_processors(count: int, allowed: set[int]) -> set[int]:
     """Return `count` of the allowed processors, of different cores where there are enough."""
-    first_of_core = []
-    second_of_core = []
-    cores = set()
+    used: Counter[str] = Counter()  # how many processors of each core come before
+    ranked = []
     for number in sorted(allowed):
-        siblings = topology / f"cpu{number}/topology/thread_siblings_list"
-        core = siblings.read_text().strip() if siblings.exists() else str(number)
-        if core in cores:
-            second_of_core.append(number)
-        else:
-            first_of_core.append(number)
-        cores.add(core)
-    return set([*first_of_core, *second_of_core][:count])
+        siblings = TOPOLOGY / f"cpu{number}/topology/thread_siblings_list"
+        core = siblings.read_text() if siblings.exists() else str(number)
+        ranked.append((used[core], number))
+        used[core] += 1
+    return {number for _, number in sorted(ranked)[:count]}
 
 
 @contextlib.contextmanager
 def pinned(spec: dict) -> Iterator[None]:
     """Keep this process, and what it starts, on as many processors as the spec has threads.
 
-    The threads of a GPU's host may go where they like, and so may all on macOS, which binds none.
+    Nothing is bound where a GPU is measured, nor on macOS, which can't bind processes.
     """
     if spec["device"] != "cpu" or not hasattr(os, "sched_setaffinity"):
         yield
@@ -138,7 +144,7 @@ def pinned(spec: dict) -> Iterator[None]:
 
 
 def restart_tuned(spec: dict, module: str) -> None:
-    """Start this command (`python -m module`) once more, tuned and pinned, unless it is."""
+    """Start this command (`python -m module`) again, tuned and pinned, unless it already is."""
     if any(os.environ.get(name) != value for name, value in tuned_environment(spec).items()):
         command = [sys.executable, "-m", module, *sys.argv[1:]]
         with pinned(spec):
@@ -161,23 +167,18 @@ def main() -> None:
     module, function = MEASUREMENTS[spec["kind"]]
     measure = getattr(importlib.import_module(module), function)
     try:
-        results = measure(spec, arguments.site, arguments.output.parent)
-    except (MeasurementError, *UNUSABLE) as error:
+        with worker_processes.explained():
+            results = measure(spec, arguments.site, arguments.output.parent)
+    except UNUSABLE as error:
         arguments.output.with_suffix(FAULT).write_text(str(error))
         sys.exit(str(error))
-    except worker_processes.FAULTS as error:
-        sentence = worker_processes.explain(error)
-        if sentence is None:
-            raise
-        arguments.output.with_suffix(FAULT).write_text(sentence)
-        sys.exit(sentence)
     record = records.make(spec, results, started, device=results["device"])
     records.write_json(arguments.output, record)
     shutil.rmtree(arguments.output.parent / PARTIAL, ignore_errors=True)
 
 
 def environment() -> dict:
-    """Return what besides the spec decides how fast this process is."""
+    """Return what decides, besides the spec, how fast this process is."""
     return {
         "threads": torch.get_num_threads(),
         "processors": sorted(monitor.processors()),
@@ -195,19 +196,11 @@ def environment() -> dict:
     }
 
 
-def code_hash() -> str:
-    """Return the hash of the code that measures and is measured.
-
-    A commit does not tell of uncommitted changes.
-    """
-    return provenance.running()["source_hash"]
-
-
 class PartialResults:
-    """The partial results of one measurement, as JSON in `folder` (None: nothing is kept).
+    """Keep the partial results of one measurement as JSON in `folder`; None keeps nothing.
 
-    A result of another spec, device, host, code or torch is measured again. `kept` counts the
-    results that an earlier start had.
+    A result of another spec, device, host, code or torch is measured again. `kept` counts the results that an earlier
+    start had.
     """
 
     def __init__(self, folder: Path | None, spec: dict, device: str):
@@ -217,7 +210,7 @@ class PartialResults:
             "spec_hash": specs.spec_hash(spec),
             "device": device,
             "host": platform.node(),
-            "code": code_hash(),
+            "code": provenance.running()["source_hash"],
             "versions": records.versions(),
         }
 

@@ -1,9 +1,8 @@
-"""Where a forward pass spends its time: kernels of a model and of its dense baseline.
+"""Show where a forward pass spends its time: kernels of a model and of its dense baseline.
 
-`python -m workflow.bench profile` prepares both as throughput.py times them, and prints
-milliseconds of each kernel (on a CPU: of each operation) per pass, the longest first, and how long
-the device had nothing to do. A profiler slows down what it watches, a CPU more than a GPU: take
-speeds from `run`.
+`python -m workflow.bench profile` prepares both as throughput.py times them, and prints milliseconds of each kernel (on
+a CPU: of each operation) per pass, the longest first, and how long the device had nothing to do. A profiler slows down
+what it watches, a CPU more than a GPU: take speeds from `run`.
 """
 
 import re
@@ -17,8 +16,8 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 
 from workflow.bench import modes, process, throughput
+from workflow.campaign import benchmarks
 from workflow.runtime import device as devices
-from workflow.train import factory
 
 PASSES = 10
 WIDTH = 76
@@ -26,7 +25,7 @@ WIDTH = 76
 
 @dataclass(frozen=True)
 class Profile:
-    """Of one pass: the wall-clock's ms, and (ms, calls) of each kernel or operation by name."""
+    """The time of one pass in ms, and (ms, calls) of each of its kernels or operations by name."""
 
     wall_ms: float
     kernels: dict[str, tuple[float, float]]
@@ -43,17 +42,14 @@ def main(spec: dict, shown: int) -> None:
     """
     process.restart_tuned(spec, "workflow.bench")
     try:
-        modes.check_configuration(spec)
-        torch.set_num_threads(spec["threads"])
-        modes.set_backends()
+        benchmarks.check(spec)
+        device = modes.set_up(spec)
         torch.manual_seed(0)
-        device = devices.choose(spec["device"])
-        devices.check_precision(spec["precision"], device, "measure fp16 there")
         for model in spec["models"]:
             profile = profile_model(model, spec, device)
             print("\n".join(lines(model["name"], profile, shown)), flush=True)
             torch.compiler.reset()
-    except (process.MeasurementError, devices.DeviceError, factory.SpecError) as error:
+    except process.UNUSABLE as error:
         sys.exit(f"ERROR: {error}")
     except RuntimeError as error:
         if not devices.is_out_of_memory(error):
@@ -69,11 +65,11 @@ def profile_model(model: dict, spec: dict, device: torch.device) -> Profile:
     with torch.inference_mode():
         module = modes.make_model(model, device)
         (images,), _ = throughput.make_inputs([module], spec, None, device)
-        timed = throughput.prepare(module, images, spec, device)
+        timed = throughput.prepare(module, images, spec)
         activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
         with profiler(activities=[activity]) as trace:
             started = time.perf_counter()
-            throughput.time_passes(timed.run, timed.images, PASSES, device)
+            timed.time_passes(PASSES)
             wall_ms = 1000 * (time.perf_counter() - started) / PASSES
     return Profile(wall_ms, per_kernel(trace.key_averages(), device))
 
@@ -95,7 +91,9 @@ def per_kernel(events, device: torch.device) -> dict[str, tuple[float, float]]:
 def short(name: str) -> str:
     """Return a kernel's name without namespaces, and not too long."""
     name = re.sub(r"^void |\(anonymous namespace\)::|at::native::|at_cuda_detail::", "", name)
-    return name if len(name) <= WIDTH else f"{name[: WIDTH - 3]}..."
+    if len(name) > WIDTH:
+        return f"{name[: WIDTH - 3]}..."
+    return name
 
 
 def lines(label: str, profile: Profile, shown: int) -> list[str]:

@@ -1,9 +1,8 @@
-"""How much faster a model could be on this machine.
+"""Estimate how much faster a model could be on this machine.
 
-Each operation takes the longer of its arithmetic at the machine's matrix rate and its traffic at
-the memory's bandwidth, both measured. Traffic is what an operation reads and writes if nothing
-stays in a cache, so on a CPU, whose caches hold much, this is a model and no bound. The ratio of
-the MACs is the bound that fewer operations give.
+Each operation takes the longer of its arithmetic at the machine's matrix rate and its traffic at the memory's
+bandwidth, both measured. Traffic is what an operation reads and writes if nothing stays in a cache, so on a CPU, whose
+caches hold much, this is a model and no bound. The ratio of the MACs is the bound that fewer operations give.
 """
 
 import math
@@ -23,14 +22,14 @@ LEAST_S = {"cpu": 0.0, "cuda": 0.5}
 COPIED_MIB = {"cpu": 512, "cuda": 2048}
 MATRIX = {"cpu": 2048, "cuda": 8192}
 ATTENTION = "_scaled_dot_product"
-VIEWS = ("_unsafe_view",)  # a view that torch does not call one
+VIEWS = ("_unsafe_view",)  # a view that torch does not mark as one
 TAKE = ("gather", "index_select", "index")
 PUT = ("index_copy_",)  # arguments: the tensor that changes, dimension, index, rows
 
 
 @dataclass
 class Traffic(TorchDispatchMode):
-    """Operations of a forward pass: (name, FLOPs, bytes) each, views left out."""
+    """Record (name, FLOPs, bytes) of each operation of a forward pass, except views."""
 
     operations: list[tuple[str, int, int]] = field(default_factory=list)
 
@@ -53,7 +52,7 @@ class Traffic(TorchDispatchMode):
 
 
 def _moved(name: str, args: tuple, kwargs: dict, out) -> int:
-    """Return the bytes that an operation reads and writes; if it takes or puts rows, theirs."""
+    """Return the bytes that an operation reads and writes: of the taken rows only if it gathers or scatters."""
     tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     outputs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
     if name in TAKE:
@@ -90,8 +89,7 @@ def attention_backends(operations: list[tuple[str, int, int]]) -> list[str]:
 def seconds(operations: list[tuple[str, int, int]], machine: dict, fuses: bool) -> float:
     """Return the least time of a pass by the machine's two rates.
 
-    `fuses`: a compiler joins operations without arithmetic to their neighbours, and their traffic
-    is not counted.
+    `fuses`: a compiler joins operations without arithmetic to their neighbours, and their traffic is not counted.
     """
     rate = machine["matrix_tflop_s"] * 1e12
     bandwidth = machine["bandwidth_gb_s"] * 1e9

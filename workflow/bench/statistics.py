@@ -1,4 +1,4 @@
-"""What interleaved rounds tell: medians, quartiles, and the interval of a speed-up."""
+"""Compute medians, quartiles, and the interval of a speed-up from interleaved rounds."""
 
 import itertools
 import math
@@ -30,23 +30,18 @@ def percentiles(seconds: list[float]) -> dict:
 def neighbours(baseline: list[float], index: int = 0, others: int = 1) -> list[float]:
     """Return the baseline's rate around each timing of the model at that index of `others`.
 
-    In the order A B A C A B A C A each B and C is between two timings of A; the rate is the
-    geometric mean of these two.
+    In the order A B A C A B A C A each B and C is between two timings of A; the rate is the geometric mean of these
+    two.
     """
     means = [math.sqrt(before * after) for before, after in itertools.pairwise(baseline)]
     return means[index::others]
 
 
-def ratios(rates: list[float], baseline: list[float]) -> list[float]:
-    """Return the ratio of each rate to the baseline around it: what drifts slowly cancels out."""
-    return [rate / around for rate, around in zip(rates, baseline, strict=True)]
-
-
 def tail_share(count: int) -> float:
     """Return the share of resampled medians to leave out at each end, with `count` values.
 
-    The bootstrap knows neither the t distribution nor that the spread of few values is too small
-    by n - 1 over n (the expanded percentile interval of Hesterberg 2015).
+    The bootstrap knows neither the t distribution nor that the spread of few values is too small by n - 1 over n (the
+    expanded percentile interval of Hesterberg 2015).
     """
     normal = statistics.NormalDist()
     free = count - 1
@@ -58,8 +53,8 @@ def tail_share(count: int) -> float:
 def interval(values: list[float]) -> list[float]:
     """Return the bootstrap interval of the median; of five values it is from least to most.
 
-    Rounds end when it is narrow (throughput.are_enough), so it holds the truth less often than it
-    says: in about 89 of 100 trials (tests/bench/test_statistics.py).
+    Rounds end when it is narrow (throughput.are_enough), so it holds the truth less often than it says: in about 89 of
+    100 trials (tests/bench/test_statistics.py).
     """
     tensor = torch.tensor(values, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
@@ -70,18 +65,21 @@ def interval(values: list[float]) -> list[float]:
 
 
 def speedup(rates: list[float], baseline: list[float]) -> dict:
-    """Return the median ratio to the baseline around each rate, its interval and relative width."""
-    of_rounds = ratios(rates, baseline)
-    ratio = statistics.median(of_rounds)
-    low, high = interval(of_rounds)
-    return {"ratio": ratio, "interval": [low, high], "width": (high - low) / ratio}
+    """Return the median ratio of each rate to the baseline around it, its interval, quartiles and relative width.
+
+    What drifts slowly cancels out in each ratio.
+    """
+    ratios = [rate / around for rate, around in zip(rates, baseline, strict=True)]
+    ratio = statistics.median(ratios)
+    low, high = interval(ratios)
+    return {"ratio": ratio, "interval": [low, high], "quartiles": quartiles(ratios), "width": (high - low) / ratio}
 
 
 def summarise(rates: list[float], baseline: list[float] | None = None) -> dict:
     """Return images/s and the speed-up over the baseline (None: the model is the baseline).
 
-    The speed-up is the median of the ratios to the baseline around each rate (`neighbours`), so it
-    need not be the quotient of the two medians.
+    The speed-up is the median of the ratios to the baseline around each rate (`neighbours`), so it need not be the
+    quotient of the two medians.
     """
     summary = {
         "images_per_s": statistics.median(rates),
@@ -97,7 +95,7 @@ def summarise(rates: list[float], baseline: list[float] | None = None) -> dict:
     estimate = speedup(rates, baseline)
     summary["speedup"] = estimate["ratio"]
     summary["speedup_interval"] = estimate["interval"]
-    summary["speedup_quartiles"] = quartiles(ratios(rates, baseline))
+    summary["speedup_quartiles"] = estimate["quartiles"]
     if estimate["width"] > WIDE:
         low, high = estimate["interval"]
         text = f"the interval of the speed-up {estimate['ratio']:.2f} is wide: {low:.2f} to {high:.2f}"

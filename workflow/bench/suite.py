@@ -1,8 +1,8 @@
-"""The bench suite: all that the tables time, on a machine where only torch and timm are installed.
+"""Run the bench suite: all that the tables time, on a machine where only torch and timm are installed.
 
-`python -m workflow.bench suite --device cuda --output measured` leaves
-measured/throughput/<group>/<configuration>.json. Where the workflow is, `python -m workflow.bench
-import measured` makes these records its own. Started again, the suite goes on where it was.
+`python -m workflow.bench suite --device cuda --output measured` writes
+measured/throughput/<group>/<configuration>.json, which `python -m workflow.bench import measured` imports where the
+workflow is. Started again, the suite goes on where it was.
 """
 
 import argparse
@@ -64,8 +64,8 @@ def main(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None
 def plan(config: Config, arguments: argparse.Namespace, half: str) -> list[tuple[str, dict]]:
     """Return (group, benchmark configuration) of every measurement.
 
-    Groups are in the tables' order within each configuration. `half` is the 16-bit format that the
-    device has units for.
+    Groups are in the tables' order within each configuration. `half` is the 16-bit format that the device has units
+    for.
 
     Raises BenchmarkError for a name that the YAML does not have, or what nothing can run.
     """
@@ -76,10 +76,7 @@ def plan(config: Config, arguments: argparse.Namespace, half: str) -> list[tuple
         check_names("--sections", arguments.sections, groups)
         groups = [group for group in groups if group in arguments.sections]
     if arguments.rows:
-        known = {row for group in groups for row in config.items["sections"][group]}
-        unknown = sorted(set(arguments.rows) - known)
-        if unknown:
-            raise benchmarks.BenchmarkError(f"--rows: {', '.join(unknown)} is in none of {', '.join(groups)}.")
+        check_names("--rows", arguments.rows, [row for group in groups for row in config.items["sections"][group]])
         # a group without one of the rows would measure its baseline and nothing to compare with it
         groups = [group for group in groups if set(arguments.rows) & set(config.items["sections"][group])]
     setting = setting_of(config, arguments)
@@ -115,7 +112,7 @@ def setting_of(config: Config, arguments: argparse.Namespace) -> str:
 
 
 def measure_all(config: Config, tasks: list, arguments: argparse.Namespace, device: str) -> int:
-    """Measure every (group, configuration) in its order; return how many could not be measured."""
+    """Measure every (group, configuration) in its order. Return how many could not be measured."""
     setting = setting_of(config, arguments)
     failed = 0
     for number, (group, configuration) in enumerate(tasks, 1):

@@ -1,9 +1,8 @@
-"""Throughput: models in interleaved rounds, in one process that has the device to itself.
+"""Measure throughput: models in interleaved rounds, in one process that has the device to itself.
 
-The models of a benchmark group of items.yaml are timed together. The first is the baseline of the
-others' speed-ups and is timed before and after each of them, A B A C A B A C ... A: what drifts,
-drifts under the baseline, too. Before a model is timed, its outputs are compared with those of the
-same weights in fp32 with unfused attention.
+The models of a benchmark group of items.yaml are timed together. The first is the baseline of the others' speed-ups and
+is timed before and after each of them, A B A C A B A C ... A: what drifts, drifts under the baseline, too. Before a
+model is timed, its outputs are compared with those of the same weights in fp32 with unfused attention.
 """
 
 import time
@@ -22,6 +21,7 @@ from workflow.bench.process import MeasurementError, PartialResults, environment
 from workflow.campaign import benchmarks
 from workflow.data import loaders
 from workflow.runtime import device as devices
+from workflow.runtime.distributed import DistributedContext
 from workflow.storage.warnings import read as read_warnings
 from workflow.storage.warnings import to_json
 from workflow.train import factory, macs
@@ -33,9 +33,9 @@ LAUNCHES = 3
 TIMING_S = 0.5  # a model's timing in a round is at least one pass and about this long
 MOST_PASSES = 1000
 MOST_ROUNDS = 2  # times as many as asked for, while a speed-up's interval is not narrow
-# Of `distance`; another image's logits are 1.4 away. Below fp32 other tokens are selected where
-# scores nearly tie: with random weights all models were off by less than 0.15, but for one whose
-# scores are alike (`near_ties`, as the model says), which was by 0.4.
+# The largest `distance` of right outputs; the logits of another image are 1.4 away. Below fp32 other tokens are
+# selected where scores nearly tie: with random weights all models were less than 0.15 away, except one with similar
+# scores (a model says so by `near_ties`), which was 0.4 away.
 TOLERANCE = {"fp32": 2e-3, "bf16": 0.3, "fp16": 0.3}
 NEAR_TIES = 0.7
 
@@ -46,15 +46,13 @@ def measure_group(spec: dict, site: dict | None = None, folder: Path | None = No
     Each batch size is a partial result that is kept in `folder`. Returns the record's results.
 
     Raises:
+        BenchmarkError: for a configuration that can't run.
         DeviceError: for a device or a precision that the machine does not have.
-        MeasurementError: for a configuration that can't run, or outputs that are wrong.
+        MeasurementError: for outputs that are wrong.
     """
-    modes.check_configuration(spec)
+    benchmarks.check(spec)
     warnings.filterwarnings("ignore", message=".*(TF32|tf32|TensorFloat32).*")
-    torch.set_num_threads(spec["threads"])
-    modes.set_backends()
-    device = devices.choose(spec["device"])
-    devices.check_precision(spec["precision"], device, "measure fp16 there")
+    device = modes.set_up(spec)
     results = {"device": devices.describe(device)}
     partial_results = PartialResults(folder, spec, results["device"])
     machine = partial_results.get("machine", partial(roofline.measure_machine, spec["precision"], device))
@@ -70,7 +68,7 @@ def measure_group(spec: dict, site: dict | None = None, folder: Path | None = No
 
 
 def measure_or_run_out(spec: dict, site: dict | None, device: torch.device, machine: dict) -> dict:
-    """Return `measure_batch_size`'s results, or that nothing fits into memory."""
+    """Return the results of `measure_batch_size`, or the note that nothing fits into memory."""
     torch.manual_seed(0)
     try:
         results = measure_batch_size(spec, site, device, machine)
@@ -97,13 +95,16 @@ def measure_batch_size(spec: dict, site: dict | None, device: torch.device, mach
             method = describe(model, module, images)
             methods.append(method)
             try:
-                prepared = prepare(module, images, spec, device)
+                prepared = prepare(module, images, spec)
+            except modes.Refused as error:
+                if method is methods[0]:
+                    raise
+                method["out_of_memory"] = False
+                method["refused"] = str(error)
             except RuntimeError as error:
-                method["out_of_memory"] = devices.is_out_of_memory(error)
-                if not method["out_of_memory"]:
-                    if not isinstance(error, modes.Refused) or method is methods[0]:
-                        raise
-                    method["refused"] = str(error)
+                if not devices.is_out_of_memory(error):
+                    raise
+                method["out_of_memory"] = True
             else:
                 method |= prepared.method
                 prepared.method = method
@@ -121,7 +122,7 @@ def measure_batch_size(spec: dict, site: dict | None, device: torch.device, mach
 
 
 def nothing_fits(spec: dict) -> dict:
-    """Return what is recorded where the models of a group do not fit into memory together."""
+    """Return the results for a group whose models do not fit into memory together."""
     methods = []
     for model in spec["models"]:
         module = factory.build_model(model, "meta").eval()
@@ -138,14 +139,16 @@ def make_inputs(
 ) -> tuple[list[Tensor], list[str] | None]:
     """Return each model's images (B, 3, H, W), and the names of the images.
 
-    The images are real ones where models have trained weights, and else noise without names.
+    Models with trained weights get real images; the others get noise, which has no names.
     """
     names = None
     of_size = {}
     for size in {factory.image_size(module) for module in modules}:
         if "images" in spec:
             config = {**IMAGENET, "input_size": (3, *size)}
-            of_size[size], names = loaders.named_images(spec["images"], site, config, spec["batch_size"], device)
+            images = spec["images"]
+            source = loaders.ImageSource(images["data"], site, images, config, DistributedContext(device))
+            of_size[size], names = source.spaced(spec["batch_size"])
         else:
             of_size[size] = torch.randn(spec["batch_size"], 3, *size, device=device)
     return [of_size[factory.image_size(module)] for module in modules], names
@@ -167,7 +170,7 @@ def describe(model: dict, module: nn.Module, images: Tensor) -> dict:
     }
     if "weights" not in model:
         method["macs_g"] = macs.count(module, tuple(images.shape[1:])) / 1e9
-    elif images.device.type == "meta":  # without weights and images nobody knows
+    elif images.device.type == "meta":  # they depend on weights and images
         method["macs_g"] = None
     else:
         counts = macs.per_image(module, images)
@@ -190,40 +193,106 @@ class TimedModel:
     spans: list[tuple[float, float]] = field(default_factory=list)  # time.time() of its timings
     launch_s: float | None = None  # what the host takes to ask a GPU for one pass
 
+    @property
+    def device(self) -> torch.device:
+        """Return the device of the images."""
+        return self.images.device
 
-def prepare(module: nn.Module, images: Tensor, spec: dict, device: torch.device) -> TimedModel:
+    def warm_up(self) -> None:
+        """Run a few passes, and decide how many make a timing of a round."""
+        self.time_passes(WARM_UP_PASSES)
+        if self.device.type == "cuda":
+            self.launch_s = min(self.time_launch() for _ in range(LAUNCHES))
+        seconds = self.time_passes(WARM_UP_PASSES) / WARM_UP_PASSES
+        self.passes = min(MOST_PASSES, max(1, round(TIMING_S / seconds)))
+
+    def time_once(self) -> None:
+        """Time the model once, and keep its rate, its span and, at batch 1, each pass's latency."""
+        began = time.time()
+        if len(self.images) == 1:
+            latencies = self.time_each()
+            self.latencies += latencies
+            seconds = sum(latencies)
+        else:
+            seconds = self.time_passes(self.passes)
+        self.spans.append((began, time.time()))
+        self.rates.append(self.passes * len(self.images) / seconds)
+
+    def time_passes(self, passes: int) -> float:
+        """Return the seconds of `passes` forward passes, from an idle device to an idle device.
+
+        A GPU measures them by its own clock (events), so that a busy host does not count.
+        """
+        run = self.run
+        images = self.images
+        synchronise(self.device)
+        if self.device.type == "cuda":
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first.record()
+            for _ in range(passes):
+                run(images)
+            last.record()
+            synchronise(self.device)
+            return first.elapsed_time(last) / 1000
+        started = time.perf_counter()
+        for _ in range(passes):
+            run(images)
+        return time.perf_counter() - started
+
+    def time_each(self) -> list[float]:
+        """Return the seconds of each pass of a timing, from asking for it to having its result."""
+        device = self.device
+        seconds = []
+        for _ in range(self.passes):
+            synchronise(device)
+            started = time.perf_counter()
+            self.run(self.images)
+            synchronise(device)
+            seconds.append(time.perf_counter() - started)
+        return seconds
+
+    def time_launch(self) -> float:
+        """Return the seconds until an idle GPU has been asked for a pass, without its result."""
+        synchronise(self.device)
+        started = time.perf_counter()
+        self.run(self.images)
+        seconds = time.perf_counter() - started
+        synchronise(self.device)
+        return seconds
+
+
+def prepare(module: nn.Module, images: Tensor, spec: dict) -> TimedModel:
     """Return the model ready to be timed.
 
-    Raises MeasurementError for outputs that are not the reference's, modes.Refused,
-    torch.OutOfMemoryError.
+    Raises MeasurementError for outputs that are not the reference's, modes.Refused, torch.OutOfMemoryError.
     """
-    reference = make_reference(module, images, spec, device)
+    reference = make_reference(module, images, spec)
     module, images = modes.cast(module, images, spec)
-    operations = operations_of(modes.uncompiled(module, spec, device), images)
-    run = modes.make_run(module, images, spec, device)
+    operations = operations_of(modes.uncompiled(module, spec), images)
+    run = modes.make_run(module, images, spec)
     method = {
         "check": None,
         "attention": roofline.attention_backends(operations),
-        "cuda_graph": modes.wants_graph(spec, device),
+        "cuda_graph": modes.wants_graph(spec),
     }
-    if device.type == "cuda":
-        method["peak_memory_mib"] = peak_memory(run, module, images, device) / 2**20
+    if images.is_cuda:
+        method["peak_memory_mib"] = peak_memory(run, module, images) / 2**20
     if method["cuda_graph"]:
-        run = modes.captured(module, run, images)
+        with modes.refused(module, "captured as a CUDA graph"):
+            run = modes.CapturedPass(run, images)
         images = run.images
     if reference is not None:
         outputs = seeded(run, images)
         method["check"] = compare(outputs, reference, spec["precision"], module)
     model = TimedModel(run, images, method, operations)
-    warm_up(model, device)
+    model.warm_up()
     return model
 
 
 def operations_of(run: Run, images: Tensor) -> list[tuple[str, int, int]]:
     """Return the operations of a pass of the uncompiled model, for the roofline.
 
-    Where that needs more memory than there is, which a compiled pass may not, they are those of
-    half of the images, scaled.
+    If memory runs out, which a compiled pass may avoid, the operations of half of the images are scaled.
     """
     try:
         return roofline.operations(run, images)
@@ -237,8 +306,9 @@ def operations_of(run: Run, images: Tensor) -> list[tuple[str, int, int]]:
     return [(name, round(factor * flops), round(factor * moved)) for name, flops, moved in operations]
 
 
-def peak_memory(run: Run, module: nn.Module, images: Tensor, device: torch.device) -> int:
+def peak_memory(run: Run, module: nn.Module, images: Tensor) -> int:
     """Return the bytes of weights and images, and of what one more pass needs besides."""
+    device = images.device
     synchronise(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -251,11 +321,11 @@ def peak_memory(run: Run, module: nn.Module, images: Tensor, device: torch.devic
 # -- outputs are checked ------------------------------------------------------------------------
 
 
-def make_reference(module: nn.Module, images: Tensor, spec: dict, device: torch.device) -> Tensor | None:
-    """Return logits in fp32 with unfused attention, to which those with the mode's are equal.
+def make_reference(module: nn.Module, images: Tensor, spec: dict) -> Tensor | None:
+    """Return logits in fp32 with unfused attention, after a check that the mode's attention gives the same ones.
 
-    Returns None if they need more memory than there is, which what is timed may not. Raises
-    MeasurementError if they are not equal.
+    Returns None if they need more memory than there is; the timed path may need less. Raises MeasurementError if the
+    mode's attention gives others.
     """
     try:
         modes.set_attention(module, "paper")
@@ -317,9 +387,9 @@ def time_in_rounds(models: list[TimedModel], rounds: int, device: torch.device) 
     heat_up(models, device)
     with monitor.start_monitor(device) as watch:
         while models and not are_enough(models, rounds):
-            time_round(models, device)
+            time_round(models)
         if len(models) > 1:
-            time_model(models[0], device)  # after the last of the others
+            models[0].time_once()  # after the last of the others
     return watch
 
 
@@ -328,7 +398,7 @@ def heat_up(models: list[TimedModel], device: torch.device) -> None:
     until = time.perf_counter() + HEAT_UP_S[device.type]
     while models and time.perf_counter() < until:
         for model in models:
-            time_passes(model.run, model.images, model.passes, device)
+            model.time_passes(model.passes)
 
 
 def are_enough(models: list[TimedModel], least: int) -> bool:
@@ -352,78 +422,14 @@ def baselines_of(models: list[TimedModel]) -> list[list[float] | None]:
     return [None, *(statistics.neighbours(rates, index, len(others)) for index in range(len(others)))]
 
 
-def time_round(models: list[TimedModel], device: torch.device) -> None:
+def time_round(models: list[TimedModel]) -> None:
     """Time each model but the first once, and the first, the baseline, before each of them."""
     baseline, *others = models
     for model in others:
-        time_model(baseline, device)
-        time_model(model, device)
+        baseline.time_once()
+        model.time_once()
     if not others:
-        time_model(baseline, device)
-
-
-def time_model(model: TimedModel, device: torch.device) -> None:
-    """Time a model once, and keep its rate, its span and, at batch 1, each pass's latency."""
-    began = time.time()
-    if len(model.images) == 1:
-        latencies = time_each(model.run, model.images, model.passes, device)
-        model.latencies += latencies
-        seconds = sum(latencies)
-    else:
-        seconds = time_passes(model.run, model.images, model.passes, device)
-    model.spans.append((began, time.time()))
-    model.rates.append(model.passes * len(model.images) / seconds)
-
-
-def warm_up(model: TimedModel, device: torch.device) -> None:
-    """Run a few passes, and find how many make a timing of a round."""
-    time_passes(model.run, model.images, WARM_UP_PASSES, device)
-    if device.type == "cuda":
-        model.launch_s = min(time_launch(model.run, model.images, device) for _ in range(LAUNCHES))
-    seconds = time_passes(model.run, model.images, WARM_UP_PASSES, device) / WARM_UP_PASSES
-    model.passes = min(MOST_PASSES, max(1, round(TIMING_S / seconds)))
-
-
-def time_passes(run: Run, images: Tensor, passes: int, device: torch.device) -> float:
-    """Return the seconds of `passes` forward passes, from an idle device to an idle device.
-
-    A GPU measures them by its own clock (events), so that a busy host does not count.
-    """
-    synchronise(device)
-    if device.type == "cuda":
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        first.record()
-        for _ in range(passes):
-            run(images)
-        last.record()
-        synchronise(device)
-        return first.elapsed_time(last) / 1000
-    started = time.perf_counter()
-    for _ in range(passes):
-        run(images)
-    return time.perf_counter() - started
-
-
-def time_each(run: Run, images: Tensor, passes: int, device: torch.device) -> list[float]:
-    """Return the seconds of each of `passes`, from asking for it to having its result."""
-    seconds = []
-    for _ in range(passes):
-        synchronise(device)
-        started = time.perf_counter()
-        run(images)
-        synchronise(device)
-        seconds.append(time.perf_counter() - started)
-    return seconds
-
-
-def time_launch(run: Run, images: Tensor, device: torch.device) -> float:
-    """Return the seconds until an idle GPU has been asked for a pass, without its result."""
-    synchronise(device)
-    started = time.perf_counter()
-    run(images)
-    seconds = time.perf_counter() - started
-    synchronise(device)
-    return seconds
+        baseline.time_once()
 
 
 # -- results ------------------------------------------------------------------------------------
@@ -432,8 +438,7 @@ def time_launch(run: Run, images: Tensor, device: torch.device) -> float:
 def summarise(models: list[TimedModel], watch: monitor.Monitor, baseline: dict, spec: dict, machine: dict) -> None:
     """Complete the methods of the timed models: rates, speed-ups and each speed-up's two ceilings.
 
-    `baseline` is the method of the group's first model; if it ran out of memory, there is no
-    speed-up.
+    `baseline` is the method of the group's first model; if it ran out of memory, there is no speed-up.
     """
     fuses = spec["mode"] == "compiled"
     least_s = [roofline.seconds(model.operations, machine, fuses) for model in models]

@@ -1,9 +1,9 @@
-"""Training steps: what they cost and how fast they are, of trainings that are fed with noise.
+"""Measure what training steps cost and how fast they are, with trainings that are fed with noise.
 
-`measure_cost`: seconds and bytes of a step, each model's training built anew in each round. On a
-GPU the bytes are the largest that torch's allocator held at once, and running out of them is a
-result. On a CPU they are counted: weights, gradients, optimiser state and what the forward pass
-keeps for the backward pass; two small batches give the line for larger ones.
+`measure_cost`: seconds and bytes of a step, each model's training built anew in each round. On a GPU the bytes are the
+largest that torch's allocator held at once, and running out of them is a result. On a CPU they are counted: weights,
+gradients, optimiser state and what the forward pass keeps for the backward pass; two small batches give the line for
+larger ones.
 
 `measure_speed`: how fast steps are, in interleaved rounds. All models are in memory at once.
 """
@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from workflow.bench import monitor, throughput
-from workflow.bench.modes import set_attention, set_backends, synchronise
-from workflow.bench.process import MeasurementError, PartialResults, environment
+from workflow.bench.modes import set_attention, set_up, synchronise
+from workflow.bench.process import PartialResults, environment
 from workflow.bench.statistics import quartiles
 from workflow.bench.statistics import summarise as summarise_rates
 from workflow.bench.throughput import TimedModel
@@ -38,20 +38,6 @@ CLASSES = 1000
 # -- trainings that are fed with noise ----------------------------------------------------------
 
 
-def set_up(spec: dict) -> torch.device:
-    """Set threads and backends as the spec says, and return its device.
-
-    Raises DeviceError, and MeasurementError for fp16 on a CPU.
-    """
-    torch.set_num_threads(spec["threads"])
-    set_backends()
-    device = devices.choose(spec["device"])
-    if spec["precision"] == "fp16" and device.type == "cpu":
-        raise MeasurementError("fp16 needs a GPU; set `precision: bf16` or `fp32`.")
-    devices.check_precision(spec["precision"], device, "measure fp16 there")
-    return device
-
-
 def describe(model: dict) -> dict:
     """Return what is known of a model before its training is measured."""
     module = factory.build_model(model["model"])
@@ -65,7 +51,7 @@ def describe(model: dict) -> dict:
 
 
 class Noise:
-    """A TrainLoader's stand-in: the same random images again and again, on the device."""
+    """Stand in for a TrainLoader, with the same random images again and again, on the device."""
 
     accumulate = 1
 
@@ -96,10 +82,10 @@ def make_training(model: dict, spec: dict, batch_size: int, device: torch.device
     return training
 
 
-class SavedTensors:
-    """Counts the bytes that autograd keeps while this context is open, each storage once."""
+class SavedTensors(saved_tensors_hooks):
+    """Count the bytes that autograd keeps while this context is open, each storage once."""
 
-    def __enter__(self) -> "SavedTensors":
+    def __init__(self):
         storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
 
         def pack(tensor: Tensor) -> Tensor:  # no method: in a cycle all would outlive this object
@@ -108,12 +94,7 @@ class SavedTensors:
             return tensor
 
         self.storages = storages
-        self._hooks = saved_tensors_hooks(pack, lambda tensor: tensor)
-        self._hooks.__enter__()
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._hooks.__exit__(*error)
+        super().__init__(pack, lambda tensor: tensor)
 
     def bytes(self, known: set[int]) -> int:
         """Return the bytes of all storages but the known ones (by address)."""
@@ -138,7 +119,8 @@ def count_bytes(training: Trainer, batches: Iterator) -> tuple[int, int]:
 
     The latter wait for the backward pass; they are counted in a step of their own.
     """
-    with SavedTensors() as saved:
+    saved = SavedTensors()
+    with saved:
         training.train_step(batches)
     static, known = static_bytes(training)
     return static, saved.bytes(known)
@@ -169,14 +151,14 @@ def measure_cost(spec: dict, site: dict | None = None, folder: Path | None = Non
         for size, of_rounds in rounds.items():
             sizes.append({"batch_size": size, **summarise_cost([costs[index] for costs in of_rounds])})
         methods.append({**describe(model), "sizes": sizes, "extrapolated": extrapolate(sizes, spec)})
-    seen = {f"b{size}": monitor.worst(of_rounds) for size, of_rounds in summaries.items()}
-    warnings = [warning for summary in seen.values() for warning in monitor.find_warnings(summary, device)]
+    observed = {f"b{size}": monitor.worst(of_rounds) for size, of_rounds in summaries.items()}
+    warnings = [warning for summary in observed.values() for warning in monitor.find_warnings(summary, device)]
     return {
         "device": devices.describe(device),
         "bytes_are": "largest held by the allocator" if device.type == "cuda" else "counted",
         "memory_limit_emulated": emulated,
         "methods": methods,
-        "seen": seen,
+        "seen": observed,
         "warnings": to_json(list(dict.fromkeys(warnings))),
         "environment": environment(),
         "kept_parts": partial_results.kept,
@@ -221,7 +203,10 @@ def measure_once(model: dict, spec: dict, batch_size: int, device: torch.device,
     try:
         training = make_training(model, spec, batch_size, device)
         last = training.recipe["epochs"] - 1
-        return {name: time_steps(training, epoch, device, counts) for name, epoch in (("first", 0), ("last", last))}
+        return {
+            "first": time_steps(training, 0, device, counts),
+            "last": time_steps(training, last, device, counts),
+        }
     except RuntimeError as error:
         if not devices.is_out_of_memory(error):
             raise
@@ -236,9 +221,8 @@ def time_steps(
 ) -> tuple[float, int | None, int | None]:
     """Return the seconds of a step in the epoch, and the bytes that training needs there.
 
-    The third value, on a CPU, are those of the bytes that the forward pass keeps for the backward
-    pass. On a CPU bytes are counted in a step of their own, if `counts`; they are the same each
-    time.
+    The third value, on a CPU, is the part that the forward pass keeps for the backward pass. On a CPU bytes
+    are counted in a step of their own, if `counts`; they are the same each time.
     """
     training.epoch = epoch
     training.step = 0
@@ -307,13 +291,12 @@ def extrapolate(sizes: list[dict], spec: dict) -> list[dict]:
 def measure_speed(spec: dict, site: dict | None = None, folder: Path | None = None) -> dict:
     """Time steps of every model of the group, the first being the baseline of the speed-ups.
 
-    `spec` is that of `measure_cost`, with one `batch_size`; `rounds` is the least number, and up to
-    twice as many are made while a speed-up's interval is not narrow. No `site` is needed, and no
-    partial result is kept in `folder`. Returns the record's results.
+    `spec` is that of `measure_cost`, with one `batch_size`; `rounds` is the least number, and up to twice as many are
+    made while a speed-up's interval is not narrow. No `site` is needed, and no partial result is kept in `folder`.
+    Returns the record's results.
 
     Raises:
         DeviceError: for a device or a precision that the machine does not have.
-        MeasurementError: for fp16 on a CPU.
         torch.OutOfMemoryError: where a GPU does not hold all trainings at once.
     """
     device = set_up(spec)
@@ -344,5 +327,5 @@ def prepare(model: dict, spec: dict, device: torch.device) -> TimedModel:
         _, method["saved_bytes"] = count_bytes(training, batches)
         devices.free()
     timed = TimedModel(lambda images: training.train_step(batches), training.loader.images, method)
-    throughput.warm_up(timed, device)
+    timed.warm_up()
     return timed

@@ -1,1 +1,1 @@
-"""Images: which files a split holds, how they are read, drawn and checked."""
+"""List, read, draw and check the images of a data set."""

@@ -1,11 +1,12 @@
-"""Image augmentation for training, and the plain transforms for evaluation.
+"""Augment images for training, and transform them for evaluation.
 
-An image passes through `training_transform` in a loader process, then in batches on the device through random
-erasing and mixup or cutmix. All of it is timm's, set by the recipe. `workflow/data/sampling.py` seeds the random
-numbers of each image, `SeededErasing` those of each batch.
+An image passes through `training_transform` in a loader process, then in batches on the device through random erasing
+and mixup or cutmix. All of it is timm's, set by the recipe. `workflow/data/sampling.py` seeds the random numbers of
+each image, `SeededErasing` those of each batch.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from timm.data import Mixup, create_transform
@@ -46,15 +47,14 @@ def evaluation_transform(recipe: dict, model_cfg: dict) -> Callable:
     )
 
 
+@dataclass
 class SeededErasing:
-    """timm's RandomErasing, with random numbers that depend on seed, rank and the number of the batch.
+    """timm's RandomErasing, with random numbers that depend on seed, rank and the number of the batch."""
 
-    Attributes:
-        batch: how many batches came before, which a loader sets when it begins in the middle.
-    """
-
-    def __init__(self, erasing: Callable, seed: int, rank: int):
-        self.erasing, self.seed, self.rank, self.batch = erasing, seed, rank, 0
+    erasing: Callable
+    seed: int
+    rank: int
+    batch: int = 0  # how many batches came before; a loader sets it when it begins in the middle
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         seed_everything(stream_seed(self.seed, self.batch, self.rank, "erasing"))

@@ -1,4 +1,4 @@
-"""The check of a data set: which images and classes a setting's folders hold, and whether every image can be decoded.
+"""Check a data set: which images and classes a setting's folders hold, and whether every image can be decoded.
 
 Decoding all of ImageNet takes hours of CPU, so it is done once per manifest, by as many processes as the setting's
 `workers`.
@@ -27,7 +27,8 @@ def manifest(by_split: dict[str, ImageReader]) -> dict:
     `listing` is a split's hash over names and labels only. Each job compares it with the images that it reads, which
     needs no file's size.
     """
-    digest, splits = hashlib.sha256(), {}
+    digest = hashlib.sha256()
+    splits = {}
     for split, reader in by_split.items():
         sizes = reader.sizes()
         named = zip(reader.names, sizes, strict=True)
@@ -47,7 +48,8 @@ def check_classes(setting: str, num_classes: int, by_split: dict[str, ImageReade
     """Raise DataError unless all splits have the same classes, as many as the YAML says, and the training split has
     an image of each class."""
     splits = list(by_split.values())
-    train, val = splits[0], splits[-1]
+    train = splits[0]
+    val = splits[-1]
     key = f"workflow/config/settings.yaml, {setting}.data"
     if num_classes > 1 and all(len(reader.classes) == 1 for reader in splits):
         raise DataError(
@@ -68,9 +70,8 @@ def check_classes(setting: str, num_classes: int, by_split: dict[str, ImageReade
     missing = sorted(set(range(num_classes)) - set(train.labels))
     if missing:
         raise DataError(
-            f"The training split of {setting} has no image of {len(missing)} of {num_classes} "
-            f"classes, the first {train.classes[missing[0]]!r}; add some, or correct num_classes "
-            f"({key})."
+            f"The training split of {setting} has no image of {len(missing)} of {num_classes} classes, the first "
+            f"{train.classes[missing[0]]!r}; add some, or correct num_classes ({key})."
         )
 
 
@@ -87,7 +88,8 @@ class Decoding(Dataset):
     """A data set whose items are None for an image that can be used, else a sentence with its path."""
 
     def __init__(self, reader: ImageReader):
-        self.reader, self.sizes = reader, reader.sizes()
+        self.reader = reader
+        self.sizes = reader.sizes()
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -142,7 +144,6 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
     by_split = {split: readers.open_reader(data, site, split) for split in splits}
     check_classes(spec["setting"], data["num_classes"], by_split)
     results = manifest(by_split)
-    # an older version wrote `decoded-...`, and did not check the images' modes
     checked = Path(site["root"]) / "data" / f"checked-{results['hash']}"
     if not checked.exists():
         check_images(by_split, site["workers"], folder / "unusable.txt")

@@ -1,4 +1,4 @@
-"""The demo's images: scikit-learn's handwritten digits as an ImageFolder of PNG files."""
+"""Write the demo's images: scikit-learn's handwritten digits as PNG files in class folders."""
 
 import shutil
 from pathlib import Path

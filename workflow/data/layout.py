@@ -1,4 +1,4 @@
-"""The layout of a data set on disk: which files are images, and which class each belongs to.
+"""Read the layout of a data set on disk: which files are images, and which class each belongs to.
 
 This is the only definition of a split in class folders; the check, training, evaluation, search and figures use it.
 Standard library only: the login node checks the layout before anything is launched.
@@ -14,31 +14,21 @@ from pathlib import Path
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 # files that file managers and timm's tar reader leave behind
 IGNORED = (".DS_Store", "._*", "Thumbs.db", "desktop.ini", "_*_tarinfos.pickle")
+Unused = tuple[str, str]  # the path of a file or folder, and why it is not used
 
 
 class DataError(RuntimeError):
     """The images are not as they should be; the message names path, fault and remedy."""
 
 
-class Unused:
-    """Files and folders in a split that belong to no class or are no images."""
-
-    def __init__(self):
-        self.entries: list[tuple[str, str]] = []
-
-    def add(self, path: str | Path, reason: str) -> None:
-        self.entries.append((str(path), reason))
-
-    def check(self) -> None:
-        """Raise DataError, with the first path by name, if anything was added."""
-        if not self.entries:
-            return
-        path, reason = min(self.entries)
-        others = len(self.entries) - 1
-        more = ""
-        if others:
-            more = f" ({others} more {'is' if others == 1 else 'are'} not used either)"
-        raise DataError(f"{printable(path)} {reason}{more}.")
+def refuse(unused: list[Unused]) -> None:
+    """Raise DataError with the first path by name, if anything in a split belongs to no class or is no image."""
+    if not unused:
+        return
+    path, reason = min(unused)
+    others = len(unused) - 1
+    more = f" (not used either: {others} more)" if others else ""
+    raise DataError(f"{printable(path)} {reason}{more}.")
 
 
 def printable(path: str | Path) -> str:
@@ -58,6 +48,7 @@ def natural_key(name: str) -> tuple:
 
 
 def is_ignored(name: str) -> bool:
+    """Return whether a file of this name is skipped without a message."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in IGNORED)
 
 
@@ -120,27 +111,26 @@ def _other_fault(kind: int | None) -> str:
 def class_folders(split: Path) -> list[str]:
     """Return the names of a split's class folders, in the order of their labels.
 
-    Links to folders count. Raises DataError for anything that belongs to no class; a split without
-    any class folder has [], whatever else it holds.
+    Links to folders count. Raises DataError for anything that belongs to no class; a split without any class folder has
+    [], whatever else it holds.
     """
-    entries, unused, names = _entries(split), Unused(), []
+    entries = _entries(split)
+    unused: list[Unused] = []
+    names = []
     if not any(kind == stat.S_IFDIR for _, kind in entries):
         return []
     for entry, kind in entries:
         if kind == stat.S_IFDIR and not is_utf8(entry.name):
-            unused.add(entry.path, "has a name that is not UTF-8; rename it")
+            unused.append((entry.path, "has a name that is not UTF-8; rename it"))
         elif kind == stat.S_IFDIR and entry.name.startswith("."):
-            unused.add(entry.path, "is a hidden folder, and no class; move it elsewhere")
+            unused.append((entry.path, "is a hidden folder, and no class; move it elsewhere"))
         elif kind == stat.S_IFDIR:
             names.append(entry.name)
         elif kind == stat.S_IFREG:
-            unused.add(
-                entry.path,
-                "is not in a class folder, so it has no class; move it into one of them, or elsewhere",
-            )
+            unused.append((entry.path, "is not in a class folder, so it has no class; move it into one, or elsewhere"))
         else:
-            unused.add(entry.path, _other_fault(kind))
-    unused.check()
+            unused.append((entry.path, _other_fault(kind)))
+    refuse(unused)
     _check_different(split, [entry for entry, kind in entries if kind == stat.S_IFDIR])
     return sorted(names, key=natural_key)
 
@@ -165,22 +155,24 @@ def class_images(split: Path, classes: Iterable[str]) -> list[tuple[str, int]]:
 
     Raises DataError for anything else in a class folder, and for a class without images.
     """
-    images, unused = [], Unused()
+    images = []
+    unused: list[Unused] = []
     for label, name in enumerate(classes):
         before = len(images)
         for entry, kind in _entries(split / name):
-            if kind == stat.S_IFREG and (fault := image_fault(entry.name)) is None:
-                images.append((f"{name}/{entry.name}", label))
-            elif kind == stat.S_IFREG:
-                unused.add(entry.path, fault)
+            if kind == stat.S_IFREG:
+                fault = image_fault(entry.name)
+                if fault is None:
+                    images.append((f"{name}/{entry.name}", label))
+                else:
+                    unused.append((entry.path, fault))
             elif kind == stat.S_IFDIR:
-                reason = "is a folder inside a class folder; move its images up, or elsewhere"
-                unused.add(entry.path, reason)
+                unused.append((entry.path, "is a folder inside a class folder; move its images up, or elsewhere"))
             else:
-                unused.add(entry.path, _other_fault(kind))
-        if len(images) == before and not unused.entries:
+                unused.append((entry.path, _other_fault(kind)))
+        if len(images) == before and not unused:
             raise DataError(f"{printable(split / name)} is empty; restore its images.")
-    unused.check()
+    refuse(unused)
     return sorted(images, key=lambda image: natural_key(image[0]))
 
 
@@ -193,20 +185,22 @@ def tar_files(split: Path) -> list[Path]:
         return [split]
     if not os.path.isdir(split):
         return []
-    entries, unused, tars = _entries(split), Unused(), []
+    entries = _entries(split)
+    unused: list[Unused] = []
+    tars = []
     folders = sorted(entry.name for entry, kind in entries if kind == stat.S_IFDIR)
     for entry, kind in entries:
         if kind == stat.S_IFREG and entry.name.endswith(".tar") and is_utf8(entry.name):
             tars.append(Path(entry.path))
         else:
-            unused.add(entry.path, "is in a folder of tar files and is none itself; move it elsewhere")
+            unused.append((entry.path, "is in a folder of tar files and is none itself; move it elsewhere"))
     if tars and folders:
         raise DataError(
             f"{split} holds tar files ({min(tars).name}) and folders ({printable(folders[0])}); "
             "keep either in it, and move the others elsewhere."
         )
     if tars:
-        unused.check()
+        refuse(unused)
     return sorted(tars, key=lambda path: natural_key(path.name))
 
 
@@ -218,7 +212,8 @@ def check(setting: str, data: dict) -> None:
     """
     key = f"settings.yaml, {setting}.data.root: {data['root']}"
     root = Path(data["root"])
-    if reader := data.get("reader"):
+    reader = data.get("reader")
+    if reader:
         if not reader.startswith("hfds/"):
             raise DataError(
                 f"settings.yaml, {setting}.data.reader: {reader} is no `hfds/<name>`; other "
@@ -253,9 +248,8 @@ def check(setting: str, data: dict) -> None:
         if len(names) != data["num_classes"]:
             expected = "; ".join([shape, *differences])
             raise DataError(
-                f"{folder} holds {len(names)} class folders, not {data['num_classes']} "
-                f"(workflow/config/{key}); expected {expected}; "
-                "add what is missing, or move what is no class elsewhere."
+                f"{folder} holds {len(names)} class folders, not {data['num_classes']} (workflow/config/{key}); "
+                f"expected {expected}; add what is missing, or move what is no class elsewhere."
             )
     if differences:
         raise DataError(
@@ -269,8 +263,7 @@ def _flat(folder: Path, train: Path, key: str, shape: str) -> str:
     images = sum(kind == stat.S_IFREG for _, kind in _entries(folder))
     if images == 50_000 and any(folder.glob("ILSVRC2012_val_*.JPEG")):
         return (
-            f"{folder} is the flat ImageNet validation set of 50,000 files "
-            f"(workflow/config/{key}); move each image into its class folder, as in "
-            f"{train}/<wnid>/ (the ILSVRC2012 devkit's ground truth says which)."
+            f"{folder} is the flat ImageNet validation set of 50,000 files (workflow/config/{key}); move each image "
+            f"into its class folder, as in {train}/<wnid>/ (the ILSVRC2012 devkit's ground truth says which)."
         )
     return f"{folder} holds no class folders but {images} files (workflow/config/{key}); expected {shape}."

@@ -1,7 +1,8 @@
-"""Loaders from the images of a split to batches on the device, by timm's prefetcher."""
+"""Load the images of a split in batches on the device, by timm's prefetcher."""
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from timm.data.loader import PrefetchLoader, fast_collate
@@ -12,6 +13,76 @@ from workflow.data.layout import DataError
 from workflow.data.readers import StrictImageDataset, open_split
 from workflow.data.sampling import EpochSampler, SeededDraws, stream_seed
 from workflow.runtime.distributed import DistributedContext
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """A setting's images as a model takes them.
+
+    Attributes:
+        data: the setting's `data`, which names the splits.
+        site: data_root, workers and, in the workflow, the root of the setting's results.
+        recipe: the resizing of evaluation and, for TrainLoader, augmentation and batch size.
+        model_cfg: input_size (3, H, W), mean and std, as factory.data_config returns them.
+    """
+
+    data: dict
+    site: dict
+    recipe: dict
+    model_cfg: dict
+    context: DistributedContext
+
+    def evaluation_set(self, split: str) -> StrictImageDataset:
+        """Return the "train" or the "val" split with the transforms of evaluation."""
+        transform = augmentation.evaluation_transform(self.recipe, self.model_cfg)
+        return open_split(self.data, self.site, self.data[split], transform)
+
+    def load(
+        self, dataset: StrictImageDataset, indices: Sequence[int], batch_size: int, persistent: bool = False
+    ) -> PrefetchLoader:
+        """Return a loader of these images in this order, normalised on the device.
+
+        Its worker processes are `persistent` if it is iterated again and again.
+        """
+        loader = DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=indices,
+            pin_memory=self.context.device.type == "cuda",
+            **worker_options(self.site["workers"], persistent),
+        )
+        return PrefetchLoader(
+            loader, mean=self.model_cfg["mean"], std=self.model_cfg["std"], device=self.context.device
+        )
+
+    def validation(self) -> PrefetchLoader:
+        """Return a loader of this process's part of the validation split, in order; each image is in one part."""
+        dataset = self.evaluation_set("val")
+        indices = range(self.context.rank, len(dataset), self.context.world_size)
+        batch_size = max(1, min(256, 2 * self.recipe["batch_size"]) // self.context.world_size)
+        return self.load(dataset, indices, batch_size, persistent=True)
+
+    def sample(self, count: int, seed: int) -> torch.Tensor:
+        """Return random training images (n, 3, H, W), transformed as in evaluation; all, if fewer than `count`."""
+        dataset = self.evaluation_set("train")
+        generator = torch.Generator().manual_seed(stream_seed(seed, "sample"))
+        indices = torch.randperm(len(dataset), generator=generator)[:count].tolist()
+        return torch.cat([images for images, _ in self.load(dataset, indices, min(count, 256))])
+
+    def spaced(self, count: int) -> tuple[torch.Tensor, list[str]]:
+        """Return validation images (count, 3, H, W), evenly spaced over the split, and their names in it.
+
+        Raises DataError if the split has fewer images.
+        """
+        dataset = self.evaluation_set("val")
+        if len(dataset) < count:
+            raise DataError(
+                f"{self.site['data_root']}/{self.data['val']} has {len(dataset)} images, but a batch of {count} is to "
+                "be timed; lower `throughput.batch_size` in workflow/config/settings.yaml."
+            )
+        indices = spaced(len(dataset), count)
+        images = torch.cat([images for images, _ in self.load(dataset, indices, min(count, 256))])
+        return images, [dataset.reader.names[index] for index in indices]
 
 
 class TrainLoader:
@@ -26,9 +97,11 @@ class TrainLoader:
         steps: steps per epoch.
     """
 
-    def __init__(self, data: dict, site: dict, recipe: dict, model_cfg: dict, seed: int, context: DistributedContext):
-        transform = augmentation.training_transform(recipe, model_cfg)
-        dataset = open_split(data, site, data["train"], transform)
+    def __init__(self, source: ImageSource, seed: int):
+        recipe = source.recipe
+        context = source.context
+        transform = augmentation.training_transform(recipe, source.model_cfg)
+        dataset = open_split(source.data, source.site, source.data["train"], transform)
         self.batch_size, self.accumulate = split_batch(recipe, context.world_size)
         self.sampler = EpochSampler(
             len(dataset),
@@ -44,12 +117,12 @@ class TrainLoader:
             batch_size=self.batch_size,
             sampler=self.sampler,
             pin_memory=context.device.type == "cuda",
-            **worker_options(site["workers"], persistent=True),
+            **worker_options(source.site["workers"], persistent=True),
         )
         self.prefetcher = PrefetchLoader(
             loader,
-            mean=model_cfg["mean"],
-            std=model_cfg["std"],
+            mean=source.model_cfg["mean"],
+            std=source.model_cfg["std"],
             device=context.device,
             re_prob=recipe["random_erasing"],
             re_mode="pixel",
@@ -60,7 +133,8 @@ class TrainLoader:
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield images (B, 3, H, W), normalised on the device, and labels (B,), from step `first` on."""
-        self.sampler.epoch, self.sampler.first = epoch, first
+        self.sampler.epoch = epoch
+        self.sampler.first = first
         if self.prefetcher.random_erasing is not None:
             self.prefetcher.random_erasing.batch = (epoch * self.steps + first) * self.accumulate
         return iter(self.prefetcher)
@@ -71,14 +145,14 @@ def split_batch(recipe: dict, processes: int) -> tuple[int, int]:
 
     Raises DataError, with the arithmetic, if the processes' parts of the batch can't be equal.
     """
-    total, most = recipe["batch_size"], recipe["device_batch"]
+    total = recipe["batch_size"]
     images, rest = divmod(total, processes)
     if rest:
         raise DataError(
             f"batch_size {total} can't be shared by {processes} processes: {total} = {processes} x "
             f"{images} + {rest}; choose a number of GPUs that divides it."
         )
-    most = most or images
+    most = recipe["device_batch"] or images
     in_pairs = recipe["mixup"] > 0 or recipe["cutmix"] > 0
     for passes in range(math.ceil(images / most), images + 1):
         per_pass, rest = divmod(images, passes)
@@ -90,80 +164,10 @@ def split_batch(recipe: dict, processes: int) -> tuple[int, int]:
     )
 
 
-def eval_loader(data: dict, site: dict, recipe: dict, model_cfg: dict, context: DistributedContext) -> PrefetchLoader:
-    """Return a loader of this process's part of the validation split, in order; each image is in one part."""
-    dataset = eval_dataset(data, site, "val", recipe, model_cfg)
-    indices = range(context.rank, len(dataset), context.world_size)
-    batch_size = max(1, min(256, 2 * recipe["batch_size"]) // context.world_size)
-    return plain_loader(dataset, indices, batch_size, site, model_cfg, context.device, persistent=True)
-
-
-def sample(
-    data: dict, site: dict, recipe: dict, model_cfg: dict, count: int, seed: int, device: torch.device
-) -> torch.Tensor:
-    """Return random training images (n, 3, H, W), transformed as in evaluation; all, if fewer than `count`."""
-    dataset = eval_dataset(data, site, "train", recipe, model_cfg)
-    generator = torch.Generator().manual_seed(stream_seed(seed, "sample"))
-    indices = torch.randperm(len(dataset), generator=generator)[:count].tolist()
-    loader = plain_loader(dataset, indices, min(count, 256), site, model_cfg, device)
-    return torch.cat([images for images, _ in loader])
-
-
-def named_images(
-    images: dict, site: dict, model_cfg: dict, count: int, device: torch.device
-) -> tuple[torch.Tensor, list[str]]:
-    """Return validation images (count, 3, H, W), evenly spaced over the split, and their names in it.
-
-    Args:
-        images: `data`, `interpolation` and `crop_pct`.
-
-    Raises DataError if the split has fewer images.
-    """
-    split = images["data"]["val"]
-    dataset = eval_dataset(images["data"], site, "val", images, model_cfg)
-    if len(dataset) < count:
-        raise DataError(
-            f"{site['data_root']}/{split} has {len(dataset)} images, but a batch of {count} is to "
-            "be timed; lower `throughput.batch_size` in workflow/config/settings.yaml."
-        )
-    indices = spaced(len(dataset), count)
-    loader = plain_loader(dataset, indices, min(count, 256), site, model_cfg, device)
-    names = [str(dataset.filename(index)) for index in indices]
-    return torch.cat([batch for batch, _ in loader]), names
-
-
 def spaced(size: int, most: int) -> list[int]:
     """Return at most `most` indices of `size` images, evenly spaced."""
     count = min(most, size)
     return [index * size // count for index in range(count)]
-
-
-def eval_dataset(data: dict, site: dict, split: str, recipe: dict, model_cfg: dict) -> StrictImageDataset:
-    """Return the "train" or the "val" split with the transforms of evaluation."""
-    return open_split(data, site, data[split], augmentation.evaluation_transform(recipe, model_cfg))
-
-
-def plain_loader(
-    dataset: StrictImageDataset,
-    indices: Sequence[int],
-    batch_size: int,
-    site: dict,
-    model_cfg: dict,
-    device: torch.device,
-    persistent: bool = False,
-) -> PrefetchLoader:
-    """Return a loader of these images in this order, normalised on the device.
-
-    Its worker processes are `persistent` if it is iterated again and again.
-    """
-    loader = DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=indices,
-        pin_memory=device.type == "cuda",
-        **worker_options(site["workers"], persistent),
-    )
-    return PrefetchLoader(loader, mean=model_cfg["mean"], std=model_cfg["std"], device=device)
 
 
 def worker_options(workers: int, persistent: bool) -> dict:

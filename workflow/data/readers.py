@@ -1,7 +1,7 @@
 """Read the images of a split and their classes, from class folders, tar files or Hugging Face.
 
-Every job reads images through `open_split`, and the check of the data set reads them through the same readers, so
-what is checked is what is trained on. A file in a split that is not used is refused by its path.
+Every job reads images through `open_split`, and the check of the data set reads them through the same readers, so what
+is checked is what is trained on. A file in a split that is not used is refused by its path.
 """
 
 import contextlib
@@ -11,13 +11,12 @@ import json
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 from PIL import Image, ImageOps
-from timm.data.dataset import ImageDataset
-from timm.data.readers.reader import Reader
+from torch.utils.data import Dataset
 
 from workflow.data import layout
 from workflow.data.layout import DataError, Unused, natural_key, printable
@@ -67,8 +66,8 @@ def _check_kind(image: Image.Image) -> None:
         raise ImageError(f"it holds {frames} pictures; save each in a file of its own")
 
 
-class ImageReader(Reader):
-    """One split's images, for timm's dataset.
+class ImageReader:
+    """Read one split's images.
 
     Attributes:
         classes: names of the classes; their positions are the labels.
@@ -82,14 +81,6 @@ class ImageReader(Reader):
 
     def __len__(self) -> int:
         return len(self.names)
-
-    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
-        return self.open(index), self.labels[index]
-
-    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        if basename:
-            return PurePosixPath(self.names[index]).name
-        return self.location(index) if absolute else self.names[index]
 
     def open(self, index: int) -> BinaryIO:
         """Return an image's bytes as a stream."""
@@ -115,7 +106,8 @@ class FolderReader(ImageReader):
     """Images in a folder per class."""
 
     def __init__(self, path: Path):
-        self.path, self.classes = path, layout.class_folders(path)
+        self.path = path
+        self.classes = layout.class_folders(path)
         if not self.classes:
             raise DataError(f"{path} holds no class folders; expected {path}/<class>/<image>, or tar files.")
         images = layout.class_images(path, self.classes)
@@ -150,7 +142,8 @@ class TarReader(ImageReader):
 
     def __init__(self, path: Path, index_folder: Path | None = None):
         """Keep the list of the tar files' contents in `index_folder`: reading all headers can take minutes."""
-        self.path, self.tars = path, layout.tar_files(path)
+        self.path = path
+        self.tars = layout.tar_files(path)
         # as they appear in images' names; "" if the split itself is the tar file
         self.tar_names = [tar.name if path != tar else "" for tar in self.tars]
         self._open: dict[int, BinaryIO] = {}
@@ -178,15 +171,16 @@ class TarReader(ImageReader):
         return members
 
     def _scan(self) -> list[Member]:
-        members, unused = [], Unused()
+        members = []
+        unused: list[Unused] = []
         for number, tar in enumerate(self.tars):
             with open(tar, "rb") as stream:
                 before = len(members)
                 for inner, name, offset, size in scan_tar(stream, str(tar), unused):
                     members.append(Member(number, inner, name, offset, size))
-            if len(members) == before and not unused.entries:
+            if len(members) == before and not unused:
                 raise DataError(f"{tar} holds no image; restore its images.")
-        unused.check()
+        layout.refuse(unused)
         return members
 
     def _folder(self, member: Member) -> tuple[str, ...]:
@@ -208,7 +202,7 @@ class TarReader(ImageReader):
                 f"{self.path} is flat: its {len(members)} images are in no class folders; put "
                 "each into its class folder and pack them anew."
             )
-        unused = Unused()
+        unused: list[Unused] = []
         parents: dict[tuple, Counter] = {}  # of the class folders, for each innermost tar file
         for member, folder in zip(members, folders, strict=True):
             parents.setdefault((member.tar, member.inner), Counter())[folder[:-1]] += 1
@@ -218,11 +212,11 @@ class TarReader(ImageReader):
         for member, folder in zip(members, folders, strict=True):
             if not folder or folder[:-1] != usual[member.tar, member.inner]:
                 reason = "is not in one of the class folders; pack the tar file without it"
-                unused.add(self._location(member), reason)
+                unused.append((self._location(member), reason))
             elif folder[-1].startswith("."):
                 reason = "is in a hidden folder, which is no class; pack the tar file without it"
-                unused.add(self._location(member), reason)
-        unused.check()
+                unused.append((self._location(member), reason))
+        layout.refuse(unused)
         names = Counter((member.tar, member.inner, member.name) for member in members)
         for (tar, inner, name), count in names.items():
             if count > 1:
@@ -255,33 +249,35 @@ class TarReader(ImageReader):
 
 
 def scan_tar(
-    stream: BinaryIO, location: str, unused: Unused, inner: str = "", start: int = 0
+    stream: BinaryIO, location: str, unused: list[Unused], inner: str = "", start: int = 0
 ) -> Iterator[tuple[str, str, int, int]]:
     """Yield (inner tar file, name, offset, size) of every image in an open tar file.
 
-    Everything else, but for folders with images below them, is added to `unused`. Raises DataError
-    for a tar file that is damaged or cut short.
+    Everything else, but for folders with images below them, is added to `unused`. Raises DataError for a tar file that
+    is damaged or cut short.
     """
-    folders, parents = [], set()
+    folders = []
+    parents = set()
     try:
         with tarfile.open(fileobj=stream, mode="r:") as tar:
             while (info := tar.next()) is not None:
                 tar.members = []  # tarfile keeps all, a kilobyte each
                 name = "/".join(part for part in info.name.split("/") if part not in ("", "."))
                 path = f"{location}/{name}"
+                fault = layout.image_fault(name)
                 if info.isdir():
                     folders.append(name)
                 elif layout.is_ignored(PurePosixPath(name).name):
                     continue
                 elif not info.isreg() or info.sparse is not None:
                     reason = "is a link or another special file; pack the tar with what it points to"
-                    unused.add(path, reason + " (tar --dereference --hard-dereference)")
+                    unused.append((path, reason + " (tar --dereference --hard-dereference)"))
                 elif name.lower().endswith(".tar") and not inner:
                     parents.update(map(str, PurePosixPath(name).parents))
                     content = tar.extractfile(info)
                     yield from scan_tar(content, path, unused, name, info.offset_data)
-                elif fault := layout.image_fault(name):
-                    unused.add(path, fault)
+                elif fault:
+                    unused.append((path, fault))
                 else:
                     parents.update(map(str, PurePosixPath(name).parents))
                     yield inner, name, start + info.offset_data, info.size
@@ -292,7 +288,7 @@ def scan_tar(
         ) from None
     for name in folders:
         if name and name not in parents:
-            unused.add(f"{location}/{name}", "is an empty folder; restore its images, or pack anew")
+            unused.append((f"{location}/{name}", "is an empty folder; restore its images, or pack anew"))
 
 
 def _check_end(stream: BinaryIO, offset: int, location: str) -> None:
@@ -340,9 +336,8 @@ class HubReader(ImageReader):
             self.dataset = dataset.cast_column(self.image, datasets.Image(decode=False))
         except Exception as error:
             raise DataError(
-                f"{self.source}: the column {self.image!r} of type {dataset.features[self.image]} "
-                f"holds no images ({' '.join(str(error).split())}); name another by "
-                "`image_column` in workflow/config/settings.yaml."
+                f"{self.source}: the column {self.image!r} of type {dataset.features[self.image]} holds no images "
+                f"({' '.join(str(error).split())}); name another by `image_column` in workflow/config/settings.yaml."
             ) from None
         self.classes = self._classes(datasets, dataset.features[column], column, data)
         self.labels = self._labels(dataset[column][:], column)
@@ -372,9 +367,8 @@ class HubReader(ImageReader):
         if "int" in str(getattr(feature, "dtype", "")):
             return [str(label) for label in range(data["num_classes"])]
         raise DataError(
-            f"{self.source}: the column {column!r} is of type {feature}, and labels are whole "
-            "numbers or of type ClassLabel; convert it (cast_column), or name another by "
-            "`label_column` in workflow/config/settings.yaml."
+            f"{self.source}: the column {column!r} is of type {feature}, and labels are whole numbers or of type "
+            "ClassLabel; convert it (cast_column), or name another by `label_column` in workflow/config/settings.yaml."
         )
 
     def _labels(self, labels: list, column: str) -> list[int]:
@@ -391,41 +385,47 @@ class HubReader(ImageReader):
         image = self.dataset[index][self.image]
         if image is None or not (image["bytes"] or image["path"]):
             raise OSError("it is empty")
-        return io.BytesIO(image["bytes"]) if image["bytes"] else open(image["path"], "rb")
+        if image["bytes"]:
+            return io.BytesIO(image["bytes"])
+        return open(image["path"], "rb")
 
     def location(self, index: int) -> str:
         return f"{self.source}, row {index}"
 
     def sizes(self) -> list[int]:
-        return [self._size(index) for index in range(len(self))]
+        sizes = []
+        for index in range(len(self)):
+            try:
+                with self.open(index) as stream:
+                    sizes.append(stream.seek(0, os.SEEK_END))
+            except OSError:  # the check of the images says why
+                sizes.append(0)
+        return sizes
 
-    def _size(self, index: int) -> int:
-        try:
-            with self.open(index) as stream:
-                return stream.seek(0, os.SEEK_END)
-        except OSError:  # the check of the images says why
-            return 0
 
+class StrictImageDataset(Dataset):
+    """A data set of transformed images and their labels.
 
-class StrictImageDataset(ImageDataset):
-    """timm's data set of one of the readers above.
-
-    An image that can't be read raises DataError with its path; timm would take the next image.
+    An image that can't be read raises DataError with its path; timm's data set would take the next image.
     """
 
-    reader: ImageReader
+    def __init__(self, reader: ImageReader, transform: Callable):
+        self.reader = reader
+        self.transform = transform
 
-    def __getitem__(self, index: int):
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> tuple:
         try:
-            stream, target = self.reader[index]
-            with stream:
+            with self.reader.open(index) as stream:
                 pixels = decode(stream)
         except (OSError, ImageError) as error:
             raise DataError(
                 f"{printable(self.reader.location(index))} can't be decoded ({error}); "
                 "replace it with the original image."
             ) from None
-        return self.transform(pixels), target
+        return self.transform(pixels), self.reader.labels[index]
 
 
 def open_reader(data: dict, site: dict, split: str) -> ImageReader:
@@ -445,12 +445,11 @@ def open_reader(data: dict, site: dict, split: str) -> ImageReader:
     except Exception as error:  # `datasets` raises many kinds for a data set that it can't load
         raise DataError(
             f"{data.get('reader') or path}: {split} can't be listed "
-            f"({' '.join(str(error).split()) or type(error).__name__}); "
-            "see `data` in workflow/config/settings.yaml."
+            f"({' '.join(str(error).split()) or type(error).__name__}); see `data` in workflow/config/settings.yaml."
         ) from None
 
 
-def open_split(data: dict, site: dict, split: str, transform=None) -> StrictImageDataset:
+def open_split(data: dict, site: dict, split: str, transform: Callable) -> StrictImageDataset:
     """Return the images of a setting's `data` in one split.
 
     Raises DataError if they can't be listed, or are not the images that were checked.
@@ -459,7 +458,7 @@ def open_split(data: dict, site: dict, split: str, transform=None) -> StrictImag
     checked = read_manifest(site)
     if checked is not None:
         _check_unchanged(reader, checked, site, split)
-    return StrictImageDataset(site["data_root"], reader=reader, transform=transform)
+    return StrictImageDataset(reader, transform)
 
 
 def read_manifest(site: dict) -> dict | None:
@@ -492,9 +491,8 @@ def _check_unchanged(reader: ImageReader, checked: dict, site: dict, split: str)
     else:
         difference = f"it had {listed.get('images')} images and has {len(reader)}"
     raise DataError(
-        f"{Path(site['data_root']) / split} has changed since {path} was made ({difference}); "
-        f"restore it, or look it through again: snakemake {path} --forcerun {path}, with your "
-        "--profile."
+        f"{Path(site['data_root']) / split} has changed since {path} was made ({difference}); restore it, or check it "
+        f"again: snakemake {path} --forcerun {path}, with your --profile."
     )
 
 

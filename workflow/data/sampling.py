@@ -1,4 +1,4 @@
-"""The order in which training images are drawn, and the seeds of all random numbers.
+"""Choose the order in which training images are drawn, and the seeds of all random numbers.
 
 The augmentation of an image depends on seed, epoch and the image's position in the epoch's order; what happens to a
 batch depends on seed, step and rank. Neither depends on the number of workers or on where a training was stopped.
@@ -19,9 +19,9 @@ from workflow.data.layout import DataError
 class EpochSampler(Sampler[tuple[int, int]]):
     """Yield one rank's draws of one epoch, each (seed of the draw, index of the image).
 
-    Each image of the epoch is drawn `repeats` times in a row, spread over the ranks, and the epoch ends after as
-    many draws as the data set has images (repeated augmentation, Hoffer et al. 2020). Only whole global batches are
-    drawn. Iteration begins with step `first` of epoch `epoch`.
+    Each image of the epoch is drawn `repeats` times in a row, spread over the ranks, and the epoch ends after as many
+    draws as the data set has images (repeated augmentation, Hoffer et al. 2020). Only whole global batches are drawn.
+    Iteration begins with step `first` of epoch `epoch`.
 
     Args:
         size: number of images.
@@ -34,9 +34,14 @@ class EpochSampler(Sampler[tuple[int, int]]):
                 f"The training split has {size} images, less than one global batch of "
                 f"{batch_size}; lower `batch_size` in workflow/config/."
             )
-        self.size, self.batch_size, self.seed, self.repeats = size, batch_size, seed, repeats
-        self.rank, self.world = rank, world
-        self.epoch, self.first = 0, 0
+        self.size = size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.repeats = repeats
+        self.rank = rank
+        self.world = world
+        self.epoch = 0
+        self.first = 0
         self.steps = size // batch_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -73,8 +78,8 @@ def stream_seed(*names: int | str) -> int:
 def seed_host(seed: int) -> None:
     """Seed Python's, numpy's and torch's generators of the CPU (timm's transforms use all three).
 
-    `torch.manual_seed` also seeds the devices, and formats a stack trace if no device was used yet: too slow for
-    every image.
+    `torch.manual_seed` also seeds the devices, and formats a stack trace if no device was used yet: too slow for every
+    image.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -1,15 +1,17 @@
-"""The processes that load images: how they are started, and one sentence if one of them is lost.
+"""Start the processes that load images, and explain in one sentence why one of them was lost.
 
 The main process then sees a ConnectionResetError, an EOFError or torch's RuntimeError; only the processes' exit codes
 tell the cause. Standard library only, since the job imports this before its kind's own module.
 """
 
+import contextlib
 import copy
 import math
 import multiprocessing
 import shutil
 import signal
 import threading
+from collections.abc import Iterator
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 
@@ -27,7 +29,7 @@ class LoaderError(RuntimeError):
 
 
 def context() -> BaseContext:
-    """Return a DataLoader's `multiprocessing_context`: Python's own, which also remembers its processes."""
+    """Return a DataLoader's `multiprocessing_context`: a copy of Python's that remembers its processes."""
     remembering = copy.copy(multiprocessing.get_context())
     make_process = remembering.Process
 
@@ -56,6 +58,18 @@ def lost() -> list[int]:
     return [process.exitcode for process in _started if process.exitcode]
 
 
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Raise LoaderError, with fault and remedy, for an error of the block that a lost process caused."""
+    try:
+        yield
+    except FAULTS as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        raise LoaderError(sentence) from error
+
+
 def explain(error: BaseException) -> str | None:
     """Return a sentence with the fault of the loader processes that caused an error, and the remedy.
 
@@ -73,9 +87,8 @@ def explain(error: BaseException) -> str | None:
     no_room = any(words in text for words in NO_ROOM)
     if -signal.SIGBUS in codes or (no_room and (free < FULL_BYTES or "shared memory" in text)):
         return (
-            f"The loader processes found no room in shared memory ({SHARED_MEMORY} has "
-            f"{size >> 20} MB); give it more (docker run --shm-size=8g), or set `workers: 0` in "
-            "workflow/config/settings.yaml."
+            f"The loader processes found no room in shared memory ({SHARED_MEMORY} has {size >> 20} MB); give it more "
+            "(docker run --shm-size=8g), or set `workers: 0` in workflow/config/settings.yaml."
         )
     if -signal.SIGKILL in codes:
         return (
@@ -85,9 +98,8 @@ def explain(error: BaseException) -> str | None:
     if codes:
         end = signal.Signals(-codes[0]).name if codes[0] < 0 else f"code {codes[0]}"
         return (
-            f"A loader process ended with {end}; its last words are in the job's log. Started "
-            "again, the job goes on; if it happens again, set `workers: 0` in "
-            "workflow/config/settings.yaml to see the error itself."
+            f"A loader process ended with {end}; its last messages are in the job's log. Started again, the job goes "
+            "on; if it happens again, set `workers: 0` in workflow/config/settings.yaml to see the error itself."
         )
     return None
 

@@ -1,1 +1,1 @@
-"""The process that computes: its device, its rank, and requests to stop."""
+"""Set up the process that computes: its device, its rank, and requests to stop."""

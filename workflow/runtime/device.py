@@ -1,4 +1,4 @@
-"""The device that a job computes on, and whether the installed torch has kernels for it.
+"""Choose the device that a job computes on, and check that the installed torch has kernels for it.
 
 `python -m workflow.runtime.device` prints one sentence; it fails if there is a GPU that this torch has no kernels for.
 """
@@ -63,10 +63,12 @@ def free() -> None:
 
 
 def check_precision(precision: str | None, device: torch.device, remedy: str) -> None:
-    """Raise DeviceError, with the remedy, for bf16 on a GPU without units for it.
+    """Raise DeviceError, with the remedy, for fp16 on a CPU, and for bf16 on a GPU without units for it.
 
     Torch would emulate bf16 there, and silently not compile.
     """
+    if device.type == "cpu" and precision == "fp16":
+        raise DeviceError(f"fp16 needs a GPU; {remedy}.")
     if device.type == "cuda" and precision == "bf16" and not computes_bf16():
         raise DeviceError(
             f"{torch.cuda.get_device_name(device)} has no units for bf16 (Ampere and later have); {remedy}."
@@ -85,9 +87,8 @@ def check_gpu(index: int = 0) -> None:
     if not served(capability, arches):
         lock = "requirements.lock" if capability < (7, 5) else "requirements-cuda13.lock"
         raise DeviceError(
-            f"{torch.cuda.get_device_name(index)} has compute capability "
-            f"{capability[0]}.{capability[1]}, and torch {torch.__version__} serves only "
-            f"{' '.join(arches)}; install with `make setup LOCK={lock}`."
+            f"{torch.cuda.get_device_name(index)} has compute capability {capability[0]}.{capability[1]}, and torch "
+            f"{torch.__version__} serves only {' '.join(arches)}; install with `make setup LOCK={lock}`."
         )
 
 
@@ -97,9 +98,8 @@ def choose(requested: str, local_rank: int = 0) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise DeviceError(
-            "The setting asks for device `cuda`, but torch sees no GPU on "
-            f"{platform.node()}; run where there is one or set `device: cpu` in "
-            "workflow/config/settings.yaml."
+            f"The setting asks for device `cuda`, but torch sees no GPU on {platform.node()}; run where there is one "
+            "or set `device: cpu` in workflow/config/settings.yaml."
         )
     check_gpu(local_rank)
     return torch.device("cuda", local_rank)
@@ -134,6 +134,7 @@ def ask(requested: str) -> dict:
 
 
 def main() -> None:
+    """Print the device, or its facts as JSON."""
     parser = command_line.parser(__doc__)
     parser.add_argument("--json", metavar="DEVICE", help="print the facts about this device as JSON")
     requested = parser.parse_args().json

@@ -1,4 +1,4 @@
-"""The processes of one job: this process's device and rank, and how they exchange values."""
+"""Connect the processes of one job: their devices and ranks, and the exchange of values between them."""
 
 import gc
 import os

@@ -1,6 +1,6 @@
-"""The job that submitit starts on the node, and how it starts what its kind computes.
+"""Run a job that submitit starts on the node: it starts what its kind computes.
 
-It is pickled by reference and carries its whole spec, so it computes what was submitted even if the YAML changes
+A Job is pickled by reference and carries its whole spec, so it computes what was submitted even if the YAML changes
 meanwhile.
 """
 
@@ -34,7 +34,7 @@ class Job(submitit.helpers.Checkpointable):
 
     @property
     def kind(self) -> Kind:
-        """The kind of the job, which says what runs it and how."""
+        """Return the kind of the job, which says what runs it and how."""
         return KINDS[self.spec["kind"]]
 
     def __call__(self) -> None:
@@ -46,8 +46,8 @@ class Job(submitit.helpers.Checkpointable):
         if environment.num_tasks > 1:
             # each process chooses its GPU by local rank; hiding the others would number them anew
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-        if environment.num_tasks > 1 and environment.cluster == "local":
-            os.environ["MASTER_ADDR"] = "127.0.0.1"  # a laptop may not know itself by its name
+            if environment.cluster == "local":
+                os.environ["MASTER_ADDR"] = "127.0.0.1"  # a laptop may not know itself by its name
         if self.site.get("visible_gpus") is not None:  # submitit numbers a local job's anew
             os.environ["CUDA_VISIBLE_DEVICES"] = self.site["visible_gpus"]
         folder = Path(self.folder)
@@ -74,13 +74,8 @@ class Job(submitit.helpers.Checkpointable):
 
     def _run(self, folder: Path) -> dict:
         module = importlib.import_module(self.kind.module)
-        try:
+        with worker_processes.explained():
             return module.run(self.spec, self.site, folder)
-        except worker_processes.FAULTS as error:
-            explanation = worker_processes.explain(error)
-            if explanation is None:
-                raise
-            raise worker_processes.LoaderError(explanation) from error
 
     def _wait_for_device(self) -> None:
         """Wait locally for the device: a measurement until no other job computes, the others for measurements.
@@ -99,7 +94,7 @@ class Job(submitit.helpers.Checkpointable):
 
 
 def error_note(folder: Path, rank: int) -> Path:
-    """Return where a process of the job keeps why it failed."""
+    """Return the path of the file in which a process of the job keeps why it failed."""
     return folder / f"error-rank{rank}.json"
 
 

@@ -1,4 +1,4 @@
-"""Reaction to preemption: signals that ask a job to stop set a flag, which the training checks between two steps."""
+"""React to preemption: signals that ask a job to stop set a flag, which the training checks between two steps."""
 
 import signal
 import threading
@@ -41,8 +41,8 @@ class StopFlag:
     def end_job(self, is_first: bool) -> None:
         """Do what the signal asked for, now that a checkpoint is saved.
 
-        The first rank calls the handler that the signal had before (submitit's requeues the job).
-        The other ranks wait until that ends them, too. Raises Stopped if nothing ends the process.
+        The first rank calls the handler that the signal had before (submitit's requeues the job). The other ranks wait
+        until that ends them, too. Raises Stopped if nothing ends the process.
         """
         self.__exit__()
         # another rank may have received the signal, and this one none

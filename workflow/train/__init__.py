@@ -1,4 +1,4 @@
-"""Training, evaluation and search: each turns a spec and a folder into a record."""
+"""Train, evaluate and search: each job turns a spec and a folder into a record."""
 
 from workflow.storage import provenance
 

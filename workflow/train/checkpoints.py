@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any byte, and files of weights that other runs start from."""
+"""Save checkpoints that survive a kill at any byte, and files of weights that other runs start from."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import shutil
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,7 @@ class WeightsError(RuntimeError):
 
 
 class Checkpoints:
-    """An attempt's newest checkpoints, and its best.
+    """Keep an attempt's newest checkpoints, and its best.
 
     `step-000001250.pt` was saved before step 1250 (from 0).
 
@@ -49,7 +50,10 @@ class Checkpoints:
         minutes: float = math.inf,
         images: dict | None = None,
     ):
-        self.folder, self.spec_hash, self.report, self.minutes = folder, spec_hash, report, minutes
+        self.folder = folder
+        self.spec_hash = spec_hash
+        self.report = report
+        self.minutes = minutes
         self.images = images or {}
         self.saved_at = time.monotonic()
 
@@ -78,8 +82,8 @@ class Checkpoints:
     def load(self) -> dict | None:
         """Return the newest checkpoint that is whole and of this spec, None if there is none.
 
-        A checkpoint that is damaged or of another spec is set aside and reported. Raises WeightsError for one that
-        was trained on other images.
+        A checkpoint that is damaged or of another spec is set aside and reported. Raises WeightsError for one that was
+        trained on other images.
         """
         for path in reversed(self._paths()):
             try:
@@ -125,7 +129,8 @@ class Checkpoints:
 
     def _check_images(self, path: Path, state: dict) -> None:
         """Raise WeightsError if a checkpoint names other images than there are now."""
-        before, now = state.get("manifest"), self.images.get("manifest")
+        before = state.get("manifest")
+        now = self.images.get("manifest")
         if None in (before, now) or before == now:
             return
         difference = f"manifest {before} then, {now} now"
@@ -151,7 +156,7 @@ def save(path: Path, state: dict) -> None:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its name if it has none, as EOFError."""
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 # -- weights that a record names ------------------------------------------------------------------
@@ -189,8 +194,8 @@ def describe_file(path: Path, job: str) -> dict:
 def final_weights(site: dict, needed: dict) -> dict[str, torch.Tensor]:
     """Return the state dict that a training or search of this setting ended with.
 
-    `needed` is a spec's `start` or `teacher`. Raises WeightsError unless that job's record is of the spec that this
-    one was planned with, and the file's sha256 is the one in the record.
+    `needed` is a spec's `start` or `teacher`. Raises WeightsError unless that job's record is of the spec that this one
+    was planned with, and the file's sha256 is the one in the record.
     """
     source, record = needed_record(site, needed)
     return read_weights(source, record["results"]["weights"])
@@ -281,9 +286,7 @@ def load_external(model: nn.Module, spec: dict, site: dict) -> None:
         load_exactly(model, weights)
         classes = classes_of(path)
     except UNREADABLE as error:
-        reason = first_line(error)
-        if len(reason) >= 400:
-            reason = f"{reason[:400]} ..."
+        reason = textwrap.shorten(first_line(error), 400, placeholder=" ...")
         raise WeightsError(f"{path} ({source}) does not fit {spec['model']['name']}: {reason}") from None
     check_classes(classes, site, f"{path} ({source})", "name other weights, or restore the images")
 

@@ -1,7 +1,7 @@
-"""Validation accuracy, and the job that evaluates weights from a file.
+"""Compute validation accuracy, and evaluate weights from a file.
 
-The job's record is like a training's, so that other runs may start from the weights. settings.yaml names the runs
-whose weights come from a file (`checkpoints`), and weights that are evaluated in addition to the campaign's runs
+The job's record is like a training's, so that other runs may start from the weights. settings.yaml names the runs whose
+weights come from a file (`checkpoints`), and weights that are evaluated in addition to the campaign's runs
 (`evaluations`).
 """
 
@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-from timm.data import resolve_model_data_config
 from timm.task import ClassificationEvaluator
 from torch import nn
 
@@ -49,9 +48,7 @@ def run(spec: dict, site: dict, folder: Path) -> dict | None:
     model = factory.build_model(spec["model"])
     checkpoints.load_external(model, spec, site)
     model.to(context.device).eval()
-    config = resolve_model_data_config(model)
-    config["input_size"] = (3, *factory.image_size(model))
-    loader = loaders.eval_loader(spec["data"], site, recipe, config, context)
+    loader = loaders.ImageSource(spec["data"], site, recipe, factory.data_config(model), context).validation()
     autocast, _ = factory.mixed_precision(recipe["amp"], context.device)
     evaluator = ClassificationEvaluator(device=context.device)
     results = accuracy(model, loader, evaluator, autocast, context.is_distributed)

@@ -1,5 +1,6 @@
 """Build what a spec names: models with their starting weights, training tasks, and mixed precision."""
 
+import difflib
 import functools
 import inspect
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import timm
 import torch
+from timm.data import resolve_model_data_config
 from timm.layers import convert_sync_batchnorm, to_2tuple
 from timm.task import TrainingTask
 from torch import nn
@@ -25,14 +27,8 @@ class SpecError(ValueError):
     """A spec names a model, keyword argument or task that does not exist; says the nearest one."""
 
 
-class PrecisionError(ValueError):
-    """A precision that this device does not have; the message says what to set."""
-
-
 def nearest(name: str, known) -> str:
     """Return a hint at the known name that a mistyped one resembles, "" if none does."""
-    import difflib
-
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -42,7 +38,8 @@ def build_model(model: dict, device: torch.device | str | None = None) -> nn.Mod
 
     Raises SpecError for an unknown model or keyword argument and for values it refuses.
     """
-    name, kwargs = model["name"], model["kwargs"]
+    name = model["name"]
+    kwargs = model["kwargs"]
     if not timm.is_model(name):
         raise SpecError(f"No model is called {name!r}{nearest(name, timm.list_models())}")
     try:
@@ -66,6 +63,11 @@ def image_size(model: nn.Module) -> tuple[int, int]:
     return tuple(model.pretrained_cfg["input_size"][1:])
 
 
+def data_config(model: nn.Module) -> dict:
+    """Return timm's `input_size` (3, H, W), `mean`, `std` and so on of the images that a model takes."""
+    return resolve_model_data_config(model) | {"input_size": (3, *image_size(model))}
+
+
 def _arguments(name: str) -> set[str]:
     """Return the names of the keyword arguments along the class hierarchy of a model."""
     cls = type(timm.create_model(name))
@@ -80,8 +82,8 @@ def _arguments(name: str) -> set[str]:
 def task_class(name: str) -> type:
     """Return the class of a training task or a search that a recipe names.
 
-    Raises SpecError for an unknown name, with the nearest; for a dotted path, as older recipes have it, with
-    the name that it has now.
+    Raises SpecError for an unknown name, with the nearest; for a dotted path, as older recipes have it, with the name
+    that it has now.
     """
     if name in TASKS:
         return TASKS[name]
@@ -116,13 +118,6 @@ def make_task(spec: dict, cls: type, *arguments, **kwargs):
         raise SpecError(f"{source}: {cls.__name__} refuses its arguments: {error}") from error
 
 
-def synchronise_statistics(model: nn.Module, device: torch.device) -> nn.Module:
-    """Let BatchNorm use the images of all processes. Raises SpecError on a CPU."""
-    if device.type != "cuda":
-        raise SpecError("batch_norm: sync (recipes.yaml) needs GPUs; use local or frozen on a CPU.")
-    return convert_sync_batchnorm(model)
-
-
 def freeze_statistics(module: nn.Module) -> None:
     """Let BatchNorm use its running statistics and keep them as they are, until the next train()."""
     for layer in module.modules():
@@ -144,7 +139,9 @@ def build_task(spec: dict, site: dict, device: torch.device) -> TrainingTask:
         model.set_training_outputs()  # the weights to start from may hold these parts, too
     load_start(model, spec, site)
     if recipe["batch_norm"] == "sync":
-        model = synchronise_statistics(model, device)
+        if device.type != "cuda":
+            raise SpecError("batch_norm: sync (recipes.yaml) needs GPUs; use local or frozen on a CPU.")
+        model = convert_sync_batchnorm(model)
     kwargs = {}
     if "teacher" in spec:
         teacher = build_model(spec["teacher"]["model"])
@@ -166,15 +163,13 @@ def mixed_precision(
     Args:
         amp: "fp16", "bf16", or None for fp32 throughout.
 
-    Raises PrecisionError for fp16 on a CPU, DeviceError for bf16 on a GPU without units for it.
+    Raises DeviceError for a format that the device does not compute.
     """
-    if amp == "fp16" and device.type != "cuda":
-        raise PrecisionError("`amp: fp16` needs a GPU; set `amp: bf16` or `amp: null` in the recipe.")
     check_precision(
         amp,
         device,
-        "ask for another GPU (`constraint` in the profile), or set `amp: null`, for a "
-        "training also fp16 with a lower lr (workflow/config/recipes.yaml)",
+        "ask for a GPU that computes it (`constraint` in the profile), or set `amp` in workflow/config/recipes.yaml: "
+        "null runs everywhere, bf16 on every CPU, and fp16, with a lower lr, on every GPU",
     )
     scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
     if amp is None:

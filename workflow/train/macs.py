@@ -1,4 +1,4 @@
-"""Multiply-accumulate operations (MACs) of a forward pass, counted by torch."""
+"""Count the multiply-accumulate operations (MACs) of a forward pass by torch."""
 
 import copy
 

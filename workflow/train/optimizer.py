@@ -1,4 +1,4 @@
-"""The optimizer of a recipe, its learning-rate schedule, and the clipping of gradients."""
+"""Make the optimizer of a recipe and its learning-rate schedule, and clip gradients."""
 
 import torch
 from timm.optim import create_optimizer_v2

@@ -1,4 +1,4 @@
-"""The job that runs before any training: it builds every model and looks up every name of the recipes.
+"""Build every model, and look up every name of the recipes, before anything is trained.
 
 So a mistyped model, keyword, optimizer or augmentation, or a GPU that torch can't use, costs a minute, not a night.
 """
@@ -12,32 +12,22 @@ from timm.optim import create_optimizer_v2
 
 from workflow.runtime import device as devices
 from workflow.storage import records
-from workflow.train import factory
-
-
-def _make_optimizer(name: str) -> None:
-    create_optimizer_v2([torch.nn.Parameter(torch.zeros(1))], opt=name)
-
-
-def _make_augmentation(name: str) -> None:
-    create_transform(32, is_training=True, auto_augment=name)
-
-
-# keys of recipes whose values timm must know
-LOOKED_UP = {"optimizer": _make_optimizer, "auto_augment": _make_augmentation}
+from workflow.train import checkpoints, factory
 
 
 def unknown_names(recipes: dict[str, list[str]]) -> list[str]:
-    """Return a sentence for each value of a recipe's key that timm does not know."""
+    """Return a sentence for each optimizer and each `auto_augment` of the recipes that timm does not know."""
     faults = []
     for key, names in recipes.items():
         for name in names:
             try:
-                LOOKED_UP[key](name)
+                if key == "optimizer":
+                    create_optimizer_v2([torch.nn.Parameter(torch.zeros(1))], opt=name)
+                else:
+                    create_transform(32, is_training=True, auto_augment=name)
             except Exception as error:  # timm raises many kinds
-                reason = (str(error) or type(error).__name__).splitlines()[0]
                 faults.append(
-                    f"timm makes no {key} of {name!r} here ({reason}); correct it in "
+                    f"timm makes no {key} of {name!r} here ({checkpoints.first_line(error)}); correct it in "
                     "workflow/config/ (recipes, settings or runs)."
                 )
     return faults
@@ -50,7 +40,8 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
     """
     started = time.time()
     device = devices.choose(site["device"])
-    sizes, faults = [], []
+    sizes = []
+    faults = []
     for model in spec["models"]:
         try:
             module = factory.build_model(model, device="meta")

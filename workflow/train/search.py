@@ -1,33 +1,30 @@
-"""The job of a search before a training, as PS-ViT's for its patches.
+"""Run the search that comes before a training, as PS-ViT's for its patches.
 
-The search itself is the method's own class, which the recipe names (`search.task`). It starts from a trained model;
-its weights, slimmed and tuned, are what the run's training starts from.
+The search itself is the method's own class, which the recipe names (`search.task`). It starts from a trained model; its
+weights, slimmed and tuned, are what the run's training starts from.
 """
 
 import time
 from pathlib import Path
 
 import torch
-from timm.data import resolve_model_data_config
 
 from workflow.campaign import specs
 from workflow.data import check, layout, loaders
 from workflow.runtime import device as devices
+from workflow.runtime.distributed import DistributedContext
 from workflow.storage import provenance, records
 from workflow.storage.journal import Journal
 from workflow.train import checkpoints, factory, macs
-
-# the code of a checkpoint that was saved before code versions were noted
-UNKNOWN_CODE = [{**provenance.UNREPORTED, "from_layer": 0}]
 
 
 def begin(spec: dict, site: dict, device: torch.device):
     """Build the search, before its first layer, with a random sample of the training images."""
     recipe = spec["recipe"]
     model = factory.build_started(spec, site).to(device)
-    config = resolve_model_data_config(model)
-    config["input_size"] = (3, *factory.image_size(model))
-    images = loaders.sample(spec["data"], site, recipe, config, recipe["images"], spec["seed"], device)
+    context = DistributedContext(device)
+    source = loaders.ImageSource(spec["data"], site, recipe, factory.data_config(model), context)
+    images = source.sample(recipe["images"], spec["seed"])
     cls = factory.task_class(recipe["task"])
     return factory.make_task(spec, cls, model, images, seed=spec["seed"], **recipe["task_args"])
 
@@ -48,13 +45,13 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
     )
     search = begin(spec, site, device)
     code = provenance.extended([], from_layer=0)
-    if state := saved.load():
-        made_by = state.get("code", UNKNOWN_CODE)
-        warning = provenance.check_resumed(spec, made_by, site.get("other_code", provenance.WARN))
+    state = saved.load()
+    if state:
+        warning = provenance.check_resumed(spec, state["code"], site.get("other_code", provenance.WARN))
         if warning:
             journal.write("note", text=warning)
         search.load_state_dict(state["search"])
-        code = provenance.extended(made_by, from_layer=len(search.layers))
+        code = provenance.extended(state["code"], from_layer=len(search.layers))
     journal.write("start", layer=len(search.layers), code=provenance.running())
     while not search.done:
         layer = search.next_layer()
@@ -68,4 +65,4 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
         "weights": checkpoints.save_weights(folder, search.model, spec, images["classes"]),
     }
     journal.write("end")
-    return records.make(spec, results, started, code, device=devices.describe(device), **check.describe_images(site))
+    return records.make(spec, results, started, code, device=devices.describe(device), **images)

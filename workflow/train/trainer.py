@@ -1,8 +1,8 @@
-"""Training: from a spec and a folder to a record.
+"""Train: turn a spec and a folder into a record.
 
-`run` does the whole job; `Trainer` holds the training loop, the step, the checkpoints' content, and the way back from
-a step whose loss was not finite. A training that is stopped after any step goes on to the same bits: whatever is
-random in a step depends on seed, step and rank only.
+`run` does the whole job; `Trainer` holds the training loop, the step, the checkpoints' content, and the way back from a
+step whose loss was not finite. A training that is stopped after any step goes on to the same bits: whatever is random
+in a step depends on seed, step and rank only.
 """
 
 import functools
@@ -14,7 +14,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from timm.data import resolve_model_data_config
 from timm.data.loader import PrefetchLoader
 from timm.utils import distribute_bn, unwrap_model
 
@@ -36,8 +35,6 @@ SYNCHRONISE_EVERY = {"cpu": 1, "cuda": 20}  # steps between two checks of losses
 MACS_IMAGES = 256  # validation images over which the MACs are counted where they depend on the image
 MOST_SKIPPED = 5  # steps of one training whose loss was not finite
 NEVER = 2**53  # beyond every step, and still a whole number as a float
-# the code of a checkpoint that was saved before code versions were noted
-UNKNOWN_CODE = [{**provenance.UNREPORTED, "from_epoch": 0, "from_step": 0}]
 
 
 class TrainingError(RuntimeError):
@@ -53,7 +50,8 @@ class NotFiniteError(ArithmeticError):
 
     def __init__(self, update: int, loss: float):
         super().__init__(f"loss {loss} at update {update}")
-        self.update, self.loss = update, loss
+        self.update = update
+        self.loss = loss
 
 
 # -- the job --------------------------------------------------------------------------------------
@@ -86,46 +84,40 @@ def train(spec: dict, site: dict, folder: Path, context: DistributedContext) -> 
 
     Returns the record's results and the versions of the code that trained, on rank 0; None on the other ranks.
 
-    Raises TrainingError if memory runs out or too many losses are not finite, Stopped after a signal to stop,
-    and CodeError if other code made the checkpoint and the profile refuses that.
+    Raises TrainingError if memory runs out or too many losses are not finite, Stopped after a signal to stop, and
+    CodeError if other code made the checkpoint and the profile refuses that.
     """
     journal = Journal(folder / "journal.jsonl") if context.is_first else None
-
-    def report(text: str) -> None:
-        if journal is not None:
-            journal.write("note", text=text)
-
+    trainer = Trainer(spec, site, context, journal)
     images = check.describe_images(site)
     checkpoints = Checkpoints(
         folder / "checkpoints",
         specs.spec_hash(spec),
-        report,
+        trainer.report,
         minutes=site.get("checkpoint_minutes", CHECKPOINT_MINUTES),
         images=images,
     )
-    trainer = Trainer(spec, site, context, journal)
     with StopFlag() as stop:
         try:
             finished = trainer.fit(checkpoints, stop)
         except worker_processes.FAULTS as error:
             if stop.received is not None and -signal.SIGTERM in worker_processes.lost():
                 # Slurm signals all processes of a job at once, and the loader processes ended first
-                report("Asked to stop: goes on from the last checkpoint.")
+                trainer.report("Asked to stop: goes on from the last checkpoint.")
                 stop.end_job(context.is_first)
             if not device.is_out_of_memory(error):
                 raise
             raise TrainingError(
-                f"{spec['run']} runs out of memory with {trainer.loader.batch_size} images of a "
-                "process in one pass; set `device_batch` to fewer in its recipe "
-                "(workflow/config/): the global batch stays, and is accumulated. As the recipe is "
-                "another one then, the training starts anew."
+                f"{spec['run']} runs out of memory with {trainer.loader.batch_size} images of a process in one pass; "
+                "set `device_batch` to fewer in its recipe (workflow/config/): the global batch stays, and is "
+                "accumulated. As the recipe is another one then, the training starts anew."
             ) from error
         if not finished:
-            report(f"Asked to stop: saved before step {trainer.step} of epoch {trainer.epoch}.")
+            trainer.report(f"Asked to stop: saved before step {trainer.step} of epoch {trainer.epoch}.")
             stop.end_job(context.is_first)
     if not context.is_first:
         return None
-    results = summarise(trainer.history, spec["recipe"]["epochs"])
+    results = summarise(trainer.history)
     results["restored_epochs"] = journals.restored(journal.path)
     model = unwrap_model(trainer.model)
     results["weights"] = save_weights(folder, model, spec, images["classes"])
@@ -135,37 +127,33 @@ def train(spec: dict, site: dict, folder: Path, context: DistributedContext) -> 
     results["unreached"] = trainer.unreached()
     results["val_images"] = len(trainer.val_loader.loader.dataset)
     if getattr(model, "cost_varies", False):
-        results["macs_per_image"] = trainer.macs_per_image(results["val_images"])
+        sample, _ = trainer.images.spaced(min(MACS_IMAGES, results["val_images"]))
+        results["macs_per_image"] = macs.per_image(model, sample)
         results["macs_g"] = results["macs_per_image"]["mean_g"]
     else:
-        results["macs_g"] = macs.count(model, trainer.config["input_size"]) / 1e9
+        results["macs_g"] = macs.count(model, trainer.images.model_cfg["input_size"]) / 1e9
     journal.write("end")
     return results, trainer.code
 
 
-def summarise(history: list[dict], epochs: int) -> dict:
-    """Return the record's numbers: the last epoch's, the best epoch, and the averaged weights' accuracy.
-
-    `history` may lack epochs that a crash took; the best epoch is then one of those known, and `train_s` is None.
-    """
+def summarise(history: list[dict]) -> dict:
+    """Return the record's numbers: the last epoch's, the best epoch, and the averaged weights' accuracy."""
     last = history[-1]
     best = max(history, key=lambda entry: entry["top1"])
-    seconds = {entry["epoch"]: entry["train_s"] for entry in history if "train_s" in entry}
-    lost = [epoch for epoch in range(1, epochs + 1) if epoch not in seconds]
     return {
-        **{key: last.get(key) for key in ("top1", "top5", "val_loss", "loss")},
-        "epochs": epochs,
+        **{key: last[key] for key in ("top1", "top5", "val_loss", "loss")},
+        "epochs": len(history),
         "best_top1": best["top1"],
         "best_epoch": best["epoch"],
         "ema_top1": last.get("ema_top1"),
-        "train_s": None if lost else sum(seconds.values()),
-        "lost_epochs": lost,
+        "train_s": sum(entry["train_s"] for entry in history),
+        "lost_epochs": [],  # the checkpoint keeps all; records from before may name some
         "history": history,
     }
 
 
 class Trainer:
-    """All that one process holds while it trains; `fit` trains to the end.
+    """Hold all that one process needs while it trains; `fit` trains to the end.
 
     Attributes:
         epoch, step: the next step is step `step` of epoch `epoch`, both from 0.
@@ -186,16 +174,16 @@ class Trainer:
         loader: loaders.TrainLoader | None = None,
     ):
         """Build model, task, optimizer and loader. Measurements pass a `loader` instead of the training split's."""
-        self.spec, self.site, self.context, self.journal = spec, site, context, journal
-        recipe = self.recipe = spec["recipe"]
+        self.spec = spec
+        self.site = site
+        self.context = context
+        self.journal = journal
+        self.recipe = recipe = spec["recipe"]
         seed_everything(stream_seed(spec["seed"], "weights"))  # the same on every rank
         self.task = factory.build_task(spec, site, context.device)
         self.model = self.task.get_trainable_module()
-        self.config = resolve_model_data_config(self.model)
-        self.config["input_size"] = (3, *factory.image_size(self.model))
-        if loader is None:
-            loader = loaders.TrainLoader(spec["data"], site, recipe, self.config, spec["seed"], context)
-        self.loader = loader
+        self.images = loaders.ImageSource(spec["data"], site, recipe, factory.data_config(self.model), context)
+        self.loader = loader or loaders.TrainLoader(self.images, spec["seed"])
         self.mixup = augmentation.make_mixup(recipe, spec["data"]["num_classes"])
         self.optimizer = optimizer.make_optimizer(self.task, recipe)
         self.scheduler = optimizer.make_scheduler(self.optimizer, recipe, self.loader.steps)
@@ -206,7 +194,9 @@ class Trainer:
             self.task.compile()
         if context.is_distributed:
             self.task.prepare_distributed(device_ids=[context.device] if context.device.type == "cuda" else None)
-        self.epoch, self.step, self.spent_s = 0, 0, 0.0
+        self.epoch = 0
+        self.step = 0
+        self.spent_s = 0.0
         self.sums: dict[str, torch.Tensor] = {}
         self.skipped: list[int] = []
         self.unchecked_losses: dict[int, torch.Tensor] = {}
@@ -215,12 +205,12 @@ class Trainer:
 
     @functools.cached_property
     def val_loader(self) -> PrefetchLoader:
-        """The validation images that this rank evaluates."""
-        return loaders.eval_loader(self.spec["data"], self.site, self.recipe, self.config, self.context)
+        """Return the validation images that this rank evaluates."""
+        return self.images.validation()
 
     @property
     def update(self) -> int:
-        """The number of the next step in the whole training, from 0."""
+        """Return the number of the next step in the whole training, from 0."""
         return self.epoch * self.loader.steps + self.step
 
     # -- the training loop ------------------------------------------------------------------------
@@ -234,10 +224,10 @@ class Trainer:
         position = {"epochs": self.recipe["epochs"], "epoch": self.epoch, "step": self.step}
         self.note("start", **position, code=provenance.running())
         if warning:
-            self.note("note", text=warning)
+            self.report(warning)
         if self.update == 0:
             for text in self.unreached():
-                self.note("note", text=text)
+                self.report(text)
         while self.epoch < self.recipe["epochs"]:
             try:
                 if not self.train_epoch(checkpoints, stop):
@@ -245,7 +235,7 @@ class Trainer:
                 self.end_epoch(checkpoints)
             except NotFiniteError as error:
                 self.leave_out_step(error, checkpoints)
-        self.complete_history()
+        self.restore_journal()
         return True
 
     def train_epoch(self, checkpoints: Checkpoints, stop: StopFlag) -> bool:
@@ -254,10 +244,11 @@ class Trainer:
         Raises NotFiniteError, on every rank, after a step whose loss was not finite.
         """
         self.start_epoch()
-        steps, synchronise_every = self.loader.steps, SYNCHRONISE_EVERY[self.context.device.type]
+        steps = self.loader.steps
+        synchronise_every = SYNCHRONISE_EVERY[self.context.device.type]
         batches = self.loader.batches(self.epoch, self.step)
-        spent_before, started = self.spent_s, time.time()
-        reported = started
+        spent_before = self.spent_s
+        started = reported = time.time()
         while self.step < steps:
             self.train_step(batches)
             self.step += 1
@@ -288,7 +279,8 @@ class Trainer:
 
         A step that is left out draws its batches and does nothing else.
         """
-        update, parts = self.update, self.loader.accumulate
+        update = self.update
+        parts = self.loader.accumulate
         if hasattr(self.task, "start_step"):
             self.task.start_step(self.step)
         if update in self.skipped:
@@ -346,12 +338,19 @@ class Trainer:
         started = time.time()
         metrics = self.mean_losses()
         metrics["lr"] = max(group["lr"] for group in self.optimizer.param_groups)
-        metrics |= self.evaluate_all()
+        metrics |= self.evaluate()
+        if self.task.has_ema():
+            metrics |= {f"ema_{key}": value for key, value in self.evaluate(ema=True).items()}
         metrics["train_s"] = self.spent_s
         metrics["epoch_s"] = self.spent_s + time.time() - started
-        self.note("epoch", epoch=self.epoch + 1, metrics=metrics)
-        self.history = [*self.history, {"epoch": self.epoch + 1, **as_python_floats(metrics)}]
-        self.epoch, self.step, self.spent_s, self.sums = self.epoch + 1, 0, 0.0, {}
+        # Python's own numbers, which torch loads from a checkpoint without executing code
+        metrics = {name: float(value) for name, value in metrics.items()}
+        self.epoch += 1
+        self.note("epoch", epoch=self.epoch, metrics=metrics)
+        self.history = [*self.history, {"epoch": self.epoch, **metrics}]
+        self.step = 0
+        self.spent_s = 0.0
+        self.sums = {}
         # before the checkpoint: after a kill in between, the epoch and its snapshot are made again
         if self.context.is_first and self.epoch in snapshot_epochs(self.spec):
             checkpoints.keep_snapshot(self.epoch, unwrap_model(self.model))
@@ -367,32 +366,14 @@ class Trainer:
 
     # -- evaluation -------------------------------------------------------------------------------
 
-    def evaluate_all(self) -> dict[str, float]:
-        """Return the metrics of the weights and, with the prefix `ema_`, of their moving average if there is one."""
-        metrics = self.evaluate()
-        if self.task.has_ema():
-            metrics |= {f"ema_{key}": value for key, value in self.evaluate(ema=True).items()}
-        return metrics
-
     def evaluate(self, ema: bool = False) -> dict[str, float]:
-        """Return "val_loss", and "top1" and "top5" in percent, over the whole validation split."""
+        """Return `evaluate.accuracy` of the weights, or of their moving average, on the whole validation split."""
         # DDP would synchronise buffers for every batch, and ranks may have unequal numbers of batches
         module = unwrap_model(self.task.get_eval_model(ema=ema)).eval()
         if self.context.is_distributed:  # all ranks evaluate what the first one saves
             distribute_bn(module, self.context.world_size, reduce=False)
         evaluator = self.task.create_evaluator()
         return evaluate.accuracy(module, self.val_loader, evaluator, self.autocast, self.context.is_distributed)
-
-    def macs_per_image(self, val_images: int) -> dict[str, float]:
-        """Count the MACs over some validation images, for a model whose cost depends on the image."""
-        images, _ = loaders.named_images(
-            {"data": self.spec["data"], **self.recipe},
-            self.site,
-            self.config,
-            min(MACS_IMAGES, val_images),
-            self.context.device,
-        )
-        return macs.per_image(unwrap_model(self.model), images)
 
     # -- checkpoints ------------------------------------------------------------------------------
 
@@ -401,9 +382,10 @@ class Trainer:
 
         Raises CodeError if the profile refuses other code.
         """
-        state, warning = self.newest(checkpoints), None
+        state = self.newest(checkpoints)
+        warning = None
         if state:
-            made_by = state.get("code", UNKNOWN_CODE)
+            made_by = state["code"]
             if state["epoch"] == state["step"] == 0:  # nothing is trained yet: other code begins anew
                 if provenance.is_other(made_by[-1], provenance.running()):
                     state = None
@@ -451,14 +433,13 @@ class Trainer:
             self.task.load_checkpoint_state(state["state_dict_ema"], state.get("task_state_ema"), ema=True)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.step, self.spent_s = state["epoch"], state["step"], state["spent_s"]
+        self.epoch = state["epoch"]
+        self.step = state["step"]
+        self.spent_s = state["spent_s"]
         self.skipped = list(state["skipped"])
         self.sums = self.own_sums(state["sums"])
-        self.code = provenance.extended(state.get("code", UNKNOWN_CODE), from_epoch=self.epoch, from_step=self.step)
-        if "history" in state:
-            self.history = list(state["history"])
-        else:  # an older version of this code made it
-            self.load_history_from_journal()
+        self.code = provenance.extended(state["code"], from_epoch=self.epoch, from_step=self.step)
+        self.history = state["history"]
 
     def own_sums(self, ranks: list[dict]) -> dict:
         """Return this rank's of the gathered sums; rank 0 takes all if the number of ranks has changed."""
@@ -510,56 +491,25 @@ class Trainer:
         if self.journal is not None:
             self.journal.write(event, **values)
 
+    def report(self, text: str) -> None:
+        """Write a sentence for the user into the journal, on the first rank."""
+        self.note("note", text=text)
+
     def unreached(self) -> list[str]:
         """Return a sentence for each part of the task's own schedule that so few epochs never reach."""
         if not hasattr(self.task, "unreached"):
             return []
         return self.task.unreached(self.recipe["epochs"])
 
-    def lost_epochs(self) -> list[int]:
-        """Return the completed epochs whose metrics are lost."""
-        known = {entry["epoch"] for entry in self.history}
-        return [epoch for epoch in range(1, self.epoch + 1) if epoch not in known]
-
-    def load_history_from_journal(self) -> None:
-        """Take the completed epochs' metrics from the journal, and note which of them it has lost."""
-        self.history = []
-        if self.journal is None:
-            return
-        self.history = [entry for entry in journals.epochs(self.journal.path) if entry["epoch"] <= self.epoch]
-        if lost := self.lost_epochs():
-            text = (
-                f"The journal has lost {name_epochs(lost)}, and the checkpoint is too old to know them: "
-                "their metrics are gone."
-            )
-            self.note("note", text=text)
-
     def restore_journal(self) -> None:
-        """Write the epochs that the journal has lost and the checkpoint knows."""
+        """Write the epochs that the journal has lost: the checkpoint has them all."""
         if self.journal is None:
             return
         known = {entry["epoch"] for entry in journals.epochs(self.journal.path)}
         lost = [entry for entry in self.history if entry["epoch"] not in known]
         if lost:
-            epochs = name_epochs([entry["epoch"] for entry in lost])
-            self.note("note", text=f"The journal has lost {epochs}; restored from the checkpoint.")
+            epochs = ", ".join(str(entry["epoch"]) for entry in lost)
+            self.report(f"The journal had lost epochs; restored from the checkpoint: {epochs}.")
         for entry in lost:
             metrics = {key: value for key, value in entry.items() if key != "epoch"}
             self.note("epoch", epoch=entry["epoch"], metrics=metrics, restored=True)
-
-    def complete_history(self) -> None:
-        """Evaluate again if the last epoch's metrics are lost, and complete the journal."""
-        if self.context.broadcast(self.epoch in self.lost_epochs()):
-            self.history.append({"epoch": self.epoch, **as_python_floats(self.evaluate_all())})
-        self.restore_journal()
-
-
-def name_epochs(epochs: list[int]) -> str:
-    """Return epochs for people: "epoch 3", "epochs 3, 4"."""
-    noun = "epoch" if len(epochs) == 1 else "epochs"
-    return f"{noun} {', '.join(map(str, epochs))}"
-
-
-def as_python_floats(metrics: dict[str, float]) -> dict[str, float]:
-    """Return the metrics as Python's own numbers, which torch loads from a checkpoint without executing code."""
-    return {name: float(value) for name, value in metrics.items()}
