@@ -123,7 +123,7 @@ class Plan:
 
     def item_inputs(self, wildcards) -> list[str]:
         """Return the records that a table, a figure or, without a name of these, the claims are made of."""
-        item = getattr(wildcards, "table", None) or getattr(wildcards, "figure", CLAIMS)
+        item = getattr(wildcards, "table", getattr(wildcards, "figure", CLAIMS))
         return [*targets.item_records(self.config, wildcards.root, item), *PRINTED, *PAPER_CODE]
 
     def partial_inputs(self, wildcards) -> list[str]:

@@ -106,6 +106,7 @@ class Launcher:
 
     @property
     def on_slurm(self) -> bool:
+        """Return whether the job runs on Slurm, not on this machine."""
         return self.resources["launcher"] == "slurm"
 
     def wait_for_record(self) -> None:
@@ -132,7 +133,7 @@ class Launcher:
         verb = ": re-attached to" if alive else ":"
         logs = attempt.folder / "logs"
         self.say(f"Attempt {attempt.number}{verb} {job['launcher']} job {job['job_id']}, logs in {logs}.")
-        return alive and status.state != "PENDING"
+        return status is not None and status.alive and status.state != "PENDING"
 
     def report_removed_environment(self) -> None:
         """Name what the job does not get of the user's shell."""
