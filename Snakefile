@@ -29,7 +29,10 @@ plan, command_line = startup.begin(workflow)
 follower = []
 
 
-include: "workflow/rules/common.smk"
+wildcard_constraints:
+    **plan.wildcards(),
+
+
 include: "workflow/rules/jobs.smk"
 include: "workflow/rules/items.smk"
 

@@ -4,7 +4,7 @@ A result depends on its spec and on the installed software. A variable of the sh
 change what is computed, compiled or drawn is removed before the job starts, by the launcher and
 again on the node, where a site's own scripts may have set it. Standard library only.
 
-What stays although it looks similar, and why:
+What a job keeps although it seems similar, and why:
 
 - CUDA_VISIBLE_DEVICES, CUDA_DEVICE_ORDER and the like say which device, not what it computes.
 - NCCL_*, TORCH_NCCL_*, GLOO_* and USE_LIBUV describe the cluster's network.
@@ -18,40 +18,26 @@ What stays although it looks similar, and why:
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, MutableMapping
+from collections.abc import MutableMapping
 from fnmatch import fnmatchcase
 
 PYTHON_SWITCHES = (
     "PYTHONOPTIMIZE PYTHONWARNINGS PYTHONINSPECT PYTHONDEVMODE PYTHONMALLOC PYTHONIOENCODING PYTHON_GIL PYTHON_JIT"
 )
-REMOVED = (  # patterns of names, and why a job must not see them
-    (
-        "WORLD_SIZE RANK LOCAL_RANK LOCAL_WORLD_SIZE NODE_RANK GROUP_RANK GROUP_WORLD_SIZE "
-        "ROLE_RANK ROLE_WORLD_SIZE ROLE_NAME MASTER_ADDR MASTER_PORT TORCHELASTIC_* PET_* "
-        "OMPI_* MPI_LOCAL*",
-        "The launcher says how many processes a job has; these are another job's.",
-    ),
-    (
-        "OMP_* GOMP_* KMP_* MKL_* OPENBLAS_* GOTO_NUM_* BLIS_* VECLIB_* NUMEXPR_*",
-        "The spec says how many threads compute; the others change rounding and speed.",
-    ),
-    (
-        "ONEDNN_* DNNL_* MKLDNN_* DISABLE_DNNL_* ATEN_* NPY_* NVPL_* GLIBC_TUNABLES "
-        "NVIDIA_TF32_OVERRIDE CUBLAS* CUDNN_* DISABLE_ADDMM_CUDA_LT",
-        "They choose instructions, algorithms or number formats, and so a result's digits.",
-    ),
-    (
-        "TORCH_* TORCHINDUCTOR_* TORCHDYNAMO_* PYTORCH_* INDUCTOR_* TRITON_* TIMM_*",
-        "They switch compilation, kernels or a model's layers.",
-    ),
-    (
-        "CUDA_LAUNCH_BLOCKING CUDA_DEVICE_MAX_CONNECTIONS CUDA_FORCE_* CUDA_DISABLE_* MALLOC_*",
-        "They slow a measurement down, or speed it up.",
-    ),
-    (
-        PYTHON_SWITCHES,
-        "They change how Python runs a job, down to ending it at a warning.",
-    ),
+REMOVED = (
+    # the launcher says how many processes a job has; these are another job's
+    "WORLD_SIZE RANK LOCAL_RANK LOCAL_WORLD_SIZE NODE_RANK GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK ROLE_WORLD_SIZE "
+    "ROLE_NAME MASTER_ADDR MASTER_PORT TORCHELASTIC_* PET_* OMPI_* MPI_LOCAL* "
+    # the spec says how many threads compute; the others change rounding and speed
+    "OMP_* GOMP_* KMP_* MKL_* OPENBLAS_* GOTO_NUM_* BLIS_* VECLIB_* NUMEXPR_* "
+    # they choose instructions, algorithms or number formats, and so a result's digits
+    "ONEDNN_* DNNL_* MKLDNN_* DISABLE_DNNL_* ATEN_* NPY_* NVPL_* GLIBC_TUNABLES "
+    "NVIDIA_TF32_OVERRIDE CUBLAS* CUDNN_* DISABLE_ADDMM_CUDA_LT "
+    # they switch compilation, kernels or a model's layers
+    "TORCH_* TORCHINDUCTOR_* TORCHDYNAMO_* PYTORCH_* INDUCTOR_* TRITON_* TIMM_* "
+    # they slow a measurement down, or speed it up
+    "CUDA_LAUNCH_BLOCKING CUDA_DEVICE_MAX_CONNECTIONS CUDA_FORCE_* CUDA_DISABLE_* MALLOC_* " + PYTHON_SWITCHES
+    # they change how Python runs a job, down to ending it at a warning
 )
 THREADS = (
     "OMP_NUM_THREADS MKL_NUM_THREADS OPENBLAS_NUM_THREADS GOTO_NUM_THREADS NUMEXPR_NUM_THREADS VECLIB_MAXIMUM_THREADS"
@@ -61,23 +47,15 @@ SET = {
     "PYTHONUTF8": "1",  # files are read as UTF-8 whatever the locale
 }
 KEPT = (  # although a pattern above matches
-    (
-        "KMP_DUPLICATE_LIB_OK MKL_THREADING_LAYER MKL_SERVICE_FORCE_INTEL "
-        "TORCH_DEVICE_BACKEND_AUTOLOAD PYTORCH_NVML_BASED_CUDA_CHECK",
-        "Some installations don't start without them.",
-    ),
-    (
-        "TORCH_HOME TORCH_EXTENSIONS_DIR TORCH_CUDA_ARCH_LIST TRITON_HOME TRITON_*_PATH *_CACHE_DIR *_CACHE_PATH",
-        "They name folders.",
-    ),
-    (
-        "TORCH_LOGS TORCH_LOGS_OUT TORCH_TRACE TORCH_CPP_LOG_LEVEL TORCH_SHOW_* TORCH_DISTRIBUTED_DEBUG",
-        "They only make torch say more.",
-    ),
-    (
-        "TORCH_NCCL_* TORCHINDUCTOR_COMPILE_THREADS PYTORCH_ALLOC_CONF PYTORCH_CUDA_ALLOC_CONF",
-        "A network or a memory may ask for them.",
-    ),
+    # some installations don't start without them
+    "KMP_DUPLICATE_LIB_OK MKL_THREADING_LAYER MKL_SERVICE_FORCE_INTEL TORCH_DEVICE_BACKEND_AUTOLOAD "
+    "PYTORCH_NVML_BASED_CUDA_CHECK "
+    # they name folders
+    "TORCH_HOME TORCH_EXTENSIONS_DIR TORCH_CUDA_ARCH_LIST TRITON_HOME TRITON_*_PATH *_CACHE_DIR *_CACHE_PATH "
+    # they only make torch say more
+    "TORCH_LOGS TORCH_LOGS_OUT TORCH_TRACE TORCH_CPP_LOG_LEVEL TORCH_SHOW_* TORCH_DISTRIBUTED_DEBUG "
+    # a network or a memory may ask for them
+    "TORCH_NCCL_* TORCHINDUCTOR_COMPILE_THREADS PYTORCH_ALLOC_CONF PYTORCH_CUDA_ALLOC_CONF"
 )
 # An allocation or a job around the launcher is not the new job's; what remains says which Slurm it
 # is, and where a node keeps temporary files.
@@ -96,7 +74,7 @@ class EnvironmentFault(RuntimeError):
 def clean(environ: MutableMapping[str, str] = os.environ) -> list[str]:
     """Remove or set what would change a job's results. Return the names whose value is lost, sorted."""
     before = dict(environ)
-    removed = _remove(environ, _names(REMOVED), _names(KEPT))
+    removed = _remove(environ, REMOVED, KEPT)
     environ.update(SET)
     return [name for name in removed if before[name] != environ.get(name)]
 
@@ -120,11 +98,9 @@ def for_mlflow() -> dict[str, str]:
     return environ
 
 
-def _names(table: Iterable[tuple[str, str]]) -> str:
-    return " ".join(names for names, _ in table)
-
-
 def _remove(environ: MutableMapping[str, str], patterns: str, kept: str = "") -> list[str]:
+    """Remove the variables whose names match, but for those kept. Return the names, sorted."""
+
     def matches(name: str, among: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in among.split())
 

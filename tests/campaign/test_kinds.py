@@ -26,10 +26,20 @@ def test_which_jobs_are_alone_go_on_or_are_several_processes():
     assert {kind.device_share for kind in KINDS.values()} == {1, 100}
 
 
-def test_mlflow_finds_the_jobs_of_all_kinds_that_it_shows():
-    assert {kind.folders for kind in KINDS.values() if kind.metrics} == {
-        "runs/*", "runs/*/search", "evaluations/*", "analyses/*", "throughput/*/*", "training/*/*",
-    }  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "folders"),
+    [
+        ("train", "runs/*"),
+        ("search", "runs/*/search"),
+        ("evaluate", "evaluations/*"),
+        ("analysis", "analyses/*"),
+        ("throughput", "throughput/*/*"),
+        ("training_cost", "training/*/*"),
+    ],
+)
+def test_mlflow_finds_the_jobs_of_all_kinds_that_it_shows(name, folders):
+    assert KINDS[name].metrics
+    assert KINDS[name].folders == folders
 
 
 def test_a_record_is_its_path_its_spec_and_its_hash(config):

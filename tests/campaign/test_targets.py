@@ -47,3 +47,16 @@ def test_a_mistyped_target_names_the_nearest(config, mistyped, nearest):
 def test_a_point_that_can_not_be_measured_says_why(config):
     with pytest.raises(targets.TargetError, match="mode paper is fp32"):
         targets.spec_of(config, "results/throughput/deit_small/cuda-paper-bf16-b256.json")
+
+
+@pytest.mark.parametrize(
+    ("target", "setting"),
+    [
+        ("results/table1.csv", "imagenet"),
+        ("results/demo/table1.csv", "demo"),
+        ("results/cifar10/table1.csv", "cifar10"),
+        ("results/runs/deit_tiny/train.json", "imagenet"),
+    ],
+)
+def test_the_path_alone_chooses_the_setting(config, target, setting):
+    assert targets.split_root(config, target)[0] == setting

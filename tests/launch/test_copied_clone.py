@@ -68,7 +68,7 @@ def test_a_copy_ends_no_job_of_the_original(original, monkeypatch):
     ended = []
     monkeypatch.setattr(follow, "cancel", lambda job, folder: ended.append(job) or "")
     attempt, messages = attempt_in(copy), []
-    submit.leave(attempt, {"on_interrupt": "cancel"}, messages.append)
+    submit.Launcher(attempt, {}, {"on_interrupt": "cancel"}, messages.append).leave()
     folder = attempt.folder.parent.parent
     fresh = submit.choose_attempt({**attempt.spec, "seed": 9}, folder, Path("x.json"), messages.append)
     assert fresh.number == 2

@@ -93,7 +93,7 @@ def test_a_job_that_was_left_and_says_why_it_failed_is_not(attempt):
 def test_a_job_that_waited_was_not_dying(attempt, monkeypatch):
     for state, dying in (("PENDING", False), ("RUNNING", True)):
         monkeypatch.setattr(follow, "status", lambda *_, state=state: Status(state))
-        assert submit.attach(attempt, {}, {}, lambda text: None) == dying
+        assert submit.Launcher(attempt, {}, {}, lambda text: None).attach() == dying
 
 
 def test_a_local_job_is_never(attempt):

@@ -185,12 +185,12 @@ def test_without_a_profile_nothing_runs(tmp_path):
 
 @pytest.mark.parametrize("policy", ["cancel", "leave"])
 def test_an_interrupt_right_after_the_submission_counts(tmp_path, monkeypatch, tiny_spec, policy):
-    def submitted(attempt, site, resources, say):
-        attempt.note_job(launcher="local", job_id="7")
+    def submitted(launcher):
+        launcher.attempt.note_job(launcher="local", job_id="7")
         raise submit.Interrupted  # the signal that waited until the job was noted
 
     cancelled, output = [], []
-    monkeypatch.setattr(submit, "submit", submitted)
+    monkeypatch.setattr(submit.Launcher, "submit", submitted)
     monkeypatch.setattr(follow, "cancel", lambda job, folder: cancelled.append(job["job_id"]))
     monkeypatch.setattr(follow, "is_alive", lambda job, folder: True)
     spec = tmp_path / "runs/deit_tiny/spec.json"

@@ -177,7 +177,6 @@ def test_a_cluster_without_gpus_per_node_is_asked_by_gres():
         ({"nodes": 3, "gpus": 8}, "gpus: 8 can't be shared equally by nodes: 3"),
         ({"gpus": 2, "tasks": 4}, "a process has one GPU"),
         ({"slurm_extra": "nice 10"}, "'nice' is no `--option=value`"),
-        ({"slurm_partion": "gpu"}, "did you mean 'slurm_partition'?"),
         ({"setup": "nowhere.sh"}, "no file nowhere.sh"),
         ({"slurm_partition": "short"}, "partition short allows 2"),
         ({"slurm_partition": "short,gpu", "runtime": 2000}, "gpu allows 1440, partition short"),

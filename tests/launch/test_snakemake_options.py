@@ -6,15 +6,46 @@ from snakemake.cli import get_argument_parser
 from tests.launch.test_startup import LOCAL, begin, here  # noqa: F401 (a fixture)
 from workflow.launch import snakemake_options
 
+WORKS = {
+    # what is made
+    *("targets", "force", "forceall", "forcerun", "prioritize", "until", "omit_from", "touch"),
+    *("keep_going", "rerun_triggers", "rerun_incomplete", "ignore_incomplete", "keep_incomplete"),
+    *("consider_ancient", "strict_dag_evaluation", "retries", "wait_for_files"),
+    *("wait_for_files_file", "trust_io_cache", "max_inventory_time", "max_checksum_file_size"),
+    # where and how many at once; --jobs means --cores
+    *("profile", "workflow_profile", "cores", "jobs", "resources", "set_resources"),
+    *("default_resources", "scheduler", "scheduler_greediness", "scheduler_subsample"),
+    *("scheduler_solver_path", "scheduler_greedy_greediness", "scheduler_ilp_solver"),
+    *("scheduler_greedy_omit_prioritize_by_temp_and_input", "scheduler_ilp_solver_path"),
+    *("max_jobs_per_second", "max_jobs_per_timespan", "latency_wait", "nolock", "unlock"),
+    # run no job
+    *("help", "version", "dryrun", "lint", "summary", "detailed_summary", "list_rules"),
+    *("list_target_rules", "list_changes", "list_input_changes", "list_params_changes"),
+    *("list_untracked", "dag", "rulegraph", "filegraph", "d3dag", "print_compilation"),
+    *("debug_dag", "printshellcmds", "quiet", "verbose", "nocolor", "show_failed_logs", "logger"),
+    *("report", "report_after_run", "report_stylesheet", "report_metadata", "reporter"),
+    *("report_html_path", "report_html_stylesheet_path", "runtime_profile"),
+    # housekeeping
+    *("snakefile", "directory", "cleanup_metadata", "drop_metadata", "delete_all_output"),
+    *("delete_temp_output", "persistence_backend", "persistence_backend_db_url"),
+    "runtime_source_cache_path",
+}
+
+# they change nothing here that anybody could miss
+HARMLESS = {
+    *("allow_ambiguity", "debug", "force_use_threads", "no_subworkflows", "notemp"),
+    *("queue_input_wait_time", "skip_script_cleanup"),
+}
+
 PLAIN = ["results/demo/table1.csv", *LOCAL]
 
 
 def test_every_option_of_snakemake_is_decided_on_once():
-    refused = [name for _, names in snakemake_options.REFUSED for name in names]
-    decided = [*refused, *snakemake_options.WORKS, *snakemake_options.HARMLESS]
+    refused = [name for names in snakemake_options.REFUSED.values() for name in names.split()]
+    decided = [*refused, *WORKS, *HARMLESS]
     assert len(decided) == len(set(decided))
     assert {action.dest for action in get_argument_parser()._actions} <= set(decided)
-    assert snakemake_options.LOOKS <= snakemake_options.WORKS
+    assert snakemake_options.RUN_NO_JOB <= WORKS
 
 
 @pytest.mark.parametrize(
@@ -64,16 +95,16 @@ def test_others_pass(here, arguments):  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    ("arguments", "looks"),
+    ("arguments", "runs_jobs"),
     [
-        ([], False),
-        (["-n"], True),
-        (["--touch"], True),
-        (["--list-untracked"], True),
-        (["--report", "x.html"], True),
-        (["--report", "x.html", "--report-after-run"], False),
-        (["--report", "x.html", "--report-after-run", "-n"], True),
+        ([], True),
+        (["-n"], False),
+        (["--touch"], False),
+        (["--list-untracked"], False),
+        (["--report", "x.html"], False),
+        (["--report", "x.html", "--report-after-run"], True),
+        (["--report", "x.html", "--report-after-run", "-n"], False),
     ],
 )
-def test_what_only_looks(arguments, looks):
-    assert snakemake_options.only_looks(get_argument_parser().parse_args(arguments)) is looks
+def test_what_runs_jobs(arguments, runs_jobs):
+    assert snakemake_options.runs_jobs(get_argument_parser().parse_args(arguments)) is runs_jobs

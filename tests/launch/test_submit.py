@@ -4,7 +4,7 @@ import pytest
 
 from workflow.launch import follow, slurm, submit
 from workflow.launch.slurm import RequestError
-from workflow.launch.submit import LaunchError
+from workflow.launch.submit import Launcher, LaunchError
 from workflow.storage import attempts
 
 SLURM = {"launcher": "slurm", "runtime": 10}
@@ -44,7 +44,7 @@ def cluster(monkeypatch, attempt):
 def test_slurm_away_is_waited_for_with_growing_pauses(attempt, cluster):
     cluster.tries = ["sbatch: error: Unable to contact slurm controller"] * 8 + [""]
     messages = []
-    assert submit.submit(attempt, {}, SLURM, messages.append)["job_id"] == "9"
+    assert Launcher(attempt, {}, SLURM, messages.append).submit()["job_id"] == "9"
     assert cluster.pauses == [5, 10, 20, 40, 80, 160, 300, 300]
     assert "Unable to contact slurm controller" in messages[0]
     assert len(messages) == 8
@@ -53,7 +53,7 @@ def test_slurm_away_is_waited_for_with_growing_pauses(attempt, cluster):
 def test_a_refusal_is_an_error_at_once(attempt, cluster):
     cluster.tries = ["sbatch: error: Invalid qos specification"]
     with pytest.raises(LaunchError, match="Invalid qos specification"):
-        submit.submit(attempt, {}, SLURM, print)
+        Launcher(attempt, {}, SLURM, print).submit()
     assert not cluster.pauses
 
 
@@ -62,7 +62,7 @@ def test_a_time_limit_is_checked_again_now_that_slurm_answers(attempt, cluster, 
     shown = "PartitionName=short Default=YES MaxTime=00:02:00"
     monkeypatch.setattr(slurm, "ask", lambda *command: (shown if command[0] == "scontrol" else "", ""))
     with pytest.raises(RequestError, match=r"10 minutes .*partition short allows 2"):
-        submit.submit(attempt, {}, SLURM, print)
+        Launcher(attempt, {}, SLURM, print).submit()
 
 
 @pytest.mark.parametrize("error", ["", "scancel: error: Kill job error: Invalid job id specified"])
@@ -88,14 +88,14 @@ def test_a_job_of_another_spec_that_can_not_be_ended_stops_the_launcher(attempt,
 def test_a_job_that_nobody_noted_is_taken_over(attempt, cluster):
     cluster.queue = "17\n"
     (attempt.folder / "logs/17_submitted.pkl").touch()
-    assert submit.submit(attempt, {}, SLURM, print)["job_id"] == "17"
+    assert Launcher(attempt, {}, SLURM, print).submit()["job_id"] == "17"
     assert attempt.job_name in cluster.asked[0][-2]
     assert len(cluster.asked) == 1
 
 
 def test_a_job_that_can_not_start_is_ended_and_made_anew(attempt, cluster):
     cluster.queue, cluster.tries = "17\n", [""]
-    assert submit.submit(attempt, {}, SLURM, print)["job_id"] == "9"
+    assert Launcher(attempt, {}, SLURM, print).submit()["job_id"] == "9"
     assert ("scancel", "17") in cluster.asked
 
 
@@ -103,7 +103,7 @@ def test_a_job_that_was_cancelled_from_here_is_left_to_die(attempt, cluster):
     attempt.note_job(launcher="slurm", job_id="17", submitted=1.0, resources={})
     attempt.note_cancelled()
     cluster.queue, cluster.tries = "17\n", [""]
-    assert submit.submit(attempt, {}, SLURM, print)["job_id"] == "9"
+    assert Launcher(attempt, {}, SLURM, print).submit()["job_id"] == "9"
     assert ("scancel", "17") not in cluster.asked
 
 

@@ -265,7 +265,7 @@ def memory_record(config, bytes_: int, other: int, **point) -> None:
         size = {"batch_size": 128, "bytes": gib * 2**30, "out_of_memory": gib > 32}
         methods.append({"run": run, "sizes": [size]})
     results = {"device": "a GPU", "bytes_are": "counted", "methods": methods}
-    path = benchmarks.training_cost_path("results", "deit_small_384", point)
+    path = f"results/training/deit_small_384/{benchmarks.training_cost_name(point)}.json"
     records.write_json(path, records.make(spec, results, 0.0))
 
 
@@ -432,7 +432,7 @@ CURVES = {"all": [0.1, 0.3, 0.9], "informative": [0.2, 0.4, 0.8], "placeholder":
 def looked(config, root):
     def write(setting: str = "imagenet", half_widths: dict | None = None, **curves) -> None:
         spec = specs.analysis_spec(config, setting, "cka")
-        path = specs.analysis_path(config.settings[setting]["results"], "cka")
+        path = f"{config.settings[setting]['results']}/analyses/cka.json"
         results = {"images": 512, "curves": CURVES | curves}
         results["half_widths"] = half_widths or {name: [0.0] * 3 for name in CURVES}
         records.write_json(path, records.make(spec, results, 0.0))

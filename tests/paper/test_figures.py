@@ -55,7 +55,7 @@ def demo(tmp_path, monkeypatch, config):
                 sha256 = records.sha256(path)
                 results["arrays"] = {"path": f"{name}/arrays.npz", "sha256": sha256}
             record = records.make(spec, results, 0.0)
-            records.write_json(specs.analysis_path(ROOT, name), record)
+            records.write_json(f"{ROOT}/analyses/{name}.json", record)
         return Records(config, ROOT, partial=False)
 
     return write
@@ -125,7 +125,7 @@ def test_arrays_that_were_tampered_with_or_are_gone_are_refused(demo):
 
 def test_a_record_of_an_old_spec_is_refused(demo):
     found = demo("cka")
-    path = specs.analysis_path(ROOT, "cka")
+    path = f"{ROOT}/analyses/cka.json"
     record = records.read(path)
     spec = record["spec"] | {"computes": "more"}
     records.write_json(path, record | {"spec": spec, "spec_hash": specs.spec_hash(spec)})

@@ -77,7 +77,7 @@ def demo(tmp_path, monkeypatch, config):
     monkeypatch.chdir(tmp_path)
 
     def write(figure: str) -> Records:
-        wanted, spread = config.wanted("demo", figure), [90.0, 92.0, 94.0]
+        wanted, spread = config.request("demo", figure), [90.0, 92.0, 94.0]
         for row in config.rows(figure):
             names = [run_name(row["run"], seed) for seed in config.seeds(row["run"])]
             for name, value in zip(names[: wanted["seeds"]], spread, strict=False):

@@ -353,7 +353,7 @@ def cost(config, section: str, bytes_at: dict[str, dict[int, int]]) -> None:
         for run, sizes in bytes_at.items()
     ]  # fmt: skip
     results = {"device": "a CPU", "bytes_are": "counted", "methods": methods}
-    path = benchmarks.training_cost_path(ROOT, section, point)
+    path = f"{ROOT}/training/{section}/{benchmarks.training_cost_name(point)}.json"
     records.write_json(path, records.make(spec, results, 0.0))
 
 

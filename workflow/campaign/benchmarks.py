@@ -170,11 +170,6 @@ def parse_training_cost(text: str, rest: dict) -> dict:
     return rest | match.groupdict()
 
 
-def training_cost_path(root: str, group: str, configuration: dict) -> str:
-    """Return the path of the record of a group's training steps."""
-    return f"{root}/training/{group}/{training_cost_name(configuration)}.json"
-
-
 # -- the device of `auto`
 
 

@@ -31,12 +31,11 @@ class _UniqueKeyLoader(_SafeLoader):
             if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *other`
                 continue
             key = self.construct_object(key_node, deep=True)
+            line = f"{key_node.start_mark.name}, line {key_node.start_mark.line + 1}"
             if not isinstance(key, str):
-                mark = key_node.start_mark
-                raise ConfigError(f"{mark.name}, line {mark.line + 1}: put the key {key} in quotes.")
+                raise ConfigError(f"{line}: put the key {key} in quotes.")
             if key in names:
-                mark = key_node.start_mark
-                raise ConfigError(f"{mark.name}, line {mark.line + 1}: the name {key!r} is given twice; rename one.")
+                raise ConfigError(f"{line}: the name {key!r} is given twice; rename one.")
             names.add(key)
         return super().construct_mapping(node, deep)
 
@@ -90,8 +89,7 @@ class Config:
         return self.runs[row].get("seeds", SEEDS)
 
     def rows(self, item: str) -> list[dict]:
-        """The rows of a table, or of a figure whose points are runs; of other figures none. The
-        claims compare rows of all tables."""
+        """Return the rows of a table, of a figure that shows runs (of others none), or of all tables for the claims."""
         tables, figures = self.items["tables"], self.items["figures"]
         if item == CLAIMS:
             return [row for rows in tables.values() for row in rows]
@@ -105,18 +103,18 @@ class Config:
         """Return the benchmark groups of an item's rows, in the rows' order."""
         return list(dict.fromkeys(row["section"] for row in self.rows(item)))
 
-    def wanted(self, setting: str, item: str) -> dict:
-        """Return which of an item's sections the setting trains and which it times, and how many seeds of each row.
+    def request(self, setting: str, item: str) -> dict:
+        """Return which benchmark groups of an item the setting trains, which it times, and how many seeds of each row.
 
-        Of a table or figure that the setting does not name: all sections, with one seed.
+        For a table or figure that the setting does not name, these are all groups, with one seed.
         """
         measure = self.settings[setting]["measure"]
         if item in measure:
             return {"seeds": None} | measure[item]
         if item == CLAIMS:  # beyond what tables and figures measure, nothing
             return {"train": [], "time": [], "seeds": None}
-        sections = self.sections_of(item)
-        return {"train": sections, "time": sections, "seeds": 1}
+        groups = self.sections_of(item)
+        return {"train": groups, "time": groups, "seeds": 1}
 
 
 def run_name(row: str, seed: int) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from workflow.campaign import benchmarks, specs
-from workflow.campaign.config import Config
+from workflow.campaign.config import Config, run_name
 
 CHECKS = ("data.json", "preflight.json")  # what most jobs wait for
 # (name, value or None, step) of each metric; one without a step has that of the last epoch
@@ -28,11 +28,12 @@ class Kind:
         target: its record's path below a setting's results; the names in braces choose the job.
         spec: returns the spec for (config, setting, **names); raises KeyError or BenchmarkError where there is no
             such job.
+        jobs: returns the names of a setting's jobs; of measurements those that its tables show.
         module: the module whose `run(spec, site, folder)` computes the record on the node; None for a kind that a
             program on the login node makes.
         title: what MLflow calls it.
         after: records, below the setting's results, that must be there before it.
-        exclusive: it is alone on its device, since it measures time.
+        exclusive: it has its device to itself, since it measures time.
         distributed: it may run as several processes; other kinds run once, whatever resources they were given.
         resumable: after a time limit it goes on where it was; others would begin anew and meet the same limit.
         metrics: yields the numbers that MLflow shows of its record's results; None if MLflow does not show the kind.
@@ -42,6 +43,7 @@ class Kind:
     rule: str
     target: str
     spec: Callable[..., dict]
+    jobs: Callable[[Config, str], list[dict[str, str]]]
     module: str | None
     title: str
     after: tuple[str, ...] = CHECKS
@@ -89,14 +91,12 @@ def record(config: Config, kind: str, setting: str, **names: str) -> Record:
 
 def throughput_record(config: Config, setting: str, group: str) -> Record:
     """Return the record of the throughput that the setting's tables show of a benchmark group."""
-    configuration = benchmarks.name(benchmarks.throughput_configuration(config, setting, group))
-    return record(config, "throughput", setting, group=group, configuration=configuration)
+    return record(config, "throughput", setting, **_throughput_names(config, setting, group))
 
 
 def training_cost_record(config: Config, setting: str, group: str) -> Record:
     """Return the record of the training steps that the setting's tables show of a benchmark group."""
-    configuration = benchmarks.training_cost_name(benchmarks.training_cost_configuration(config, setting))
-    return record(config, "training_cost", setting, group=group, configuration=configuration)
+    return record(config, "training_cost", setting, **_training_cost_names(config, setting, group))
 
 
 def first_records(spec: dict) -> list[str]:
@@ -126,6 +126,52 @@ def _throughput_spec(config: Config, setting: str, group: str, configuration: st
 def _training_cost_spec(config: Config, setting: str, group: str, configuration: str) -> dict:
     shown = benchmarks.training_cost_configuration(config, setting)
     return benchmarks.training_cost_spec(config, setting, group, benchmarks.parse_training_cost(configuration, shown))
+
+
+# -- the names of a setting's jobs
+
+
+def _single_job(config: Config, setting: str) -> list[dict[str, str]]:
+    return [{}]
+
+
+def _runs(config: Config, setting: str) -> list[dict[str, str]]:
+    return [{"run": run_name(row, seed)} for row in config.runs for seed in config.seeds(row)]
+
+
+def _searches(config: Config, setting: str) -> list[dict[str, str]]:
+    rows = [row for row in config.runs if "search" in specs.recipe_of(config, setting, row)]
+    return [{"run": run_name(row, seed)} for row in rows for seed in config.seeds(row)]
+
+
+def _downloads(config: Config, setting: str) -> list[dict[str, str]]:
+    return [{"tag": entry["timm"]} for entry in specs.checkpoints(config, setting) if "timm" in entry]
+
+
+def _evaluations(config: Config, setting: str) -> list[dict[str, str]]:
+    return [{"evaluation": name} for name in config.settings[setting].get("evaluations", {})]
+
+
+def _analyses(config: Config, setting: str) -> list[dict[str, str]]:
+    return [{"analysis": name} for name in config.items["analyses"]]
+
+
+def _throughput_names(config: Config, setting: str, group: str) -> dict[str, str]:
+    configuration = benchmarks.throughput_configuration(config, setting, group)
+    return {"group": group, "configuration": benchmarks.name(configuration)}
+
+
+def _throughputs(config: Config, setting: str) -> list[dict[str, str]]:
+    return [_throughput_names(config, setting, group) for group in config.items["sections"]]
+
+
+def _training_cost_names(config: Config, setting: str, group: str) -> dict[str, str]:
+    configuration = benchmarks.training_cost_configuration(config, setting)
+    return {"group": group, "configuration": benchmarks.training_cost_name(configuration)}
+
+
+def _training_costs(config: Config, setting: str) -> list[dict[str, str]]:
+    return [_training_cost_names(config, setting, group) for group in config.items["sections"]]
 
 
 # -- the numbers of a record's results that MLflow shows
@@ -179,6 +225,7 @@ KINDS = {
             rule="prepare_data",
             target="data.json",
             spec=specs.data_spec,
+            jobs=_single_job,
             module="workflow.data.check",
             title="Check of the data",
             after=(),
@@ -188,6 +235,7 @@ KINDS = {
             rule="preflight",
             target="preflight.json",
             spec=specs.preflight_spec,
+            jobs=_single_job,
             module="workflow.train.preflight",
             title="Check of all models",
             after=(),
@@ -197,6 +245,7 @@ KINDS = {
             rule="fetch",
             target="weights/{tag}.json",
             spec=_fetch_spec,
+            jobs=_downloads,
             module=None,  # workflow.launch.fetch_weights, as compute nodes are often offline
             title="Download of weights",
             after=(),
@@ -206,6 +255,7 @@ KINDS = {
             rule="search",
             target="runs/{run}/search.json",
             spec=specs.search_spec,
+            jobs=_searches,
             module="workflow.train.search",
             title="Search",
             resumable=True,
@@ -216,6 +266,7 @@ KINDS = {
             rule="train",
             target="runs/{run}/train.json",
             spec=specs.train_spec,
+            jobs=_runs,
             module="workflow.train.trainer",
             title="Training",
             distributed=True,
@@ -227,6 +278,7 @@ KINDS = {
             rule="evaluate",
             target="evaluations/{evaluation}.json",
             spec=specs.evaluation_spec,
+            jobs=_evaluations,
             module="workflow.train.evaluate",
             title="Evaluation of given weights",
             distributed=True,
@@ -237,6 +289,7 @@ KINDS = {
             rule="analyse",
             target="analyses/{analysis}.json",
             spec=specs.analysis_spec,
+            jobs=_analyses,
             module="workflow.analysis.analyze",
             title="Analysis of a trained model",
             metrics=_analysis,
@@ -246,6 +299,7 @@ KINDS = {
             rule="throughput",
             target="throughput/{group}/{configuration}.json",
             spec=_throughput_spec,
+            jobs=_throughputs,
             module="workflow.bench.process",
             title="Measurement of images/s",
             after=("preflight.json",),
@@ -257,6 +311,7 @@ KINDS = {
             rule="training_cost",
             target="training/{group}/{configuration}.json",
             spec=_training_cost_spec,
+            jobs=_training_costs,
             module="workflow.bench.process",
             title="Measurement of training steps",
             after=("preflight.json",),

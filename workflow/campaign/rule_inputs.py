@@ -14,7 +14,7 @@ from pathlib import Path
 from snakemake.io import ancient
 
 from workflow.campaign import kinds, targets
-from workflow.campaign.config import CLAIMS, FILES, Config, run_name
+from workflow.campaign.config import CLAIMS, FILES, Config
 from workflow.campaign.kinds import Kind
 from workflow.campaign.specs import write_spec
 from workflow.storage import files, records
@@ -26,17 +26,18 @@ SUBMIT = (
     "--log {log:q} --root {wildcards.root} --data {params.data:q} --resources {params.resources:q}"
 )
 FETCH = f"{PYTHON} -m workflow.launch.fetch_weights --spec {{params.spec:q}} --output {{output:q}} --log {{log:q}}"
-COMPILE = (
-    f"{PYTHON} -m workflow.paper.tables --root {{wildcards.root}} "
-    "--output {output.first:q} > {log:q} 2>&1 || (cat {log:q} >&2; exit 1)"
-)
-WEIGH = COMPILE.replace("workflow.paper.tables", "workflow.paper.claims")
-DRAW = COMPILE.replace("workflow.paper.tables", "workflow.paper.figures")
-# what the paper prints, and the code of items: seconds remake one, so it follows its code, which a
-# training does not
+# what the paper prints, and the code of items: seconds remake one, so it follows its code, which a training does not
 PRINTED = sorted(map(str, Path("results/paper").glob("*.csv")))
 PAPER_CODE = sorted(map(str, Path("workflow/paper").glob("*.py")))
 NOT_OURS = ("tmpdir", "disk", "disk_mb", "disk_mib", "mem", "mem_mib")  # Snakemake's own
+
+
+def make_item(module: str) -> str:
+    """Return the command that makes a table, a figure or the ledger by this module of workflow/paper/."""
+    return (
+        f"{PYTHON} -m workflow.paper.{module} --root {{wildcards.root}} --output {{output.first:q}} > {{log:q}} 2>&1 "
+        "|| (cat {log:q} >&2; exit 1)"
+    )
 
 
 def own_resources(resources) -> dict:
@@ -59,20 +60,12 @@ class Plan:
         self.changed: set[str] = set()
 
     def wildcards(self) -> dict[str, str]:
-        """Return the pattern of each wildcard."""
-        config = self.config
-        settings = config.settings.values()
-        evaluations = {name for setting in settings for name in setting.get("evaluations", {})}
-        return {
-            "root": one_of(setting["results"] for setting in settings),
-            "run": one_of(run_name(row, seed) for row in config.runs for seed in config.seeds(row)),
-            "group": one_of(config.items["sections"]),
-            "configuration": "[^/]+",
-            "tag": "[^/]+",
-            "evaluation": one_of(evaluations),
-            "analysis": one_of(config.items["analyses"]),
-            "table": one_of(config.items["tables"]),
-            "figure": one_of(config.items["figures"]),
+        """Return the pattern of each wildcard; startup.py has checked the names of jobs in the targets."""
+        names = {name: "[^/]+" for kind in kinds.KINDS.values() for name in kind.pattern.groupindex}
+        return names | {
+            "root": one_of(setting["results"] for setting in self.config.settings.values()),
+            "table": one_of(self.config.items["tables"]),
+            "figure": one_of(self.config.items["figures"]),
         }
 
     def roots_given(self) -> str:
@@ -109,7 +102,7 @@ class Plan:
                 return [write_spec(path, record.spec)]
             except files.NotWritable as error:
                 sys.exit(str(error))  # an exception would come with Snakemake's traceback
-        if Path(record.path).exists() and read_json(path) != record.spec:
+        if Path(record.path).exists() and files.read_json(Path(path)) != record.spec:
             self.changed.add(record.path)
         return [path] if Path(path).exists() else []
 
@@ -128,21 +121,10 @@ class Plan:
 
     # -- an item's rule
 
-    def table_inputs(self, wildcards) -> list[str]:
-        """Return the records that the setting asks for, and the printed numbers."""
-        return [*targets.item_records(self.config, wildcards.root, wildcards.table), *PRINTED, *PAPER_CODE]
-
-    def figure_inputs(self, wildcards) -> list[str]:
-        """Return the records that the setting asks for, and the printed numbers."""
-        return [*targets.item_records(self.config, wildcards.root, wildcards.figure), *PRINTED, *PAPER_CODE]
-
-    def claims_inputs(self, wildcards) -> list[str]:
-        """Return the records of all tables and of all else that claims compare."""
-        return [
-            *targets.item_records(self.config, wildcards.root, CLAIMS),
-            *PRINTED,
-            *PAPER_CODE,
-        ]
+    def item_inputs(self, wildcards) -> list[str]:
+        """Return the records that a table, a figure or, without a name of these, the claims are made of."""
+        item = getattr(wildcards, "table", getattr(wildcards, "figure", CLAIMS))
+        return [*targets.item_records(self.config, wildcards.root, item), *PRINTED, *PAPER_CODE]
 
     def partial_inputs(self, wildcards) -> list[str]:
         """Return notes of what was published, and the YAML that says which of it is current.
@@ -159,18 +141,6 @@ class Plan:
     def caption(self, wildcards, output) -> str:
         """Return what the report says below an item."""
         return targets.caption(self.config, wildcards.root, output[0])
-
-    # -- before anything starts
-
-    def settings_asked_for(self, asked) -> list[str]:
-        """Return the settings whose results the targets name."""
-        roots = {setting["results"]: name for name, setting in self.config.settings.items()}
-        names = set()
-        for target in map(str, asked):
-            nearest = [root for root in roots if target.startswith(f"{root}/")]
-            if nearest:
-                names.add(roots[max(nearest, key=len)])
-        return sorted(names)
 
 
 NOTHING = "(?!)"  # matches no name
@@ -199,20 +169,11 @@ def spec_path(record_path: str) -> str:
 def for_order(paths: list[str], record: kinds.Record) -> list[str]:
     """Return inputs that must be there first, but re-make only a record that is outdated anyway.
 
-    `ancient` says so to Snakemake. But below a job that is to run, Snakemake 9 no longer looks
-    whether an ancient input's job has another reason, such as its own new spec: there the plain
-    names make it run.
+    `ancient` says so to Snakemake. But below a job that is to run, Snakemake 9 no longer checks whether an ancient
+    input's job has another reason, such as its own new spec: there the plain names make it run.
     """
     try:
         records.read(record.path, record.hash)
     except records.RecordError:
         return paths
     return [ancient(path) for path in paths]
-
-
-def read_json(path: str) -> dict | None:
-    """Return the file's content; None if it is missing or damaged."""
-    try:
-        return json.loads(Path(path).read_text())
-    except (OSError, ValueError):
-        return None

@@ -1,6 +1,7 @@
 """The YAML, checked before anything is planned: a mistake names file, key and nearest name."""
 
 import difflib
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from jsonschema import Draft202012Validator
@@ -27,36 +28,36 @@ def load(files: dict[str, Path] = FILES) -> Config:
     return config
 
 
-def refuse_old_names(path: Path, entry, place: str = "") -> None:
+def refuse_old_names(path: Path, entry, location: str = "") -> None:
     """Refuse a keyword of a model or a task under the name that it had once. Raises ConfigError."""
     if not isinstance(entry, dict):
         return
     for key, value in entry.items():
         if key in NEW_NAMES:
-            raise ConfigError(f"{path}: {place}{key} is called {NEW_NAMES[key]} now; rename it.")
-        refuse_old_names(path, value, f"{place}{key}.")
+            raise ConfigError(f"{path}: {location}{key} is called {NEW_NAMES[key]} now; rename it.")
+        refuse_old_names(path, value, f"{location}{key}.")
 
 
 def describe(path: Path, error: ValidationError) -> str:
     """Return one sentence for a schema error."""
-    place = ".".join(str(part) for part in error.absolute_path) or "the top level"
+    location = ".".join(str(part) for part in error.absolute_path) or "the top level"
     if error.validator == "additionalProperties":
         known = sorted(error.schema["properties"])
         unknown = sorted(set(error.instance) - set(known))[0]
-        return f"{path}: {place} has an unknown key {unknown!r}{nearest(unknown, known)}"
+        return f"{path}: {location} has an unknown key {unknown!r}{nearest(unknown, known)}"
     if error.validator == "required":
         missing = next(key for key in error.validator_value if key not in error.instance)
-        return f"{path}: {place} lacks the key {missing!r}."
+        return f"{path}: {location} lacks the key {missing!r}."
     if error.validator in ("type", "anyOf"):
         allowed = error.schema.get("type", error.schema.get("description"))
         kinds = " or ".join([allowed] if isinstance(allowed, str) else map(str, allowed))
-        return f"{path}: {place} is {error.instance!r}, but must be of type {kinds}."
+        return f"{path}: {location} is {error.instance!r}, but must be of type {kinds}."
     if error.validator == "enum":
         return (
-            f"{path}: {place} is {error.instance!r}"
+            f"{path}: {location} is {error.instance!r}"
             f"{nearest(str(error.instance), list(map(str, error.validator_value)))}"
         )
-    return f"{path}: {place}: {error.message}."
+    return f"{path}: {location}: {error.message}."
 
 
 def nearest(name: str, known) -> str:
@@ -69,102 +70,119 @@ def nearest(name: str, known) -> str:
 
 def check_names(config: Config, files: dict[str, Path], keys: set[str]) -> None:
     """Raise ConfigError unless every name that one file uses exists in another, and recipes have all of `keys`."""
-
-    def known(path: Path, place: str, name: str, names) -> None:
+    for file, location, name, names in references(config):
         if name not in names:
-            raise ConfigError(f"{path}: {place} names {name!r}{nearest(name, sorted(names))}")
-
-    for name, recipe in config.recipes.items():
-        if "extends" in recipe:
-            known(files["recipes"], f"{name}.extends", recipe["extends"], config.recipes)
-        check_ends(config, files["recipes"], name, keys)
-    for row, entry in config.runs.items():
-        known(files["runs"], f"{row}.recipe", entry["recipe"], config.recipes)
-        for role in ("start", "teacher"):
-            if role in entry:
-                known(files["runs"], f"{row}.{role}", entry[role], config.runs)
-        check_chain(config, files["runs"], row)
+            raise ConfigError(f"{files[file]}: {location} names {name!r}{nearest(name, sorted(names))}")
+    for recipe in config.recipes:
+        check_keys(config, files["recipes"], recipe, keys)
+    for row in config.runs:
+        check_chain(config, files["runs"], row, [])
         check_search(config, files["runs"], row)
-    for name, rows in config.items["sections"].items():
+    check_items(config, files["items"])
+    check_settings(config, files["settings"])
+    check_seeds(config, files["runs"])
+
+
+def references(config: Config) -> Iterator[tuple[str, str, str, Collection[str]]]:
+    """Yield each name that the YAML uses: its file and key, the name itself, and those that exist.
+
+    Later references rely on earlier ones, so stop at the first that names nothing.
+    """
+    runs, recipes, items, settings = config.runs, config.recipes, config.items, config.settings
+    for name, recipe in recipes.items():
+        if "extends" in recipe:
+            yield "recipes", f"{name}.extends", recipe["extends"], recipes
+    for row, entry in runs.items():
+        yield "runs", f"{row}.recipe", entry["recipe"], recipes
+        for role in specs.ROLES:
+            if role in entry:
+                yield "runs", f"{row}.{role}", entry[role], runs
+    for group, rows in items["sections"].items():
         for row in rows:
-            known(files["items"], f"sections.{name}", row, config.runs)
-    sections = config.items["sections"]
-    items = {**config.items["tables"], **config.items["figures"]}
-    for item in items:
-        for index, row in enumerate(config.rows(item)):
-            among = f"tables.{item}" if item in config.items["tables"] else f"figures.{item}.rows"
-            place = f"{among}.{index}"
-            known(files["items"], f"{place}.run", row["run"], config.runs)
-            known(files["items"], f"{place}.section", row["section"], sections)
-            known(files["items"], f"{place}.run", row["run"], sections[row["section"]])
-            first = config.rows(item)[0]
-            if set(row) != set(first):
-                raise ConfigError(
-                    f"{files['items']}: {place} has the keys {', '.join(row)}, but the first row {', '.join(first)}; "
-                    "all rows have the same."
-                )
-    for figure, content in config.items["figures"].items():
-        if "chosen" in content:
-            shown = [row["x"] for row in content.get("rows", [])]
-            if content["chosen"] not in shown:
-                raise ConfigError(
-                    f"{files['items']}: figures.{figure}.chosen is {content['chosen']!r}, which is "
-                    f"no row's x; choose among {', '.join(map(str, shown))}."
-                )
-    for name, wanted in config.items["analyses"].items():
-        known(files["items"], f"analyses.{name}.run", wanted["run"], config.runs)
-    for figure in config.items["figures"]:
+            yield "items", f"sections.{group}", row, runs
+    for location, row in rows_by_location(config):
+        yield "items", f"{location}.run", row["run"], runs
+        yield "items", f"{location}.section", row["section"], items["sections"]
+        yield "items", f"{location}.run", row["run"], items["sections"][row["section"]]
+    for name, analysis in items["analyses"].items():
+        yield "items", f"analyses.{name}.run", analysis["run"], runs
+    for figure in items["figures"]:
         for name in config.analyses(figure):
-            known(files["items"], f"figures.{figure}.analyses", name, config.items["analyses"])
+            yield "items", f"figures.{figure}.analyses", name, items["analyses"]
+    for key in ("figures", "analyses"):
+        for name in items["claims"][key]:
+            yield "items", f"claims.{key}", name, items[key]
+    for name, setting in settings.items():
+        for item, request in setting["measure"].items():
+            yield "settings", f"{name}.measure", item, [*items["tables"], *items["figures"], CLAIMS]
+            for group in (*request["train"], *request["time"]):
+                yield "settings", f"{name}.measure.{item}", group, config.sections_of(item)
+        for group in setting["throughput"]["batch_size_of"]:
+            yield "settings", f"{name}.throughput.batch_size_of", group, items["sections"]
+        for part in ("checkpoints", "models"):
+            for run in setting.get(part, {}):
+                yield "settings", f"{name}.{part}", run, runs
+        for key, evaluation in setting.get("evaluations", {}).items():
+            yield "settings", f"{name}.evaluations.{key}.run", evaluation["run"], runs
+        for recipe in setting.get("recipes", {}):
+            yield "settings", f"{name}.recipes", recipe, recipes
+
+
+def rows_by_location(config: Config) -> Iterator[tuple[str, dict]]:
+    """Yield every row of the tables and figures with the key where items.yaml has it."""
+    for kind, end in (("tables", ""), ("figures", ".rows")):
+        for item in config.items[kind]:
+            for index, row in enumerate(config.rows(item)):
+                yield f"{kind}.{item}{end}.{index}", row
+
+
+def check_items(config: Config, path: Path) -> None:
+    """Raise ConfigError unless an item's rows all have the same keys, and a figure's choice is one of its values."""
+    first: dict[str, dict] = {}
+    for location, row in rows_by_location(config):
+        keys = first.setdefault(location.rpartition(".")[0], row)
+        if set(row) != set(keys):
+            raise ConfigError(
+                f"{path}: {location} has the keys {', '.join(row)}, but the first row {', '.join(keys)}; "
+                "all rows have the same."
+            )
+    for figure, content in config.items["figures"].items():
+        values = [row["x"] for row in content.get("rows", []) if "x" in row]
+        if "chosen" in content and content["chosen"] not in values:
+            raise ConfigError(
+                f"{path}: figures.{figure}.chosen is {content['chosen']!r}, which is no row's x; "
+                f"choose among {', '.join(map(str, values))}."
+            )
+
+
+def check_settings(config: Config, path: Path) -> None:
+    """Raise ConfigError unless each setting has results of its own, seeds that exist, and a possible configuration."""
     owners: dict[str, str] = {}
     for name, setting in config.settings.items():
         other = owners.setdefault(setting["results"], name)
         if other != name:
-            raise ConfigError(
-                f"{files['settings']}: {name} and {other} both have results: {setting['results']}; change one."
-            )
-        for item, wanted in setting["measure"].items():
-            known(files["settings"], f"{name}.measure", item, [*items, CLAIMS])
-            for section in (*wanted["train"], *wanted["time"]):
-                place = f"{name}.measure.{item}"
-                known(files["settings"], place, section, config.sections_of(item))
-            check_measured_seeds(config, files["settings"], name, item)
+            raise ConfigError(f"{path}: {name} and {other} both have results: {setting['results']}; change one.")
+        for item in setting["measure"]:
+            check_measured_seeds(config, path, name, item)
         try:
             benchmarks.check(setting["throughput"])
         except benchmarks.BenchmarkError as error:
-            raise ConfigError(f"{files['settings']}: {name}.throughput: {error}") from None
-        for section in setting["throughput"]["batch_size_of"]:
-            known(files["settings"], f"{name}.throughput.batch_size_of", section, sections)
-        for part in ("checkpoints", "models"):
-            for run in setting.get(part, {}):
-                known(files["settings"], f"{name}.{part}", run, config.runs)
-        for key, wanted in setting.get("evaluations", {}).items():
-            known(files["settings"], f"{name}.evaluations.{key}.run", wanted["run"], config.runs)
-        for recipe in setting.get("recipes", {}):
-            known(files["settings"], f"{name}.recipes", recipe, config.recipes)
-    for key in ("figures", "analyses"):
-        for name in config.items["claims"][key]:
-            known(files["items"], f"claims.{key}", name, config.items[key])
-    check_seeds(config, files["runs"])
+            raise ConfigError(f"{path}: {name}.throughput: {error}") from None
 
 
-def check_ends(config: Config, path: Path, recipe: str, keys: set[str]) -> None:
+def check_keys(config: Config, path: Path, recipe: str, keys: set[str]) -> None:
     """Raise ConfigError unless `extends` ends somewhere and the recipe then has every one of `keys`."""
     chain: list[str] = []
-    has: set[str] = set()
-    name = recipe
+    missing = keys - {"extends", "task_args", "search"}
+    name: str | None = recipe
     while name is not None:
         if name in chain:
             raise ConfigError(f"{path}: {' extends '.join([*chain, name])}: a circle.")
         chain.append(name)
-        has |= set(config.recipes[name])
+        missing -= set(config.recipes[name])
         name = config.recipes[name].get("extends")
-        if name is not None and name not in config.recipes:
-            return  # reported at that recipe
-    optional = {"extends", "task_args", "search"}
-    missing = sorted(keys - has - optional)
     if missing:
-        raise ConfigError(f"{path}: {recipe} lacks the key {missing[0]!r}.")
+        raise ConfigError(f"{path}: {recipe} lacks the key {min(missing)!r}.")
 
 
 def check_search(config: Config, path: Path, row: str) -> None:
@@ -174,22 +192,18 @@ def check_search(config: Config, path: Path, row: str) -> None:
             raise ConfigError(f"{path}: {row} lacks the key 'start': its recipe searches on a trained model.")
 
 
-def check_chain(config: Config, path: Path, row: str) -> None:
-    """Raise ConfigError if `start` and `teacher` lead back to the row."""
-
-    def walk(name: str, chain: list[str]) -> None:
-        if name in chain:
-            raise ConfigError(f"{path}: {' needs '.join([*chain, name])}: a circle.")
-        for role in ("start", "teacher"):
-            if role in config.runs.get(name, {}):
-                walk(config.runs[name][role], [*chain, name])
-
-    walk(row, [])
+def check_chain(config: Config, path: Path, row: str, chain: list[str]) -> None:
+    """Raise ConfigError if `start` and `teacher` lead from the rows of `chain` over this one back to one of them."""
+    if row in chain:
+        raise ConfigError(f"{path}: {' needs '.join([*chain, row])}: a circle.")
+    for role in specs.ROLES:
+        if role in config.runs[row]:
+            check_chain(config, path, config.runs[row][role], [*chain, row])
 
 
 def check_measured_seeds(config: Config, path: Path, setting: str, item: str) -> None:
     """Raise ConfigError if an item asks for more seeds than its rows have."""
-    measured = config.wanted(setting, item)
+    measured = config.request(setting, item)
     rows = [row for group in measured["train"] for row in config.items["sections"][group]]
     most = max((len(config.seeds(row)) for row in rows), default=measured["seeds"])
     if measured["seeds"] is not None and measured["seeds"] > most:

@@ -1,4 +1,4 @@
-"""From YAML to specs: the only place that resolves recipe, setting and overrides.
+"""From YAML to specs: the only module that resolves recipe, setting and overrides.
 
 A spec is a JSON object that says all that defines a job's result and nothing about where it runs;
 its hash is the identity of that result. Standard library and yaml only: launchers import this.
@@ -13,7 +13,7 @@ from workflow.storage import files
 
 ROLES = ("start", "teacher")  # whose weights a run starts from, and learns from
 EVALUATED = ("name", "batch_size", "threads", "amp", "interpolation", "crop_pct")
-SAMPLE_IMAGES = "scikit-learn"  # in place of a folder of photographs: the two that ship with it
+SAMPLE_IMAGES = "scikit-learn"  # instead of a folder of photographs: the two that it comes with
 NAMED = ("optimizer", "auto_augment")  # of a recipe's values those that are timm's names
 TRAINED = (*ROLES, "snapshots")  # what only a training has
 
@@ -91,7 +91,7 @@ def train_spec(config: Config, setting: str, run: str) -> dict:
 
 
 def evaluate_spec(config: Config, setting: str, run: str, checkpoint: dict) -> dict:
-    """Return the spec of the evaluation of a checkpoint in a training's place."""
+    """Return the spec of the evaluation of a checkpoint, which replaces a training."""
     training = _run_spec(config, setting, run)
     spec = {key: value for key, value in training.items() if key not in TRAINED}
     recipe = {key: spec["recipe"][key] for key in EVALUATED}
@@ -174,10 +174,6 @@ def analysis_spec(config: Config, setting: str, analysis: str) -> dict:
         "images": images,
         "start": reference(training),
     }
-
-
-def analysis_path(root: str, name: str) -> str:
-    return f"{root}/analyses/{name}.json"
 
 
 def reference(spec: dict) -> dict:

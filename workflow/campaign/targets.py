@@ -1,19 +1,15 @@
 """Targets: which files the workflow makes, and the records that each is made of, directly or through others.
 
-Snakemake plans with rules; this is also for those that only look (status, forecast) and write nothing.
+Snakemake plans with rules; status and forecast, which write nothing, use this module.
 """
 
 import difflib
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
-from workflow.campaign import benchmarks, kinds, specs
+from workflow.campaign import benchmarks, kinds
 from workflow.campaign.config import CLAIMS, Config, run_name
 
 DEFAULT = "results/table1.csv"  # where no target is named
-TABLE = re.compile(r"(?P<item>\w+?)(\.partial)?\.(csv|md|html)")  # a table or the ledger of claims
-FIGURE = re.compile(r"(?P<item>\w+)\.(png|svg|csv)")
 WHOLE = "whole"
 
 
@@ -40,7 +36,7 @@ def split_root(config: Config, target: str) -> tuple[str, str, str]:
 def spec_of(config: Config, target: str) -> dict | None:
     """Return the spec of the record at this path; None for a table, a figure and the like. Raises TargetError."""
     setting, _, name = split_root(config, target)
-    if is_item(config, name):
+    if name in item_files(config):
         return None
     for kind in kinds.KINDS.values():
         match = kind.pattern.fullmatch(name)
@@ -52,16 +48,6 @@ def spec_of(config: Config, target: str) -> dict | None:
             except KeyError:
                 break
     raise TargetError.of(config, target)
-
-
-def is_item(config: Config, name: str) -> bool:
-    """Return whether a table, a figure, the ledger of claims or the whole has this name below a setting's results."""
-    table, figure = TABLE.fullmatch(name), FIGURE.fullmatch(name)
-    if table and table["item"] in (*config.items["tables"], CLAIMS):
-        return True
-    if figure and figure["item"] in config.items["figures"]:
-        return True
-    return name == WHOLE
 
 
 def needed(config: Config, target: str) -> dict[str, dict]:
@@ -90,10 +76,10 @@ def item_records(config: Config, root: str, item: str) -> list[str]:
     """Return the paths of the records that a table or a figure of the setting is made of.
 
     The claims are made of those of all tables, of the figures whose rows they compare, and of what the setting
-    measures for them alone.
+    measures only for them.
     """
     setting = config.setting_of(root)
-    measured, rows = config.wanted(setting, item), config.rows(item)
+    measured, rows = config.request(setting, item), config.rows(item)
     others = config.items["figures"].get(item, {}).get("tables", [])
     analyses = config.analyses(item)
     if item == CLAIMS:
@@ -127,38 +113,18 @@ def every(config: Config) -> list[str]:
     """Return all targets; of measurements those that the settings' tables show."""
     targets = []
     for name, setting in config.settings.items():
-        targets += [f"{setting['results']}/{item}" for item in _items(config)]
-        targets += _records(config, name)
+        targets += [f"{setting['results']}/{item}" for item in item_files(config)]
+        for kind in kinds.KINDS.values():
+            targets += [f"{setting['results']}/{kind.target.format(**names)}" for names in kind.jobs(config, name)]
     return targets
 
 
-def _items(config: Config) -> Iterator[str]:
-    """Yield the names of all tables, figures and the like below a setting's results."""
-    yield WHOLE
-    for item in (*config.items["tables"], CLAIMS):
-        yield from (f"{item}.{end}" for end in ("csv", "md", "html"))
-        yield from (f"{item}.partial.{end}" for end in ("csv", "md", "html"))
-    for item in config.items["figures"]:
-        yield from (f"{item}.{end}" for end in ("png", "svg", "csv"))
-
-
-def _records(config: Config, setting: str) -> Iterator[str]:
-    """Yield the paths of a setting's records."""
-    root = config.settings[setting]["results"]
-    yield from (f"{root}/data.json", f"{root}/preflight.json")
-    for row in config.runs:
-        for seed in config.seeds(row):
-            yield f"{root}/runs/{run_name(row, seed)}/train.json"
-            if "search" in specs.recipe_of(config, setting, row):
-                yield f"{root}/runs/{run_name(row, seed)}/search.json"
-    yield from (f"{root}/evaluations/{name}.json" for name in config.settings[setting].get("evaluations", {}))
-    yield from (f"{root}/analyses/{name}.json" for name in config.items["analyses"])
-    for entry in specs.checkpoints(config, setting):
-        if "timm" in entry:
-            yield f"{root}/weights/{entry['timm']}.json"
-    for group in config.items["sections"]:
-        yield kinds.throughput_record(config, setting, group).path
-        yield kinds.training_cost_record(config, setting, group).path
+def item_files(config: Config) -> list[str]:
+    """Return the files of all tables and figures, of the claims and the whole, below a setting's results."""
+    tables, figures = [*config.items["tables"], CLAIMS], config.items["figures"]
+    ends = ("csv", "md", "html", "partial.csv", "partial.md", "partial.html")
+    files = [f"{table}.{end}" for table in tables for end in ends]
+    return [WHOLE, *files, *(f"{figure}.{end}" for figure in figures for end in ("png", "svg", "csv"))]
 
 
 def profile(config: Config, setting: str) -> str:

@@ -161,8 +161,7 @@ def what_ended(attempt: Attempt, ended: Status) -> str:
 def why_failed(attempt: Attempt, ended: Status, say) -> str:
     """Return one sentence about the job's end.
 
-    If the error is no sentence of our own, first report the traceback or the log of the process that
-    failed first.
+    If the error is no sentence of our own, first report the traceback or the log of the process that failed first.
     """
     logs, job = attempt.folder / "logs", attempt.job()
     errors = attempt.errors()
@@ -172,7 +171,8 @@ def why_failed(attempt: Attempt, ended: Status, say) -> str:
         for line in errors[0]["traceback"].splitlines():
             say(f"  {line}")
         return f"The job failed on rank {errors[0]['rank']}; its logs are in {logs}."
-    rank = first_to_fail(main_log(attempt))
+    named = FIRST_TASK.search(main_log(attempt))  # by srun
+    rank = int(named[1]) if named else 0
     log = logs / f"{job['job_id']}_{rank}_log.err"
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     if lines:
@@ -199,9 +199,3 @@ def out_of_memory(attempt: Attempt, ended: Status) -> bool:
     Slurm has a state for that with cgroups only; without them its words in the log tell.
     """
     return ended.state == "OUT_OF_MEMORY" or bool(OUT_OF_MEMORY.search(main_log(attempt)))
-
-
-def first_to_fail(text: str) -> int:
-    """Return the rank that srun names first; 0 if it names none."""
-    match = FIRST_TASK.search(text)
-    return int(match.group(1)) if match else 0

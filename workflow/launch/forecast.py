@@ -1,17 +1,16 @@
 """What trainings to come will cost, from step times that were measured here; always an estimate."""
 
-import json
 import statistics
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from workflow.campaign import specs
 from workflow.campaign.config import Config
 from workflow.campaign.kinds import job_folder
 from workflow.campaign.targets import split_root
-from workflow.storage import journal
+from workflow.storage import attempts, journal
+from workflow.storage.files import read_json
 
 LAYERWISE = 2 / 3  # of a training, before its schedule becomes stage-wise
 # what an estimate is based on
@@ -100,7 +99,7 @@ class Forecast:
         self.root = Path(root)
         setting = config.setting_of(root)
         data = config.settings[setting]["data"]
-        splits = _read(self.root / "data.json").get("results", {}).get("splits", {})
+        splits = read_json(self.root / "data.json").get("results", {}).get("splits", {})
         # the record may be of another split; the YAML's then is counted anew before any training
         self.images = splits.get(data["train"], {}).get("images", data.get("train_images"))
         # steps are measured at the paper's size, so they say nothing of a shrunk setting's
@@ -136,14 +135,14 @@ def _from_epochs(path: str, spec: dict) -> Cost | None:
     own = job_folder(path)
     seeds = [own, *own.parent.glob(f"{spec['row']}-s[0-9]*"), own.parent / spec["row"]]
     for folder in seeds:
-        for attempt in sorted(folder.glob("attempts/*"), key=_number, reverse=True):
-            epochs = journal.epochs(attempt / "journal.jsonl")
+        for attempt in attempts.all_of(folder):
+            epochs = journal.epochs(attempt.journal)
             epochs = [epoch for epoch in epochs if "epoch_s" in epoch]  # one whose metrics were lost has no time
-            known = _read(attempt / "spec.json")
+            known = read_json(attempt.folder / "spec.json")
             if not epochs or any(known.get(key) != spec[key] for key in ("model", "data")):
                 continue
             finished = epochs[-1]["epoch"] if folder == own and known == spec else 0
-            resources = _read(attempt / "job.json").get("resources", {})
+            resources = read_json(attempt.folder / "job.json").get("resources", {})
             devices = max(1, resources.get("gpus", 0))
             epoch_s = statistics.median(epoch["epoch_s"] for epoch in epochs)
             hours = (spec["recipe"]["epochs"] - finished) * epoch_s * devices / 3600
@@ -154,10 +153,9 @@ def _from_epochs(path: str, spec: dict) -> Cost | None:
 def _measured_steps(root: Path) -> Iterator[tuple[str, tuple[float, str]]]:
     """Yield (row, (seconds per image, device)) from the folder's training costs.
 
-    Loading is left out, and the largest batch that fitted counts. A GPU's come last, and replace the
-    others.
+    Loading is left out, and the largest batch that fitted counts. A GPU's come last, and replace the others.
     """
-    records = [_read(path) for path in sorted(root.glob("training/*/*.json"))]
+    records = [read_json(path) for path in sorted(root.glob("training/*/*.json"))]
     records = [record for record in records if record.get("results")]
     for record in sorted(records, key=lambda record: record["spec"]["device"] == "cuda"):
         device = "GPU" if record["spec"]["device"] == "cuda" else "machine"
@@ -173,21 +171,5 @@ def _measured_macs(root: Path) -> Iterator[tuple[str, float]]:
     """Yield (row, MACs in 1e9) from the measurements of throughput and training."""
     for pattern in ("throughput/*/*.json", "training/*/*.json"):
         for path in root.glob(pattern):
-            for method in _read(path).get("results", {}).get("methods", []):
+            for method in read_json(path).get("results", {}).get("methods", []):
                 yield method["run"], method["macs_g"]
-
-
-def is_current(path: str, spec: dict) -> bool:
-    """Return whether the record exists and is of this spec."""
-    return _read(Path(path)).get("spec_hash") == specs.spec_hash(spec)
-
-
-def _number(attempt: Path) -> int:
-    return int(attempt.name) if attempt.name.isdigit() else 0
-
-
-def _read(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
-        return {}

@@ -52,60 +52,35 @@ class Follower:
         lines = []
         for event, offset in journal.read(self.path, self.offset):
             self.offset = offset
-            line = self.line(event)
-            if line:
-                lines.append(line)
-        return lines
+            lines.append(self.line(event))
+        return [line for line in lines if line]
 
     def line(self, event: dict) -> str | None:
-        """Return what a person should read of the event; None for nothing."""
-        lines = {
-            "start": self._start,
-            "progress": self._progress,
-            "epoch": self._epoch,
-            "layer": self._layer,
-            "note": self._text,
-            "deviation": self._text,
-        }
-        return lines[event["event"]](event) if event["event"] in lines else None
-
-    def _start(self, event: dict) -> str | None:
-        whole = {"epoch", "epochs", "step"} <= event.keys()
-        if whole and (event["epoch"] or event["step"]):
-            return f"resumed after epoch {event['epoch']} of {event['epochs']}, step {event['step']}"
+        """Return what a person should read of the event; None for nothing, as for a damaged line that is still JSON."""
+        match event["event"]:
+            case "start" if {"epoch", "epochs", "step"} <= event.keys() and (event["epoch"] or event["step"]):
+                return f"resumed after epoch {event['epoch']} of {event['epochs']}, step {event['step']}"
+            case "progress":
+                done = event["epoch"] + event["step"] / event["steps"]
+                left = f", {self._time_left(done)}" if self.epoch_s else ""
+                return f"epoch {event['epoch'] + 1}/{self.epochs}, step {event['step']}/{event['steps']}{left}"
+            case "epoch" if {"epoch_s", "loss", "top1"} <= event["metrics"].keys() and not event.get("restored"):
+                epoch, metrics = event["epoch"], event["metrics"]
+                self.epoch_s = metrics["epoch_s"]
+                return (
+                    f"epoch {epoch}/{self.epochs}  loss {metrics['loss']:.3f}  top-1 {metrics['top1']:.2f} %  "
+                    f"{self.epoch_s:.1f} s, {self._time_left(epoch)}"
+                )
+            case "layer" if {"patches", "error"} <= event["metrics"].keys():
+                kept, error = event["metrics"]["patches"], event["metrics"]["error"]
+                return f"layer {event['layer']} of {event['layers']} keeps {kept} patches, error {error:.4f}"
+            case "note" | "deviation":
+                return event["text"]
         return None
 
-    def _progress(self, event: dict) -> str:
-        done = event["epoch"] + event["step"] / event["steps"]
-        left = f", {self._time_left(self.epochs - done)}" if self.epoch_s else ""
-        return f"epoch {event['epoch'] + 1}/{self.epochs}, step {event['step']}/{event['steps']}{left}"
-
-    def _epoch(self, event: dict) -> str | None:
-        metrics, epoch = event["metrics"], event["epoch"]
-        if event.get("restored"):  # a note says so
-            return None
-        if not {"epoch_s", "loss", "top1"} <= metrics.keys():  # a damaged line that is still JSON
-            return None
-        self.epoch_s = metrics["epoch_s"]
-        return (
-            f"epoch {epoch}/{self.epochs}  loss {metrics['loss']:.3f}  top-1 {metrics['top1']:.2f} %  "
-            f"{self.epoch_s:.1f} s, {self._time_left(self.epochs - epoch)}"
-        )
-
-    def _layer(self, event: dict) -> str | None:
-        metrics = event["metrics"]
-        if not {"patches", "error"} <= metrics.keys():
-            return None
-        return (
-            f"layer {event['layer']} of {event['layers']} keeps {metrics['patches']} patches, "
-            f"error {metrics['error']:.4f}"
-        )
-
-    def _text(self, event: dict) -> str:
-        return event["text"]
-
-    def _time_left(self, epochs: float) -> str:
-        seconds = round(epochs * (self.epoch_s or 0))
+    def _time_left(self, done: float) -> str:
+        """Return how long the epochs after the `done` ones will take."""
+        seconds = round((self.epochs - done) * (self.epoch_s or 0))
         if seconds < 120:
             return f"{seconds} s left"
         return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min left"

@@ -1,9 +1,8 @@
 """Slurm: what it says about jobs, and what a job asks of it.
 
-Questions. All launchers of a user share one answer of `squeue`, which any of them renews every half
-minute, so the scheduler's load does not grow with the launchers. Accounting (`sacct`) is asked only
-about a job that the controller has forgotten, and may be absent. The job's record then is the only
-witness.
+Questions. All launchers of a user share one answer of `squeue`, which any of them renews every half minute, so the
+scheduler's load does not grow with the launchers. Accounting (`sacct`) is asked only about a job that the controller
+has forgotten, and may be absent. The job's record then is the only witness.
 
 Requests. Snakemake's resources become options of `sbatch`. What Slurm could never run is refused
 with one sentence before anything is submitted.
@@ -11,8 +10,6 @@ with one sentence before anything is submitted.
 Standard library only. submit.py hands the options to submitit, which writes them into the script.
 """
 
-import difflib
-import json
 import os
 import re
 import shlex
@@ -106,7 +103,7 @@ class Queue:
         max_age_s: how old the shared answer may be.
         ask: takes a command and returns (output, error); tests pass their own.
         list_only: take a job that the shared answer lacks for gone, whatever ended it, and ask
-            nothing about it; for programs that look at many old jobs.
+            nothing about it; for programs that ask about many old jobs.
     """
 
     def __init__(
@@ -138,12 +135,12 @@ class Queue:
         return Status(UNKNOWN) if self.list_only else self._ask_about(job_id)
 
     def _shared(self) -> dict:
-        answer = self._read()
+        answer = files.read_json(self.path) or self._kept
         if time.time() - answer["asked"] < self.max_age_s:
             return answer
         try:
             with locks.exclusive(self.lock):
-                answer = self._read()
+                answer = files.read_json(self.path) or self._kept
                 if time.time() - answer["asked"] >= self.max_age_s:
                     answer = self._ask_about_all(answer)
                     records.write_json(self.path, answer)
@@ -152,12 +149,6 @@ class Queue:
         except files.NotWritable:  # this user may only read the clone, so nothing is shared
             answer = self._kept = self._ask_about_all(answer)
         return answer
-
-    def _read(self) -> dict:
-        try:
-            return json.loads(self.path.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            return self._kept
 
     def _ask_about_all(self, answer: dict) -> dict:
         asked = time.time()
@@ -206,7 +197,8 @@ RESOURCES = {
     *("slurm_partition", "slurm_account", "slurm_qos", "constraint", "slurm_extra", "gres"),
     *("runtime", "nodes", "gpus", "tasks", "cpus_per_task", "mem_mb", "exclusive", "device_share", "disk_mb"),
 }
-CHOICES = {"on_interrupt": ("cancel", "leave"), "other_code": provenance.POLICIES}
+LAUNCHERS = ("local", "slurm")
+CHOICES = {"launcher": LAUNCHERS, "on_interrupt": ("cancel", "leave"), "other_code": provenance.POLICIES}
 PASSED_ON = {  # options of sbatch, and the resources that are their values
     "cpus_per_task": "cpus_per_task",
     "partition": "slurm_partition",
@@ -309,7 +301,7 @@ def check(rule: str, resources: dict, ask: Callable = ask) -> None:
 
     A controller that is away refuses nothing here, since submission waits for it.
     """
-    check_names(rule, resources)
+    check_choices(rule, resources)
     request = options(resources)
     setup_lines(resources)
     check_time(request, ask, rule)
@@ -328,13 +320,8 @@ def check(rule: str, resources: dict, ask: Callable = ask) -> None:
         )
 
 
-def check_names(rule: str, resources: dict, profile: str = PROFILE) -> None:
-    """Raise RequestError for an unknown resource, or for a word that the resource does not allow."""
-    known = sorted(RESOURCES)
-    for name in sorted(set(resources) - RESOURCES):
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
-        raise RequestError(f"Rule {rule} has an unknown resource {name!r} ({profile}); {hint}")
+def check_choices(rule: str, resources: dict, profile: str = PROFILE) -> None:
+    """Raise RequestError for a word that a resource does not allow."""
     for name, values in CHOICES.items():
         if name in resources and resources[name] not in values:
             raise RequestError(f"Rule {rule} has {name}: {resources[name]!r} ({profile}); it is {' or '.join(values)}.")
@@ -350,9 +337,8 @@ def check_time(request: dict, ask: Callable, rule: str = "<rule>") -> None:
     if limits and request["time"] > max(limits.values()):
         allowed = ", ".join(f"partition {name} allows {limit}" for name, limit in limits.items())
         raise RequestError(
-            f"Rule {rule} asks for {request['time']} minutes (runtime), but {allowed}; correct "
-            f"{PROFILE}; for once, add --set-resources {rule}:runtime=<minutes>. A training goes "
-            "on after its time limit by itself."
+            f"Rule {rule} asks for {request['time']} minutes (runtime), but {allowed}; correct {PROFILE}; for once, "
+            f"add --set-resources {rule}:runtime=<minutes>. A training goes on after its time limit by itself."
         )
 
 

@@ -67,12 +67,10 @@ def read_command_line(argv: list[str] | None = None) -> CommandLine:
                 rules.setdefault(rule, Resources()).update(values)
     except Exception as error:  # of many classes, with Snakemake's sentence
         sys.exit(" ".join(str(error).split()))
+    default_resources = None
     if any(layer["default_resources"] is not None for layer in layers):
-        full = Resources.default("full")
-        full.update(defaults)
-        defaults = full
-    else:
-        defaults = None
+        default_resources = Resources.default("full")
+        default_resources.update(defaults)
     return CommandLine(
         options,
         dict(_set_options(plain, options)),
@@ -80,7 +78,7 @@ def read_command_line(argv: list[str] | None = None) -> CommandLine:
         typed["empty"],
         plain.parse_args(argv).cores is not None,
         resources,
-        defaults,
+        default_resources,
         rules,
     )
 
@@ -91,7 +89,7 @@ def _set_options(parser, options) -> Iterator[tuple[str, str]]:
     for action in parser._actions:
         value = getattr(options, action.dest, None)
         default = getattr(defaults, action.dest, None)
-        # not by equality alone: a `--batch` can't be compared with None
+        # not only by equality: a `--batch` can't be compared with None
         alike = value is default if default is None or value is None else value == default
         if action.option_strings and not alike:
             yield action.dest, action.option_strings[0]
@@ -100,13 +98,13 @@ def _set_options(parser, options) -> Iterator[tuple[str, str]]:
 def _lists(argv: list[str], *profiles: Path) -> dict:
     """Return the words of each option that takes many, as one layer has them; None where it is absent.
 
-    `repeated` are the options that are given twice (Snakemake keeps the last), `empty` those
-    that nothing follows.
+    `repeated` are the options that are given twice (Snakemake keeps the last), `empty` those that nothing follows.
     """
     parser = cli.get_argument_parser(profiles=profiles)
     actions = [action for action in parser._actions if action.option_strings and action.nargs in LISTS]
     for action in actions:
-        action.__class__, action.default = _Collect, None
+        action.__class__ = argparse._AppendAction  # keeps the words of each time that the option is given
+        action.default = None
     options = vars(parser.parse_args(argv))
     layer: dict = {"repeated": [], "empty": []}
     for action in actions:
@@ -117,14 +115,6 @@ def _lists(argv: list[str], *profiles: Path) -> dict:
         if layer[action.dest] == []:
             layer["empty"].append(action.option_strings[0])
     return layer
-
-
-class _Collect(argparse._StoreAction):
-    """Keep the words of each time that the option is given."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        lists = getattr(namespace, self.dest) or []
-        setattr(namespace, self.dest, [*lists, values])
 
 
 def _merge(layers: list[dict], name: str, allow_expressions: bool) -> Resources:
@@ -176,7 +166,7 @@ def apply_resources(workflow, command_line: CommandLine) -> None:
 
 
 def look_behind_ancient_inputs() -> None:
-    """Let Snakemake look at each job whose inputs are made again but `ancient`.
+    """Let Snakemake check each job whose inputs are made again but `ancient`.
 
     Snakemake 9 takes every job below one that runs as decided, then finds that an ancient input is
     no reason to run it, and forgets its other reasons: a missing output, a changed input,
@@ -212,27 +202,20 @@ def _search_past_no_ancient_input(dag, direction, *jobs, stop=lambda job: False)
                 queue.append(neighbour)
 
 
-def call_with_jobs(workflow, function: Callable) -> None:
-    """Call `function(dag)` once Snakemake knows all jobs, before it prints or starts any."""
+def plan_jobs(workflow, outputs: set[str], check: Callable) -> None:
+    """Let Snakemake run the jobs that make these outputs, and call `check(dag)` before it prints or starts any job.
+
+    Input functions may add to the outputs while Snakemake looks for jobs.
+    """
     build = workflow._build_dag
 
-    def build_and_call():
-        build()
-        function(workflow.dag)
-
-    workflow._build_dag = build_and_call
-
-
-def force(workflow, outputs: set[str]) -> None:
-    """Let Snakemake run the jobs that make these outputs. Input functions may add to them while it looks for jobs."""
-    build = workflow._build_dag
-
-    def build_and_force():
+    def build_and_check():
         outputs.update(workflow.dag.forcefiles)
         workflow.dag.forcefiles = outputs
         build()
+        check(workflow.dag)
 
-    workflow._build_dag = build_and_force
+    workflow._build_dag = build_and_check
 
 
 def requested_resource(job, name: str) -> int | str | None:

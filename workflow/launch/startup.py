@@ -1,8 +1,7 @@
 """What happens when snakemake reads the Snakefile: check whether it may start, and tell what it will ask for.
 
-`-n`, `--lint`, `--report`, `--unlock`, `--summary` and the like run no job, and need no profile. A
-refusal ends snakemake with one sentence (SystemExit; an exception would come with Snakemake's
-traceback).
+`-n`, `--lint`, `--report`, `--unlock`, `--summary` and the like run no job, and need no profile. A refusal ends
+snakemake with one sentence (SystemExit; an exception would come with Snakemake's traceback).
 """
 
 import atexit
@@ -10,6 +9,7 @@ import difflib
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,7 +21,6 @@ from workflow.data import layout
 from workflow.launch import forecast, slurm, snakemake_options
 from workflow.launch import snakemake_compat as compat
 from workflow.launch.snakemake_compat import CommandLine
-from workflow.launch.submit import LAUNCHERS
 from workflow.storage import files, locks, records
 from workflow.tracking import sync
 
@@ -49,8 +48,8 @@ def begin(workflow, argv: list[str] | None = None) -> tuple[Plan, CommandLine]:
     for option in command_line.repeated:
         if option not in MERGED:
             sys.exit(
-                f"{option} is given twice, and Snakemake would take only the last; name all its "
-                f"values after one {option}."
+                f"{option} is given twice, and Snakemake would take only the last; "
+                f"name all its values after one {option}."
             )
     if "--forcerun" in command_line.empty:
         sys.exit("--forcerun names nothing that it should force; add rules or files after it.")
@@ -62,30 +61,29 @@ def begin(workflow, argv: list[str] | None = None) -> tuple[Plan, CommandLine]:
         sys.exit(str(error))
     compat.apply_resources(workflow, command_line)
     compat.look_behind_ancient_inputs()
-    plan = Plan(config, runs_jobs=not snakemake_options.only_looks(command_line.options))
-    compat.force(workflow, plan.changed)
+    plan = Plan(config, runs_jobs=snakemake_options.runs_jobs(command_line.options))
     return plan, command_line
 
 
 def start(workflow, plan: Plan, command_line: CommandLine, stack: ExitStack) -> None:
     """Check the targets; before jobs run, also the profile, the data, and that no other snakemake works here.
 
-    Called once Snakemake has read the rules. `stack` holds the workflow's lock for as long as
-    snakemake lives. The kernel drops that lock with the process, so a kill leaves none behind,
-    unlike Snakemake's own lock.
+    Called once Snakemake has read the rules. `stack` holds the workflow's lock for as long as snakemake lives. The
+    kernel drops that lock with the process, so a kill leaves none behind, unlike Snakemake's own lock.
     """
     options = command_line.options
     rules = {rule.name: rule for rule in workflow.rules}
     check_resources(command_line, rules)
     requested = check_targets(plan, options, rules)
     caps = workflow.global_resources
-    compat.call_with_jobs(workflow, lambda dag: check_jobs(plan, dag, options, caps))
-    if snakemake_options.only_looks(options):
+    compat.plan_jobs(workflow, plan.changed, lambda dag: check_jobs(plan, dag, options, caps))
+    if not plan.runs_jobs:
         return
     check_profile(command_line.default_resources)
     if requested and all(path.endswith(PARTIAL) for path in requested):
         return  # reads existing records, also while another snakemake works
-    for setting in plan.settings_asked_for(requested):
+    settings = sorted({targets.split_root(plan.config, path)[0] for path in requested})
+    for setting in settings:
         check_data(setting, plan.config.settings[setting])
     try:
         files.check_writable(Path())
@@ -93,7 +91,7 @@ def start(workflow, plan: Plan, command_line: CommandLine, stack: ExitStack) -> 
         files.check_writable(Path(sync.LOG))
         stack.enter_context(locks.exclusive(LOCK))
         atexit.register(stack.close)  # before Python takes its modules apart
-        for setting in plan.settings_asked_for(requested):
+        for setting in settings:
             benchmarks.keep_device(plan.config, setting)
     except locks.Held as error:
         sys.exit(f"Another snakemake works in this folder ({error}); wait for it, or end it.")
@@ -176,10 +174,7 @@ def _file(plan: Plan, name: str, rules: dict) -> str:
 
 def _example(plan: Plan, rule) -> str:
     """Return a file that the rule makes."""
-    for name in targets.every(plan.config):
-        if rule.is_producer(name):
-            return name
-    return targets.DEFAULT
+    return next(filter(rule.is_producer, targets.every(plan.config)), targets.DEFAULT)
 
 
 def _refuse_swallowed_targets(plan: Plan, named: dict[str, list[str]]) -> None:
@@ -194,9 +189,8 @@ def _refuse_swallowed_targets(plan: Plan, named: dict[str, list[str]]) -> None:
             if targets.split_root(plan.config, path)[0] != default:
                 spelling = f"--{option.replace('_', '-')}"
                 sys.exit(
-                    f"No target is named, as {spelling} takes all that follows it, so "
-                    f"{targets.DEFAULT} would be made, too; put the targets first: "
-                    f"snakemake <targets> {spelling} {path}."
+                    f"No target is named, as {spelling} takes all that follows it, so {targets.DEFAULT} would be "
+                    f"made, too; put the targets first: snakemake <targets> {spelling} {path}."
                 )
 
 
@@ -205,7 +199,7 @@ def check_profile(default_resources) -> None:
     if "launcher" not in (default_resources or {}):
         sys.exit(
             "Where should the jobs run? Say --profile slurm (a Slurm cluster) or --profile demo "
-            "(this machine); look without running by adding -n."
+            "(this machine); to see the jobs without running them, add -n."
         )
 
 
@@ -248,16 +242,13 @@ def check_jobs(plan: Plan, dag, options, caps) -> None:
             if not any(name == job.rule.name or path in job.output for job in dag.jobs):
                 spelling = f"--{option.replace('_', '-')}"
                 sys.exit(
-                    f"{spelling} {name} would do nothing, as the targets need no such job; name a "
-                    "file of it as a target, too."
+                    f"{spelling} {name} would do nothing, as the targets need no such job; "
+                    "name a file of it as a target, too."
                 )
     jobs = list(dag.needrun_jobs())
-    only_looks = snakemake_options.only_looks(options)
     for job in jobs:
-        if options.dryrun or not only_looks:
+        if options.dryrun or plan.runs_jobs:
             check_caps(job, caps)
-        if not only_looks:
-            check_launcher(job)
         if options.touch:
             check_touch(plan, job)
     if options.dryrun:
@@ -277,20 +268,9 @@ def check_caps(job, caps) -> None:
         most = caps.get(name).value
         if isinstance(value, int) and isinstance(most, int) and value > most:
             sys.exit(
-                f"Rule {job.rule.name} asks for {name}: {value}, but all jobs together may "
-                f"have {most} (the profile's `resources`); raise that, or add "
-                f"--set-resources {job.rule.name}:{name}={most}."
+                f"Rule {job.rule.name} asks for {name}: {value}, but all jobs together may have {most} (the profile's "
+                f"`resources`); raise that, or add --set-resources {job.rule.name}:{name}={most}."
             )
-
-
-def check_launcher(job) -> None:
-    """End snakemake if a job that is to be submitted names an unknown launcher."""
-    launcher = job.resources.get("launcher")
-    if _is_submitted(job) and launcher not in LAUNCHERS:
-        sys.exit(
-            f"Rule {job.rule.name} has launcher: {launcher}, which is none of "
-            f"{', '.join(LAUNCHERS)}; correct default-resources in the profile."
-        )
 
 
 def check_touch(plan: Plan, job) -> None:
@@ -328,19 +308,15 @@ def check_requests(jobs, ask=slurm.ask) -> None:
             if resources.get("launcher") == "slurm":
                 slurm.check(rule, resources, ask)
             else:
-                slurm.check_names(rule, resources, DEMO_PROFILE)
+                slurm.check_choices(rule, resources, DEMO_PROFILE)
         except slurm.RequestError as error:
             sys.exit(str(error))
 
 
-def _submitted(jobs) -> dict[tuple[str, str], int]:
+def _submitted(jobs) -> Counter[tuple[str, str]]:
     """Return the number of the jobs that a launcher submits, by rule and resources (as JSON)."""
-    counts: dict[tuple[str, str], int] = {}
-    for job in jobs:
-        if _is_submitted(job):
-            key = (job.rule.name, json.dumps(own_resources(job.resources), sort_keys=True))
-            counts[key] = counts.get(key, 0) + 1
-    return counts
+    submitted = filter(_is_submitted, jobs)
+    return Counter((job.rule.name, json.dumps(own_resources(job.resources), sort_keys=True)) for job in submitted)
 
 
 def _is_submitted(job) -> bool:

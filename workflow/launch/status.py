@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from workflow import command_line
-from workflow.campaign import kinds, schema, targets
+from workflow.campaign import kinds, schema, specs, targets
 from workflow.campaign.config import Config, ConfigError
 from workflow.launch import follow, forecast, progress
 from workflow.launch.progress import ERROR, STAMP
 from workflow.launch.slurm import Queue, Status
 from workflow.launch.submit import LOCK
-from workflow.storage import attempts, journal, locks
+from workflow.storage import attempts, files, journal, locks
 from workflow.storage.attempts import Attempt
 
 STATES = ("failed", "running", "queued", "stopped", "not started", "outdated", "done")
@@ -57,7 +57,7 @@ def rows_of(records: dict[str, dict], queue: Queue) -> list[Row]:
 
 def row_of(path: str, spec: dict, queue: Queue) -> Row:
     """Return the row of one record's job."""
-    if forecast.is_current(path, spec):
+    if files.read_json(Path(path)).get("spec_hash") == specs.spec_hash(spec):
         return Row(path, "done")
     attempt = attempts.newest(kinds.job_folder(path))
     if attempt is None or attempt.spec != spec or attempt.job() is None:

@@ -1,11 +1,11 @@
 """The launcher: submit a spec's job, wait for it, publish its record. Snakemake starts one per job.
 
-It imports neither torch nor mlflow, and keeps nothing in memory that matters. Killed at any point
-and started again, it re-attaches to the living job, takes the finished record, or goes on from the
-newest checkpoint. A job is submitted once whatever happens meanwhile: Ctrl-C, a kill, Slurm away.
+It imports neither torch nor mlflow, and keeps its state on disk. After a kill, the next launcher re-attaches to the
+living job, publishes the finished record, or resumes from the newest checkpoint. A job is submitted once, whatever
+happens meanwhile: Ctrl-C, a kill, or a Slurm that does not answer.
 
-submitit is imported in a short-lived forked child only, so that a waiting launcher stays small and
-submitit reads the job's environment, not the shell's.
+Only a short-lived forked child imports submitit: so a waiting launcher stays small, and submitit reads the job's
+environment instead of the shell's.
 """
 
 import argparse
@@ -15,7 +15,9 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from workflow import command_line, job_environment
@@ -27,9 +29,7 @@ from workflow.launch.slurm import Queue
 from workflow.storage import attempts, locks, records
 from workflow.storage.attempts import Attempt
 
-LAUNCHERS = ("local", "slurm")
 MOST_TIMEOUTS = 1000
-UNLIMITED_MIN = 60 * 24 * 365  # of a job on this machine
 LOCK = ".launcher"  # in the job's folder; a launcher holds it as long as it lives
 WAIT_FOR_TWIN_S = 7 * 24 * 3600
 INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
@@ -38,7 +38,7 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 300.0
 
 
 class LaunchError(RuntimeError):
-    """The job could not be launched or gave no record; the message says why, and where to look."""
+    """The job could not be launched or gave no record; the message says why, and which log tells more."""
 
 
 REFUSALS = (LaunchError, slurm.RequestError, records.RecordError, layout.DataError)
@@ -53,18 +53,11 @@ def launch(spec_path: Path, output: Path, site: dict, resources: dict, say) -> N
     spec = json.loads(spec_path.read_text())
     attempt = choose_attempt(spec, spec_path.parent, output, say)
     if not attempt.record.exists():
+        launcher = Launcher(attempt, site, resources, say)
         try:
-            patience = follow.Patience(attempt)
-            while True:
-                was_left = attach(attempt, site, resources, say)
-                ended = follow.follow(attempt, say)
-                if ended is None:
-                    break
-                if not patience.another(ended, was_left):
-                    raise LaunchError(follow.why_failed(attempt, ended, say))
-                say(f"{follow.what_ended(attempt, ended)}; it is submitted again.")
+            launcher.wait_for_record()
         except Interrupted:
-            leave(attempt, resources, say)
+            launcher.leave()
             raise
     publish(attempt, spec_path, output)
 
@@ -102,56 +95,141 @@ def end_replaced(attempt: Attempt, say) -> None:
         )
 
 
-def attach(attempt: Attempt, site: dict, resources: dict, say) -> bool:
-    """Make sure that the attempt's job lives. Return whether it was left running by a former launcher."""
-    job = attempt.job()
-    # a job that was killed before this launcher started must not pass for a living one
-    status = follow.status(job, attempt.folder, Queue(max_age_s=2)) if job else None
-    alive = status is not None and status.alive
-    if not alive:
-        report_removed_environment(resources, say)
-        job = submit(attempt, site, resources, say)
-    verb = ": re-attached to" if alive else ":"
-    logs = attempt.folder / "logs"
-    say(f"Attempt {attempt.number}{verb} {job['launcher']} job {job['job_id']}, logs in {logs}.")
-    return alive and status.state != "PENDING"
+@dataclass(frozen=True)
+class Launcher:
+    """What brings an attempt to its record: the attempt, where and with what its job runs, and who is told of it."""
 
+    attempt: Attempt
+    site: dict
+    resources: dict
+    say: Callable[[str], None]
 
-def report_removed_environment(resources: dict, say) -> None:
-    """Name what the job does not get of the user's shell."""
-    removed = job_environment.clean(dict(os.environ))
-    if removed:
-        say(f"Not passed on to the job: {', '.join(removed)} (workflow/job_environment.py says why).")
-    folder = job_environment.too_long_for_sockets()
-    if folder and resources.get("launcher") == "local":
-        say(
-            f"TMPDIR={folder} is too long for the sockets of loader processes; the job takes the "
-            "system's temporary folder."
-        )
+    @property
+    def on_slurm(self) -> bool:
+        """Return whether the job runs on Slurm, not on this machine."""
+        return self.resources["launcher"] == "slurm"
 
+    def wait_for_record(self) -> None:
+        """Attach to the job or submit it, as often as the cluster ends it, until its record exists."""
+        attempt, patience = self.attempt, follow.Patience(self.attempt)
+        while True:
+            was_left = self.attach()
+            ended = follow.follow(attempt, self.say)
+            if ended is None:
+                return
+            if not patience.another(ended, was_left):
+                raise LaunchError(follow.why_failed(attempt, ended, self.say))
+            self.say(f"{follow.what_ended(attempt, ended)}; it is submitted again.")
 
-def submit(attempt: Attempt, site: dict, resources: dict, say) -> dict:
-    """Submit the attempt's job, note in the attempt's folder which job it is, and return that note.
+    def attach(self) -> bool:
+        """Make sure that the attempt's job lives. Return whether it was left running by a former launcher."""
+        attempt, job = self.attempt, self.attempt.job()
+        # a job that was killed before this launcher started must not pass for a living one
+        status = follow.status(job, attempt.folder, Queue(max_age_s=2)) if job else None
+        alive = status is not None and status.alive
+        if not alive:
+            self.report_removed_environment()
+            job = self.submit()
+        verb = ": re-attached to" if alive else ":"
+        logs = attempt.folder / "logs"
+        self.say(f"Attempt {attempt.number}{verb} {job['launcher']} job {job['job_id']}, logs in {logs}.")
+        return status is not None and status.alive and status.state != "PENDING"
 
-    Waits, with growing pauses, for a Slurm that is away or takes no more jobs for now. Raises
-    LaunchError or RequestError for a refusal. Ctrl-C waits until a submission is noted, since a job
-    without a note would be submitted twice.
-    """
+    def report_removed_environment(self) -> None:
+        """Name what the job does not get of the user's shell."""
+        removed = job_environment.clean(dict(os.environ))
+        if removed:
+            self.say(f"Not passed on to the job: {', '.join(removed)} (workflow/job_environment.py says why).")
+        folder = job_environment.too_long_for_sockets()
+        if folder and self.resources.get("launcher") == "local":
+            self.say(
+                f"TMPDIR={folder} is too long for the sockets of loader processes; "
+                "the job takes the system's temporary folder."
+            )
 
-    def try_uninterrupted() -> str:
+    def submit(self) -> dict:
+        """Submit the attempt's job, note in the attempt's folder which job it is, and return that note.
+
+        Waits, with growing pauses, for a Slurm that is away or takes no more jobs for now. Raises LaunchError or
+        RequestError for a refusal. Ctrl-C waits until a submission is noted, since a job without a note would be
+        submitted twice.
+        """
+        if self.on_slurm:
+            error = patiently(self.try_uninterrupted, "Slurm takes no job now", self.say)
+        else:
+            error = self.try_uninterrupted()
+        if error:
+            raise LaunchError(f"The job of {self.attempt.folder} was not accepted: {error}")
+        return self.attempt.job()
+
+    def try_uninterrupted(self) -> str:
+        """Submit once, with Ctrl-C held back. Return why that failed, or "" once the job is noted."""
         signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
         try:
-            return try_once(attempt, site, resources)
+            return self.try_once()
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
 
-    if resources["launcher"] == "slurm":
-        error = patiently(try_uninterrupted, "Slurm takes no job now", say)
-    else:
-        error = try_uninterrupted()
-    if error:
-        raise LaunchError(f"The job of {attempt.folder} was not accepted: {error}")
-    return attempt.job()
+    def try_once(self) -> str:
+        """Submit once. Return why that failed, or "" once the job is noted."""
+        before = self.attempt.job()
+        if self.on_slurm:
+            adopted, error = self.adopt_unnoted_job()
+            if adopted or error:
+                return error
+            # snakemake asked at its start, but Slurm may have been away then
+            slurm.check_time(slurm.options(self.resources), slurm.ask)
+        error = in_a_child(self.submit_with_submitit)
+        if not error and self.attempt.job() == before:
+            error = "nothing was noted of it (killed?)"
+        return error
+
+    def adopt_unnoted_job(self) -> tuple[bool, str]:
+        """Adopt a job of this attempt that Slurm has although no launcher noted it.
+
+        A launcher was killed in between, or sbatch did not hear the answer. Such a job is adopted if it is complete,
+        and ended if its pickled function is missing, since it can't start then. Return whether a job was adopted, and
+        why Slurm could not be asked.
+        """
+        attempt = self.attempt
+        named = (f"--name={attempt.job_name}", f"--states={STARTABLE}")
+        output, error = slurm.ask("squeue", "--me", "--noheader", "--format=%i", *named)
+        noted = attempt.job() or {}
+        for job_id in output.split():
+            if job_id == noted.get("job_id") and noted.get("cancelled"):
+                continue  # it is dying
+            if (attempt.folder / "logs" / f"{job_id}_submitted.pkl").exists():
+                attempt.note_job(job_id=job_id, launcher="slurm", submitted=time.time(), resources=self.resources)
+                return True, ""
+            slurm.ask("scancel", job_id)
+        return False, error
+
+    def submit_with_submitit(self) -> None:
+        """Submit the job and note it. Runs in the forked child, and raises what submitit raises."""
+        job_environment.clean()
+        job_environment.leave_allocation()
+        job_environment.shorten_temporary_folder()
+        from workflow.runtime.job import Job
+
+        job = Job(self.attempt.spec, self.site, str(self.attempt.folder))
+        if self.on_slurm:
+            submit_to_slurm(self.attempt, job, self.resources)
+        else:
+            submit_to_this_machine(self.attempt, job, self.resources)
+
+    def leave(self) -> None:
+        """End the job or let it go on after an interrupt, as the profile says, and report which."""
+        attempt, job = self.attempt, self.attempt.job()
+        if job is None or not follow.is_alive(job, attempt.folder):
+            self.say("Interrupted; no job of this attempt waits or runs.")
+        elif self.resources.get("on_interrupt") == "cancel":
+            error = follow.cancel(job, attempt.folder)
+            if not error:
+                attempt.note_cancelled()
+            end = f"could not be ended ({error})" if error else "is ended"
+            self.say(f"Interrupted: job {job['job_id']} {end}; the next start resumes it.")
+        else:
+            self.say(f"Interrupted: job {job['job_id']} goes on; the next start re-attaches to it.")
 
 
 def patiently(act, trouble: str, say) -> str:
@@ -165,43 +243,6 @@ def patiently(act, trouble: str, say) -> str:
         say(f"{trouble} ({last_line}); trying again in {pause_s:.0f} s.")
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, LONGEST_WAIT_S)
-
-
-def try_once(attempt: Attempt, site: dict, resources: dict) -> str:
-    """Submit once. Return why that failed, or "" once the job is noted."""
-    before = attempt.job()
-    if resources["launcher"] == "slurm":
-        adopted, error = adopt_unnoted_job(attempt, resources)
-        if adopted or error:
-            return error
-        # snakemake asked at its start, but Slurm may have been away then
-        slurm.check_time(slurm.options(resources), slurm.ask)
-    error = in_a_child(lambda: submit_with_submitit(attempt, site, resources))
-    if not error and attempt.job() == before:
-        error = "nothing was noted of it (killed?)"
-    return error
-
-
-def adopt_unnoted_job(attempt: Attempt, resources: dict) -> tuple[bool, str]:
-    """Look for a job of this attempt that Slurm has although no launcher noted it.
-
-    A launcher was killed in between, or sbatch did not hear the answer. Such a job is adopted if it
-    is complete, and ended if its pickled function is missing, since it can't start then.
-
-    Returns:
-        Whether a job was adopted, and why Slurm could not be asked.
-    """
-    named = (f"--name={attempt.job_name}", f"--states={STARTABLE}")
-    output, error = slurm.ask("squeue", "--me", "--noheader", "--format=%i", *named)
-    noted = attempt.job() or {}
-    for job_id in output.split():
-        if job_id == noted.get("job_id") and noted.get("cancelled"):
-            continue  # it is dying
-        if (attempt.folder / "logs" / f"{job_id}_submitted.pkl").exists():
-            attempt.note_job(job_id=job_id, launcher="slurm", submitted=time.time(), resources=resources)
-            return True, ""
-        slurm.ask("scancel", job_id)
-    return False, error
 
 
 def in_a_child(function) -> str:
@@ -230,22 +271,8 @@ def in_a_child(function) -> str:
     return text
 
 
-def submit_with_submitit(attempt: Attempt, site: dict, resources: dict) -> None:
-    """Submit the job and note it. Runs in the forked child, and raises what submitit raises."""
-    job_environment.clean()
-    job_environment.leave_allocation()
-    job_environment.shorten_temporary_folder()
-    from workflow.runtime.job import Job
-
-    job = Job(attempt.spec, site, str(attempt.folder))
-    if resources["launcher"] == "slurm":
-        submit_to_slurm(attempt, job, resources)
-    else:
-        submit_to_this_machine(attempt, job, resources)
-
-
 def submit_to_slurm(attempt: Attempt, job, resources: dict) -> None:
-    """Give the job to sbatch, by submitit."""
+    """Give the job to sbatch, by submitit, and note it."""
     import submitit
 
     # after a time limit submitit puts a job back into the queue as many times
@@ -268,7 +295,7 @@ def submit_to_this_machine(attempt: Attempt, job, resources: dict) -> None:
 
     executor = submitit.LocalExecutor(folder=attempt.folder / "logs")
     executor.update_parameters(
-        timeout_min=UNLIMITED_MIN,
+        timeout_min=slurm.UNLIMITED_MIN,
         gpus_per_node=max(1, resources.get("gpus", 0)),
         tasks_per_node=max(1, resources.get("tasks", 1)),
     )
@@ -282,21 +309,6 @@ def submit_to_this_machine(attempt: Attempt, job, resources: dict) -> None:
         started=follow.process_start(submitted.job_id),
         resources=resources,
     )
-
-
-def leave(attempt: Attempt, resources: dict, say) -> None:
-    """End the job or let it go on after an interrupt, as the profile says, and report which."""
-    job = attempt.job()
-    if job is None or not follow.is_alive(job, attempt.folder):
-        say("Interrupted; no job of this attempt waits or runs.")
-    elif resources.get("on_interrupt") == "cancel":
-        error = follow.cancel(job, attempt.folder)
-        if not error:
-            attempt.note_cancelled()
-        end = f"could not be ended ({error})" if error else "is ended"
-        say(f"Interrupted: job {job['job_id']} {end}; the next start resumes it.")
-    else:
-        say(f"Interrupted: job {job['job_id']} goes on; the next start re-attaches to it.")
 
 
 def publish(attempt: Attempt, spec_path: Path, output: Path) -> None:
@@ -350,7 +362,7 @@ def main() -> None:
     parser.add_argument("--resources", required=True, help="JSON: where and with what the job runs")
     arguments = parser.parse_args()
     resources = json.loads(arguments.resources)
-    if resources.get("launcher") not in LAUNCHERS:
+    if resources.get("launcher") not in slurm.LAUNCHERS:
         sys.exit(
             "No launcher is set: run snakemake with --profile slurm or --profile demo "
             "(--default-resources on the command line replaces the profile's)."

@@ -168,7 +168,7 @@ class Measured:
         """Return what the setting trains or times (`kind`) for each item that has a matching row among it."""
         requests = []
         for item in self.items:
-            request = self.config.wanted(self.records.setting, item)
+            request = self.config.request(self.records.setting, item)
             if any(row["section"] in request[kind] and matches(row) for row in self.config.rows(item)):
                 requests.append(request)
         return requests

@@ -42,7 +42,7 @@ class Records:
         if self.partial:
             groups = self.config.sections_of(item)
             return {"train": groups, "time": groups, "seeds": None}
-        return self.config.wanted(self.setting, item)
+        return self.config.request(self.setting, item)
 
     def trained(self, row: str, seeds: int | None = None) -> list[dict]:
         """Return the records of a row's trainings, of its first `seeds` seeds or of all."""

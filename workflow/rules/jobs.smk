@@ -24,7 +24,7 @@ for kind in filter(lambda kind: kind.module, kinds.KINDS.values()):
             rule_inputs.SUBMIT
 
 
-# Where a setting names a run's weights (`checkpoints`), they are evaluated in the training's place.
+# Where a setting names a run's weights (`checkpoints`), they are evaluated instead of trained.
 use rule train as evaluate_given with:
     wildcard_constraints:
         root=plan.roots_given(),

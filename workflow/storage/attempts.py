@@ -70,21 +70,21 @@ class Attempt:
         return max((path.name for path in self.folder.glob("checkpoints/step-*.pt")), default="")
 
 
-def _numbers(job_folder: Path) -> list[int]:
-    return sorted(int(path.name) for path in (job_folder / "attempts").glob("*") if path.name.isdigit())
+def all_of(job_folder: Path) -> list[Attempt]:
+    """Return a job's attempts, the newest first."""
+    folders = [path for path in (job_folder / "attempts").glob("*") if path.name.isdigit()]
+    return sorted(map(Attempt, folders), key=lambda attempt: attempt.number, reverse=True)
 
 
 def newest(job_folder: Path) -> Attempt | None:
     """Return the newest attempt. One without a spec never began (a kill, a full disk)."""
-    for number in reversed(_numbers(job_folder)):
-        if (job_folder / "attempts" / str(number) / "spec.json").exists():
-            return Attempt(job_folder / "attempts" / str(number))
-    return None
+    begun = [attempt for attempt in all_of(job_folder) if (attempt.folder / "spec.json").exists()]
+    return begun[0] if begun else None
 
 
 def begin(job_folder: Path, spec: dict) -> Attempt:
     """Begin a new attempt for the spec."""
-    number = max(_numbers(job_folder), default=0) + 1
+    number = max((attempt.number for attempt in all_of(job_folder)), default=0) + 1
     attempt = Attempt(job_folder / "attempts" / str(number))
     specs.write_spec(attempt.folder / "spec.json", spec)
     return attempt

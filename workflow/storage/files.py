@@ -3,6 +3,7 @@
 Standard library only: launchers import this.
 """
 
+import json
 import os
 import pwd
 from collections.abc import Iterator
@@ -39,6 +40,14 @@ def write(path: Path, content: str) -> None:
         temporary.write_text(content, encoding="utf-8")
 
 
+def read_json(path: Path) -> dict:
+    """Return the content of a JSON file; an empty dictionary if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
 def check_writable(path: Path) -> None:
     """Raise NotWritable if this user may not write the path or, where it is missing, make it."""
     existing = next(above for above in (path, *path.absolute().parents) if os.path.lexists(above))
@@ -49,10 +58,9 @@ def check_writable(path: Path) -> None:
         )
     if not os.access(existing, os.W_OK):
         raise NotWritable(
-            f"{existing.absolute()} belongs to {owner(existing)}, and {user_name(os.geteuid())} "
-            "may not write it; in a clone that a group shares, each one sets `umask 002` before "
-            "each start and once `chmod -R g+rwX` on what is theirs; else work in a clone of "
-            "your own."
+            f"{existing.absolute()} belongs to {owner(existing)}, and {user_name(os.geteuid())} may not write it; in "
+            "a clone that a group shares, each one sets `umask 002` before each start and once `chmod -R g+rwX` on "
+            "what is theirs; else work in a clone of your own."
         )
 
 

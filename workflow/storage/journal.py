@@ -34,9 +34,6 @@ class Journal:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._stream = open(self.path, "a+b")  # noqa: SIM115 (open for as long as the job runs)
-        self._drop_torn_line()
-
-    def _drop_torn_line(self) -> None:
         self._stream.seek(0)
         content = self._stream.read()
         if content and not content.endswith(b"\n"):

@@ -2,7 +2,7 @@
 
 A version of the code is a dictionary:
 
-    commit        of the clone that the code lies in; None if it is unknown
+    commit        of the clone that holds the code; None if it is unknown
     dirty         whether files differ from that commit; None if it is unknown
     reason        why they are unknown; None if they are known
     source_hash   of the source files that jobs import (SOURCES)
@@ -33,7 +33,7 @@ SOURCES = (
 )
 WARN, REFUSE = POLICIES = ("warn", "refuse")  # values of the profile's `other_code`
 GIT_TIMEOUT_S = 60
-MIXED = "mixed"  # in place of a commit where several versions of the code made a result
+MIXED = "mixed"  # instead of a commit, where several versions of the code made a result
 UNREPORTED = {
     "commit": None,
     "dirty": None,
@@ -156,13 +156,9 @@ def extended(code: list[dict], **position: int) -> list[dict]:
         code: the earlier versions, each with the position from which it ran.
         position: from_epoch and from_step (both count what is completed), or from_layer.
     """
-    if code and _without_position(code[-1]) == running():
+    if code and {key: code[-1].get(key) for key in running()} == running():
         return code
     return [*code, {**running(), **position}]
-
-
-def _without_position(version: dict) -> dict:
-    return {key: value for key, value in version.items() if not key.startswith("from_")}
 
 
 def check_resumed(spec: dict, code: list[dict], policy: str) -> str | None:
@@ -193,9 +189,8 @@ def check_ranks(ranks: list[dict]) -> None:
     for rank, version in enumerate(ranks):
         if is_other(version, first):
             raise CodeError(
-                f"Rank {rank} runs {describe(version, [first])}, but rank 0 runs "
-                f"{describe(first, [version])}: the code was changed while the processes started; "
-                "start snakemake again."
+                f"Rank {rank} runs {describe(version, [first])}, but rank 0 runs {describe(first, [version])}: the "
+                "code was changed while the processes started; start snakemake again."
             )
 
 

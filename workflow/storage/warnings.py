@@ -6,7 +6,7 @@ Measurements warn of three things, and all else that they observe is data in the
 - ``throttled``: the device slowed its clock down;
 - ``wide_interval``: the interval of a speed-up is wider than 10 % of it (about 5 % to each side).
 
-Records from before hold sentences (`suspect`); they are read as ``unclassified``.
+Older records hold sentences (`suspect`), which are read as ``unclassified``.
 
 Standard library only: jobs write warnings, launchers and tables read them.
 """
