@@ -336,7 +336,9 @@ class Sync:
                 raise
             if self._experiment_is_deleted(source):
                 return
-            if not self._run_is_deleted(run):
+            if self._run_is_deleted(run):
+                self.troubles.pop(source.path, None)
+            else:
                 self._trouble(source.path, f"MLflow does not take {source.path}", error)
         if run.settled:
             self.sent[source.path] = source.signature
