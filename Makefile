@@ -60,7 +60,7 @@ test-whole: $(INSTALLED)
 	@$(RUN) $(ATMOST) python -m pytest -n 3 --dist loadfile --durations 10 -m integration $(WAITING) $(TESTS)
 
 ui: $(INSTALLED)
-	@$(RUN) python -m workflow.tracking.ui
+	@$(RUN) python -m workflow.tracking --ui
 
 lint: $(INSTALLED)
 	@$(RUN) ruff check

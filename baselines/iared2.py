@@ -201,7 +201,7 @@ class InterpretedVisionTransformer(TokenDroppingTransformer):
                     keys = with_class(valid)
             else:
                 kept = self._best(group, scores, patches)
-                count = kept.new_full((len(kept),), kept.shape[1])
+                count = kept.new_full((kept.shape[0],), kept.shape[1])  # not len(), which fixes an export's batch
             counts.append(count)
             x = take_tokens(x, kept)
             if maps is not None:

@@ -28,7 +28,7 @@ LIBRARIES = {
     "workflow/train": {"torch", "timm"},
     "workflow/bench": {"torch", "timm", "numpy", "psutil", "yaml"},
     "workflow/analysis": {"torch", "timm", "numpy", "PIL", "sklearn"},
-    "workflow/analysis/relevance.py": {"torch", "timm", "captum"},
+    "workflow/analysis/hooks.py": {"torch", "timm", "captum"},
     "workflow/paper": {"numpy", "pandas", "seaborn", "matplotlib", "scipy", "tabulate"},
 }
 # package -> own packages that it may import

@@ -67,8 +67,8 @@ def test_what_cka_is_not_defined_for_is_refused():
 
 def test_correlation_is_numpys():
     queries = torch.randn(2, 5, 8)
-    found = correlation_with_mean(queries)
-    for image, row in zip(queries.double().numpy(), found, strict=True):
+    values = correlation_with_mean(queries)
+    for image, row in zip(queries.double().numpy(), values, strict=True):
         mean = image.mean(axis=0)
         assert row.tolist() == pytest.approx([np.corrcoef(one, mean)[0, 1] for one in image])
 
@@ -88,9 +88,9 @@ def test_the_error_of_cka_is_how_far_other_images_would_be_off():
         x = torch.randn(128, 4, dtype=torch.float64)
         return x, x @ mixing + torch.randn(128, 3, dtype=torch.float64)
 
-    found = [cka_with_error(*features()) for _ in range(60)]
-    spread = np.std([value for value, _ in found])
-    assert np.mean([error for _, error in found]) == pytest.approx(spread, rel=0.3)
+    estimates = [cka_with_error(*features()) for _ in range(60)]
+    spread = np.std([value for value, _ in estimates])
+    assert np.mean([error for _, error in estimates]) == pytest.approx(spread, rel=0.3)
     x, y = features()
     assert cka_with_error(x, y)[0] == linear_cka(x, y)
     assert cka_with_error(x, x)[1] == pytest.approx(0, abs=1e-9)
@@ -104,9 +104,9 @@ def test_correlations_are_numpys_with_the_own_and_the_other_images():
     own, others = correlations(attention, relevance)
     assert own.shape == others.shape == (3, 4)
     for layer in range(3):
-        found = np.corrcoef(attention[layer].double(), relevance.double())[:4, 4:]
-        assert own[layer].tolist() == pytest.approx(np.diag(found))
-        rest = found[~np.eye(4, dtype=bool)].reshape(4, 3).mean(axis=1)
+        matrix = np.corrcoef(attention[layer].double(), relevance.double())[:4, 4:]
+        assert own[layer].tolist() == pytest.approx(np.diag(matrix))
+        rest = matrix[~np.eye(4, dtype=bool)].reshape(4, 3).mean(axis=1)
         assert others[layer].tolist() == pytest.approx(rest)
 
 
@@ -128,7 +128,7 @@ def test_what_is_shared_is_a_share_of_the_first():
 
 
 def test_points_are_means_over_images_with_the_errors_of_means():
-    found = over_images({"a": torch.tensor([[1.0, 2, 3, 4], [5, 5, 5, 5]])})
-    assert found["curves"] == {"a": [2.5, 5]}
+    means = over_images({"a": torch.tensor([[1.0, 2, 3, 4], [5, 5, 5, 5]])})
+    assert means["curves"] == {"a": [2.5, 5]}
     spread = np.std([1, 2, 3, 4], ddof=1)
-    assert found["half_widths"]["a"] == pytest.approx([1.96 * spread / 2, 0])
+    assert means["half_widths"]["a"] == pytest.approx([1.96 * spread / 2, 0])

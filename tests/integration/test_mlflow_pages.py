@@ -38,7 +38,7 @@ def mlflow_ui(project):
         port = free.getsockname()[1]
     given = environment(project) | {"MLFLOW_PORT": str(port), "MLFLOW_WORKERS": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "workflow.tracking.ui"], cwd=project, env=given,
+        [sys.executable, "-m", "workflow.tracking", "--ui"], cwd=project, env=given,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     address = f"http://127.0.0.1:{port}"

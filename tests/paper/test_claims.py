@@ -76,16 +76,16 @@ def test_a_speed_up_is_judged_in_the_papers_mode_on_a_gpu(config, timed):
 
 
 def test_elsewhere_only_who_is_faster_is_judged(config, timed):
-    point = "demo", "fused"
-    timed("deit_tiny", *point, evo_deit_tiny=(1.5, 0.01), svite_deit_tiny=(1.4, 0.01),
+    conditions = "demo", "fused"
+    timed("deit_tiny", *conditions, evo_deit_tiny=(1.5, 0.01), svite_deit_tiny=(1.4, 0.01),
           dynamic_deit_tiny=(1.55, 0.01), ps_deit_tiny=(1.3, 0.01))  # fmt: skip
     frame = ledger(config, "results/demo")
     exact = frame.loc["speed_on_deit.evo_deit_tiny"]
     assert (exact["verdict"], exact["ours"]) == (NOT_RUN, "50.00")
     assert claims.OTHER_DEVICE in exact["note"]
     verdicts = {
-        rival: frame.loc[f"beats_rivals_on_deit_tiny.{rival}.throughput", "verdict"]
-        for rival in ("svite_deit_tiny", "dynamic_deit_tiny")
+        baseline: frame.loc[f"beats_rivals_on_deit_tiny.{baseline}.throughput", "verdict"]
+        for baseline in ("svite_deit_tiny", "dynamic_deit_tiny")
     }
     assert verdicts == {"svite_deit_tiny": CONFIRMED, "dynamic_deit_tiny": REFUTED}
 
@@ -108,12 +108,12 @@ def test_what_is_too_close_to_tell_is_not_judged(config, timed):
 
 def test_a_measurement_with_warnings_decides_no_percentage(config, timed):
     wide, others = Warning("wide_interval", "1.5 to 1.7"), Warning("other_processes", "1 other process")
-    for doubts in (
+    for warned in (
         {"warned": [others]},
-        {"doubts": {"evo_deit_small": [wide]}},
-        {"doubts": {"deit_small": [Warning("throttled", "heat in 9 %")]}},
+        {"of_runs": {"evo_deit_small": [wide]}},
+        {"of_runs": {"deit_small": [Warning("throttled", "heat in 9 %")]}},
     ):
-        timed("deit_small", evo_deit_small=(1.60, 0.01), **doubts)
+        timed("deit_small", evo_deit_small=(1.60, 0.01), **warned)
         row = ledger(config).loc["speed_of_deit_small"]
         assert row["verdict"] == NOT_RUN
         assert claims.DOUBTFUL in row["note"] or DOUBTED in row["note"]
@@ -257,15 +257,15 @@ def test_the_best_of_a_table_is_better_than_the_best_of_the_others(config, timed
     assert claims.SLIP in row["note"]  # the table prints 3760 images/s beside 3730
 
 
-def memory_record(config, bytes_: int, other: int, **point) -> None:
-    point = benchmarks.training_cost_configuration(config, "imagenet") | point
-    spec = benchmarks.training_cost_spec(config, "imagenet", "deit_small_384", point)
+def memory_record(config, bytes_: int, other: int, **configuration) -> None:
+    configuration = benchmarks.training_cost_configuration(config, "imagenet") | configuration
+    spec = benchmarks.training_cost_spec(config, "imagenet", "deit_small_384", configuration)
     methods = []
     for run, gib in (("evo_deit_small_384", bytes_), ("deit_small_384", other)):
         size = {"batch_size": 128, "bytes": gib * 2**30, "out_of_memory": gib > 32}
         methods.append({"run": run, "sizes": [size]})
     results = {"device": "a GPU", "bytes_are": "counted", "methods": methods}
-    path = f"results/training/deit_small_384/{benchmarks.training_cost_name(point)}.json"
+    path = f"results/training/deit_small_384/{benchmarks.training_cost_name(configuration)}.json"
     records.write_json(path, records.make(spec, results, 0.0))
 
 
@@ -417,7 +417,8 @@ def test_what_the_setting_does_not_measure_is_not_asked_for(config, root):
 
 
 def test_a_claim_without_a_printed_number_has_no_verdict():
-    assert claims.judge_number(exactly(0.1), None, 0.0) == (NOT_RUN, [claims.UNPRINTED])
+    outcome = claims.judge_number(exactly(0.1), None, "points", 0.0)
+    assert (outcome.verdict, outcome.reasons) == (NOT_RUN, [claims.UNPRINTED])
 
 
 # -- curves of analyses ---------------------------------------------------------------------

@@ -14,11 +14,11 @@ METHOD |= {"ceilings": {"macs": 1.28, "roofline": 1.27}}
 
 @pytest.fixture
 def write(config, tmp_path):
-    """A function that writes a section's record at a point, as the survey leaves it."""
+    """A function that writes a benchmark group's record, as a bench suite leaves it."""
 
     def make(section: str, name: str, speedups: list[float], **changes):
-        point = benchmarks.parse(name, benchmarks.throughput_configuration(config, "demo", section))
-        spec = benchmarks.throughput_spec(config, "demo", section, point, weights="assumed")
+        configuration = benchmarks.parse(name, benchmarks.throughput_configuration(config, "demo", section))
+        spec = benchmarks.throughput_spec(config, "demo", section, configuration, weights="assumed")
         methods = [
             METHOD | {"run": run, "images_per_s": 100 * speedup, "speedup": speedup, **changes}
             for run, speedup in zip(config.items["sections"][section], speedups, strict=True)
@@ -29,8 +29,8 @@ def write(config, tmp_path):
     return make
 
 
-def shown(config, folder, points: list[str]) -> list[list[str]]:
-    return measured.beside_printed(config, "table2", folder, points).rows
+def shown(config, folder, configurations: list[str]) -> list[list[str]]:
+    return measured.beside_printed(config, "table2", folder, configurations).rows
 
 
 def test_ours_stand_beside_the_papers(config, write, tmp_path):
@@ -74,18 +74,18 @@ def test_a_sweep_has_a_row_for_each_batch_size(config, write, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("asked", "message"),
     [
         (["--configurations", "fused-fp23"], "has no record at fused-fp23."),
         ([], "name those to show, such as fused-fp32; there is no sweep here"),
     ],
 )
-def test_points_that_are_not_there_are_said(write, tmp_path, monkeypatch, capsys, asked, said):
+def test_points_that_are_not_there_are_said(write, tmp_path, monkeypatch, capsys, asked, message):
     write("levit_256", "cpu-fused-fp32-b32", [1.0, 1.3])
     monkeypatch.setattr(sys, "argv", ["measured", str(tmp_path), *asked])
     with pytest.raises(SystemExit) as ended:
         measured.main()
-    assert said in str(ended.value) + capsys.readouterr().err
+    assert message in str(ended.value) + capsys.readouterr().err
 
 
 def test_a_folder_without_records_is_no_table(tmp_path):

@@ -35,7 +35,7 @@ def named(panel) -> dict:
 def test_a_label_beside_its_point_needs_no_line(panel):
     pareto.place_labels(panel, [(5, 5, "DeiT-T", {})], [(5, 5)])
     assert arrows(panel) == []
-    assert math.hypot(*named(panel)["DeiT-T"].get_position()) <= pareto.BESIDE + 0.1
+    assert math.hypot(*named(panel)["DeiT-T"].get_position()) <= pareto.NEAR + 0.1
 
 
 def test_a_label_further_off_has_a_line_to_its_point(panel):
@@ -43,7 +43,7 @@ def test_a_label_further_off_has_a_line_to_its_point(panel):
     pareto.place_labels(panel, [(5, 5, "DeiT-T", {"color": "C1"})], crowd)
     (line,) = arrows(panel)
     text = named(panel)["DeiT-T"]
-    assert math.hypot(*text.get_position()) > pareto.BESIDE + 1
+    assert math.hypot(*text.get_position()) > pareto.NEAR + 1
     assert line.xy == text.xy == (5, 5)
     assert line.get_position() == text.get_position()
 

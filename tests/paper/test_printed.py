@@ -7,9 +7,10 @@ import shutil
 import pandas as pd
 import pytest
 
+from tests.paper.ledger import compile_table
 from workflow.campaign import schema, targets
 from workflow.campaign.config import ConfigError
-from workflow.paper import printed, tables
+from workflow.paper import printed
 from workflow.paper.results import Records
 
 
@@ -45,7 +46,7 @@ def test_a_table_needs_its_rows_and_its_printed_csv_alone(with_table, folder):
     """Any name, any names of rows, any columns that are printed; measured in every setting."""
     config = with_table("teachers", *TEACHERS)
     (folder / "teachers.csv").write_text("teacher,student,top1\nnone,DeiT-T,72.2\nDeiT-S,DeiT-T,71.0\n")
-    frame = tables.make("teachers", Records(config, "results/demo", partial=True))
+    frame = compile_table("teachers", Records(config, "results/demo", partial=True))
     assert list(frame.columns[:3]) == ["student", "teacher", "top1"]
     assert frame["teacher"].tolist() == ["none", "DeiT-S"]
     assert frame["top1_paper"].tolist() == [72.2, 71.0]

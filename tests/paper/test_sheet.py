@@ -27,12 +27,12 @@ def test_markdown_is_aligned_and_has_all_of_it(sheet):
 
 
 def test_a_page_has_the_same_cells_as_text(sheet):
-    found = sheet.page("claims")
-    cells = re.findall("<t[hd][^>]*>(.*?)</t[hd]>", found)
+    page = sheet.page("claims")
+    cells = re.findall("<t[hd][^>]*>(.*?)</t[hd]>", page)
     assert [re.sub("<.*?>", "", cell).strip() for cell in cells] == [
         "name", "n", "verdict", "&lt;b&gt;", "1.50 (1 to 2)", "refuted", "c", "2", "confirmed",
     ]  # fmt: skip
-    assert "<span class='refuted'>refuted</span>" in found
-    assert "<ul><li>seen on a &lt; b</li></ul>" in found
-    assert "<ol><li>first</li><li>second</li></ol>" in found
-    assert "http" not in found  # nothing is fetched from elsewhere
+    assert "<span class='refuted'>refuted</span>" in page
+    assert "<ul><li>seen on a &lt; b</li></ul>" in page
+    assert "<ol><li>first</li><li>second</li></ol>" in page
+    assert "http" not in page  # nothing is fetched from elsewhere

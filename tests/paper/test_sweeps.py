@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+import workflow.paper
 from workflow.campaign import benchmarks, specs, targets
 from workflow.campaign.config import ConfigError, run_name
 from workflow.paper import figure6, figures, results, sweeps
@@ -77,17 +78,17 @@ def demo(tmp_path, monkeypatch, config):
     monkeypatch.chdir(tmp_path)
 
     def write(figure: str) -> Records:
-        wanted, spread = config.request("demo", figure), [90.0, 92.0, 94.0]
+        requested, spread = config.request("demo", figure), [90.0, 92.0, 94.0]
         for row in config.rows(figure):
             names = [run_name(row["run"], seed) for seed in config.seeds(row["run"])]
-            for name, value in zip(names[: wanted["seeds"]], spread, strict=False):
+            for name, value in zip(names[: requested["seeds"]], spread, strict=False):
                 spec = specs.train_spec(config, "demo", name)
                 results = {"top1": value, "val_images": 599}
                 record = records.make(spec, results, 0.0)
                 records.write_json(f"results/demo/runs/{name}/train.json", record)
-        for section in wanted["time"]:
-            point = benchmarks.throughput_configuration(config, "demo", section)
-            spec = benchmarks.throughput_spec(config, "demo", section, point)
+        for group in requested["time"]:
+            configuration = benchmarks.throughput_configuration(config, "demo", group)
+            spec = benchmarks.throughput_spec(config, "demo", group, configuration)
             methods = [
                 {"run": model["run"], "images_per_s": 100.0 + i, "speedup": 1 + i / 100,
                  "speedup_interval": [1 + i / 200, 1 + i / 50], "macs_g": 1.0, "params_m": 5.0,
@@ -96,7 +97,7 @@ def demo(tmp_path, monkeypatch, config):
                 for i, model in enumerate(spec["models"])
             ]  # fmt: skip
             results = {"device": "a CPU", "methods": methods, "warnings": []}
-            path = benchmarks.throughput_path("results/demo", section, point)
+            path = benchmarks.throughput_path("results/demo", group, configuration)
             records.write_json(path, records.make(spec, results, 0.0))
         return Records(config, "results/demo", partial=False)
 
@@ -104,7 +105,7 @@ def demo(tmp_path, monkeypatch, config):
 
 
 def test_a_frame_has_mean_and_spread_over_the_seeds(demo):
-    frame = sweeps.frame_of(sweeps.points_of("figureS1a", demo("figureS1a"))).set_index("run")
+    frame = sweeps.frame_of(sweeps.rows_of("figureS1a", demo("figureS1a"))).set_index("run")
     point = frame.loc["deit_tiny-keep0.9"]
     assert (point["top1"], point["top1_sd"], point["seeds"]) == (92.0, 2.0, 3)
     ends = point["top1_low"], point["top1_high"]
@@ -121,28 +122,28 @@ def test_a_frame_has_mean_and_spread_over_the_seeds(demo):
 
 
 def test_one_seed_is_as_sure_as_its_test_set_and_what_was_not_timed_has_no_speed(demo):
-    frame = sweeps.frame_of(sweeps.points_of("figureS1c", demo("figureS1c")))
+    frame = sweeps.frame_of(sweeps.rows_of("figureS1c", demo("figureS1c")))
     assert frame["top1"].eq(90).all()
     assert frame[["top1_sd", "throughput"]].isna().all(axis=None)
     assert set(zip(frame["top1_low"], frame["top1_high"], strict=True)) == {interval([90.0], 599)}
 
 
 def test_a_title_says_which_model_it_is_of_and_how_sure(demo, monkeypatch):
-    found = demo("figureS1a")
-    points = sweeps.points_of("figureS1a", found)
-    assert sweeps.title(points, found) == (
+    reader = demo("figureS1a")
+    rows = sweeps.rows_of("figureS1a", reader)
+    assert sweeps.title(rows, reader) == (
         "DeiT-T, a reduced model at 24 px, width 48, trained on digits\n95 % intervals; seeds: 3; 599 validation images"
     )
-    monkeypatch.setitem(found.config.settings["demo"], "shrink", {})
-    nothing = [dataclasses.replace(point, accuracy=results.NOT_TRAINED) for point in points]
-    assert sweeps.title(nothing, found) == "DeiT-T trained on digits"
+    monkeypatch.setitem(reader.config.settings["demo"], "shrink", {})
+    nothing = [dataclasses.replace(row, accuracy=results.NOT_TRAINED) for row in rows]
+    assert sweeps.title(nothing, reader) == "DeiT-T trained on digits"
 
 
 def test_what_speeds_were_timed_on_stands_above_them(demo):
-    found = demo("figureS1a")
-    figure, _ = sweeps.draw("figureS1a", found)
+    reader = demo("figureS1a")
+    figure, _ = sweeps.draw("figureS1a", reader)
     assert figure.axes[1].get_title("left") == "a CPU, fused, fp32, batch 32"
-    speeds = [point.speed for point in sweeps.points_of("figureS1a", found)]
+    speeds = [row.speed for row in sweeps.rows_of("figureS1a", reader)]
     speeds[0] = dataclasses.replace(speeds[0], warnings=(Warning("throttled", "heat"),))
     remark = f"1 of {len(speeds)} with warnings"
     assert results.describe_timing(speeds) == ("a CPU, fused, fp32, batch 32", remark)
@@ -150,15 +151,15 @@ def test_what_speeds_were_timed_on_stands_above_them(demo):
 
 
 def test_a_missing_point_is_refused(demo, tmp_path):
-    found = demo("figure6")
+    reader = demo("figure6")
     (tmp_path / "results/demo/runs/deit_small-keep_growing/train.json").unlink()
     with pytest.raises(RecordError, match=r"deit_small-keep_growing/train\.json is missing"):
-        figure6.figure6(found)
+        figure6.figure6(reader)
 
 
 def test_printed_accuracies_are_drawn_beside_imagenets_alone(demo, config, monkeypatch):
-    found = demo("figureS1a")
-    assert "printed" not in legend(figures.function_of(config, "figureS1a")(found))
+    reader = demo("figureS1a")
+    assert "printed" not in legend(figures.function_of(config, "figureS1a")(reader))
     monkeypatch.setitem(config.settings["demo"]["data"], "name", "imagenet")
     config.records.clear()  # specs were derived before
     figure, _ = sweeps.draw("figureS1c", demo("figureS1c"))
@@ -178,6 +179,17 @@ def test_every_figure_has_a_caption_a_target_and_a_function(config):
             assert targets.spec_of(config, f"results/demo/{name}.{suffix}") is None
 
 
+def test_a_figure_needs_its_entry_and_one_function(config, monkeypatch, tmp_path):
+    code = "def figure9(records):\n    return records.setting\n"
+    (tmp_path / "figure9.py").write_text(code)
+    monkeypatch.setattr(workflow.paper, "__path__", [*workflow.paper.__path__, str(tmp_path)])
+    monkeypatch.setitem(config.items["figures"], "figure9", {"analyses": ["cka"]})
+    assert figures.function_of(config, "figure9")(Records(config, "results/demo", partial=False)) == "demo"
+    assert targets.spec_of(config, "results/demo/figure9.png") is None
+    assert "results/demo/analyses/cka.json" in targets.needed(config, "results/demo/figure9.png")
+    assert "Analysed for it: deit_tiny" in targets.caption(config, "results/demo", "results/demo/figure9.png")
+
+
 def test_a_figure_that_nothing_draws_is_refused(config, monkeypatch):
     monkeypatch.setitem(config.items["figures"], "figure7b", {"rows": []})
     with pytest.raises(ConfigError, match=r"write a function figure7b\(records\) in workflow/paper/figure7.py"):
@@ -188,8 +200,8 @@ def test_a_figure_that_nothing_draws_is_refused(config, monkeypatch):
 
 def test_a_table_needs_the_seeds_it_asks_for_and_no_others(config):
     for table in config.items["tables"]:
-        wanted = targets.item_records(config, "results/demo", table)
-        assert not [path for path in wanted if "-s1/" in path or "-s2/" in path]
+        needed = targets.item_records(config, "results/demo", table)
+        assert not [path for path in needed if "-s1/" in path or "-s2/" in path]
     assert "results/demo/runs/deit_tiny/train.json" in targets.item_records(
         config, "results/demo", "table4"
     )  # which its rows are compared with

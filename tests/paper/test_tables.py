@@ -9,6 +9,7 @@ import pytest
 import timm
 
 import evovit  # noqa: F401 (registers its models)
+from tests.paper.ledger import compile_table
 from workflow.campaign import benchmarks, kinds, specs, targets
 from workflow.paper import printed, results, tables
 from workflow.paper.results import Accuracy, Records, interval
@@ -49,14 +50,14 @@ ALL = ("deit_tiny", "ps_deit_tiny", "dynamic_deit_tiny", "svite_deit_tiny", "ia_
 
 
 def compiled(config, partial=False) -> pd.DataFrame:
-    return tables.make("table1", Records(config, "results/demo", partial))
+    return compile_table("table1", Records(config, "results/demo", partial))
 
 
-def markdown(table: str, found: Records) -> str:
+def markdown(table: str, reader: Records) -> str:
     """Return a table as people read it."""
-    rows = tables.rows_of(table, found)
-    frame = tables.frame_of(table, rows, found.config).round(3)
-    return tables.sheet_of(table, rows, frame, found.config).markdown()
+    rows = tables.rows_of(table, reader)
+    frame = tables.frame_of(table, rows, reader.config).round(3)
+    return tables.sheet_of(table, rows, frame, reader.config).markdown()
 
 
 def row(frame, backbone, method, resolution=224):
@@ -113,12 +114,12 @@ class TestWithThroughput:
     def _written(self, demo, config):
         self.demo, self.config = demo, config
         demo(*ALL)
-        point = benchmarks.throughput_configuration(config, "demo", "deit_tiny")
-        spec = benchmarks.throughput_spec(config, "demo", "deit_tiny", point)
+        configuration = benchmarks.throughput_configuration(config, "demo", "deit_tiny")
+        spec = benchmarks.throughput_spec(config, "demo", "deit_tiny", configuration)
         rates = (100.0, 120.0, 150.0, 140.0, 130.0, 152.5)
         methods = [{"run": name, "images_per_s": rate, **NUMBERS} for name, rate in zip(ALL, rates, strict=True)]
         record = records.make(spec, {"device": "a CPU", "methods": methods, "warnings": []}, 0.0)
-        self.path = benchmarks.throughput_path("results/demo", "deit_tiny", point)
+        self.path = benchmarks.throughput_path("results/demo", "deit_tiny", configuration)
         records.write_json(self.path, record)
 
     def test_percentages_are_those_of_the_speed_ups_within_rounds(self):
@@ -148,8 +149,8 @@ class TestWithThroughput:
         """Write the measurement anew, with other values of a method or of the whole."""
         record = records.read(self.path)
         results = record["results"]
-        found = results if run is None else next(m for m in results["methods"] if m["run"] == run)
-        found.update(values)
+        changed = results if run is None else next(m for m in results["methods"] if m["run"] == run)
+        changed.update(values)
         records.write_json(self.path, record)
 
     def test_warnings_of_a_measurement_are_flagged(self):
@@ -203,8 +204,8 @@ class TestWithThroughput:
 
 def trained_record(run: str, seconds: list[float], macs_g: float, **provenance) -> dict:
     results = {"history": [{"train_s": s} for s in seconds], "macs_g": macs_g}
-    place = {"device": "a GPU", "world_size": 8, **provenance}
-    return {"spec": {"run": run}, "results": results, "provenance": place}
+    origin = {"device": "a GPU", "world_size": 8, **provenance}
+    return {"spec": {"run": run}, "results": results, "provenance": origin}
 
 
 def test_the_time_of_an_epoch_stands_beside_the_dense_ones_and_the_macs():
@@ -289,7 +290,7 @@ def empty(tmp_path, monkeypatch, config) -> Records:
 
 @pytest.mark.parametrize("table", TABLES)
 def test_without_records_every_printed_row_stands_and_nothing_else(table, empty):
-    frame = tables.make(table, empty)
+    frame = compile_table(table, empty)
     assert len(frame) == len(printed.read(empty.config, table))
     assert set(frame["source"]) == {"paper"}
     assert frame[["top1", "throughput", "macs_g"]].isna().to_numpy().all()
@@ -307,20 +308,20 @@ def test_every_row_that_is_printed_with_numbers_can_be_measured(config):
 
 def test_printed_speed_ups_are_over_the_model_that_a_row_is_timed_with(empty):
     """Table 4 prints no dense row; Table 3 does, 2536 images/s."""
-    table4 = tables.make("table4", empty).set_index("strategy")["speedup_pct_paper"]
+    table4 = compile_table("table4", empty).set_index("strategy")["speedup_pct_paper"]
     assert table4["last class attention"] == pytest.approx(100 * (1694 / 2536 - 1))
-    table2 = tables.make("table2", empty).set_index(["model", "resolution"])
+    table2 = compile_table("table2", empty).set_index(["model", "resolution"])
     evo = table2.loc["Evo-LeViT-256", 384]
     assert evo["speedup_pct_paper"] == pytest.approx(100 * (1285 / 906 - 1))
     assert evo["top1_gain_paper"] == pytest.approx(81.1 - 81.8)
     assert pd.isna(table2.loc["LeViT-256", 384]["speedup_pct_paper"])
-    table1 = tables.make("table1", empty).set_index(["backbone", "method", "resolution"])
+    table1 = compile_table("table1", empty).set_index(["backbone", "method", "resolution"])
     slip = table1.loc["DeiT-B", "IA-RED2", 224]  # 42.9 is printed
     assert slip["speedup_pct_paper"] == pytest.approx(100 * (453 / 299 - 1))
 
 
 def test_accuracies_that_the_paper_quotes_are_marked(empty):
-    flags = tables.make("table2", empty).set_index("model")["flags"]
+    flags = compile_table("table2", empty).set_index("model")["flags"]
     assert set(flags[flags == tables.QUOTED].index) == {
         "PVTv2-B1", "PVTv2-B2", "PVTv2-B3", "CoaT-Lite Tiny", "CoaT-Lite Small", "PiT-Ti", "PiT-S",
         "PiT-B", "Swin-T",
@@ -332,8 +333,8 @@ def test_evo_levits_have_the_printed_parameters(config):
     known = printed.by_run(config)
     for run in (row["run"] for row in config.items["tables"]["table2"]):
         if run.startswith("evo_levit"):
-            wanted = specs.model_of(config, run)
-            model = timm.create_model(wanted["name"], **wanted["kwargs"])
+            model_spec = specs.model_of(config, run)
+            model = timm.create_model(model_spec["name"], **model_spec["kwargs"])
             assert parameters_m(model) == pytest.approx(known[run]["params_m"], abs=0.075), run
 
 
@@ -343,8 +344,8 @@ def parameters_m(module) -> float:
 
 def cost(config, section: str, bytes_at: dict[str, dict[int, int]]) -> None:
     """The demo's record of training steps: bytes by run and batch size, on the line beyond 4."""
-    point = benchmarks.training_cost_configuration(config, "demo")
-    spec = benchmarks.training_cost_spec(config, "demo", section, point)
+    configuration = benchmarks.training_cost_configuration(config, "demo")
+    spec = benchmarks.training_cost_spec(config, "demo", section, configuration)
     limit = spec["memory_gib"] * 2**30
     methods = [
         {"run": run, "sizes": [],
@@ -353,7 +354,7 @@ def cost(config, section: str, bytes_at: dict[str, dict[int, int]]) -> None:
         for run, sizes in bytes_at.items()
     ]  # fmt: skip
     results = {"device": "a CPU", "bytes_are": "counted", "methods": methods}
-    path = f"{ROOT}/training/{section}/{benchmarks.training_cost_name(point)}.json"
+    path = f"{ROOT}/training/{section}/{benchmarks.training_cost_name(configuration)}.json"
     records.write_json(path, records.make(spec, results, 0.0))
 
 
@@ -362,11 +363,11 @@ def test_the_supplements_table_says_what_ran_out_of_memory(config, empty):
     sizes = {"deit_small_384": {64: 17 * gib, 128: 33 * gib},
              "evo_deit_small_384": {64: 11 * gib, 128: 21 * gib}}  # fmt: skip
     cost(config, "deit_small_384", sizes)
-    frame = tables.make("tableS1", empty).set_index(["backbone", "method", "batch_size"])
-    found = frame.loc["DeiT-S"][["out_of_memory", "out_of_memory_paper", "memory_gib"]]
-    assert list(found.loc["Baseline", 128]) == [True, True, 33]
-    assert list(found.loc["Baseline", 64]) == [False, False, 17]
-    assert list(found.loc["Evo-ViT", 128]) == [False, False, 21]
+    frame = compile_table("tableS1", empty).set_index(["backbone", "method", "batch_size"])
+    memory = frame.loc["DeiT-S"][["out_of_memory", "out_of_memory_paper", "memory_gib"]]
+    assert list(memory.loc["Baseline", 128]) == [True, True, 33]
+    assert list(memory.loc["Baseline", 64]) == [False, False, 17]
+    assert list(memory.loc["Evo-ViT", 128]) == [False, False, 21]
     assert "on the line through batches of 2, 4" in frame.loc["DeiT-S", "Evo-ViT", 128]["source"]
     assert pd.isna(frame.loc["DeiT-B", "Baseline", 64]["out_of_memory"])
     assert "out of memory, 33.0 GiB" in markdown("tableS1", empty)
@@ -379,7 +380,7 @@ def test_an_accuracy_stands_where_the_batch_fits(config, empty):
     spec = specs.train_spec(config, "demo", "deit_small_384")
     record = records.make(spec, {"top1": 90.0, "val_images": 599}, 0.0)
     records.write_json(f"{ROOT}/runs/deit_small_384/train.json", record)
-    frame = tables.make("tableS1", empty).set_index(["backbone", "method", "batch_size"])
+    frame = compile_table("tableS1", empty).set_index(["backbone", "method", "batch_size"])
     fits, full = (frame.loc["DeiT-S", "Baseline", size] for size in (64, 128))
     assert (fits["top1"], fits["seeds"]) == (90.0, 1)
     assert full[["top1", "top1_low", "seeds"]].isna().all()
@@ -391,13 +392,13 @@ def test_an_accuracy_stands_where_the_batch_fits(config, empty):
 def test_a_table_asks_for_all_records_that_it_reads(table, setting, config, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     root, read = config.settings[setting]["results"], set()
-    found = Records(config, root, partial=False)
+    reader = Records(config, root, partial=False)
 
     def note(record: kinds.Record) -> dict | None:
         read.add(record.path)
         trained = {"top1": 90.0, "val_images": 100}
         return records.make(record.spec, trained, 0.0) if record.path.endswith("train.json") else None
 
-    monkeypatch.setattr(found, "_read", note)
-    tables.make(table, found)
+    monkeypatch.setattr(reader, "_read", note)
+    compile_table(table, reader)
     assert read == set(targets.item_records(config, root, table))

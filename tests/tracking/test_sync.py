@@ -25,9 +25,9 @@ def test_every_point_of_the_journal_stands_once(root, new_sync, attempt, config)
     assert points == expected(folder)
     assert run.data.tags["done_twice"] == "3,5"  # of these the record counts the second
     assert run.info.status == "RUNNING"
-    wanted = specs.train_spec(config, "demo", "evo_deit_tiny")
-    assert run.data.params["recipe.epochs"] == str(wanted["recipe"]["epochs"])
-    assert run.data.params["model.name"] == wanted["model"]["name"]
+    spec = specs.train_spec(config, "demo", "evo_deit_tiny")
+    assert run.data.params["recipe.epochs"] == str(spec["recipe"]["epochs"])
+    assert run.data.params["model.name"] == spec["model"]["name"]
     tags = {"kind": "train", "method": "Evo-ViT", "backbone": "DeiT-T", "table": "1,3", "seed": "0"}
     assert run.data.tags.items() >= tags.items()
 
@@ -36,7 +36,7 @@ def test_a_finished_run_has_its_numbers_and_files_and_is_left_alone(root, new_sy
     folder = attempt("deit_tiny")
     write_epochs(folder, 1, 3)
     finish(folder)
-    (folder.parent.parent / "train.log").write_text("said\n")
+    (folder.parent.parent / "train.log").write_text("done\n")
     assert new_sync().catch_up()
     before = shown(root)["deit_tiny", "1"]
     run, points = before
@@ -55,8 +55,8 @@ def test_a_finished_run_has_its_numbers_and_files_and_is_left_alone(root, new_sy
 
 
 def test_a_measurement_shows_each_model(root, new_sync, config):
-    point = {"device": "cpu", "mode": "fused", "precision": "fp32", "batch_size": 32}
-    spec = benchmarks.throughput_spec(config, "demo", "deit_tiny", {**point, "threads": 2, "rounds": 5})
+    configuration = {"device": "cpu", "mode": "fused", "precision": "fp32", "batch_size": 32}
+    spec = benchmarks.throughput_spec(config, "demo", "deit_tiny", {**configuration, "threads": 2, "rounds": 5})
     folder = root / "results/demo/throughput/deit_tiny/cpu-fused-fp32-b32/attempts/1"
     specs.write_spec(folder / "spec.json", spec)
     method = {"images_per_s": 20.0, "speedup": 1.5, "macs_g": 0.7, "params_m": 5.9}

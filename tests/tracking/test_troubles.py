@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from tests.tracking.conftest import COMMAND, REPO, expected, finish, shown, write_epochs
-from workflow.tracking import sync, ui
+from workflow.tracking import __main__ as program
+from workflow.tracking import sync
 
 pytestmark = pytest.mark.integration  # minutes, all in all
 
@@ -81,10 +82,10 @@ def test_each_kind_of_trouble_has_its_remedy(reason, remedy):
 def test_an_unusable_database_opens_no_ui(root, monkeypatch):
     """MLflow's UI would add its traceback to our sentence."""
     ended = subprocess.CompletedProcess([], sync.UNUSABLE)
-    monkeypatch.setattr(ui.subprocess, "run", lambda *command, **options: ended)
-    monkeypatch.setattr(ui.os, "execv", lambda *arguments: pytest.fail("it was opened"))
+    monkeypatch.setattr(program.subprocess, "run", lambda *command, **options: ended)
+    monkeypatch.setattr(program.os, "execv", lambda *arguments: pytest.fail("it was opened"))
     with pytest.raises(SystemExit):
-        ui.main(root)
+        program.open_ui(root)
 
 
 def test_an_experiment_deleted_in_the_ui_loses_nothing_once_it_is_restored(root, new_sync, attempt, messages):

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from workflow.tracking import ui
+from workflow.tracking import __main__ as program
 
 
 @pytest.fixture
@@ -17,9 +17,9 @@ def opened(tmp_path, monkeypatch):
         if uri:
             monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         failed = subprocess.CompletedProcess([], 1)
-        monkeypatch.setattr(ui.subprocess, "run", lambda command, **options: failed)
-        monkeypatch.setattr(ui.os, "execv", lambda path, command: started.extend(command))
-        ui.main(tmp_path)
+        monkeypatch.setattr(program.subprocess, "run", lambda command, **options: failed)
+        monkeypatch.setattr(program.os, "execv", lambda path, command: started.extend(command))
+        program.open_ui(tmp_path)
         return started
 
     return open_

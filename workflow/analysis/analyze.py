@@ -1,8 +1,7 @@
 """The analysis of a trained model: a spec and a folder become a record and, for maps, arrays.npz.
 
-Curves are in the record; the arrays that maps are drawn from are in the folder of the record, and
-their sha256 is in it. Layers and epochs count from 1, as in the paper; shapes: n images, N patches
-in raster order.
+Curves are in the record; the arrays that maps are drawn from are in the attempt's folder, and their sha256 is in the
+record. Layers and epochs count from 1, as in the paper. Shapes: n images, N patches in raster order.
 """
 
 import hashlib
@@ -22,7 +21,7 @@ import evovit
 from evovit import tokens as tk
 from evovit.host import EvoHost
 from workflow.analysis import similarity
-from workflow.analysis.hooks import check_dense, observe
+from workflow.analysis.hooks import RELEVANCE, check_dense, observe, relevance
 from workflow.campaign import specs
 from workflow.data import check, layout, loaders, readers
 from workflow.data.layout import DataError, printable
@@ -59,23 +58,15 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
     config["input_size"] = (3, *factory.image_size(model))
     results, arrays = COMPUTES[spec["computes"]](Subject(spec, site, model, config, chosen))
     if arrays:
-        results["arrays"] = save_arrays(folder, arrays)
+        path = folder / "arrays.npz"
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, **arrays)
+        results["arrays"] = checkpoints.describe_file(path, "analyses")
     journal = Journal(folder / "journal.jsonl")
     journal.write("note", text=f"{spec['computes']} of {spec['run']}: {results['images']} images")
     journal.write("end")
     facts = {"device": device.describe(chosen), **check.describe_images(site)}
     return records.make(spec, results, started, **facts)
-
-
-def save_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> dict:
-    """Write arrays.npz in the attempt's folder.
-
-    Returns its sha256, and its path from the folder that the record is published in.
-    """
-    path = folder / "arrays.npz"
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **arrays)
-    return checkpoints.describe_file(path, "analyses")
 
 
 # -- images -------------------------------------------------------------------------------------
@@ -102,7 +93,7 @@ class Pictures(NamedTuple):
 
 
 def pictures_of(subject: Subject) -> tuple[Pictures, dict, dict[str, np.ndarray]]:
-    """Return pictures, what a record says about them, and the arrays that show them."""
+    """Return pictures, their names and hashes for the record, and the arrays that show them."""
     grid = subject.model.patch_embed.grid_size
     spec = subject.spec
     few = spec | {"images": spec["images"] | {"validation": spec["images"]["shown"]}}
@@ -135,7 +126,7 @@ def gather(spec: dict, site: dict, model_cfg: dict, grid: int) -> Pictures:
 def _images(spec: dict, site: dict) -> Iterator[tuple[str, str | None, Image.Image]]:
     """Yield name, hash and RGB image of each picture."""
     split = spec["data"]["val"]
-    dataset = readers.open_split(spec["data"], site, split, transform=_same)
+    dataset = readers.open_split(spec["data"], site, split, transform=lambda image: image)
     for index in loaders.spaced(len(dataset), spec["images"]["validation"]):
         yield f"{split}/{dataset.reader.names[index]}", None, dataset[index][0]
     source = spec["images"].get("photographs")
@@ -144,10 +135,6 @@ def _images(spec: dict, site: dict) -> Iterator[tuple[str, str | None, Image.Ima
     photographs = _sample_images() if source == specs.SAMPLE_IMAGES else _folder(source, spec["setting"])
     for name, image in photographs:
         yield name, hashlib.sha256(image.tobytes()).hexdigest(), image
-
-
-def _same(image: Image.Image) -> Image.Image:
-    return image
 
 
 def _sample_images() -> Iterator[tuple[str, Image.Image]]:
@@ -160,10 +147,7 @@ def _sample_images() -> Iterator[tuple[str, Image.Image]]:
 
 
 def _folder(path: str, setting: str) -> Iterator[tuple[str, Image.Image]]:
-    """Yield the user's photographs, upright, by name.
-
-    Raises DataError if there are none, or for a picture that is not read or is no image.
-    """
+    """Yield the user's photographs, upright, by name. Raises DataError without any, or for one that can't be read."""
     key = f"workflow/config/settings.yaml, {setting}.photographs"
     folder = layout.expand(path, key)
     paths = sorted(folder.glob("*")) if folder.is_dir() else []
@@ -209,11 +193,10 @@ def _transform(spec: dict, size: tuple[int, int, int], mean: tuple, std: tuple):
 
 @torch.inference_mode()
 def cka(subject: Subject) -> Results:
-    """Compute linear CKA per layer between the average token and the last layer's class token.
+    """Compute linear CKA over images between each layer's average token and the last layer's class token.
 
-    It is over images: of all patches, and of the half with the higher and the lower global class
-    attention. The tokens that a layer puts out are split by its own scores, by which Eq. 4 would
-    have the next layer select.
+    The average is over all patches, and over the halves with the higher and the lower global class attention. A layer's
+    tokens are split by its own scores, by which Eq. 4 would have the next layer select.
     """
     check_dense(subject.model, subject.spec["run"])
     averages: dict[str, list[Tensor]] = {"all": [], "informative": [], "placeholder": []}
@@ -236,10 +219,7 @@ def cka(subject: Subject) -> Results:
 
 
 def average_tokens(patches: Tensor, scores: Tensor) -> dict[str, Tensor]:
-    """Return the means (B, C) of patches (B, N, C).
-
-    They are of all, of those with the highest of the scores (B, N), and of the others.
-    """
+    """Return the means (B, C) of all patches (B, N, C), of those with the highest scores (B, N), and of the others."""
     count = int(KEEP_RATIO * scores.shape[1])
     kept = tk.select(scores, count)
     weights = torch.zeros_like(scores).scatter(1, kept, 1.0).unsqueeze(1)
@@ -255,7 +235,7 @@ def average_tokens(patches: Tensor, scores: Tensor) -> dict[str, Tensor]:
 def query_correlation(subject: Subject) -> Results:
     """Compute per layer how the queries of patches correlate with the image's mean query.
 
-    The mean and the variance (n - 1) are over the patches of an image; both are means over images.
+    The mean and the variance (n - 1) are over an image's patches; the curves are their means over images.
     """
     check_dense(subject.model, subject.spec["run"])
     means, variances = [], []
@@ -273,14 +253,11 @@ def query_correlation(subject: Subject) -> Results:
 
 
 def class_attention(subject: Subject) -> Results:
-    """Compute class attention (layers, n, N) by Eqs. 3 and 4, and the relevance (n, N), of pictures.
+    """Compute class attention (layers, n, N) by Eqs. 3 and 4, and the relevance (n, N) for the predicted class.
 
-    The relevance is that of the patches for the predicted class. Over validation images the results
-    say how both attentions correlate with the relevance of their image and of the others, and how
-    evenly Eq. 3 attends.
+    The arrays are of pictures. The curves are over validation images: how both attentions correlate with the relevance
+    of their own image and of the others, and how evenly Eq. 3 attends.
     """
-    from workflow.analysis.relevance import METHOD  # it takes seconds to import Captum
-
     check_dense(subject.model, subject.spec["run"])
     pictures, results, arrays = pictures_of(subject)
     maps, predicted = attention_maps(subject.model, pictures.inputs.to(subject.device))
@@ -293,14 +270,12 @@ def class_attention(subject: Subject) -> Results:
         values[name] = own
         values[f"{name}_others"] = others
     results |= {"images": len(validation["relevance"]), **similarity.over_images(values)}
-    results |= {"interpretability": METHOD, "predicted": predicted.tolist()}
+    results |= {"interpretability": RELEVANCE, "predicted": predicted.tolist()}
     return results, arrays
 
 
 def attention_maps(model: nn.Module, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """Return the maps of images (B, 3, H, W) by both equations and by relevance, and the classes."""
-    from workflow.analysis.relevance import relevance
-
     layers = observe(model, images)
     of_patches, predicted = relevance(model, images)
     maps = {
@@ -312,19 +287,18 @@ def attention_maps(model: nn.Module, images: Tensor) -> tuple[dict[str, Tensor],
 
 
 def selection(subject: Subject) -> Results:
-    """Compute which patches of pictures are kept (epochs, selecting layers, n, N).
+    """Compute which patches of pictures are kept (epochs, selecting layers, n, N): after snapshots, and at the end.
 
-    That is with the weights after each epoch whose snapshot the training kept, and at its end. Over
-    validation images the results say which share of the patches that a layer keeps the last layer
-    keeps, too, which share it would be by chance, and which share of the patches that the first
-    layer keeps after a snapshot it keeps after the next.
+    The curves are over validation images. `by_last` is the share of a layer's kept patches that the last layer keeps,
+    too; `by_chance` is that share of a random choice; `by_next_epoch` is the share of the first layer's patches after a
+    snapshot that it keeps after the next.
     """
     model = subject.model
     spec = subject.spec
     if not isinstance(model, EvoHost):
         raise factory.SpecError(
-            f"{spec['run']} is a {type(model).__name__}, which selects no tokens; name a run of an "
-            "evo_* model under `analyses` in workflow/config/items.yaml."
+            f"{spec['run']} is a {type(model).__name__}, which selects no tokens; name a run of an evo_* model under "
+            "`analyses` in workflow/config/items.yaml."
         )
     pictures, results, arrays = pictures_of(subject)
     inputs = [pictures.inputs.to(subject.device)]

@@ -1,7 +1,7 @@
-"""A dense vision transformer observed layer by layer: tokens, queries and class attention.
+"""A dense vision transformer observed layer by layer: tokens, queries, class attention, and relevance by Captum.
 
-Forward hooks on timm's modules observe it, so the model computes as it always does. Token
-selection is observed by ``evovit.trace`` instead.
+Forward hooks on timm's modules observe it, so the model computes as it always does. Token selection is observed by
+``evovit.trace`` instead.
 """
 
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from evovit.host import EvoHost
 from workflow.train.factory import SpecError
 
 ALPHA = 0.5  # of Eq. 4, the paper's value in all layers
+RELEVANCE = "gradient x attention, rolled out (Chefer et al. 2021, ICCV), by Captum"
 
 
 class Layer(NamedTuple):
@@ -35,9 +36,8 @@ def check_dense(model: nn.Module, run: str) -> None:
         or model.num_prefix_tokens != 1
     ):
         raise SpecError(
-            f"{run} is a {type(model).__name__}, but this analysis observes dense vision "
-            "transformers with a class token; name such a run under `analyses` in "
-            "workflow/config/items.yaml."
+            f"{run} is a {type(model).__name__}, but this analysis observes dense vision transformers with a class "
+            "token; name such a run under `analyses` in workflow/config/items.yaml."
         )
 
 
@@ -71,3 +71,28 @@ def _append_to(outputs: list[Tensor]):
 def _joined(heads: Tensor) -> Tensor:
     """Return (B, H, L, D) with the heads side by side, (B, L, H * D)."""
     return heads.transpose(1, 2).flatten(2)
+
+
+def relevance(model: VisionTransformer, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the relevance (B, N) of the patches of images (B, 3, H, W) for the predicted class, and the class (B,).
+
+    In each layer the attention matrix is weighed with its gradient; the positive part, averaged over the heads, is
+    added to the identity, and the products over the layers say how much of the last class token comes from each patch
+    (Chefer, Gur and Wolf, Generic Attention-model Explainability, ICCV 2021, Eqs. 5 and 6). Their CVPR 2021 method,
+    which the Evo-ViT paper shows, uses layer-wise relevance propagation instead of the attention.
+
+    The model is left with unfused attention, which shows its matrices.
+    """
+    from captum.attr import LayerGradientXActivation  # takes seconds, and only Figure 2 needs it
+
+    for block in model.blocks:
+        block.attn.fused_attn = False
+    with torch.no_grad():
+        predicted = model(images).argmax(dim=1)
+    attentions = [block.attn.attn_drop for block in model.blocks]
+    weighed = LayerGradientXActivation(model, attentions).attribute(images, target=predicted)
+    length = weighed[0].shape[-1]
+    carried = torch.eye(length, device=images.device).expand(len(images), -1, -1)
+    for layer in weighed:  # (B, H, L, L), first block first
+        carried = carried + layer.detach().clamp_min(0).mean(dim=1) @ carried
+    return carried[:, 0, 1:], predicted

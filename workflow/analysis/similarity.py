@@ -17,13 +17,11 @@ NORMAL = 1.96  # standard errors on either side that hold 95 %
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
-    """Return the linear centred kernel alignment of features.
+    """Return the linear centred kernel alignment ||Yᵀ X||² / (||Xᵀ X|| ||Yᵀ Y||), in Frobenius norms.
 
-    It is ||Yᵀ X||² / (||Xᵀ X|| ||Yᵀ Y||) in Frobenius norms, of features whose columns are centred
-    (Kornblith et al. 2019, Eq. 3 with linear kernels).
-
-    It is 1 for features that are equal up to rotation, scale and shift. As in the paper cited, the
-    estimate is the biased one: with few images for many channels it is too high.
+    The columns are centred first (Kornblith et al. 2019, Eq. 3 with linear kernels). It is 1 for features that are
+    equal up to rotation, scale and shift. As in that paper the estimate is biased: with few images for many channels it
+    is too high.
 
     Args:
         x, y: features (n, C1) and (n, C2) of the same images, row by row.
@@ -43,8 +41,7 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
 def cka_with_error(x: Tensor, y: Tensor, groups: int = JACKKNIFE) -> tuple[float, float]:
     """Return `linear_cka` and its standard error over images.
 
-    The error is that of the jackknife, which leaves out one of the groups of images at a time; a
-    group has at least two images.
+    The error is the jackknife's, which leaves out one group of at least two images at a time.
     """
     groups = min(groups, len(x) // 2)
     group_of = torch.arange(len(x)) % groups
@@ -54,12 +51,9 @@ def cka_with_error(x: Tensor, y: Tensor, groups: int = JACKKNIFE) -> tuple[float
 
 
 def correlation_with_mean(queries: Tensor) -> Tensor:
-    """Return the correlation of each token's query with the image's mean query.
+    """Return Pearson's correlation over the channels between each token's query and the image's mean query.
 
-    It is Pearson's, over the channels.
-
-    The Evo-ViT supplement names it the similarity of "each query token and the average query
-    token in each MSA layer".
+    The Evo-ViT supplement names it the similarity of "each query token and the average query token in each MSA layer".
 
     Args:
         queries: (n, N, C), all heads side by side, without the class token's.
@@ -96,10 +90,9 @@ def _standardised(maps: Tensor) -> Tensor:
 
 
 def evenness(maps: Tensor) -> Tensor:
-    """Return how evenly each map (..., N) of values >= 0 is spread.
+    """Return how evenly each map (..., N) of values >= 0 is spread: its entropy over the largest possible.
 
-    It is the entropy as a share of the largest: 1 if all patches have the same value, and 0 if one
-    has all.
+    It is 1 if all patches have the same value, and 0 if a single patch has all.
     """
     shares = maps.double() / maps.double().sum(dim=-1, keepdim=True)
     return torch.special.entr(shares).sum(dim=-1) / math.log(maps.shape[-1])
@@ -111,10 +104,7 @@ def shared(kept: Tensor, others: Tensor) -> Tensor:
 
 
 def over_images(values: dict[str, Tensor]) -> dict[str, dict[str, list[float]]]:
-    """Return the means over the images of values (layers, n) as `curves`.
-
-    Half the widths of their 95 % intervals are `half_widths`.
-    """
+    """Return the means over the images of values (layers, n), and half the widths of their 95 % intervals."""
     curves = {}
     half_widths = {}
     for name, of_images in values.items():

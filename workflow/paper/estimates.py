@@ -6,12 +6,12 @@
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from workflow.campaign.config import CLAIMS, FILES, Config, ConfigError
 from workflow.paper import printed, results
-from workflow.paper.results import Records, TrainingStep
+from workflow.paper.results import Records
 from workflow.storage import warnings
 from workflow.storage.warnings import Warning
 
@@ -30,7 +30,7 @@ class Estimate:
         n: how often it was measured, as sentences.
         records: the records behind it.
         notes: what people should know of it.
-        excluded: why it decides nothing at this scale.
+        excluded: reasons why it decides nothing at this scale.
         warnings: of the measurements; a percentage with warnings decides nothing.
         conditions: how and on which device images/s were timed.
         as_printed: whether they were timed as the paper's were.
@@ -76,7 +76,7 @@ def exactly(value: float, **details) -> Estimate:
 
 
 def quotient(top: tuple[float, float, float], bottom: tuple[float, float, float]) -> tuple[float, float, float]:
-    """Return (value, low, high) of a quotient of two such numbers above 0: their relative errors add as squares."""
+    """Return (value, low, high) of the quotient of two such triples above 0: their relative errors add as squares."""
     value, low, high = top
     divisor, divisor_low, divisor_high = bottom
     down = math.hypot(math.log(value / low), math.log(divisor_high / divisor))
@@ -86,10 +86,7 @@ def quotient(top: tuple[float, float, float], bottom: tuple[float, float, float]
 
 
 def dense_of(config: Config, run: str) -> str:
-    """Return the model that a run's speed-up refers to: the first of the first group that times both.
-
-    Raises ConfigError where there is none.
-    """
+    """Return the model that a run's speed-up refers to: the first of the first group that times both."""
     for models in config.items["sections"].values():
         if run in models[1:]:
             return models[0]
@@ -97,10 +94,7 @@ def dense_of(config: Config, run: str) -> str:
 
 
 def groups_with(config: Config, *runs: str) -> list[str]:
-    """Return the benchmark groups that time all of these runs together.
-
-    Raises ConfigError where there is none.
-    """
+    """Return the benchmark groups that time all of these runs together, or raise ConfigError where there is none."""
     groups = [group for group, models in config.items["sections"].items() if set(runs) <= set(models)]
     if not groups:
         raise ConfigError(
@@ -132,7 +126,7 @@ def margin(source: "Measured | Printed", by: str, run: str, other: str) -> Estim
 
 
 class Printed:
-    """What the paper's tables print; a run that several tables show is the same in all of them."""
+    """What the paper's tables print; all tables that show a run print the same numbers of it."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -155,8 +149,8 @@ class Printed:
 class Measured:
     """What a setting's records say.
 
-    It reads the records of what the setting measures for its tables, for the figures whose rows claims compare and for
-    the claims alone. A record that is missing raises RecordError; with `partial`, whatever exists is read.
+    It reads the records of what the setting measures for its tables, for the figures whose rows claims compare, and
+    only for the claims. A record that is missing raises RecordError; with `partial`, whatever exists is read.
     """
 
     def __init__(self, config: Config, root: str, partial: bool):
@@ -164,37 +158,32 @@ class Measured:
         self.records = Records(config, root, partial)
         self.items = [*config.items["tables"], *config.items["claims"]["figures"], CLAIMS]
 
-    def _requests(self, kind: str, matches: Callable[[dict], bool]) -> list[dict]:
-        """Return what the setting trains or times (`kind`) for each item that has a matching row among it."""
-        requests = []
+    def _requested(self, kind: str) -> Iterator[tuple[dict, dict]]:
+        """Yield the rows whose groups the setting trains or times (`kind`) for an item, with the item's request."""
         for item in self.items:
             request = self.config.request(self.records.setting, item)
-            if any(row["section"] in request[kind] and matches(row) for row in self.config.rows(item)):
-                requests.append(request)
-        return requests
+            for row in self.config.rows(item):
+                if row["section"] in request[kind]:
+                    yield row, request
 
     def _is_timed(self, group: str, training: bool = False) -> bool:
         """Return whether the setting times the group for some item, or (`training`) its training steps."""
-        if self.partial:
-            return True
-        return bool(
-            self._requests("time", lambda row: row["section"] == group and (not training or "batch_size" in row))
-        )
+        rows = [row for row, _ in self._requested("time") if row["section"] == group]
+        return self.partial or any("batch_size" in row or not training for row in rows)
 
     # -- accuracy -------------------------------------------------------------------------------
 
     def accuracy(self, run: str) -> Estimate | None:
-        """Return a run's top-1 in %, over as many seeds as the item asks for that asks for most."""
+        """Return a run's top-1 in %, over the largest number of seeds that an item asks for."""
         if run not in self.config.runs:
             raise ConfigError(
-                f"{FILES['runs']} has no row {run}, which a claim compares; restore one or drop the other."
+                f"{FILES['runs']} has no row {run}, which a claim compares; restore it or drop the claim."
             )
         seeds = None
         if not self.partial:
-            requests = self._requests("train", lambda row: row["run"] == run)
-            if not requests:
+            counts = [request["seeds"] for row, request in self._requested("train") if row["run"] == run]
+            if not counts:
                 return None
-            counts = [request["seeds"] for request in requests]
             seeds = None if None in counts else max(counts)
         trained = self.records.trained(run, seeds)
         if not trained:
@@ -232,7 +221,7 @@ class Measured:
     def speedup(self, run: str, other: str) -> Estimate | None:
         """Return how many per cent faster a run is than another in the same process.
 
-        The first group counts in which neither of them, nor their dense model, ran out of memory.
+        It is that of the first group in which neither of them, nor their dense model, ran out of memory.
         """
         for group, record in self._timed(run, other):
             method = results.method_of(record["results"], run)
@@ -262,8 +251,8 @@ class Measured:
     def curves(self, name: str, higher: tuple[str, int | None], lower: tuple[str, int | None]) -> Estimate | None:
         """Return how far one curve of an analysis is above another.
 
-        Each end is (curve, point): the point counts from 1, None is the mean over all points. Raises ConfigError for a
-        curve or a point that the analysis does not have.
+        Each end is a curve and its point, which counts from 1; None is the mean over all points. Raises ConfigError for
+        a curve or a point that the analysis does not have.
         """
         record = self.records.curves(name)
         if record is None:
@@ -311,7 +300,7 @@ class Measured:
             records=(f"training/{group}",),
             notes=(results.describe_memory(record),),
             excluded=excluded,
-            text="; ".join(_describe_step(step) for step in steps),
+            text="; ".join(step.text for step in steps),
         )
 
 
@@ -353,8 +342,3 @@ def _at(curves: dict[str, list[float]], end: tuple[str, int | None]) -> float:
     """Return a curve's value at a point, counted from 1, or its mean."""
     curve, point = end
     return statistics.mean(curves[curve]) if point is None else curves[curve][point - 1]
-
-
-def _describe_step(step: TrainingStep) -> str:
-    text = "fits" if step.fits else "out of memory"
-    return text if step.bytes is None else f"{step.bytes / 2**30:.1f} GiB, {text}"

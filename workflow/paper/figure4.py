@@ -12,7 +12,7 @@ from workflow.paper import style
 from workflow.paper.results import Records, describe_size
 
 HEIGHT = 2.6
-# how a group of tokens is drawn; told apart without colour, too
+# label, marker and line of a group of tokens, which differ without colour, too
 GROUPS = {
     "all": ("all tokens", "o", "-"),
     "informative": ("informative", "^", "--"),

@@ -1,4 +1,4 @@
-"""Figure 5: kept patches by layers, by epochs of the training and with layer-to-stage, the others faded."""
+"""Figure 5: kept patches by layers, by epochs of the training and with layer-to-stage; the other patches are faded."""
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ FADED = 0.75  # how far a patch that is not kept goes towards middle grey
 
 
 def figure5(records: Records) -> tuple[Figure, pd.DataFrame]:
-    """Draw the selections; return as numbers which share of each the last one of its group keeps, too."""
+    """Draw the selections; return as numbers which share of each selection the last one of its group keeps, too."""
     record, layerwise = records.analysis("selection")
     stage_record, stagewise = records.analysis("selection_stage")
     layers, stages = list(layerwise["layers"]), list(stagewise["layers"])
@@ -54,7 +54,7 @@ def figure5(records: Records) -> tuple[Figure, pd.DataFrame]:
 
 
 def overlaps(names: list[str], groups: list[Group], masks: list[np.ndarray]) -> list[dict]:
-    """Return how many patches each selection keeps, and which share of them the last one of its group keeps as well.
+    """Return how many patches each selection keeps, and which share of them the last one of its group keeps, too.
 
     `masks` are (n, N) for n images, of the groups' columns in their order.
     """
@@ -72,7 +72,7 @@ def overlaps(names: list[str], groups: list[Group], masks: list[np.ndarray]) -> 
 def faded(image: np.ndarray, kept: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """Return the image (S, S, 3) with the patches that are not kept (N,) nearly grey.
 
-    Digits are made of white and black, and both show that they fade.
+    White and black, of which digits are made, both fade visibly.
     """
     gone = FADED * (1 - image_grid.enlarged(kept.astype(float), grid, len(image)))[..., None]
     return image / 255 * (1 - gone) + gone / 2

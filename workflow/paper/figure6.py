@@ -9,18 +9,18 @@ from workflow.campaign import specs
 from workflow.campaign.config import Config
 from workflow.paper import style, sweeps
 from workflow.paper.results import Records
-from workflow.paper.sweeps import Point
+from workflow.paper.tables import Row
 
 WIDTH = 0.8  # of an architecture's profile, where architectures are 1 apart
 
 
-def frame_of(points: list[Point], config: Config) -> pd.DataFrame:
+def frame_of(rows: list[Row], config: Config) -> pd.DataFrame:
     """Return a line for each architecture.
 
     It holds top-1 in % over the seeds, keeping ratios from the first layer to the last, and the sum of their
     placeholders in images' worth of patches.
     """
-    frame = sweeps.frame_of(points).drop(columns=["top1_paper", "throughput_paper", "source_paper"])
+    frame = sweeps.frame_of(rows).drop(columns=["top1_paper", "throughput_paper", "source_paper"])
     kept = [specs.model_of(config, run)["kwargs"]["keep_ratio"] for run in frame["run"]]
     frame.insert(3, "keep_ratio", [" ".join(f"{ratio:g}" for ratio in ratios) for ratios in kept])
     frame.insert(4, "placeholders", [sum(1 - ratio for ratio in ratios) for ratios in kept])
@@ -29,8 +29,8 @@ def frame_of(points: list[Point], config: Config) -> pd.DataFrame:
 
 def figure6(records: Records) -> tuple[Figure, pd.DataFrame]:
     """Draw how each architecture keeps tokens layer by layer (above) and its accuracy (below)."""
-    points = sweeps.points_of("figure6", records)
-    frame = frame_of(points, records.config)
+    rows = sweeps.rows_of("figure6", records)
+    frame = frame_of(rows, records.config)
     figure, (above, below) = plt.subplots(2, sharex=True, height_ratios=[1, 2], figsize=(style.COLUMN, 2.9))
     for position, ratios in enumerate(frame["keep_ratio"]):
         kept = [float(ratio) for ratio in ratios.split()]
@@ -39,7 +39,7 @@ def figure6(records: Records) -> tuple[Figure, pd.DataFrame]:
         above.stairs(kept, edges, fill=True, color=style.colour(0), alpha=0.35, linewidth=0, label=label)
         above.stairs(kept, edges, color=style.colour(0), linewidth=1)
     above.set(ylim=(0, 1.05), yticks=[0, 0.5, 1], ylabel="kept")
-    above.set_title(sweeps.title(points, records), fontsize=7)
+    above.set_title(sweeps.title(rows, records), fontsize=7)
     known = frame.assign(x=range(len(frame))).dropna(subset=["top1"])
     if known.empty:
         style.say(below, "no accuracy measured")

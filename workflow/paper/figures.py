@@ -1,5 +1,5 @@
-"""From records to figures: `python -m workflow.paper.figures --root results/demo --output
-results/demo/pareto.png` writes that PNG, and beside it the SVG and the numbers as CSV.
+"""From records to figures: `python -m workflow.paper.figures --root results/demo --output results/demo/pareto.png`
+writes that PNG, the SVG, and the numbers as CSV.
 
 A figure is drawn by the function of its name in the file of its name: figure2 in figure2.py, figure4a in figure4.py.
 It takes a setting's records and returns the figure and, as a DataFrame, what it shows. A figure whose entry in

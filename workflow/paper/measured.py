@@ -1,4 +1,4 @@
-"""The paper's speeds beside those of a folder of measurements, then the folder's sweeps over batch sizes, as Markdown:
+"""Compare the paper's speeds with those of a folder of measurements, and show its sweeps over batch sizes, as Markdown:
 
 python -m workflow.paper.measured results/measured/<device> --configurations fused-fp32 fused-bf16
 """
@@ -28,9 +28,9 @@ def paths_of(folder: Path, configuration: str, group: str = "*") -> list[Path]:
 
 
 def methods_at(folder: Path, group: str, configuration: str) -> dict[str, dict]:
-    """Return the methods of a group's record by run, each with `batch_size` and `warned`: whether anything is doubtful.
+    """Return the methods of a group's record by run, each with its `batch_size` and whether it was `warned` of.
 
-    Raises RecordError where several records match, or the one is a sweep over batch sizes.
+    Raises RecordError where several records match, or the record is a sweep over batch sizes.
     """
     paths = paths_of(folder, configuration, group)
     if len(paths) > 1:
@@ -99,7 +99,7 @@ def sweeps(folder: Path) -> list[Path]:
 
 
 def over_batches(path: Path) -> Sheet:
-    """Return one sweep: a row for each batch size and method, beside the group's first model.
+    """Return one sweep: a row for each batch size and method, compared with the group's first model.
 
     Latency is that of single passes at batch 1, in milliseconds.
     """
@@ -139,18 +139,13 @@ def main() -> None:
     parser = command_line.parser(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--configurations", nargs="+", default=[], metavar="MODE-PRECISION[-bN]")
-    try:
-        config = Config.load()
-    except ConfigError as error:
-        sys.exit(f"ERROR: {error}")
-    tables = list(config.items["tables"])
-    parser.add_argument("--tables", nargs="+", choices=tables, default=tables)
     arguments = parser.parse_args()
     try:
+        config = Config.load()
         missing = [name for name in arguments.configurations if not paths_of(arguments.folder, name)]
         if missing:
             raise records.RecordError(f"{arguments.folder} has no record at {', '.join(missing)}.")
-        for table in arguments.tables:
+        for table in config.items["tables"]:
             sheet = beside_printed(config, table, arguments.folder, arguments.configurations)
             if sheet.rows:
                 print(f"### {table}\n\n{sheet.markdown()}")
@@ -160,7 +155,7 @@ def main() -> None:
         for path in swept:
             print(f"### {path.parent.name}, {path.stem}\n\n{over_batches(path).markdown()}")
         print("\n\n".join(legend(arguments.folder)))
-    except records.RecordError as error:
+    except (records.RecordError, ConfigError) as error:
         sys.exit(f"ERROR: {error}")
 
 

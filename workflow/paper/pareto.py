@@ -24,7 +24,7 @@ COLUMNS = [
 ]
 # of labels, in typographic points
 DISTANCES = (6, 9, 13, 18, 24)  # from their points
-BESIDE = 6  # so near, a label needs no line to its point
+NEAR = 6  # a label at most this far from its point needs no line
 HALF = 4  # half the width of what a point covers
 DIRECTIONS = [i * math.pi / 4 for i in (5, 1, 3, 7, 6, 2, 4, 0)]  # diagonals first
 
@@ -93,13 +93,13 @@ def draw_panel(panel: Axes, frame: pd.DataFrame, suffix: str, title: str) -> pd.
         if rows.empty:
             continue
         colour = style.GREY if method == OTHERS else style.colour(index)
-        look = {"s": 70 if marker == "*" else 24, "marker": marker, "edgecolors": colour, "linewidths": 1.1}
+        marks = {"s": 70 if marker == "*" else 24, "marker": marker, "edgecolors": colour, "linewidths": 1.1}
         face = "white" if suffix else colour
-        panel.scatter(rows["x"], rows["y"], facecolors=face, label=method, zorder=2, **look)
+        panel.scatter(rows["x"], rows["y"], facecolors=face, label=method, zorder=2, **marks)
     if not suffix:
         bars = [known["y"] - known["top1_low"], known["top1_high"] - known["y"]]
-        look = {"fmt": "none", "ecolor": style.GREY, "elinewidth": 0.7, "capsize": 2}
-        panel.errorbar(known["x"], known["y"], yerr=bars, zorder=1, **look)
+        marks = {"fmt": "none", "ecolor": style.GREY, "elinewidth": 0.7, "capsize": 2}
+        panel.errorbar(known["x"], known["y"], yerr=bars, zorder=1, **marks)
     panel.set_xscale("log")
     wide = known["x"].max() / known["x"].min() > 8
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if wide else range(1, 10)))
@@ -115,15 +115,15 @@ def lines(known: pd.DataFrame) -> list[np.ndarray]:
     return [pair[["x", "y"]].to_numpy() for _, pair in both if len(pair) == 2]
 
 
-# -- labels beside points; adjustText 1.4 left names across points and lines ----------------
+# -- labels near points; adjustText 1.4 left names across points and lines ------------------
 
 
 def label(panel: Axes, known: pd.DataFrame) -> None:
     """Name the dense models and, smaller, the other papers' models."""
     styles = {DENSE: {"fontsize": 7}, OTHERS: {"fontsize": 6, "color": style.GREY}}
     anchors = [
-        (row.x, row.y, row.model, also)
-        for method, also in styles.items()
+        (row.x, row.y, row.model, properties)
+        for method, properties in styles.items()
         for row in known[known["method"] == method].itertuples()
     ]
     if anchors:
@@ -142,10 +142,10 @@ def place_labels(panel: Axes, anchors: Sequence[tuple[float, float, str, dict]],
         start, end = panel.transData.transform(line)
         steps = int(math.dist(start, end) / pixel) + 1
         taken += [around(start + (end - start) * i / steps, pixel / 2) for i in range(steps + 1)]
-    for x, y, words, also in anchors:
-        text = panel.annotate(words, (x, y), xytext=(0, 0), textcoords="offset points", **also)
+    for x, y, words, properties in anchors:
+        text = panel.annotate(words, (x, y), xytext=(0, 0), textcoords="offset points", **properties)
         taken.append(settle(text, panel.bbox, taken))
-        if math.hypot(*text.get_position()) > BESIDE + 1:
+        if math.hypot(*text.get_position()) > NEAR + 1:
             lead(panel, text)
 
 

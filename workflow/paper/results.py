@@ -102,7 +102,7 @@ class Records:
 class Accuracy:
     """Top-1 in % over a row's seeds: mean, standard deviation (of two or more) and 95 % interval.
 
-    `sources` says what was trained on which data, `flags` what to beware of. NOT_TRAINED has nothing.
+    `sources` says what was trained on which data, `flags` gives reasons for doubt. NOT_TRAINED has nothing.
     """
 
     top1: float | None = None
@@ -148,8 +148,8 @@ def accuracy(trained: list[dict], config: Config) -> Accuracy:
 def interval(values: list[float], images: int) -> tuple[float, float]:
     """Return the 95 % interval of the mean accuracy, in %, of several seeds on a test set.
 
-    It follows from the seeds' spread by Student's t. Below three seeds it is at least as wide as the
-    interval of a share of so many images (Wilson's).
+    It follows from the seeds' spread by Student's t. Below three seeds it is at least as wide as Wilson's interval for
+    that share of the images.
     """
     mean, seeds, spread = statistics.mean(values), len(values), 0.0
     if seeds > 1:
@@ -201,8 +201,8 @@ def describe_size(spec: dict, config: Config) -> str:
 def describe_epochs(trained: list[dict], dense: list[dict]) -> str | None:
     """Say how long an epoch of training steps takes, from the records of a row and of its dense model.
 
-    Where both were trained on the same device, the ratio to the dense model stands with that of the MACs.
-    Return None for weights that were given, not trained.
+    Where both were trained on the same device, add the ratios of their times and of their MACs. Return None for weights
+    that were not trained here.
     """
     record = next((record for record in trained if "history" in record["results"]), trained[0])
     seconds = epoch_seconds(record)
@@ -233,7 +233,7 @@ def epoch_seconds(record: dict) -> float | None:
 class Speed:
     """Images/s of a model; its speed-up over the first of its group in %, with the 95 % interval and two ceilings.
 
-    `warnings` are those of the measurement; `flags` says all to beware of. NOT_TIMED has nothing.
+    `warnings` are those of the measurement; `flags` are all reasons for doubt as sentences. NOT_TIMED has nothing.
     """
 
     throughput: float | None = None
@@ -349,6 +349,11 @@ class TrainingStep:
     @property
     def gib(self) -> float | None:
         return None if self.bytes is None else self.bytes / 2**30
+
+    @property
+    def text(self) -> str:
+        fits = "fits" if self.fits else "out of memory"
+        return fits if self.gib is None else f"{self.gib:.1f} GiB, {fits}"
 
 
 NOT_STEPPED = TrainingStep()

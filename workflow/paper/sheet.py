@@ -73,7 +73,7 @@ def _marked(cell: str) -> str:
 
 
 def write(path: Path, frame: pd.DataFrame, sheet: Sheet) -> None:
-    """Write the frame as CSV and the sheet as Markdown and HTML beside it, each replaced when it is whole."""
+    """Write the frame as CSV, and the sheet as Markdown and HTML of the same name."""
     files.write(path, frame.to_csv(index=False))
     files.write(path.with_suffix(".md"), sheet.markdown())
     files.write(path.with_suffix(".html"), sheet.page(path.stem))

@@ -29,11 +29,11 @@ def apply() -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure as PNG and as SVG beside it, each replaced only when it is whole."""
-    with files.replacing(path.with_suffix(".svg")) as beside:
-        figure.savefig(beside, format="svg", metadata={"Date": None})
-    with files.replacing(path.with_suffix(".png")) as beside:
-        figure.savefig(beside, format="png", dpi=DPI)
+    """Write the figure as PNG and as SVG of the same name, each replaced only when it is whole."""
+    with files.replacing(path.with_suffix(".svg")) as draft:
+        figure.savefig(draft, format="svg", metadata={"Date": None})
+    with files.replacing(path.with_suffix(".png")) as draft:
+        figure.savefig(draft, format="png", dpi=DPI)
 
 
 def colour(index: int) -> str:
@@ -42,11 +42,11 @@ def colour(index: int) -> str:
     return colours[index % len(colours)]
 
 
-def with_interval(panel: Axes, points: pd.DataFrame, **also) -> None:
+def with_interval(panel: Axes, points: pd.DataFrame, **options) -> None:
     """Draw points at (`x`, `top1`) with bars from `top1_low` to `top1_high`."""
     bars = [points["top1"] - points["top1_low"], points["top1_high"] - points["top1"]]
     marks = {"marker": "o", "markersize": 4, "capsize": 2.5, "linewidth": 1.2, "elinewidth": 1}
-    panel.errorbar(points["x"], points["top1"], yerr=bars, **marks, **also)
+    panel.errorbar(points["x"], points["top1"], yerr=bars, **marks, **options)
 
 
 def say(panel: Axes, text: str) -> None:

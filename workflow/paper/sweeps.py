@@ -1,9 +1,7 @@
-"""Figures of one parameter (the supplement's Figures 1a to 1d): accuracy, and where it is timed speed, over its values.
+"""Figures of one parameter (the supplement's Figures 1a to 1d): accuracy over its values, and speed if timed.
 
 Such a figure needs no code: its rows in items.yaml have the values as `x`, and its `xlabel` says what they are.
 """
-
-from dataclasses import dataclass
 
 import pandas as pd
 from matplotlib import pyplot as plt
@@ -12,85 +10,66 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from workflow.campaign import specs
-from workflow.paper import printed, results, style
-from workflow.paper.results import NOT_TIMED, NOT_TRAINED, Accuracy, Records, Speed
+from workflow.paper import printed, results, style, tables
+from workflow.paper.results import Records
+from workflow.paper.tables import Row
 
 ORDER = ["measured", "printed", "the paper's choice"]  # in the legend; lines come between
+VALUES = {column.name: column.value for column in tables.COLUMNS} | {
+    "x": lambda row: row.names[0],
+    "chosen": lambda row: row.names[1],
+    "run": lambda row: row.run,
+    "val_images": lambda row: row.accuracy.val_images,
+    "source": lambda row: "; ".join([*row.accuracy.sources, *row.speed.sources]) or None,
+    "source_paper": lambda row: row.of_print("source"),
+}
+COLUMNS = [
+    *("x", "chosen", "run", "top1", "top1_sd", "top1_low", "top1_high", "seeds", "val_images", "top1_paper"),
+    *("throughput", "speedup_pct", "throughput_paper", "macs_g", "batch_size", "precision", "mode", "device"),
+    *("source", "flags", "source_paper"),
+]
 
 
-@dataclass(frozen=True)
-class Point:
-    """One value of the parameter: what was measured of its run, and what the paper prints of it."""
-
-    x: float | str
-    chosen: bool  # by the paper
-    run: str
-    accuracy: Accuracy
-    speed: Speed
-    printed: dict
-
-
-def points_of(figure: str, records: Records) -> list[Point]:
-    """Return a figure's points in the order of items.yaml.
+def rows_of(figure: str, records: Records) -> list[Row]:
+    """Return a figure's rows in the order of items.yaml, each called by its `x` and whether the paper chose it.
 
     Raises RecordError for a record that the setting asks for and that is missing or outdated.
     """
-    content, requested = records.config.items["figures"][figure], records.requested(figure)
+    content = records.config.items["figures"][figure]
+    requested = records.requested(figure)
     by_run, by_x = printed.by_run(records.config), printed.by_x(figure)
-    points = []
-    for row in content["rows"]:
-        run, group = row["run"], row["section"]
-        accuracy, speed = NOT_TRAINED, NOT_TIMED
-        if group in requested["train"]:
-            accuracy = results.accuracy(records.trained(run, requested["seeds"]), records.config)
-        if group in requested["time"]:
-            speed = results.speed(records.throughput(group), run)
-        shown = by_x.get(str(row["x"])) or by_run.get(run, {})
-        points.append(Point(row["x"], row["x"] == content.get("chosen"), run, accuracy, speed, shown))
-    return points
+    rows = []
+    for entry in content["rows"]:
+        run, group, x = entry["run"], entry["section"], entry["x"]
+        trained = records.trained(run, requested["seeds"]) if group in requested["train"] else []
+        timed = records.throughput(group) if group in requested["time"] else None
+        row = Row(
+            (x, x == content.get("chosen")),
+            run,
+            printed=by_x.get(str(x)) or by_run.get(run),
+            accuracy=results.accuracy(trained, records.config),
+            speed=results.speed(timed, run),
+        )
+        rows.append(row)
+    return rows
 
 
-def frame_of(points: list[Point]) -> pd.DataFrame:
-    """Return the points as the CSV has them; printed images/s are a V100's."""
-    lines = [
-        {
-            "x": point.x,
-            "chosen": point.chosen,
-            "run": point.run,
-            "top1": point.accuracy.top1,
-            "top1_sd": point.accuracy.sd,
-            "top1_low": point.accuracy.low,
-            "top1_high": point.accuracy.high,
-            "seeds": point.accuracy.seeds,
-            "val_images": point.accuracy.val_images,
-            "top1_paper": point.printed.get("top1"),
-            "throughput": point.speed.throughput,
-            "speedup_pct": point.speed.speedup_pct,
-            "throughput_paper": point.printed.get("throughput"),
-            "macs_g": point.speed.macs_g,
-            "batch_size": point.speed.batch_size,
-            "precision": point.speed.precision,
-            "mode": point.speed.mode,
-            "device": point.speed.device,
-            "source": "; ".join([*point.accuracy.sources, *point.speed.sources]) or None,
-            "flags": "; ".join(dict.fromkeys([*point.accuracy.flags, *point.speed.flags])) or None,
-            "source_paper": point.printed.get("source"),
-        }
-        for point in points
-    ]
-    return pd.DataFrame(lines).astype({"seeds": "Int64", "val_images": "Int64", "batch_size": "Int64"})
+def frame_of(rows: list[Row]) -> pd.DataFrame:
+    """Return the rows as the CSV has them; printed images/s are a V100's."""
+    frame = pd.DataFrame([{name: VALUES[name](row) for name in COLUMNS} for row in rows])
+    return frame.astype({"seeds": "Int64", "val_images": "Int64", "batch_size": "Int64"})
 
 
-def title(points: list[Point], records: Records) -> str:
-    """Say which model the points are of, what it was trained on, and how sure its accuracies are."""
-    data, run = records.config.settings[records.setting]["data"]["name"], points[0].run
+def title(rows: list[Row], records: Records) -> str:
+    """Say which model the rows are of, what it was trained on, and how certain its accuracies are."""
+    data, run = records.config.settings[records.setting]["data"]["name"], rows[0].run
     spec = specs.train_spec(records.config, records.setting, run)
     model = printed.label(records.config, run.partition("-")[0])
     size = results.describe_size(spec, records.config)
     if size != results.FULL_SIZE:
         model += f", {size},"
     text = f"{model} trained on {style.DATA.get(data, data)}"
-    trained = [point.accuracy for point in points if point.accuracy.seeds]
+    trained = [row.accuracy for row in rows if row.accuracy.seeds]
     if not trained:
         return text
     seeds = "/".join(str(count) for count in sorted({accuracy.seeds for accuracy in trained}))
@@ -100,13 +79,14 @@ def title(points: list[Point], records: Records) -> str:
 
 def draw(name: str, records: Records) -> tuple[Figure, pd.DataFrame]:
     """Draw a figure over the numbers `x`; an `x` in words is a horizontal line."""
-    points = points_of(name, records)
-    frame = frame_of(points)
+    rows = rows_of(name, records)
+    frame = frame_of(rows)
     timed = frame["throughput"].notna().any()
     if timed:
         figure, (top, bottom) = plt.subplots(2, sharex=True, height_ratios=[3, 2], figsize=(style.COLUMN, 3.6))
         draw_speed(bottom, frame)
-        bottom.set_title("; ".join(filter(None, timing_of(points))), fontsize=6, loc="left", pad=2)
+        timing = results.describe_timing(row.speed for row in rows)
+        bottom.set_title("; ".join(filter(None, timing)), fontsize=6, loc="left", pad=2)
         panels = [top, bottom]
     else:
         figure, top = plt.subplots(figsize=(style.COLUMN, 2.5))
@@ -120,27 +100,22 @@ def draw(name: str, records: Records) -> tuple[Figure, pd.DataFrame]:
     numbers = pd.to_numeric(frame["x"], errors="coerce").dropna()
     if len(numbers) < 9:
         panels[-1].set_xticks(numbers)
-    top.set_title(title(points, records), fontsize=7)
+    top.set_title(title(rows, records), fontsize=7)
     handles = dict(zip(*reversed(top.get_legend_handles_labels()), strict=True))
     names = sorted(handles, key=lambda name: ORDER.index(name) if name in ORDER else 1)
     figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=2)
     return figure, frame
 
 
-def timing_of(points: list[Point]) -> tuple[str, str]:
-    """Say how the points' speeds were measured, and how many have warnings."""
-    return results.describe_timing(point.speed for point in points)
-
-
 def over_numbers(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the points whose `x` is a number, in its order, and the others."""
+    """Return the rows whose `x` is a number, in its order, and the others."""
     numbers = pd.to_numeric(frame["x"], errors="coerce")
     ordered = frame[numbers.notna()].assign(x=numbers.dropna()).sort_values("x")
     return ordered, frame[numbers.isna()]
 
 
 def draw_accuracy(panel: Axes, frame: pd.DataFrame, on_imagenet: bool) -> None:
-    """Draw means over the seeds with their intervals; printed accuracies, of ImageNet, only beside ImageNet's."""
+    """Draw means over the seeds with their intervals, and on ImageNet the printed accuracies, which are of ImageNet."""
     measured, lines = over_numbers(frame.dropna(subset=["top1"]))
     colour, grey = style.colour(0), style.GREY
     for _, line in lines.iterrows():

@@ -1,7 +1,7 @@
-"""The paper's tables from records: measured beside printed, and never one for the other.
+"""The paper's tables from records: measured and printed numbers in columns of their own.
 
-`python -m workflow.paper.tables --root results/demo --output results/demo/table1.csv` writes the CSV and beside it
-the same as Markdown and as an HTML page. A table called *.partial.csv is made from whatever records exist.
+`python -m workflow.paper.tables --root results/demo --output results/demo/table1.csv` writes a table as CSV, Markdown
+and an HTML page. A table called *.partial.csv is made from whatever records exist.
 `python -m workflow.paper.tables --print results/demo/table1.csv` prints a table that was made.
 
 A row of a table holds what was measured of a run and what the paper prints of it (`Row`); a column is declared
@@ -30,7 +30,7 @@ QUOTED = "the paper quotes the printed accuracy from the model's authors"
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of a run, what the paper prints of it, and of the model that it is timed against."""
+    """What was measured of a run, and what the paper prints of it and of the model that it is timed against."""
 
     names: tuple  # what the row is called
     run: str | None = None  # None: items.yaml does not have the row
@@ -57,7 +57,7 @@ class Row:
 
     @property
     def flags(self) -> str | None:
-        """Say what to beware of."""
+        """Say what a reader should know before trusting the row."""
         texts = []
         derived = self.printed_speedup_pct
         stated = self.of_print("speedup_pct")
@@ -91,9 +91,9 @@ def difference(value: float | None, other: float | None) -> float | None:
 
 
 def rows_of(table: str, reader: Records) -> list[Row]:
-    """Return every printed row in the paper's order, with what was measured of it, and measured rows that it has not.
+    """Return every printed row in the paper's order, with what was measured of it, and the other measured rows.
 
-    A row that the paper does not have comes after the last row with the same first name.
+    A measured row that the paper does not have comes after the last row with the same first name.
     """
     config = reader.config
     names, lines, known = printed.names(config, table), printed.read(config, table), printed.by_run(config)
@@ -106,31 +106,30 @@ def rows_of(table: str, reader: Records) -> list[Row]:
         entry = entries[key]
         dense = config.items["sections"][entry["section"]][0]
         base = known.get(dense) if entry["run"] != dense else None
-        rows.append(measured_row(key, entry, line, base, table, reader))
+        rows.append(replace(measured_row(key, entry, table, reader), printed=line, printed_base=base))
     for key, entry in entries.items():
         if key in lines:
             continue
-        row = measured_row(key, entry, None, None, table, reader)
+        row = measured_row(key, entry, table, reader)
         if row.is_measured:
             alike = [index for index, other in enumerate(rows) if other.names[0] == key[0]]
             rows.insert(alike[-1] + 1 if alike else len(rows), row)
     return rows
 
 
-def measured_row(key: tuple, entry: dict, line: dict | None, base: dict | None, table: str, reader: Records) -> Row:
-    """Return a row with what was trained and timed of its run, as far as the setting measures it for this table.
-
-    `entry` is the row of items.yaml, `line` the printed one, `base` what is printed of the dense model.
+def measured_row(key: tuple, entry: dict, table: str, reader: Records) -> Row:
+    """Return a row of items.yaml with what was trained and timed of its run, as far as the setting measures it for the
+    table.
     """
     run, group = entry["run"], entry["section"]
     requested = reader.requested(table)
-    row = Row(key, run, line, base)
+    row = Row(key, run)
     if group in requested["time"]:
         row = replace(row, speed=results.speed(reader.throughput(group), run))
         if "batch_size" in entry:  # of a training
             step = results.training_step(reader.training_cost(group), run, entry["batch_size"])
             row = replace(row, step=step)
-    # where a row's batch does not fit into memory, the model was trained with smaller ones: another row's
+    # A model whose batch does not fit into memory was trained with smaller ones: that accuracy is another row's.
     if group in requested["train"] and not row.step.out_of_memory:
         trained = reader.trained(run, requested["seeds"])
         if trained:
@@ -153,29 +152,30 @@ def measured_row(key: tuple, entry: dict, line: dict | None, base: dict | None, 
 class Column:
     """A column of the CSV and, where it has a heading, of the table for people.
 
-    `value` takes a row, `cell` a line of the CSV. `only_with` names a column that a printed table must have for this
-    one to be shown.
+    Attributes:
+        value: takes a row.
+        cell: takes a line of the CSV; without it the number is shown with `digits`.
+        only_with: a column that a printed table must have for this one to be shown.
     """
 
     name: str
     value: Callable[[Row], object]
     heading: str | None = None
+    digits: int = 1
     cell: Callable[[pd.Series], str] | None = None
     only_with: str | None = None
 
+    def show(self, line: pd.Series) -> str:
+        return self.cell(line) if self.cell else number(line, self.name, self.digits)
 
-def number(column: str, digits: int) -> Callable[[pd.Series], str]:
-    """Return a function that shows a line's number in this column."""
 
-    def cell(line: pd.Series) -> str:
-        return "-" if pd.isna(line[column]) else f"{line[column]:.{digits}f}"
-
-    return cell
+def number(line: pd.Series, column: str, digits: int) -> str:
+    return "-" if pd.isna(line[column]) else f"{line[column]:.{digits}f}"
 
 
 def accuracy_cell(line: pd.Series) -> str:
     """Show top-1 and, where it is the mean over several seeds, their number and spread."""
-    top1 = number("top1", 2)(line)
+    top1 = number(line, "top1", 2)
     if pd.isna(line["seeds"]) or line["seeds"] == 1:
         return top1
     return f"{top1} (n={line['seeds']}, sd {line['top1_sd']:.2f})"
@@ -185,99 +185,72 @@ def speedup_cell(line: pd.Series) -> str:
     """Show a speed-up in per cent with its 95 % interval."""
     if pd.isna(line["speedup_pct"]):
         return "-"
-    return f"{line['speedup_pct']:.1f} ({number('speedup_pct_low', 0)(line)} to {number('speedup_pct_high', 0)(line)})"
+    return f"{line['speedup_pct']:.1f} ({number(line, 'speedup_pct_low', 0)} to {number(line, 'speedup_pct_high', 0)})"
 
 
 def ceilings_cell(line: pd.Series) -> str:
-    ceilings = [number(f"ceiling_{name}_pct", 1)(line) for name in ("macs", "roofline")]
+    ceilings = [number(line, f"ceiling_{name}_pct", 1) for name in ("macs", "roofline")]
     return "-" if ceilings == ["-", "-"] else " / ".join(ceilings)
 
 
 def parameters_cell(line: pd.Series) -> str:
-    return f"{number('params_m', 1)(line)} / {number('params_m_paper', 1)(line)}"
+    return f"{number(line, 'params_m', 1)} / {number(line, 'params_m_paper', 1)}"
 
 
 def step_cell(line: pd.Series) -> str:
     """Show whether a training step fits into memory, and how much it needs where that is known."""
-    text = fit_cell("out_of_memory")(line)
+    text = fit(line["out_of_memory"])
     return text if pd.isna(line["memory_gib"]) else f"{text}, {line['memory_gib']:.1f} GiB"
 
 
-def fit_cell(column: str) -> Callable[[pd.Series], str]:
-    """Return a function that shows whether a line's training step fits into memory."""
-
-    def cell(line: pd.Series) -> str:
-        if pd.isna(line[column]):
-            return "-"
-        return "out of memory" if line[column] else "fits"
-
-    return cell
+def fit(out_of_memory) -> str:
+    if pd.isna(out_of_memory):
+        return "-"
+    return "out of memory" if out_of_memory else "fits"
 
 
 COLUMNS = [
-    Column("top1", lambda row: row.accuracy.top1, "trained here: top-1 %", accuracy_cell),
+    Column("top1", lambda row: row.accuracy.top1, "trained here: top-1 %", cell=accuracy_cell),
     Column("top1_sd", lambda row: row.accuracy.sd),
     Column("top1_low", lambda row: row.accuracy.low),
     Column("top1_high", lambda row: row.accuracy.high),
-    Column("top1_paper", lambda row: row.of_print("top1"), "printed: top-1 %", number("top1_paper", 1)),
-    Column(
-        "top1_delta",
-        lambda row: difference(row.accuracy.top1, row.of_print("top1")),
-        "top-1, here - printed",
-        number("top1_delta", 1),
-    ),
-    Column("top1_gain", lambda row: row.top1_gain, "over the dense", number("top1_gain", 2)),
-    Column("top1_gain_paper", lambda row: row.printed_gain, "printed: over the dense", number("top1_gain_paper", 1)),
-    Column("throughput", lambda row: row.speed.throughput, "timed here: images/s", number("throughput", 1)),
-    Column(
-        "throughput_paper",
-        lambda row: row.of_print("throughput"),
-        "printed (V100): images/s",
-        number("throughput_paper", 0),
-    ),
-    Column("speedup_pct", lambda row: row.speed.speedup_pct, "speed-up %", speedup_cell),
+    Column("top1_paper", lambda row: row.of_print("top1"), "printed: top-1 %"),
+    Column("top1_delta", lambda row: difference(row.accuracy.top1, row.of_print("top1")), "top-1, here - printed"),
+    Column("top1_gain", lambda row: row.top1_gain, "over the dense", digits=2),
+    Column("top1_gain_paper", lambda row: row.printed_gain, "printed: over the dense"),
+    Column("throughput", lambda row: row.speed.throughput, "timed here: images/s"),
+    Column("throughput_paper", lambda row: row.of_print("throughput"), "printed (V100): images/s", digits=0),
+    Column("speedup_pct", lambda row: row.speed.speedup_pct, "speed-up %", cell=speedup_cell),
     Column("speedup_pct_low", lambda row: row.speed.speedup_pct_low),
     Column("speedup_pct_high", lambda row: row.speed.speedup_pct_high),
-    Column("ceiling_macs_pct", lambda row: row.speed.ceiling_macs_pct, "ceiling by MACs / roofline", ceilings_cell),
-    Column("ceiling_roofline_pct", lambda row: row.speed.ceiling_roofline_pct),
     Column(
-        "speedup_pct_paper",
-        lambda row: row.printed_speedup_pct,
-        "printed: speed-up %",
-        number("speedup_pct_paper", 1),
+        "ceiling_macs_pct", lambda row: row.speed.ceiling_macs_pct, "ceiling by MACs / roofline", cell=ceilings_cell
     ),
+    Column("ceiling_roofline_pct", lambda row: row.speed.ceiling_roofline_pct),
+    Column("speedup_pct_paper", lambda row: row.printed_speedup_pct, "printed: speed-up %"),
     Column(
         "speedup_delta",
         lambda row: difference(row.speed.speedup_pct, row.printed_speedup_pct),
         "speed-up, here - printed",
-        number("speedup_delta", 1),
     ),
-    Column("macs_g", lambda row: row.speed.macs_g, "G MACs", number("macs_g", 2)),
+    Column("macs_g", lambda row: row.speed.macs_g, "G MACs", digits=2),
     Column("params_m", lambda row: row.speed.params_m),
     Column(
         "params_m_paper",
         lambda row: row.of_print("params_m"),
         "M parameters, here / printed",
-        parameters_cell,
+        cell=parameters_cell,
         only_with="params_m",
     ),
-    Column(
-        "out_of_memory", lambda row: None if row.step.fits is None else not row.step.fits, only_with="out_of_memory"
-    ),
+    Column("out_of_memory", lambda row: row.step.out_of_memory, only_with="out_of_memory"),
     Column(
         "out_of_memory_paper",
         lambda row: row.of_print("out_of_memory"),
         "printed: a training step",
-        fit_cell("out_of_memory_paper"),
+        cell=lambda line: fit(line["out_of_memory_paper"]),
         only_with="out_of_memory",
     ),
-    Column(
-        "memory_gib",
-        lambda row: row.step.gib,
-        "a training step",
-        step_cell,
-        only_with="out_of_memory",
-    ),
+    Column("memory_gib", lambda row: row.step.gib, "a training step", cell=step_cell, only_with="out_of_memory"),
     Column("resolution", lambda row: row.speed.resolution),
     Column("batch_size", lambda row: row.speed.batch_size),
     # where rows are called by the batch size of a training
@@ -314,18 +287,13 @@ def frame_of(table: str, rows: list[Row], config: Config) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(COUNTS & set(frame.columns), "Int64"))
 
 
-def make(table: str, reader: Records) -> pd.DataFrame:
-    """Return a table as its CSV has it."""
-    return frame_of(table, rows_of(table, reader), reader.config)
-
-
 # -- for people -----------------------------------------------------------------------------
 
 
 def sheet_of(table: str, rows: list[Row], frame: pd.DataFrame, config: Config) -> sheet.Sheet:
-    """Return the table for people and, below it, where its measured numbers come from and what to beware of.
+    """Return the table for people; below it the sources of the measured numbers, and the flags as notes.
 
-    The conditions of the measurement are columns where they are not the same for all rows.
+    A condition of the measurement is a column if it differs between rows.
     """
     names = printed.names(config, table)
     columns = [column for column in columns_of(table, config) if column.heading]
@@ -335,7 +303,7 @@ def sheet_of(table: str, rows: list[Row], frame: pd.DataFrame, config: Config) -
     lines = []
     for _, line in frame.iterrows():
         cells = [str(line[name]) for name in names]
-        cells += [column.cell(line) for column in columns]
+        cells += [column.show(line) for column in columns]
         cells += ["-" if pd.isna(line[name]) else str(line[name]) for name in varied]
         cells.append("" if pd.isna(line["flags"]) else str(notes.index(line["flags"]) + 1))
         lines.append(cells)
@@ -349,10 +317,10 @@ def remarks(rows: list[Row]) -> list[str]:
     measured = [row for row in rows if row.is_measured]
     if not measured:
         return ["Nothing of it was measured: all numbers are printed in the paper."]
-    # each training took its own time, which the CSV tells of each row
+    # each training took its own time; the CSV has it for each row
     texts = list(dict.fromkeys(row.source(with_epochs=False) for row in measured))
     if any(row.accuracy.top1 is not None for row in measured):
-        texts.append("accuracies are of one seed where no n stands beside them")
+        texts.append("accuracies are of one seed where no n is given")
     texts.append("over the dense: the dense model, or LeViT, with which a row is timed in interleaved rounds")
     speeds = [row.speed for row in measured if row.speed.throughput is not None]
     if speeds:

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -22,14 +23,14 @@ from workflow.storage import journal, provenance
 from workflow.storage.attempts import Attempt
 
 NOTE = "mlflow.note.content"  # MLflow's tag with the text on top of a run's page
-# the second is of attempts that an older version showed; their runs must not be made twice
+# An older version wrote the second file; the runs of its attempts must not be made twice.
 ID_FILES = (".mlflow-id", ".mirror-id")
 PARAMS = (
     *("model", "data", "recipe", "start", "teacher", "checkpoint"),
     *("section", "device", "mode", "precision", "batch_size", "threads", "rounds"),
 )
 ANALYSIS_PARAMS = ("run", "computes", "images")
-RECIPE = ("epochs", "batch_size", "optimizer", "lr", "amp", "images")  # what the page says of it
+RECIPE = ("epochs", "batch_size", "optimizer", "lr", "amp", "images")  # the keys that the page shows
 FILES_OF_AN_ITEM = {".csv": (".md", ".html"), ".png": (".svg", ".csv")}
 
 
@@ -83,11 +84,12 @@ def of_attempt(root: Path, source: Source, config: Config, queue: Queue) -> Run:
     attempt = Attempt(source.path)
     spec, job = attempt.spec, attempt.job() or {}
     folder = source.path.parent.parent
+    results = config.settings[source.setting]["results"]
     names = (*PARAMS, *ANALYSIS_PARAMS) if spec["kind"] == "analysis" else PARAMS
     run = Run(
         identity={"attempt_id": _identity(source.path)},
         experiment=source.setting,
-        name=_name(folder.relative_to(root / config.settings[source.setting]["results"])),
+        name=re.sub("^(runs|throughput|training)/", "", str(folder.relative_to(root / results))),
         started_ms=round(1000 * (source.path / "spec.json").stat().st_mtime),
         params=_flatten("", {name: spec[name] for name in names if name in spec}),
         tags={
@@ -121,18 +123,10 @@ def of_attempt(root: Path, source: Source, config: Config, queue: Queue) -> Run:
     return run
 
 
-def _name(folder: Path) -> str:
-    """Return a run's name from its job's folder below the setting's results: deit_tiny, analyses/cka."""
-    for prefix in ("runs/", "throughput/", "training/"):
-        if str(folder).startswith(prefix):
-            return str(folder).removeprefix(prefix)
-    return str(folder)
-
-
 def _identity(attempt: Path) -> str:
-    """Return a name that the attempt keeps for good, wherever its folder is moved or copied to.
+    """Return an identifier that the attempt keeps wherever its folder is moved or copied to.
 
-    Its path is none: a deleted folder made anew is another run, and clones share servers.
+    Its path is no such identifier: a folder that was deleted and made anew is another run, and clones share servers.
     """
     try:
         for name in ID_FILES:
@@ -163,7 +157,7 @@ def _flatten(prefix: str, value) -> dict[str, str]:
 
 
 def _set_status(run: Run, attempt: Attempt, last: bool, job: dict, record: dict | None, queue: Queue) -> None:
-    """Set the run's status and end. A job that was preempted or killed is to be resumed: RUNNING."""
+    """Set the run's status and end. A job that was preempted or killed will be resumed, and stays RUNNING."""
     errors = list(attempt.folder.glob("error-rank*.json"))
     failed = errors and job and not all(error.get("stopped") for error in attempt.errors())
     if record:
@@ -214,6 +208,7 @@ def _numbers(kind: str, names: Iterable[str]) -> dict[str, str]:
 
 
 def provenance_tags(record: dict) -> dict[str, str]:
+    """Return the tags of the device, the host, the code and the versions that made a record."""
     known = record["provenance"]
     tags = {key: str(known[key]) for key in ("device", "host") if known.get(key) is not None}
     versions = ", ".join(f"{name} {version}" for name, version in known.get("versions", {}).items())
@@ -221,8 +216,10 @@ def provenance_tags(record: dict) -> dict[str, str]:
 
 
 def _code_tags(known: dict) -> dict[str, str]:
-    """Return the commit, whether files differed from it, why both are unknown, and which versions of
-    the code made which part. `known` is a record's provenance or one version of the code."""
+    """Return the tags of a record's provenance, or of a version of the code.
+
+    They are the commit, whether files differed from it, why both are unknown, and which version made which part.
+    """
     tags = {}
     for key in ("commit", "dirty"):
         tags[key] = "unknown" if known.get(key) is None else str(known[key])
@@ -247,8 +244,8 @@ def _code_of_last_start(attempt: Attempt) -> dict[str, str]:
 def metrics_of_journal(path: Path) -> tuple[list[Metric], list[int]]:
     """Return the metrics of a training's epochs or a search's layers, each once, and which steps were repeated.
 
-    A job that died before it saved an epoch does it again. The record counts the second time, MLflow
-    keeps the first, since it takes no value back. On a CPU they differ in their seconds only.
+    A job that died before it saved an epoch repeats it. The record counts the second time; MLflow, which takes no value
+    back, keeps the first. On a CPU only their seconds differ.
     """
     by_step: dict[int, list[Metric]] = {}
     repeated = set()
@@ -335,7 +332,7 @@ def _duration(seconds: float) -> str:
 
 
 def describe_code(known: dict) -> str:
-    """Return the commit behind a record, or why it is unknown, or which ones made which part."""
+    """Say which commit made a record, why it is unknown, or which commits made which part."""
     reason = provenance.unknown_reason(known)
     if reason:
         return f"unknown commit: {reason}"
@@ -344,7 +341,7 @@ def describe_code(known: dict) -> str:
 
 
 def command(config: Config, setting: str, folder: Path) -> str:
-    """Return the command that makes a job's record anew, although it exists."""
+    """Return the command that makes a job's record again, although it exists."""
     record = folder / "train.json" if folder.parent.name == "runs" else folder.with_name(f"{folder.name}.json")
     return f"snakemake {record} --profile {targets.profile(config, setting)} --forcerun {record}"
 
@@ -353,7 +350,7 @@ def command(config: Config, setting: str, folder: Path) -> str:
 
 
 def of_item(root: Path, source: Source, config: Config) -> Run:
-    """Describe a table, a figure or the ledger of claims. A CSV becomes a table that MLflow can show, too."""
+    """Describe a table, a figure or the ledger of claims. MLflow shows a CSV as a table."""
     content = source.path.read_bytes()
     suffix = source.path.suffix
     name = source.path.name.removesuffix(suffix)
@@ -364,8 +361,7 @@ def of_item(root: Path, source: Source, config: Config) -> Run:
         kind = "table" if item in config.items["tables"] else "figure"
         tags = {"kind": kind, kind: item.removeprefix(kind)}
     results = config.settings[source.setting]["results"]
-    text = targets.caption(config, results, str(source.path.relative_to(root)))
-    tags[NOTE] = text.replace("``", "`")
+    tags[NOTE] = targets.caption(config, results, str(source.path.relative_to(root))).replace("``", "`")
     files = [source.path, *(source.path.with_name(f"{name}{other}") for other in FILES_OF_AN_ITEM[suffix])]
     run = Run(
         identity={"file": str(source.path.resolve()), "sha256": hashlib.sha256(content).hexdigest()},

@@ -1,11 +1,11 @@
 """The MLflow sync: whatever attempts, tables and figures exist under results/ appears in MLflow, each value once.
 
-snakemake starts one follower (`start`), which ends with it: when snakemake closes the pipe between
-them, or dies, the follower makes a last pass and ends. After a kill of the follower, the next start
-of snakemake or `python -m workflow.tracking` catches up, from what MLflow says that it holds.
+snakemake starts one follower (`start`), which ends with it: when snakemake closes the pipe between them, or dies, the
+follower makes a last pass and ends. After a kill of the follower, the next start of snakemake or
+`python -m workflow.tracking` asks MLflow what it holds, and sends the rest.
 
-Jobs know nothing of MLflow, so MLflow away, locked or broken costs a training nothing. mlflow itself
-is imported in the follower's process only.
+Jobs know nothing of MLflow, so an MLflow that is away, locked or broken costs a training nothing. Only the follower's
+process imports mlflow.
 """
 
 import contextlib
@@ -75,7 +75,7 @@ def finish(follower: subprocess.Popen, root: Path = records.ROOT, patience_s: fl
     with contextlib.suppress(OSError, ConfigError):  # the follower's sentence about them comes below
         if Results(root).a_job_lives():
             say(
-                "Jobs go on. MLflow shows what they do from the next start, or while "
+                "Jobs go on. MLflow shows what they do from the next start on, or while "
                 "`python -m workflow.tracking --follow` runs."
             )
     uri = tracking_uri(root)
@@ -83,7 +83,7 @@ def finish(follower: subprocess.Popen, root: Path = records.ROOT, patience_s: fl
         code = follower.wait(patience_s if uri.startswith(SQLITE) else 0)
     except subprocess.TimeoutExpired:
         say(f"The MLflow sync (process {follower.pid}) still works, and ends by itself.")
-        follower.returncode = 0  # nobody waits for it, and Python need not warn of it
+        follower.returncode = 0  # nobody waits for it, so Python must not warn of it
         return
     if code:
         say(
@@ -205,7 +205,7 @@ class Results:
 
 
 def _signature(attempt: Path, last: bool) -> str:
-    """Return what changes with any of the attempt's files that MLflow shows; reads one directory only."""
+    """Return a text that changes with any of the attempt's files that MLflow shows. It reads one directory only."""
     parts = []
     for entry in os.scandir(attempt):
         if entry.name in SIGNED or entry.name.startswith("error-rank"):
@@ -220,12 +220,12 @@ QUIET = {
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # the sync says itself what went wrong, in one sentence
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
-    # mlflow must not repeat a request by itself: a run that was made but whose answer got lost
-    # would be made twice. The next pass asks first, and a late answer is no lost one.
+    # mlflow must not repeat a request by itself: where the answer got lost, the run would be made twice.
+    # The next pass asks first.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
-REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # MLflow refuses one run; the others go on
+REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # MLflow refuses this run; the others go on
 SYNCED = "synced"  # the tag that comes last, with the signature of what arrived
 
 
@@ -236,7 +236,6 @@ class Stored:
         self.run_id = run.info.run_id
         self.status = run.info.status
         self.artifacts = run.info.artifact_uri
-        self.deleted = run.info.lifecycle_stage == "deleted"
         self.tags = run.data.tags
         self.params = run.data.params
         self.metrics = run.data.metrics
@@ -252,11 +251,10 @@ class Sync:
         self.database = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
         self.unusable = False
         self.client = None
-        self.experiments: dict[str, str] = {}  # their numbers
-        self.deleted: dict[str, str] = {}  # those that somebody deleted
+        self.experiments: dict[str, str] = {}  # the number of each setting's experiment
         self.stored: dict[str, Stored] = {}
         self.sent: dict[Path, str] = {}  # signatures
-        self.troubles: dict[Path | str | None, str] = {}
+        self.troubles: dict[Path | None, str] = {}
         self.deleted_runs: set[str] = set()
 
     def catch_up(self) -> bool:
@@ -267,12 +265,10 @@ class Sync:
             self._trouble(None, "The results can't be read", error)
             return False
         try:
-            if self.client is None or (any(map(self._changed, sources)) and self._experiments_changed()):
+            if self.client is None:
                 self._connect()
-            for source in filter(self._changed, sources):
-                if source.setting in self.deleted:
-                    self._say_deleted(source.setting)
-                else:
+            for source in sources:
+                if self.sent.get(source.path) != source.signature:
                     self._send_source(source)
         except Exception as error:  # whatever mlflow and its many parts may raise
             self.client = None
@@ -282,9 +278,6 @@ class Sync:
         if self.troubles.pop(None, None):
             self.say(f"MLflow at {without_password(self.uri)} is up to date again.")
         return not self.troubles
-
-    def _changed(self, source: Source) -> bool:
-        return self.sent.get(source.path) != source.signature
 
     def _connect(self) -> None:
         """Open or make the database, with an experiment for each setting, and read which runs it holds."""
@@ -301,7 +294,15 @@ class Sync:
             if not self.database.exists() or not self.database.stat().st_size:
                 make_database(self.database)
         client = MlflowClient(self.uri)
-        self._read_experiments(client)
+        for setting in self.results.config.settings:
+            experiment = client.get_experiment_by_name(setting)
+            if experiment:
+                self.experiments[setting] = experiment.experiment_id
+            else:
+                location = None  # a server has its own folder for artifacts
+                if "://" in self.uri and not self.uri.startswith("http"):
+                    location = artifact_location(self.root, setting)
+                self.experiments[setting] = client.create_experiment(setting, artifact_location=location)
         if self.database:
             move_artifacts_with_clone(self.database, self.root, self.experiments)
         self.stored, self.sent, token = {}, {}, None
@@ -319,29 +320,6 @@ class Sync:
             token = page.token or ""
         self.client = client
 
-    def _read_experiments(self, client) -> None:
-        """Read the number of each setting's experiment, made if there is none, and which were deleted."""
-        self.deleted = {}
-        for setting in self.results.config.settings:
-            experiment = client.get_experiment_by_name(setting)
-            if experiment is None:
-                place = None  # a server knows its own place for artifacts
-                if "://" in self.uri and not self.uri.startswith("http"):
-                    place = artifact_location(self.root, setting)
-                self.experiments[setting] = client.create_experiment(setting, artifact_location=place)
-                continue
-            self.experiments[setting] = experiment.experiment_id
-            if experiment.lifecycle_stage == "deleted":
-                self.deleted[setting] = experiment.experiment_id
-
-    def _experiments_changed(self) -> bool:
-        """Return whether an experiment was deleted or restored since the last pass."""
-        before = self.deleted
-        self._read_experiments(self.client)
-        for setting in before.keys() - self.deleted:
-            self.troubles.pop(setting, None)
-        return before != self.deleted
-
     def _send_source(self, source: Source) -> None:
         from mlflow.exceptions import MlflowException
 
@@ -352,15 +330,16 @@ class Sync:
             return
         try:
             self._send(run, source.signature)
+            self.troubles.pop(source.path, None)
         except MlflowException as error:
             if error.error_code not in REFUSED:
                 raise
-            if run.key in self.stored and self._is_deleted(self.stored[run.key]):
-                self._say_deleted_run(run.name, self.stored[run.key].run_id)
+            if self._experiment_is_deleted(source):
+                return
+            if self._run_is_deleted(run):
+                self.troubles.pop(source.path, None)
             else:
                 self._trouble(source.path, f"MLflow does not take {source.path}", error)
-        else:
-            self.troubles.pop(source.path, None)
         if run.settled:
             self.sent[source.path] = source.signature
 
@@ -368,9 +347,6 @@ class Sync:
         """Send everything of one run; the last tag says that all before it arrived."""
         stored = self._find_or_create(run)
         if stored.tags.get(SYNCED) == signature and stored.status == run.status:
-            return
-        if stored.deleted and self._is_deleted(stored):
-            self._say_deleted_run(run.name, stored.run_id)
             return
         self._log(stored, run)
         if run.status != "RUNNING":
@@ -382,7 +358,6 @@ class Sync:
                 self.client.log_dict(stored.run_id, run.table, f"{run.name}.json")
             self.client.set_terminated(stored.run_id, run.status, run.ended_ms)
             self.client.set_tag(stored.run_id, SYNCED, signature)
-            stored.steps = None
         elif stored.status != run.status:
             self.client.update_run(stored.run_id, run.status)
         stored.status = run.status
@@ -399,11 +374,6 @@ class Sync:
             )
             stored = self.stored[run.key] = Stored(made, new=True)
         return stored
-
-    def _is_deleted(self, stored: Stored) -> bool:
-        """Ask MLflow whether the user deleted the run meanwhile; then it is left as it is."""
-        stored.deleted = Stored(self.client.get_run(stored.run_id)).deleted
-        return stored.deleted
 
     def _log(self, stored: Stored, run: Run) -> None:
         """Send params, tags and metrics that MLflow does not hold, in one call unless they are many."""
@@ -426,11 +396,36 @@ class Sync:
             self.client.log_batch(stored.run_id, metrics[:800], params[:100], tags[:100])
             metrics, params, tags = metrics[800:], params[100:], tags[100:]
         stored.steps |= new.keys()  # only now that all have arrived
-        stored.metrics = dict.fromkeys(key for key, _ in stored.steps)
         stored.params = stored.params | run.params
         stored.tags = stored.tags | run.tags
 
-    def _trouble(self, key: Path | str | None, what: str, error: Exception | str) -> None:
+    def _experiment_is_deleted(self, source: Source) -> bool:
+        """Ask MLflow whether somebody deleted the source's experiment in its UI, and say how it is restored."""
+        number = self.experiments[source.setting]
+        if self.client.get_experiment(number).lifecycle_stage != "deleted":
+            return False
+        self._trouble(
+            source.path,
+            f"The experiment {source.setting!r} was deleted in MLflow",
+            f"to have it and its runs again, MLFLOW_TRACKING_URI={without_password(self.uri)} mlflow experiments "
+            f"restore --experiment-id {number}",
+        )
+        return True
+
+    def _run_is_deleted(self, run: Run) -> bool:
+        """Ask MLflow whether somebody deleted the run in its UI. They did not want it, so it is no trouble."""
+        stored = self.stored.get(run.key)
+        if stored is None or self.client.get_run(stored.run_id).info.lifecycle_stage != "deleted":
+            return False
+        if stored.run_id not in self.deleted_runs:
+            self.deleted_runs.add(stored.run_id)
+            self.say(
+                f"The run {run.name!r} was deleted in MLflow and gets nothing more; to have it again, "
+                f"MLFLOW_TRACKING_URI={without_password(self.uri)} mlflow runs restore --run-id {stored.run_id}"
+            )
+        return True
+
+    def _trouble(self, key: Path | None, what: str, error: Exception | str) -> None:
         """Say a trouble once, until it is another one; the disk keeps everything, so nothing is lost."""
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:400]
         reason = reason.split(". ")[0].rstrip(".")  # MLflow adds advice that does not apply here
@@ -438,28 +433,9 @@ class Sync:
         if advice:
             reason = f"{reason}: {advice}"
         text = without_password(f"{what}: {reason}; results/ has everything, it is tried again.")
-        if self.troubles.get(key) != text:
-            self.troubles[key] = text
+        if text not in self.troubles.values():
             self.say(text)
-
-    def _say_deleted(self, setting: str) -> None:
-        """Say that somebody deleted an experiment in MLflow's UI."""
-        self._trouble(
-            setting,
-            f"The experiment {setting!r} was deleted in MLflow",
-            f"to have it and its runs again, MLFLOW_TRACKING_URI={without_password(self.uri)} mlflow experiments "
-            f"restore --experiment-id {self.deleted[setting]}",
-        )
-
-    def _say_deleted_run(self, name: str, run_id: str) -> None:
-        """Say once that somebody deleted the run in MLflow's UI. They did not want it, so it is no trouble."""
-        if run_id not in self.deleted_runs:
-            self.deleted_runs.add(run_id)
-            self.say(
-                f"The run {name!r} was deleted in MLflow and gets nothing more; to have it again, "
-                f"MLFLOW_TRACKING_URI={without_password(self.uri)} mlflow runs restore "
-                f"--run-id {run_id}"
-            )
+        self.troubles[key] = text
 
 
 # -- troubles -------------------------------------------------------------------------------------
@@ -471,17 +447,16 @@ OTHER_VERSION = r"out-of-date database schema|Can't locate revision"
 
 def remedy(reason: str, uri: str, path: Path | None) -> str:
     """Return what to do about an error's text; "" for an unknown kind. `path` is the database's file, if any."""
-    folder = path.parent if path else "its place"
+    folder = path.parent if path else "its folder"
     remedies = {
         FULL: f"make room in {folder} (the disk, or your quota)",
-        DAMAGED: f"move it away (mv {path} {path}.damaged), then it is made anew from results/",
-        OTHER_VERSION: "another version of MLflow made it: back it up and run "
-        f"`mlflow db upgrade {uri}` if that one was older, install that one if it was newer, or "
-        "name another database in MLFLOW_TRACKING_URI",
-        r"database is locked": "another program holds it; if it is on NFS, name a file on a "
-        "local disk in MLFLOW_TRACKING_URI (docs/cluster.md)",
-        r"unable to open database|readonly database": f"make {path} and {folder} writable, or name "
-        "another database in MLFLOW_TRACKING_URI",
+        DAMAGED: f"move it away (mv {path} {path}.damaged), then it is made again from results/",
+        OTHER_VERSION: f"another version of MLflow made it: back it up and run `mlflow db upgrade {uri}` if that "
+        "version was older, install that version if it was newer, or name another database in MLFLOW_TRACKING_URI",
+        r"database is locked": "another program holds it; if it is on NFS, name a file on a local disk in "
+        "MLFLOW_TRACKING_URI (docs/cluster.md)",
+        r"unable to open database|readonly database": f"make {path} and {folder} writable, or name another database in "
+        "MLFLOW_TRACKING_URI",
     }
     for words, advice in remedies.items():
         if re.search(words, reason, re.IGNORECASE):
@@ -509,8 +484,7 @@ SQLITE_PATIENCE_S = 30
 
 
 def make_database(path: Path) -> None:
-    """Make the whole database or none: MLflow can't go on with one that it half made before a kill or
-    on a full disk."""
+    """Make the whole database or none: MLflow can't use one that a kill or a full disk left half made."""
     from mlflow import MlflowClient
 
     with files.replacing(path) as draft:
@@ -547,9 +521,9 @@ def move_artifacts_with_clone(database: Path, root: Path, experiments: dict[str,
 
 
 def keep_artifacts_in_clone(database: Path, root: Path, experiment: str, stored: Stored) -> None:
-    """Keep a run's artifacts in this clone if MLflow has them in another one, as where two share a database.
+    """Keep a run's artifacts in this clone if MLflow has them in another clone that shares the database.
 
-    Any other place, such as a bucket, was chosen by somebody and stays.
+    Any other folder, such as a bucket, was chosen by somebody and stays.
     """
     suffix = f"/{stored.run_id}/artifacts"
     clone = clone_of(stored.artifacts.removesuffix(suffix), experiment)
