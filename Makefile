@@ -65,6 +65,7 @@ ui: $(INSTALLED)
 lint: $(INSTALLED)
 	@$(RUN) ruff check
 	@$(RUN) ruff format --check
+	@$(RUN) mypy
 	@$(RUN) snakefmt --check Snakefile workflow/rules
 	@$(RUN) snakemake --lint
 

@@ -248,7 +248,9 @@ class DynamicVisionTransformer(TokenDroppingTransformer):
         All tokens stay; each sampled decision masks the attention from its block on.
         """
         x = self.embed(images, maps)
-        policy, valid, decisions = None, None, []
+        policy = None
+        valid = None
+        decisions: list[Tensor] = []
         for index in range(len(self.blocks) if maps is None else maps.end):
             if index in self.prune_blocks:
                 previous = decisions[-1] if decisions else None

@@ -119,6 +119,7 @@ class SlimVisionTransformer(TokenDroppingTransformer):
     """
 
     fresh_keys = ("kept",)
+    kept: Tensor  # (depth, N) bool
     _present: list[list[int]] | None = None  # the tokens of each layer, class token 0
 
     def __init__(self, *args: Any, keep_profile: Sequence[float] | None = None, **kwargs: Any):

@@ -41,7 +41,7 @@ def _weights_in(content: Mapping[str, Any], names: Sequence[str]) -> dict[str, T
     """
     name = next((name for name in names if content.get(name) is not None), None)
     content = content if name is None else content[name]
-    weights = OrderedDict(clean_state_dict(content))
+    weights: Any = OrderedDict(clean_state_dict(content))
     metadata = {f"{name}." if name else "": value for name, value in _metadata(content).items()}
     metadata = clean_state_dict(metadata)
     if metadata:
@@ -100,7 +100,7 @@ def load_exactly(model: nn.Module, state_dict: Mapping[str, Tensor], fresh: Sequ
     metadata = _metadata(state_dict)
     state_dict = OrderedDict(with_new_names(state_dict))
     if metadata:
-        state_dict._metadata = metadata
+        state_dict._metadata = metadata  # type: ignore[attr-defined]  # as torch does
     parts = _training_parts(model)
     unneeded = () if any(key.startswith(parts) for key in own) else parts
     absent = [key for key in own if key not in state_dict]
@@ -135,7 +135,7 @@ def add_saved_metadata(state_dict: dict[str, Any], model: nn.Module) -> dict[str
     if "schedule" not in metadata.get("", {}) and schedule is not None:
         metadata = {**metadata, "": {**model.metadata(), "schedule": schedule}}
     if metadata:
-        state_dict._metadata = metadata
+        state_dict._metadata = metadata  # type: ignore[attr-defined]  # as torch does
     return state_dict
 
 
@@ -152,7 +152,8 @@ def _metadata_of_source(cfg: Mapping[str, Any]) -> Mapping[str, dict]:
 
 def deit_from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return Evo-DeiT's weights under our keys; the authors have lists of qk, v, proj and norm1 of all blocks."""
-    renamed, parts = {}, {}
+    renamed: dict[str, Tensor] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
     for key, value in state_dict.items():
         if match := re.fullmatch(r"(qks|vs)\.(\d+)\.(?:qk|v)\.(weight|bias)", key):
             kind, block, name = match.groups()

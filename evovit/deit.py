@@ -149,6 +149,7 @@ class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
             self.init_weights(needs_reset=False)
 
     training_parts = ("norm_cls", "head_cls")
+    blocks: nn.Sequential
     from_official = staticmethod(deit_from_official)
 
     def _make_training_parts(self) -> dict[str, nn.Module]:

@@ -1,13 +1,18 @@
 """What timm asks of a model besides its logits: feature maps, pooling, empty batches, capture of its graph."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import global_pool_nlc
 from torch import Tensor, fx
 from torch.utils._pytree import tree_map
+
+if TYPE_CHECKING:  # a class that is mixed into a module uses what modules have
+    from torch.nn import Module as Mixin
+else:
+    Mixin = object
 
 
 def fill_grid(tokens: Tensor, kept: Tensor, before: Tensor) -> Tensor:
@@ -62,7 +67,7 @@ def pack_intermediates(
     return features if intermediates_only else (final, features)
 
 
-class TokenPooling:
+class TokenPooling(Mixin):
     """Mixed into a timm Vision Transformer, so that torch.export takes batches without a limit."""
 
     def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
@@ -83,7 +88,7 @@ class TokenPooling:
         return global_pool_nlc(x, pool_type, reduce_include_prefix=True)
 
 
-class NoSymbolicGraph:
+class NoSymbolicGraph(Mixin):
     """Mixed into a model that neither TorchScript nor torch.fx can capture, to say so.
 
     torch.fx hands placeholders to ``forward`` instead of tensors; a model refuses them with

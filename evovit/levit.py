@@ -241,14 +241,16 @@ class EvoLevit(EvoHost, nn.Module):
         trunc_normal_(self.pos_embed, std=0.02)
         self.stages, self.feature_info = nn.ModuleList(), []
         sizes = (to_ntuple(len(depth))(size) for size in (num_heads, attn_ratio, mlp_ratio))
-        for i, (dim, count, *of_block) in enumerate(zip(embed_dim, depth, *sizes, strict=True)):
+        for i, (dim, count, heads, attention, mlp) in enumerate(zip(embed_dim, depth, *sizes, strict=True)):
             downsample = None
             if i > 0:
                 downsample = EvoLevitSubsample(
                     embed_dim[i - 1], dim, key_dim, self.grids[i - 1], subsample == "average",
                     act, drop_path_rate, **dd,
                 )  # fmt: skip
-            blocks = [EvoLevitBlock(dim, key_dim, *of_block, act, drop_path_rate, **dd) for _ in range(count)]
+            blocks = [
+                EvoLevitBlock(dim, key_dim, heads, attention, mlp, act, drop_path_rate, **dd) for _ in range(count)
+            ]
             self.stages.append(EvoLevitStage(downsample, blocks))
             info = dict(num_chs=dim, reduction=STRIDE * 2**i, module=f"stages.{i}")
             self.feature_info.append(info)

@@ -124,7 +124,7 @@ def check_options(
             "sub-sampling leaves out before it"
         )
     if blocks_per_stage is None:
-        starts = sorted({start_block, *(first for first in host.stages if first > start_block)})
+        starts: Sequence[int] = sorted({start_block, *(first for first in host.stages if first > start_block)})
     else:
         starts = range(start_block, host.depth, blocks_per_stage)
     return Options(

@@ -1,7 +1,7 @@
 """Running a host's blocks with token selection and slow-fast updating (Eqs. 4-7), and looking into it."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,7 @@ class SlowFast(NamedTuple):
             return State(slow[..., : 1 + k, :], scores)
         return self._merge(state, selection, slow, scores, representative)
 
-    def _select(self, state: State, k: int) -> tuple[Selection | DeferredSelection, Scores | DeferredScores]:
+    def _select(self, state: State, k: int) -> tuple[Any, Any]:
         """Return the selection of k tokens, and the running scores, settled."""
         scores = state.scores
         if self.options.evolves:

@@ -157,16 +157,16 @@ def _folder(path: str, setting: str) -> Iterator[tuple[str, Image.Image]]:
             f"{folder} ({key}) holds no {', '.join(layout.IMAGE_SUFFIXES)} files; put photographs "
             f"there, or say `photographs: {specs.SAMPLE_IMAGES}`."
         )
-    for path in paths:
-        fault = layout.image_fault(path.name)
+    for file in paths:
+        fault = layout.image_fault(file.name)
         if fault:
-            raise DataError(f"{printable(path)} ({key}) {fault}.")
-    for path in paths:
+            raise DataError(f"{printable(file)} ({key}) {fault}.")
+    for file in paths:
         try:
-            with open(path, "rb") as stream:
-                yield path.name, readers.decode(stream, upright=True)
+            with open(file, "rb") as stream:
+                yield file.name, readers.decode(stream, upright=True)
         except (OSError, readers.ImageError) as error:
-            raise DataError(f"{printable(path)} ({key}) can't be decoded ({error}); replace or delete it.") from None
+            raise DataError(f"{printable(file)} ({key}) can't be decoded ({error}); replace or delete it.") from None
 
 
 def _is_picture(path: Path) -> bool:

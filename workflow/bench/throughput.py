@@ -10,6 +10,7 @@ import warnings
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -53,7 +54,7 @@ def measure_group(spec: dict, site: dict | None = None, folder: Path | None = No
     benchmarks.check(spec)
     warnings.filterwarnings("ignore", message=".*(TF32|tf32|TensorFloat32).*")
     device = modes.set_up(spec)
-    results = {"device": devices.describe(device)}
+    results: dict[str, Any] = {"device": devices.describe(device)}
     partial_results = PartialResults(folder, spec, results["device"])
     machine = partial_results.get("machine", partial(roofline.measure_machine, spec["precision"], device))
     results |= {"machine": machine, "environment": environment()}

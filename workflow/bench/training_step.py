@@ -184,7 +184,7 @@ def measure_round(
     The cost is None for a model that runs out of memory, or did in an earlier round.
     """
     began = time.time()
-    costs = []
+    costs: list[dict | None] = []
     with monitor.start_monitor(device) as watch:
         for index, model in enumerate(spec["models"]):
             if any(of_round[index] is None for of_round in earlier):

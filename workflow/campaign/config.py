@@ -5,6 +5,7 @@ Standard library and yaml only: launchers import this.
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -19,7 +20,7 @@ class ConfigError(ValueError):
 
 
 # libyaml's, where PyYAML was built with it: these files are read at each start
-_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _UniqueKeyLoader(_SafeLoader):

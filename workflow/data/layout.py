@@ -155,7 +155,7 @@ def class_images(split: Path, classes: Iterable[str]) -> list[tuple[str, int]]:
 
     Raises DataError for anything else in a class folder, and for a class without images.
     """
-    images = []
+    images: list[tuple[str, int]] = []
     unused: list[Unused] = []
     for label, name in enumerate(classes):
         before = len(images)

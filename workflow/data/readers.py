@@ -13,7 +13,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset
@@ -31,7 +31,7 @@ class ImageError(ValueError):
     """A file that is no image, or one that RGB can't hold; the message says why, without a path."""
 
 
-def decode(stream: BinaryIO, upright: bool = False) -> Image.Image:
+def decode(stream: IO[bytes], upright: bool = False) -> Image.Image:
     """Return the RGB image in a stream, as the check and every other job read it.
 
     Args:
@@ -43,9 +43,8 @@ def decode(stream: BinaryIO, upright: bool = False) -> Image.Image:
     try:
         with Image.open(stream) as image:
             _check_kind(image)
-            if upright:
-                image = ImageOps.exif_transpose(image)
-            return image.convert("RGB")
+            turned = ImageOps.exif_transpose(image) if upright else image
+            return turned.convert("RGB")
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -82,7 +81,7 @@ class ImageReader:
     def __len__(self) -> int:
         return len(self.names)
 
-    def open(self, index: int) -> BinaryIO:
+    def open(self, index: int) -> IO[bytes]:
         """Return an image's bytes as a stream."""
         raise NotImplementedError
 
@@ -114,7 +113,7 @@ class FolderReader(ImageReader):
         self.names = [name for name, _ in images]
         self.labels = [label for _, label in images]
 
-    def open(self, index: int) -> BinaryIO:
+    def open(self, index: int) -> IO[bytes]:
         return open(self.path / self.names[index], "rb")
 
     def location(self, index: int) -> str:
@@ -146,7 +145,7 @@ class TarReader(ImageReader):
         self.tars = layout.tar_files(path)
         # as they appear in images' names; "" if the split itself is the tar file
         self.tar_names = [tar.name if path != tar else "" for tar in self.tars]
-        self._open: dict[int, BinaryIO] = {}
+        self._open: dict[int, IO[bytes]] = {}
         members = self._members(index_folder)
         self.members = sorted(members, key=lambda member: (natural_key(member.name), self._name(member)))
         folders = [self._folder(member) for member in self.members]
@@ -171,7 +170,7 @@ class TarReader(ImageReader):
         return members
 
     def _scan(self) -> list[Member]:
-        members = []
+        members: list[Member] = []
         unused: list[Unused] = []
         for number, tar in enumerate(self.tars):
             with open(tar, "rb") as stream:
@@ -207,8 +206,8 @@ class TarReader(ImageReader):
         for member, folder in zip(members, folders, strict=True):
             parents.setdefault((member.tar, member.inner), Counter())[folder[:-1]] += 1
         usual = {}  # the parent of most images, the first by name if several have as many
-        for tar, counts in parents.items():
-            usual[tar] = min(counts, key=lambda parent: (-counts[parent], parent))
+        for tar_file, counts in parents.items():
+            usual[tar_file] = min(counts, key=lambda parent: (-counts[parent], parent))
         for member, folder in zip(members, folders, strict=True):
             if not folder or folder[:-1] != usual[member.tar, member.inner]:
                 reason = "is not in one of the class folders; pack the tar file without it"
@@ -223,7 +222,7 @@ class TarReader(ImageReader):
                 location = self._location(Member(tar, inner, name, 0, 0))
                 raise DataError(f"{printable(location)} is there {count} times; pack the tar anew.")
 
-    def open(self, index: int) -> BinaryIO:
+    def open(self, index: int) -> IO[bytes]:
         member = self.members[index]
         if member.tar not in self._open:
             if len(self._open) == OPEN_FILES:
@@ -249,7 +248,7 @@ class TarReader(ImageReader):
 
 
 def scan_tar(
-    stream: BinaryIO, location: str, unused: list[Unused], inner: str = "", start: int = 0
+    stream: IO[bytes], location: str, unused: list[Unused], inner: str = "", start: int = 0
 ) -> Iterator[tuple[str, str, int, int]]:
     """Yield (inner tar file, name, offset, size) of every image in an open tar file.
 
@@ -257,11 +256,11 @@ def scan_tar(
     is damaged or cut short.
     """
     folders = []
-    parents = set()
+    parents: set[str] = set()
     try:
         with tarfile.open(fileobj=stream, mode="r:") as tar:
             while (info := tar.next()) is not None:
-                tar.members = []  # tarfile keeps all, a kilobyte each
+                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps all, a kilobyte each
                 name = "/".join(part for part in info.name.split("/") if part not in ("", "."))
                 path = f"{location}/{name}"
                 fault = layout.image_fault(name)
@@ -291,7 +290,7 @@ def scan_tar(
             unused.append((f"{location}/{name}", "is an empty folder; restore its images, or pack anew"))
 
 
-def _check_end(stream: BinaryIO, offset: int, location: str) -> None:
+def _check_end(stream: IO[bytes], offset: int, location: str) -> None:
     """Raise DataError unless a tar file has its end mark at `offset`, and nothing after it.
 
     tarfile takes a damaged header, and the end of a file that was cut short, for the end mark.
@@ -381,7 +380,7 @@ class HubReader(ImageReader):
                 )
         return labels
 
-    def open(self, index: int) -> BinaryIO:
+    def open(self, index: int) -> IO[bytes]:
         image = self.dataset[index][self.image]
         if image is None or not (image["bytes"] or image["path"]):
             raise OSError("it is empty")

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
+from typing import Any
 
 FAULTS = (RuntimeError, OSError, EOFError)  # errors that a lost process may cause
 SHARED_MEMORY = "/dev/shm"
@@ -30,7 +31,7 @@ class LoaderError(RuntimeError):
 
 def context() -> BaseContext:
     """Return a DataLoader's `multiprocessing_context`: a copy of Python's that remembers its processes."""
-    remembering = copy.copy(multiprocessing.get_context())
+    remembering: Any = copy.copy(multiprocessing.get_context())
     make_process = remembering.Process
 
     def make_and_remember(*arguments, **options):

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from workflow import job_environment
 from workflow.storage import files, locks, provenance, records
@@ -120,7 +121,7 @@ class Queue:
         self.list_only = list_only
         self._single: dict[str, tuple[float, Status]] = {}  # answers about single jobs, with their times
         self._failures: dict[str, int] = {}
-        self._kept = {"asked": 0.0, "answered": 0.0, "error": "", "jobs": {}}
+        self._kept: dict[str, Any] = {"asked": 0.0, "answered": 0.0, "error": "", "jobs": {}}
 
     def status(self, job_id: str, submitted: float) -> Status:
         """Return the job's status; `submitted` (time.time()) tells a new job from a forgotten one."""

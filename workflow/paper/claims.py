@@ -151,7 +151,9 @@ def saturates(sources: Sources, run: str, of: list[str], tolerance: float = 0.0)
     pairs = {other: (other, run) for other in after}
     estimate = extreme(sources.measured, "top1", pairs, max)
     stated = extreme(sources.printed, "top1", pairs, max)
-    return judge_number(estimate, Stated(-math.inf, 0.0, stated and f"{stated.value:.1f}"), "points", tolerance)
+    return judge_number(
+        estimate, Stated(-math.inf, 0.0, f"{stated.value:.1f}" if stated else None), "points", tolerance
+    )
 
 
 def memory_fits(sources: Sources, run: str, over: str, batch_size: int) -> Outcome:
@@ -230,7 +232,7 @@ def judge_number(estimate: Estimate | None, stated: Stated | None, unit: str, to
     if not reasons:
         verdict = near(estimate, stated, tolerance)
         reasons = [] if verdict else [CLOSE]
-    return Outcome(verdict or NOT_RUN, reasons, estimate, stated and stated.text, unit, tolerance)
+    return Outcome(verdict or NOT_RUN, reasons, estimate, stated.text if stated else None, unit, tolerance)
 
 
 def judge_order(estimate: Estimate | None, stated: Estimate | None, unit: str, tolerance: float) -> Outcome:
@@ -241,7 +243,7 @@ def judge_order(estimate: Estimate | None, stated: Estimate | None, unit: str, t
         reasons = [] if verdict else [CLOSE]
     if stated is not None and stated.value <= 0:
         reasons.append(SLIP)
-    return Outcome(verdict or NOT_RUN, reasons, estimate, stated and f"{stated.value:.1f}", unit, tolerance)
+    return Outcome(verdict or NOT_RUN, reasons, estimate, f"{stated.value:.1f}" if stated else None, unit, tolerance)
 
 
 def near(estimate: Estimate, stated: Stated, tolerance: float) -> str | None:

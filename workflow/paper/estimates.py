@@ -6,7 +6,7 @@
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from workflow.campaign.config import CLAIMS, FILES, Config, ConfigError
@@ -65,7 +65,7 @@ class Estimate:
         )
 
 
-def union(*groups: tuple) -> tuple:
+def union(*groups: Iterable) -> tuple:
     """Return all items in their order, each once."""
     return tuple(dict.fromkeys(item for group in groups for item in group))
 
@@ -189,7 +189,7 @@ class Measured:
         if not trained:
             return None
         accuracy, data = results.accuracy(trained, self.config), trained[0]["spec"]["data"]["name"]
-        excluded = ()
+        excluded: tuple[str, ...] = ()
         if data != PRINTED_ON:
             excluded = (f"accuracy on {data}; accuracies are judged on ImageNet alone",)
         return Estimate(
@@ -267,7 +267,8 @@ class Measured:
         value = _at(curves, higher) - _at(curves, lower)
         # both are of the same images, so their errors may add up in full
         half = _at(half_widths, higher) + _at(half_widths, lower)
-        data, excluded = record["spec"]["data"]["name"], ()
+        data = record["spec"]["data"]["name"]
+        excluded: tuple[str, ...] = ()
         if data != PRINTED_ON:
             excluded = (f"of a model trained on {data}; such curves are judged on ImageNet alone",)
         return Estimate(
@@ -290,7 +291,8 @@ class Measured:
         steps = [results.training_step(record, name, batch_size) for name in (run, other)]
         if any(step.fits is None for step in steps):
             return None
-        spec, excluded = record["spec"], ()
+        spec = record["spec"]
+        excluded: tuple[str, ...] = ()
         if (spec["device"], spec["precision"]) != ("cuda", "fp16"):
             excluded = ("memory is judged where steps run as the paper's: on a GPU, with fp16",)
         counted = record["results"]["bytes_are"] == "counted"  # the same in each round
@@ -326,8 +328,11 @@ def _speedup(group: str, record: dict, method: dict, other: dict) -> Estimate:
     ]
     if any(warning.code not in COVERED for warning in warned):
         excluded.append(DOUBTED)
+    value, low, high = (results.speedup_pct(ratio, 1.0) for ratio in ratios)
     return Estimate(
-        *(results.speedup_pct(ratio, 1.0) for ratio in ratios),
+        value,
+        low,
+        high,
         n=(f"{len(method['rounds'])} rounds",),
         records=(f"throughput/{group}",),
         notes=tuple(notes),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -65,7 +66,7 @@ def draw(frame: pd.DataFrame, rows: list[Row], data: str) -> Figure:
         draw_panel(panel, frame, suffix, text)
         for panel, suffix, text in zip(panels, ("_paper", ""), titles, strict=True)
     ]
-    handles = {}
+    handles: dict[str, Any] = {}
     for panel in reversed(panels):  # the printed one, which has every method, last
         handles |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
     names = [name for name in MARKERS if name in handles]
@@ -120,7 +121,7 @@ def lines(known: pd.DataFrame) -> list[np.ndarray]:
 
 def label(panel: Axes, known: pd.DataFrame) -> None:
     """Name the dense models and, smaller, the other papers' models."""
-    styles = {DENSE: {"fontsize": 7}, OTHERS: {"fontsize": 6, "color": style.GREY}}
+    styles: dict[str, dict] = {DENSE: {"fontsize": 7}, OTHERS: {"fontsize": 6, "color": style.GREY}}
     anchors = [
         (row.x, row.y, row.model, properties)
         for method, properties in styles.items()

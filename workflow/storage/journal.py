@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # what readers use of an event; without it a line is damaged
-KEYS = {
+KEYS: dict[str, dict[str, type]] = {
     "epoch": {"epoch": int, "metrics": dict},
     "layer": {"layer": int, "layers": int, "metrics": dict},
     "progress": {"epoch": int, "step": int, "steps": int},

@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -250,7 +251,7 @@ class Sync:
         self.results = Results(root)
         self.database = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
         self.unusable = False
-        self.client = None
+        self.client: Any = None  # an MlflowClient, once connected
         self.experiments: dict[str, str] = {}  # the number of each setting's experiment
         self.stored: dict[str, Stored] = {}
         self.sent: dict[Path, str] = {}  # signatures
@@ -385,7 +386,7 @@ class Sync:
                 for key in stored.metrics
                 for metric in self.client.get_metric_history(stored.run_id, key)
             }
-        new = {}
+        new: dict[tuple, Any] = {}
         for metric in run.metrics:
             if (metric.key, metric.step) not in stored.steps:
                 new.setdefault((metric.key, metric.step), metric)

@@ -169,7 +169,7 @@ def save_weights(folder: Path, model: nn.Module, spec: dict, classes: list[str] 
     """
     path = folder / "weights.pt"
     weights = cpu_weights(model)
-    weights._metadata["classes"] = classes
+    weights._metadata["classes"] = classes  # type: ignore[attr-defined]  # torch's own
     save(path, weights)
     return describe_file(path, spec["run"])
 

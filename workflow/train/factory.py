@@ -75,7 +75,7 @@ def _arguments(name: str) -> set[str]:
         parameter
         for base in cls.__mro__
         if issubclass(base, nn.Module) and base is not nn.Module
-        for parameter in inspect.signature(base.__init__).parameters
+        for parameter in inspect.signature(base.__init__).parameters  # type: ignore[misc]  # of a class
     } - {"self"}
 
 

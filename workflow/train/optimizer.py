@@ -1,5 +1,7 @@
 """Make the optimizer of a recipe and its learning-rate schedule, and clip gradients."""
 
+from typing import Any
+
 import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -17,7 +19,7 @@ def make_optimizer(task: TrainingTask, recipe: dict) -> torch.optim.Optimizer:
     learning_rate = recipe["lr"]
     if recipe["lr_base_batch"] is not None:
         learning_rate *= recipe["batch_size"] / recipe["lr_base_batch"]
-    options = {}
+    options: dict[str, Any] = {}
     if hasattr(task, "param_groups"):
         options["param_group_fn"] = lambda module: task.param_groups(recipe["weight_decay"])
     if recipe["optimizer"] == "adamw":

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.data.loader import PrefetchLoader
@@ -171,7 +172,7 @@ class Trainer:
         site: dict,
         context: DistributedContext,
         journal: Journal | None = None,
-        loader: loaders.TrainLoader | None = None,
+        loader: Any = None,
     ):
         """Build model, task, optimizer and loader. Measurements pass a `loader` instead of the training split's."""
         self.spec = spec
@@ -183,7 +184,7 @@ class Trainer:
         self.task = factory.build_task(spec, site, context.device)
         self.model = self.task.get_trainable_module()
         self.images = loaders.ImageSource(spec["data"], site, recipe, factory.data_config(self.model), context)
-        self.loader = loader or loaders.TrainLoader(self.images, spec["seed"])
+        self.loader: Any = loader or loaders.TrainLoader(self.images, spec["seed"])
         self.mixup = augmentation.make_mixup(recipe, spec["data"]["num_classes"])
         self.optimizer = optimizer.make_optimizer(self.task, recipe)
         self.scheduler = optimizer.make_scheduler(self.optimizer, recipe, self.loader.steps)
@@ -325,13 +326,13 @@ class Trainer:
         """
         updates = [update for update, loss in self.unchecked_losses.items() if not math.isfinite(loss)]
         first = float(min(updates, default=NEVER))
-        negative_first, stopping, due = self.context.maximum([-first, float(stopping), float(due)])
+        negative_first, any_stopping, any_due = self.context.maximum([-first, float(stopping), float(due)])
         if -negative_first < NEVER:
             update = int(-negative_first)
             loss = self.unchecked_losses.get(update, torch.tensor(math.nan)).item()
             raise NotFiniteError(update, loss)
         self.unchecked_losses.clear()
-        return bool(stopping), bool(due)
+        return bool(any_stopping), bool(any_due)
 
     def end_epoch(self, checkpoints: Checkpoints) -> None:
         """Evaluate, write the epoch's metrics into the journal, and save a checkpoint."""
