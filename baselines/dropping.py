@@ -69,7 +69,7 @@ class TokenDroppingTransformer(DeitVariant):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if not self.has_class_token or self.num_reg_tokens:
-            raise ValueError(f"{type(self).__name__} needs one class token beside the patches")
+            raise ValueError(f"{type(self).__name__} needs one class token and no other prefix token")
         if not isinstance(self.patch_drop, nn.Identity):
             raise ValueError(
                 f"patch_drop_rate={self.patch_drop.prob}: {type(self).__name__} chooses itself "

@@ -162,7 +162,7 @@ class TrainingOutput(NamedTuple):
 class DynamicVisionTransformer(TokenDroppingTransformer):
     """Vision Transformer that drops tokens by predicted scores.
 
-    Args (beside timm's):
+    Args (in addition to timm's):
         keep_ratio: share of tokens kept per stage; stage i keeps int(N * keep_ratio ** (i + 1)).
         prune_blocks: blocks before which tokens are dropped, counted from 0.
 
@@ -298,7 +298,7 @@ def load_official(model: DynamicVisionTransformer, state_dict: Mapping[str, Tens
 class DynamicViTTask(ClassificationTask):
     """The four losses of DynamicViT, and a slow backbone that is frozen at first.
 
-    Args (beside ClassificationTask's):
+    Args (in addition to ClassificationTask's):
         teacher: the dense model, frozen, in evaluation mode; anything with timm's
             ``forward_features`` (B, 1 + N, C) and ``forward_head``.
         ratio_weight: of the squared distance of the kept share from its target, mean over stages.
@@ -344,7 +344,7 @@ class DynamicViTTask(ClassificationTask):
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Freeze or free the backbone for ``epoch`` (from 0); call it also after a resume.
 
-        Frozen parameters get no gradient at all, so the optimizer leaves them alone, weight decay
+        Frozen parameters get no gradient at all, so the optimizer does not change them, weight decay
         included. Not done at construction: DDP would never learn of them.
         """
         for _, parameter in self._backbone():

@@ -107,7 +107,7 @@ class PolicyOutput(NamedTuple):
 class InterpretedVisionTransformer(TokenDroppingTransformer):
     """Vision Transformer with an interpreter before each group of blocks.
 
-    Args (beside timm's):
+    Args (in addition to timm's):
         groups: blocks per group.
         interpreter_heads: heads of each interpreter.
         keep_profile: share of all patches that each group keeps, the best of each image, instead
@@ -279,7 +279,7 @@ class IARED2Task(ClassificationTask):
     interpreter learns by REINFORCE while all else is frozen; in its second half the backbone
     learns to classify what the interpreters so far leave. Later interpreters do not act yet.
 
-    Args (beside ClassificationTask's):
+    Args (in addition to ClassificationTask's):
         tau: penalty for a wrong prediction; not known from the paper's text, 0.5 here.
 
     Raises:
@@ -304,7 +304,7 @@ class IARED2Task(ClassificationTask):
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Choose what learns in ``epoch`` (from 0) of ``epochs``; call it also after a resume.
 
-        Frozen parameters get no gradient at all, so the optimizer leaves them alone.
+        Frozen parameters get no gradient at all, so the optimizer does not change them.
         """
         model = unwrap_model(self.trainable_module)
         half = 2 * len(model.groups) * epoch // epochs

@@ -28,7 +28,7 @@ class PlainLevit(NoSymbolicGraph, LevitDistilled):
     - images of another size than the model's are refused instead of failing inside,
     - a model that was evaluated can still be copied and differentiated.
 
-    Args (beside timm's):
+    Args (in addition to timm's):
         img_size: height and width in pixels, multiples of 16.
 
     Raises:
@@ -207,7 +207,7 @@ def load_official(model: PlainLevit, state_dict: Mapping[str, Tensor]) -> None:
 class HardDistillationTask(TokenDistillationTask):
     """LeViT's training (Graham et al. 2021, after DeiT): a second head learns the labels that a teacher predicts.
 
-    Args (beside TokenDistillationTask's):
+    Args (in addition to TokenDistillationTask's):
         teacher: a frozen model that predicts the same classes.
         distill_weight: of the distillation head's part of the loss; the labels' part has the rest.
 

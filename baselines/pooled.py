@@ -62,7 +62,7 @@ class PatchPool(nn.Module):
 class PooledVisionTransformer(DeitVariant):
     """Vision Transformer whose patch grid is sub-sampled once, before ``pool_block``.
 
-    Args (beside timm's):
+    Args (in addition to timm's):
         pooling: "average", "max" or "conv".
         pool_block: block before which the grid shrinks, counted from 0; the seventh layer is 6.
 
@@ -80,7 +80,7 @@ class PooledVisionTransformer(DeitVariant):
         if not 0 <= pool_block < len(self.blocks):
             raise ValueError(f"pool_block={pool_block} must lie in 0..{len(self.blocks) - 1}")
         if not self.has_class_token or self.num_reg_tokens:
-            raise ValueError(f"{type(self).__name__} needs one class token beside the patches")
+            raise ValueError(f"{type(self).__name__} needs one class token and no other prefix token")
         if kwargs.get("patch_drop_rate"):
             raise ValueError("patch_drop_rate drops tokens at random; pooling needs the whole grid")
         self.pool_block = pool_block

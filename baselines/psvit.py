@@ -109,7 +109,7 @@ class SlimVisionTransformer(TokenDroppingTransformer):
 
     The buffer ``kept`` (depth, N), True for the patches of each layer, travels with the weights.
 
-    Args (beside timm's):
+    Args (in addition to timm's):
         keep_profile: share of all N patches that each layer computes, those nearest to the
             image's centre; None: all, until ``set_patches`` or loaded weights say which.
 

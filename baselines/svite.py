@@ -259,7 +259,7 @@ def _cut(linear: nn.Linear | GatedLinear, rows: Tensor | None = None, columns: T
 class SparseVisionTransformer(DeitVariant):
     """Vision Transformer whose heads and neurons, or single weights, are gated.
 
-    Args (beside timm's):
+    Args (in addition to timm's):
         sparsity: "structured" (heads and neurons) or "unstructured" (weights of the blocks'
             linear layers).
         head_ratio: share of the heads that live in each layer (structured).
@@ -367,7 +367,7 @@ class SViTETask(ClassificationTask):
     batch, where a step has several). ceil(rate * alive) units of each layer die, but no more than
     there are dead ones to replace them, and as many of those that were dead before are regrown.
 
-    Args (beside ClassificationTask's):
+    Args (in addition to ClassificationTask's):
         rate: share of the living units that the first update kills; it falls to 0 with a cosine.
         until: share of the training after which nothing changes any more.
         updates: updates in a training, evenly spread before ``until``; at most one per epoch. The

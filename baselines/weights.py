@@ -83,6 +83,6 @@ def refuse_averaged_masks(model: nn.Module, state_dict: Mapping[str, Tensor], pr
             continue
         if not ((mask == 0) | (mask == 1)).all():
             raise ValueError(
-                f"the state dict's mask {prefix}{name} holds values beside 0 and 1 (were weights "
+                f"the state dict's mask {prefix}{name} holds values other than 0 and 1 (were weights "
                 "with different masks averaged?): average only weights that share their masks"
             )

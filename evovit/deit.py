@@ -37,7 +37,7 @@ class EvoAttention(Attention):
     Modifications of timm's Attention:
     - ``scores="class"`` adds the attention of the class token (fused attention stays fused),
       ``"deferred"`` what it is to be computed from,
-    - ``scores="column_mean"`` adds the mean over the queries. It alone needs the whole attention matrix.
+    - ``scores="column_mean"`` adds the mean over the queries. Only this needs the whole attention matrix.
     """
 
     def forward(self, x: Tensor, attn_mask=None, is_causal=False, scores: str | None = None):

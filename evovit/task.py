@@ -90,7 +90,7 @@ class AssistedTokenTask(ClassificationTask):
             model.set_alpha_learning(_reached(epoch, epochs, self.learn_alpha_from or 0.0))
 
     def unreached(self, epochs: int) -> list[str]:
-        """A sentence for each part of the schedule that a training of ``epochs`` never comes to."""
+        """Return a sentence for each part of the schedule that a training of ``epochs`` never reaches."""
         learned = unwrap_model(self.trainable_module).options.learned
         parts = {
             "select_from": (self.select_from, "selects no tokens at all"),

@@ -157,7 +157,7 @@ def test_averaged_masks_are_refused_by_name(case):
     weights[mask].view(-1)[:2] = 0.5
     before = copy.deepcopy(model.state_dict())
     weights["norm.weight"] += 1
-    with pytest.raises(ValueError, match=rf"mask {mask} holds values beside 0 and 1"):
+    with pytest.raises(ValueError, match=rf"mask {mask} holds values other than 0 and 1"):
         copy.deepcopy(model).load_state_dict(weights)
     with pytest.raises(ValueError, match=rf"mask model.{mask} holds"):
         torch.nn.ModuleDict({"model": model}).load_state_dict({f"model.{key}": value for key, value in weights.items()})

@@ -1,4 +1,4 @@
-"""Compare the paper's speeds with those of a folder of measurements, and show its sweeps over batch sizes, as Markdown:
+"""Compare the paper's speeds with those of a folder of measurements, and show its sweeps over batch sizes, as Markdown.
 
 python -m workflow.paper.measured results/measured/<device> --configurations fused-fp32 fused-bf16
 """
