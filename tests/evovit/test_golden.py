@@ -10,7 +10,7 @@ from evovit.checkpoint import load_official
 from evovit.task import AssistedTokenTask
 from tests.golden import reference
 
-CASES = [name for name in reference.INDEX["cases"] if name.startswith("evo_deit")]
+CASES = reference.names("evo_deit")
 TRAINED = [name for name in CASES if not name.endswith("stage_ratios_prunecls")]
 
 

@@ -11,7 +11,7 @@ from evovit.checkpoint import levit_from_official, load_official
 from evovit.task import AssistedDistillationTask, AssistedTokenTask
 from tests.golden import reference
 
-CASES = [name for name in reference.INDEX["cases"] if name.startswith("evo_levit")]
+CASES = reference.names("evo_levit")
 TRAINED = [name for name in CASES if "custom" in name]
 
 

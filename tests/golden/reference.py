@@ -8,14 +8,21 @@ import numpy as np
 import torch
 
 FOLDER = Path(__file__).parent
-INDEX = json.loads((FOLDER / "index.json").read_text())
+FOLDERS = {folder: json.loads((folder / "index.json").read_text()) for folder in (FOLDER, FOLDER / "baselines")}
+
+
+def names(prefix):
+    """Return the names of the cases that begin with the prefix."""
+    return [name for index in FOLDERS.values() for name in index["cases"] if name.startswith(prefix)]
 
 
 def case(name):
-    """(description, arrays) of one case; the description gets its ``shapes`` table."""
-    about = dict(INDEX["cases"][name])
-    about["shapes"] = INDEX["shapes"][about["shapes"]]
-    return about, np.load(FOLDER / f"{name}.npz")
+    """Return (description, arrays) of one case; the description gets its ``shapes`` table, if it has a model."""
+    folder, index = next((folder, index) for folder, index in FOLDERS.items() if name in index["cases"])
+    about = dict(index["cases"][name])
+    if "shapes" in about:
+        about["shapes"] = index["shapes"][about["shapes"]]
+    return about, np.load(folder / f"{name}.npz")
 
 
 def weights(shapes, dtype, prefix=""):
