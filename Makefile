@@ -16,8 +16,8 @@ LOCK := $(or $(patsubst $(VENV)/.%,%,$(firstword $(wildcard $(VENV)/.requirement
 endif
 NEWEST_PYTHON = $(if $(findstring cuda13,$(LOCK)),14,13)
 
-# tests that compute in their own process
-COMPUTING = tests/models tests/evovit tests/baselines tests/train tests/bench tests/data
+# tests that compute in their own process, those files first that take longest
+COMPUTING = tests/train tests/models tests/evovit tests/baselines tests/bench tests/data
 WAITING = tests/slurm tests/tracking
 ATMOST =
 

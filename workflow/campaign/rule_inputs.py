@@ -31,13 +31,12 @@ PRINTED = sorted(map(str, Path("results/paper").glob("*.csv")))
 PAPER_CODE = sorted(map(str, Path("workflow/paper").glob("*.py")))
 NOT_OURS = ("tmpdir", "disk", "disk_mb", "disk_mib", "mem", "mem_mib")  # Snakemake's own
 
-
-def make_item(module: str) -> str:
-    """Return the command that makes a table, a figure or the ledger by this module of workflow/paper/."""
-    return (
-        f"{PYTHON} -m workflow.paper.{module} --root {{wildcards.root}} --output {{output.first:q}} > {{log:q}} 2>&1 "
-        "|| (cat {log:q} >&2; exit 1)"
-    )
+# Makes a table, a figure or the ledger. The module is a parameter, because Snakemake evaluates `shell` when the job
+# starts, and a loop's variable then has its last value.
+MAKE_ITEM = (
+    f"{PYTHON} -m workflow.paper.{{params.module}} --root {{wildcards.root}} --output {{output.first:q}} "
+    "> {log:q} 2>&1 || (cat {log:q} >&2; exit 1)"
+)
 
 
 def own_resources(resources) -> dict:

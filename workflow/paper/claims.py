@@ -36,7 +36,7 @@ CONFIRMED, REFUTED, NOT_RUN = VERDICTS = ("confirmed", "refuted", "not run at th
 ROUNDING = 1e-9  # of sums of decimal fractions
 NOT_MEASURED = "not measured"
 UNPRINTED = "the paper prints no number"
-OTHER_DEVICE = f"percentages of images/s are judged only in mode paper on a GPU at batch {BATCH}"
+OTHER_DEVICE = f"percentages of images/s are judged in mode paper on a GPU at batch {BATCH} alone"
 DOUBTFUL = "a measurement with warnings decides no percentage"
 CLOSE = "too close to tell: more rounds, seeds or images would"
 SLIP = "the printed numbers themselves do not say so"
@@ -336,7 +336,7 @@ def claims_of_table_1(config: Config) -> Iterator[Claim]:
     run = "evo_deit_small"
     text = f"{name(run)} processes over 60 % more images/s than {name(dense(run))}."
     yield Claim("speed_of_deit_small", main, text, speedup, run=run, printed=60, at_least=True, tolerance=3)
-    text = f"It costs no more than 0.4 points of top-1 ({name(run)} against {name(dense(run))})."
+    text = f"It costs no more than 0.4 points of top-1 ({name(run)} beside {name(dense(run))})."
     yield Claim("accuracy_of_deit_small", main, text, top1_gap, run=run, at_least=True, tolerance=0.3)
     for run in DEITS:
         text = f"{name(run)}: 40 to 60 % more images/s."
@@ -389,7 +389,7 @@ def claims_of_table_2(config: Config) -> Iterator[Claim]:
             id = f"large_images_gain_more_on_levit_{size}.{by}"
             where = "Main Results: dense input; Table 2"
             text = (
-                f"At 384 px Evo-ViT gains more speed and loses less accuracy: {name(run)} against {name(other)}, in "
+                f"At 384 px Evo-ViT gains more speed and loses less accuracy: {name(run)} beside {name(other)}, in "
                 f"{YARDSTICKS[by]}."
             )
             yield Claim(id, where, text, order, better=run, than=other, by=by, tolerance=0.2)
@@ -406,12 +406,12 @@ def claims_of_tables_3_and_4(config: Config) -> Iterator[Claim]:
 
     levit_global, levit_fast = "levit_128s-global_attention", "levit_128s-fast_updating"
     preserving, levit_preserving = "deit_tiny-structure_preservation", "levit_128s-structure_preservation"
-    text = "Keeping placeholders is more accurate than dropping them: {} against {}."
+    text = "Keeping placeholders is more accurate than dropping them: {} beside {}."
     yield compare("preserving_the_structure_helps", text, preserving, "deit_tiny-naive_selection", "top1", 0.2)
-    text = "Global class attention selects better than a layer's own: {} against {}."
+    text = "Global class attention selects better than a layer's own: {} beside {}."
     yield compare("global_attention_helps_deit", text, GLOBAL, preserving, "top1", 0.2)
     yield compare("global_attention_helps_levit", text, levit_global, levit_preserving, "top1", 0.2)
-    text = f"On DeiT fast updating changes the accuracy little: {name(FAST)} against {name(GLOBAL)}."
+    text = f"On DeiT fast updating changes the accuracy little: {name(FAST)} beside {name(GLOBAL)}."
     yield Claim("fast_updating_changes_deit_little", modules, text, top1_gap, run=FAST, over=GLOBAL, tolerance=0.3)
     text = "On LeViT fast updating helps: {} is more accurate than {}."
     yield compare("fast_updating_helps_levit", text, levit_fast, levit_global, "top1", 0.2)
@@ -423,7 +423,7 @@ def claims_of_tables_3_and_4(config: Config) -> Iterator[Claim]:
     yield compare("layer_to_stage_is_faster_on_levit", text, "evo_levit_128s", levit_fast, "throughput")
     for family, run, fast in (("deit", "evo_deit_tiny", FAST), ("levit", "evo_levit_128s", levit_fast)):
         id = f"layer_to_stage_keeps_accuracy_on_{family}"
-        text = f"Layer-to-stage keeps the accuracy: {name(run)} against {name(fast)}."
+        text = f"Layer-to-stage keeps the accuracy: {name(run)} beside {name(fast)}."
         yield Claim(id, modules, text, top1_gap, run=run, over=fast, at_least=True, tolerance=0.3)
     others = runs_of(config, "table4")
     for by in ("top1", "throughput"):
@@ -433,7 +433,7 @@ def claims_of_tables_3_and_4(config: Config) -> Iterator[Claim]:
         )
         yield Claim(id, strategies, text, best_of, run=GLOBAL, others=others, by=by, tolerance=0.2)
     id, last = "last_class_attention_is_worse", "deit_tiny-last_class_attention"
-    text = "Selecting by the last layer's class attention everywhere costs much accuracy: {} against {}."
+    text = "Selecting by the last layer's class attention everywhere costs much accuracy: {} beside {}."
     yield compare(id, text, GLOBAL, last, "top1", 0.5, where=strategies)
     # Figure 6: the same sum of placeholder tokens, spread over the layers in five ways
     where = "Ablation: keeping ratios; Figure 6"
@@ -459,17 +459,17 @@ def claims_of_figures() -> Iterator[Claim]:
 
     # the correlation over the patches with their relevance, and with other images' relevance: by chance
     where, analysis = "Introduction; Figure 2", "class_attention"
-    text = f"In the tenth layer class attention falls where {sees}"
+    text = f"In the tenth layer class attention lies where {sees}"
     yield compare("deep_class_attention_agrees_with_relevance", text, ("class", 10), ("class_others", 10), 0.05)
-    text = f"In the fifth layer, too, class attention falls mainly where {sees}"
+    text = f"In the fifth layer, too, class attention lies mainly where {sees}"
     yield compare("shallow_class_attention_agrees_with_relevance", text, ("class", 5), ("class_others", 5), 0.05)
     where = "Methodology; Figure 2"
-    text = f"In the tenth layer global class attention falls where {sees}"
+    text = f"In the tenth layer global class attention lies where {sees}"
     yield compare("global_attention_agrees_with_relevance", text, ("global", 10), ("global_others", 10), 0.05)
     where = "Introduction; Figure 2"
     text = (
         "Class attention is scattered in shallow layers and sparse in deep ones (evenness over the patches, fifth "
-        "layer against tenth)."
+        "layer beside tenth)."
     )
     yield compare("class_attention_grows_sparse", text, ("evenness", 5), ("evenness", 10), 0.02)
 
@@ -483,21 +483,23 @@ def claims_of_figures() -> Iterator[Claim]:
     )
     yield compare("tokens_approach_the_class_token", text, ("all", 10), ("all", 2), 0.02)
     where = "Supplement; Figure 4a"
-    text = "In the last two layers informative tokens grow less like the final class token (CKA, layer 10 against 12)."
+    text = (
+        "In the last two layers informative tokens grow less like the final class token (CKA, tenth layer beside last)."
+    )
     yield compare("informative_tokens_turn_away_at_last", text, ("informative", 10), ("informative", 12), 0.02)
 
     where, analysis = "Supplement; Figure 4b", "query_correlation"
     text = (
         "From the third layer on the queries of an image's patches grow more alike (correlation with their mean, last "
-        "layer against third)."
+        "layer beside third)."
     )
     yield compare("queries_grow_alike", text, ("mean", 12), ("mean", 3), 0.02)
-    text = "From the third layer on that correlation varies less over the patches (third layer against last)."
+    text = "From the third layer on that correlation varies less over the patches (third layer beside last)."
     yield compare("queries_vary_less", text, ("variance", 3), ("variance", 12), 0.01)
-    text = "In the first two layers queries are more alike than in the third (second layer against third)."
+    text = "In the first two layers queries are more alike than in the third (second layer beside third)."
     yield compare("first_queries_are_more_alike", text, ("mean", 2), ("mean", 3), 0.02)
     text = (
-        "In the first two layers that correlation varies less over the patches than in the third (third layer against "
+        "In the first two layers that correlation varies less over the patches than in the third (third layer beside "
         "second)."
     )
     yield compare("first_queries_vary_less", text, ("variance", 3), ("variance", 2), 0.01)
@@ -527,13 +529,13 @@ def claims_of_the_supplement(config: Config) -> Iterator[Claim]:
     yield Claim("accuracy_saturates_above_half", ratios, text, saturates, run=FAST, of=kept, tolerance=0.5)
     run, dense = "deit_tiny-keep0.9", "deit_tiny"
     text = (
-        f"With a keeping ratio of 0.9 the accuracy is 0.2 above the dense model's ({name(run)} against {name(dense)})."
+        f"With a keeping ratio of 0.9 the accuracy is 0.2 above the dense model's ({name(run)} beside {name(dense)})."
     )
     id = "keeping_nine_tenths_beats_dense"
     yield Claim(id, ratios, text, top1_gap, run=run, over=dense, printed=0.2, tolerance=0.3)
     for run in ("deit_tiny-start6", "deit_tiny-start7", "deit_tiny-start8"):
         id = f"stable_from_the_fifth_layer.{run}"
-        text = f"From the fifth layer on, where selection starts matters little: {name(run)} against {name(FAST)}."
+        text = f"From the fifth layer on, where selection starts matters little: {name(run)} beside {name(FAST)}."
         yield Claim(id, start, text, top1_gap, run=run, over=FAST, implied=0, tolerance=0.3)
     # the first layer has no class attention before it to select by
     for run in ("deit_tiny-start2", "deit_tiny-start3"):
@@ -545,12 +547,14 @@ def claims_of_the_supplement(config: Config) -> Iterator[Claim]:
     yield Claim("alpha_of_half_is_best", alpha, text, best_of, run=FAST, others=others, by="top1", tolerance=0.1)
     for run in ("deit_tiny-from200", "deit_tiny-from250"):
         id = f"late_selection_drops_sharply.{run}"
-        text = f"Selection that starts in the last 100 epochs costs much accuracy: {name(FAST)} against {name(run)}."
+        text = (
+            f"Selection that starts in the last 100 of 300 epochs costs much accuracy: {name(FAST)} beside {name(run)}."
+        )
         yield Claim(id, epoch, text, order, better=FAST, than=run, by="top1", tolerance=0.5)
     for size in ("small", "base"):
         run, other = f"evo_deit_{size}_384", f"evo_deit_{size}"
         where = "Conclusions; Table 1 of the supplement"
-        text = f"At 384 px Evo-ViT gains more speed than at 224: {name(run)} against {name(other)}."
+        text = f"At 384 px Evo-ViT gains more speed than at 224: {name(run)} beside {name(other)}."
         id = f"large_images_gain_more_on_deit_{size}"
         yield Claim(id, where, text, order, better=run, than=other, by="speedup")
     where = "Supplement: dense input, Table 1"

@@ -191,7 +191,7 @@ class Measured:
         accuracy, data = results.accuracy(trained, self.config), trained[0]["spec"]["data"]["name"]
         excluded: tuple[str, ...] = ()
         if data != PRINTED_ON:
-            excluded = (f"accuracy on {data}; accuracies are judged only on ImageNet",)
+            excluded = (f"accuracy on {data}; accuracies are judged on ImageNet alone",)
         return Estimate(
             accuracy.top1,
             accuracy.low,
@@ -270,7 +270,7 @@ class Measured:
         data = record["spec"]["data"]["name"]
         excluded: tuple[str, ...] = ()
         if data != PRINTED_ON:
-            excluded = (f"of a model trained on {data}; such curves are judged only on ImageNet",)
+            excluded = (f"of a model trained on {data}; such curves are judged on ImageNet alone",)
         return Estimate(
             value,
             value - half,

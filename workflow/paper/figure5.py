@@ -36,7 +36,7 @@ def figure5(records: Records) -> tuple[Figure, pd.DataFrame]:
     run = stage_record["spec"]["run"]
     if staged:
         groups.append(Group("layer-to-stage", [f"from layer {layer}" for layer in stages]))
-        note += f"\nlayer-to-stage: {run}, likewise."
+        note += f"\nlayer-to-stage: {run}, of the same size, data and images."
     else:
         groups.append(Group("still layer-wise", [f"layer {layer}" for layer in stages]))
         note += (
@@ -72,7 +72,7 @@ def overlaps(names: list[str], groups: list[Group], masks: list[np.ndarray]) -> 
 def faded(image: np.ndarray, kept: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """Return the image (S, S, 3) with the patches that are not kept (N,) nearly grey.
 
-    White and black, of which digits are made, both fade visibly.
+    Digits are white on black, and both fade visibly.
     """
     gone = FADED * (1 - image_grid.enlarged(kept.astype(float), grid, len(image)))[..., None]
     return image / 255 * (1 - gone) + gone / 2

@@ -40,8 +40,9 @@ for name, item, module, category, labels in (
             "../../environment.yml"
         params:
             caption=plan.caption,
+            module=module,
         shell:
-            rule_inputs.make_item(module)
+            rule_inputs.MAKE_ITEM
 
 
 rule figure:
@@ -62,8 +63,9 @@ rule figure:
         "../../environment.yml"
     params:
         caption=plan.caption,
+        module="figures",
     shell:
-        rule_inputs.make_item("figures")
+        rule_inputs.MAKE_ITEM
 
 
 rule whole:
