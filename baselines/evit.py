@@ -111,7 +111,7 @@ class EViTTask(ClassificationTask):
         self.start_step(0, 1)
 
     def start_step(self, step: int, steps: int) -> None:
-        """Set the shares of step ``step`` (from 0) of the epoch's ``steps``; they follow from epoch and step alone."""
+        """Set the shares of step ``step`` (from 0) of the epoch's ``steps``; nothing else decides them."""
         model = unwrap_model(self.trainable_module)
         ratios = [
             shrunk_ratio(ratio, self._epoch, step, steps, self.shrink_start, self.shrink_epochs)

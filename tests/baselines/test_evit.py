@@ -76,7 +76,7 @@ def test_training_at_the_scheduled_rate(name):
     seen = watch(model, reference.images(about, torch.float64))
     check_selections(seen, expected, about["num_patches"], model.fuse, "train_sched_")
     check_training(model, seen, about, expected, "train_sched_", "train_sched_grad_norms")
-    with torch.no_grad():  # the schedule is of training alone
+    with torch.no_grad():  # the schedule holds in training only
         logits = model.eval()(reference.images(about, torch.float64))
     assert_close(logits, torch.tensor(expected["logits"]), **NEAR)
 
