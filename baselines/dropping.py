@@ -30,17 +30,26 @@ class FeatureMaps:
         self.blocks = frozenset(blocks)
         self.end = end
         self.maps: list[Tensor] = []  # (B, 1 + N, C) for each chosen block
-        self._grid: Tensor | None = None  # the last value of every token
+        self._grid: Tensor | None = None  # the last value of every token, then of those without a place
+        self._places = 0  # number of tokens on the grid, class token included
         self._kept: Tensor | None = None  # positions (B, n) on the grid of the patches still present; None: all
 
     def start(self, tokens: Tensor) -> None:
         """Note the embedded tokens (B, 1 + N, C), class token first."""
         self._grid = tokens
+        self._places = tokens.shape[1]
 
     def keep(self, kept: Tensor) -> None:
         """Note that of the patches present only those at the positions ``kept`` (B, k) or (k,) stay."""
         kept = kept.expand(len(self._grid), -1)
         self._kept = kept if self._kept is None else self._kept.gather(1, kept)
+
+    def append(self, tokens: Tensor) -> None:
+        """Note tokens (B, m, C) that have no place on the grid, such as fused ones; they follow those that stay."""
+        batch, present, _ = self._grid.shape
+        number = torch.arange(present - 1, present - 1 + tokens.shape[1], device=tokens.device)
+        self._kept = torch.cat((self._kept, number.expand(batch, -1)), dim=1)
+        self._grid = torch.cat((self._grid, tokens.to(self._grid.dtype)), dim=1)
 
     def record(self, block: int, tokens: Tensor, valid: Tensor | None = None) -> None:
         """Note the tokens (B, 1 + n, C) after a block; those where ``valid`` (B, 1 + n) is False are dropped.
@@ -53,7 +62,7 @@ class FeatureMaps:
             tokens = torch.where(valid[..., None], tokens, before)
         self._grid = tokens if self._kept is None else fill_grid(tokens, self._kept, self._grid)
         if block in self.blocks:
-            self.maps.append(self._grid)
+            self.maps.append(self._grid[..., : self._places, :])
 
 
 class TokenDroppingTransformer(DeitVariant):
@@ -109,14 +118,17 @@ class TokenDroppingTransformer(DeitVariant):
         Args:
             valid: which of the resulting tokens are not dropped (B, L); None: all.
         """
-        block = self.blocks[index]
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            x = checkpoint(block, x, **options)
-        else:
-            x = block(x, **options)
+        x = self.call_block(index, x, **options)
         if maps is not None:
             maps.record(index, x, valid)
         return x
+
+    def call_block(self, index: int, x: Tensor, **options: Any) -> Any:
+        """Return what a block gives for tokens (B, L, C); timm's ``set_grad_checkpointing`` holds."""
+        block = self.blocks[index]
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, **options)
+        return block(x, **options)
 
     def forward_features(self, x: Tensor, attn_mask=None, is_causal=False) -> Tensor:
         """Return normed tokens (B, 1 + n, C) of images: the class token and the patches that remain."""

@@ -62,8 +62,8 @@ class TaskHooks(Protocol):
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Set what holds in ``epoch`` (from 0) of ``epochs``; called before its first step, and after a resume."""
 
-    def start_step(self, step: int) -> None:
-        """Set what holds in step ``step`` (from 0) of the epoch; called before each step, also a skipped one."""
+    def start_step(self, step: int, steps: int) -> None:
+        """Set what holds in step ``step`` (from 0) of the epoch's ``steps``; called before each, also a skipped one."""
 
     def unreached(self, epochs: int) -> list[str]:
         """Return a sentence for each part of the task's schedule that a training of ``epochs`` never reaches."""

@@ -420,7 +420,7 @@ class SViTETask(ClassificationTask):
         """Return the share of the living units that die in this epoch."""
         return self.rate / 2 * (1 + math.cos(math.pi * epoch / (self.until * epochs)))
 
-    def start_step(self, step: int) -> None:
+    def start_step(self, step: int, steps: int) -> None:
         """Score units in step 0 of the epoch; kill and regrow before step 1.
 
         The result follows only from the step and the gates' buffers, also after a resume.

@@ -171,7 +171,7 @@ def test_an_update_follows_the_first_step_of_an_epoch(sparsity):
     for epoch in (0, 1):
         task.start_epoch(epoch, 25)
         for step in range(3):
-            task.start_step(step)
+            task.start_step(step, 3)
             task(images, target)["loss"].backward()
             units_after.append(alive(model))
     assert units_after[0] == units_after[1] == units_after[2] == units_after[3]  # nothing in epoch 0
@@ -201,7 +201,7 @@ def test_a_resumed_training_has_the_same_units():
         for epoch in epochs:
             task.train().start_epoch(epoch, 10)
             for step in range(3):
-                task.start_step(step)
+                task.start_step(step, 3)
                 task(images, target)["loss"].backward()
                 optimizer.step()
                 optimizer.zero_grad()
@@ -257,7 +257,7 @@ def test_the_averaged_model_has_the_same_units(sparsity):
     images, target = families.images(KEY), torch.tensor([0, 3])
     task.train().start_epoch(1, 10)
     for step in range(3):
-        task.start_step(step)
+        task.start_step(step, 3)
         task(images, target)["loss"].backward()
         task.update_ema(step=step)
     assert list(alive(averaged).values()) == list(alive(model).values())

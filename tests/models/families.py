@@ -47,6 +47,9 @@ FAMILIES = {
     "ps_deit": Family(
         "ps_deit_tiny_patch16_224", {**DEIT, "keep_profile": PROFILE}, 32, 24, 3, maps=(4,) * 12
     ),
+    "evit_deit": Family("evit_deit_tiny_patch16_224", DEIT, 32, 24, 10, maps=(4,) * 12),
+    "topk_deit": Family("topk_deit_tiny_patch16_224", DEIT, 32, 24, 6, maps=(4,) * 12),
+    "random_deit": Family("random_deit_tiny_patch16_224", DEIT, 32, 24, 6, maps=(4,) * 12),
     "svite_deit": Family("svite_deit_tiny_patch16_224", DEIT, 32, 24, 17, maps=(4,) * 12),
     "ia_red2_deit": Family(
         "ia_red2_deit_tiny_patch16_224", {**DEIT, "interpreter_heads": 3}, 32, 24, 17,
@@ -73,6 +76,11 @@ def build(key: str, **kwargs):
         if name.endswith("bn.weight"):  # LeViT's residuals start at zero
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
     return model
+
+
+def fixed_scores(x: torch.Tensor) -> torch.Tensor:
+    """Numbers (B, n) for tokens x (B, 1 + n, C) in place of ``topk.draw_scores``: the same in every pass."""
+    return torch.arange(x.shape[1] - 1, device=x.device).sin().expand(x.shape[0], -1)
 
 
 def images(key: str, batch: int = 2, channels: int = 3) -> torch.Tensor:

@@ -13,13 +13,15 @@ pytestmark = pytest.mark.integration  # minutes, all in all
 SHALLOW = {
     "plain_deit": dict(depth=3),
     "dynamic_deit": dict(depth=3, prune_blocks=(1, 2)),
+    "evit_deit": dict(depth=3, reduction_blocks=(1, 2)),
+    "topk_deit": dict(depth=3, reduction_blocks=(1, 2), keep_ratio=[0.6, 0.3]),
     "pooled_deit": dict(depth=3, pool_block=1),
     "ps_deit": dict(depth=3, keep_profile=[1, 0.6, 0.2]),
     "svite_deit": dict(depth=3),
     "ia_red2_deit": dict(depth=3, keep_profile=[0.8, 0.5, 0.25]),
     "plain_levit": dict(depth=(1, 1, 1)),
 }
-DROPPING = ("dynamic_deit", "ps_deit", "ia_red2_deit")
+DROPPING = ("dynamic_deit", "ps_deit", "ia_red2_deit", "evit_deit", "topk_deit")
 
 
 def build(key, **kwargs):

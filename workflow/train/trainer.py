@@ -283,7 +283,7 @@ class Trainer:
         update = self.update
         parts = self.loader.accumulate
         if hasattr(self.task, "start_step"):
-            self.task.start_step(self.step)
+            self.task.start_step(self.step, self.loader.steps)
         if update in self.skipped:
             for _ in range(parts):
                 next(batches)

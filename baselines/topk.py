@@ -1,0 +1,142 @@
+"""Top-K and random dropping (Haurum et al. 2023, ICCV Workshops) on DeiT: ``topk_deit_*`` and ``random_deit_*``.
+
+These are the plain baselines of token reduction. Between the attention and the MLP of blocks 3, 6 and 9 patches leave
+for good: all but those to which the class token attends most (mean over the heads), or all but some drawn at random,
+anew for each image and each block. No score passes a gradient. Training is plain classification.
+
+Random numbers come from torch's global generator, also in evaluation: seed it to get the same patches again.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from timm.models import generate_default_cfgs, register_model
+from torch import Tensor
+
+from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
+from .dropping import FeatureMaps
+from .ranking import REDUCTION_BLOCKS, RankingTransformer, check_ratios, check_reduction_blocks
+
+
+class TopKVisionTransformer(RankingTransformer):
+    """Vision Transformer that keeps the patches to which the class token attends most.
+
+    Args (in addition to timm's):
+        keep_ratio: share of an image's patches that is left after each of the reduction blocks, rounded down to whole
+            patches; a number r stands for r, r^2, r^3 and so on.
+        reduction_blocks: blocks in which patches are dropped, counted from 0.
+
+    Raises:
+        ValueError: for a ratio outside (0, 1], ratios that increase, that keep no patch or are not as many as the
+            blocks, and for blocks that do not ascend.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        keep_ratio: float | Sequence[float] = 0.7,
+        reduction_blocks: Sequence[int] = REDUCTION_BLOCKS,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        self.reduction_blocks = check_reduction_blocks(reduction_blocks, len(self.blocks))
+        if isinstance(keep_ratio, int | float):
+            keep_ratio = [keep_ratio ** (i + 1) for i in range(len(self.reduction_blocks))]
+        self.keep_ratios = check_ratios(keep_ratio)
+        if len(self.keep_ratios) != len(self.reduction_blocks):
+            raise ValueError(
+                f"keep_ratio={self.keep_ratios} has {len(self.keep_ratios)} entries for "
+                f"{len(self.reduction_blocks)} reduction_blocks: give one for each, or a number"
+            )
+        if any(later > ratio for ratio, later in pairwise(self.keep_ratios)):
+            raise ValueError(f"keep_ratio={self.keep_ratios} must not increase: a dropped patch does not come back")
+        self._check_grid(self.patch_embed.num_patches)
+
+    def _check_grid(self, patches: int) -> None:
+        if int(patches * self.keep_ratios[-1]) < 1:
+            raise ValueError(
+                f"keep_ratio {self.keep_ratios[-1]:.3f} of {patches} patches "
+                "keeps none in the last stage: use more patches or a higher keep_ratio"
+            )
+
+    def count_kept(self, block: int, present: int, patches: int) -> int:
+        """Return how many of the patches that are ``present`` a block keeps: a share of all ``patches``."""
+        if block not in self.reduction_blocks:
+            return present
+        return int(self.keep_ratios[self.reduction_blocks.index(block)] * patches)
+
+    def embed(self, images: Tensor, maps: FeatureMaps | None = None) -> Tensor:
+        """Return the tokens (B, 1 + N, C) of images (B, 3, H, W) before the first block."""
+        x = super().embed(images, maps)
+        if self.dynamic_img_size:
+            self._check_grid(x.shape[1] - 1)
+        return x
+
+    def set_input_size(self, *args: Any, **kwargs: Any) -> None:
+        """Change the image size, as timm's method.
+
+        Raises:
+            ValueError: for a grid of which the last reduction would keep no patch.
+        """
+        super().set_input_size(*args, **kwargs)
+        self._check_grid(self.patch_embed.num_patches)
+
+
+class RandomVisionTransformer(TopKVisionTransformer):
+    """Vision Transformer that keeps as many patches as ``TopKVisionTransformer``, drawn at random."""
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Return random numbers (B, n), whose highest say which patches of tokens x (B, 1 + n, C) stay."""
+        return draw_scores(x)
+
+
+def draw_scores(x: Tensor) -> Tensor:
+    """Return numbers (B, n) from torch's global generator for tokens x (B, 1 + n, C)."""
+    return torch.rand(x.shape[0], x.shape[1] - 1, device=x.device)
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        f"{prefix}_deit_{size}_patch16_224": pretrained_cfg(224)
+        for prefix in ("topk", "random")
+        for size in ("tiny", "small", "base")
+    }
+)
+
+
+@register_model
+def topk_deit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> TopKVisionTransformer:
+    """DeiT-T that keeps the most attended patches."""
+    return create_deit(TopKVisionTransformer, "topk_deit_tiny_patch16_224", pretrained, kwargs, TINY)
+
+
+@register_model
+def topk_deit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> TopKVisionTransformer:
+    """DeiT-S that keeps the most attended patches."""
+    return create_deit(TopKVisionTransformer, "topk_deit_small_patch16_224", pretrained, kwargs, SMALL)
+
+
+@register_model
+def topk_deit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> TopKVisionTransformer:
+    """DeiT-B that keeps the most attended patches."""
+    return create_deit(TopKVisionTransformer, "topk_deit_base_patch16_224", pretrained, kwargs, BASE)
+
+
+@register_model
+def random_deit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> RandomVisionTransformer:
+    """DeiT-T that keeps patches at random."""
+    return create_deit(RandomVisionTransformer, "random_deit_tiny_patch16_224", pretrained, kwargs, TINY)
+
+
+@register_model
+def random_deit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> RandomVisionTransformer:
+    """DeiT-S that keeps patches at random."""
+    return create_deit(RandomVisionTransformer, "random_deit_small_patch16_224", pretrained, kwargs, SMALL)
+
+
+@register_model
+def random_deit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> RandomVisionTransformer:
+    """DeiT-B that keeps patches at random."""
+    return create_deit(RandomVisionTransformer, "random_deit_base_patch16_224", pretrained, kwargs, BASE)
