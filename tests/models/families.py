@@ -47,6 +47,7 @@ FAMILIES = {
     "ps_deit": Family(
         "ps_deit_tiny_patch16_224", {**DEIT, "keep_profile": PROFILE}, 32, 24, 3, maps=(4,) * 12
     ),
+    "tome_deit": Family("tome_deit_tiny_patch16_224", {**DEIT, "r": 1}, 32, 24, 5, maps=(4,) * 12),
     "svite_deit": Family("svite_deit_tiny_patch16_224", DEIT, 32, 24, 17, maps=(4,) * 12),
     "ia_red2_deit": Family(
         "ia_red2_deit_tiny_patch16_224", {**DEIT, "interpreter_heads": 3}, 32, 24, 17,

@@ -15,6 +15,7 @@ SHALLOW = {
     "dynamic_deit": dict(depth=3, prune_blocks=(1, 2)),
     "pooled_deit": dict(depth=3, pool_block=1),
     "ps_deit": dict(depth=3, keep_profile=[1, 0.6, 0.2]),
+    "tome_deit": dict(depth=3, r=5),
     "svite_deit": dict(depth=3),
     "ia_red2_deit": dict(depth=3, keep_profile=[0.8, 0.5, 0.25]),
     "plain_levit": dict(depth=(1, 1, 1)),
