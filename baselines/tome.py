@@ -46,7 +46,6 @@ def match(keys: Tensor, r: int) -> Matching:
     Args:
         r: how many tokens merge into others, 1 to (L - 1) // 2, the size of the first set.
     """
-    batch, length, _ = keys.shape
     with without_autocast(keys):
         keys = F.normalize(keys, dim=2)
         similarity = torch.bmm(keys[..., 2::2, :], keys[..., 1::2, :].transpose(1, 2))
@@ -54,8 +53,8 @@ def match(keys: Tensor, r: int) -> Matching:
     order = best.argsort(dim=1, descending=True)
     merged = order[..., :r]
     unmerged = order[..., r:].sort(dim=1).values
-    first = F.pad(2 * unmerged + 2, (1, 0))  # with the class token's place
-    second = torch.arange(1, length, 2, device=keys.device).expand(batch, -1)
+    first = F.pad(2 * unmerged + 2, (1, 0))  # with the class token's place, 0
+    second = first[..., :1] + torch.arange(1, keys.shape[1], 2, device=keys.device)
     return Matching(
         kept=torch.cat((first, second), dim=1),
         merged=2 * merged + 2,
@@ -119,7 +118,9 @@ class KeyAttention(Attention):
         """
         if not return_keys:
             return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
-        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim))
+        batch, length, _ = x.shape
+        # not unflatten, after which older ONNX exporters take the batch size of the example for the only one
+        qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
         keys = k.detach().mean(dim=1, dtype=torch.promote_types(k.dtype, torch.float32))

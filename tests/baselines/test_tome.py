@@ -1,8 +1,5 @@
 """ToMe against the numbers of its authors' code, and what holds for every merging."""
 
-import io
-
-import onnxruntime
 import pytest
 import timm
 import torch
@@ -244,19 +241,3 @@ def test_low_precision(precision):
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(images)
     assert (logits.float() - expected).norm() < 0.2 * expected.norm()
-
-
-def test_export_with_any_batch():
-    model, images = families.build("tome_deit", depth=3, r=5).eval(), families.images("tome_deit", 3)
-    dynamic = ({0: torch.export.Dim("batch")},)
-    program = torch.export.export(model, (images,), dynamic_shapes=dynamic, strict=False).module()
-    file = io.BytesIO()
-    torch.onnx.export(
-        model, (images,), file, input_names=["images"], dynamic_axes={"images": {0: "batch"}}, dynamo=False
-    )
-    session = onnxruntime.InferenceSession(file.getvalue())
-    for batch in (1, 2, 5):
-        images = families.images("tome_deit", batch)
-        expected = model(images)
-        assert_close(program(images), expected)
-        assert_close(torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), expected, rtol=0, atol=1e-4)
