@@ -50,6 +50,7 @@ FAMILIES = {
     "evit_deit": Family("evit_deit_tiny_patch16_224", DEIT, 32, 24, 10, maps=(4,) * 12),
     "topk_deit": Family("topk_deit_tiny_patch16_224", DEIT, 32, 24, 6, maps=(4,) * 12),
     "random_deit": Family("random_deit_tiny_patch16_224", DEIT, 32, 24, 6, maps=(4,) * 12),
+    "tome_deit": Family("tome_deit_tiny_patch16_224", {**DEIT, "r": 1}, 32, 24, 5, maps=(4,) * 12),
     "svite_deit": Family("svite_deit_tiny_patch16_224", DEIT, 32, 24, 17, maps=(4,) * 12),
     "ia_red2_deit": Family(
         "ia_red2_deit_tiny_patch16_224", {**DEIT, "interpreter_heads": 3}, 32, 24, 17,

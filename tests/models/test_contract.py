@@ -23,6 +23,7 @@ def test_all_names_are_registered():
     expected += [f"{kind}_deit_{size}" for kind in ("dynamic", "pooled", "ps", "svite", "ia_red2")
                  for size in sizes]  # fmt: skip
     expected += [f"{kind}_deit_{size}" for kind in ("evit", "topk", "random") for size in sizes]
+    expected += [f"tome_deit_{size}" for size in sizes]
     levits = ("128s", "128", "192", "256", "384")
     expected += [f"{kind}_levit_{size}" for kind in ("evo", "plain") for size in levits]
     assert sorted(NAMES) == sorted(expected)

@@ -17,6 +17,7 @@ SHALLOW = {
     "topk_deit": dict(depth=3, reduction_blocks=(1, 2), keep_ratio=[0.6, 0.3]),
     "pooled_deit": dict(depth=3, pool_block=1),
     "ps_deit": dict(depth=3, keep_profile=[1, 0.6, 0.2]),
+    "tome_deit": dict(depth=3, r=5),
     "svite_deit": dict(depth=3),
     "ia_red2_deit": dict(depth=3, keep_profile=[0.8, 0.5, 0.25]),
     "plain_levit": dict(depth=(1, 1, 1)),
