@@ -110,7 +110,7 @@ class ClusteringVisionTransformer(TokenDroppingTransformer):
 
     Raises:
         ValueError: for a ratio outside (0, 1) or one that keeps no patch, for blocks that do not ascend, and for
-            less than one neighbour.
+            less than two neighbours.
     """
 
     fresh_keys = ("cluster_layers.",)
@@ -132,8 +132,8 @@ class ClusteringVisionTransformer(TokenDroppingTransformer):
             raise ValueError(f"keep_ratio={keep_ratio} must lie between 0 and 1")
         if not reduction_blocks or list(reduction_blocks) != sorted(set(reduction_blocks) & set(range(depth))):
             raise ValueError(f"reduction_blocks={reduction_blocks} must ascend within 0..{depth - 1}")
-        if k_neighbors < 1:
-            raise ValueError(f"k_neighbors={k_neighbors} must be at least 1, which is the patch itself")
+        if k_neighbors < 2:
+            raise ValueError(f"k_neighbors={k_neighbors} must be at least 2, since a patch is its own first neighbour")
         self.reduction_blocks = reduction_blocks
         self.keep_ratios = tuple(keep_ratio ** (stage + 1) for stage in range(len(reduction_blocks)))
         self.k_neighbors = k_neighbors
