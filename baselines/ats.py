@@ -78,7 +78,8 @@ class SamplingAttention(KeyMaskedAttention):
             return super().forward(x, attn_mask, is_causal, keys)
         q, k, v = self.qkv(x).chunk(3, dim=2)
         k = self.k_norm(k.unflatten(2, (self.num_heads, self.head_dim)))
-        kept, keys_next = self.choose(q, k, v, keys, points)
+        # detached: FLOP counters refuse views that were made of these without gradients
+        kept, keys_next = self.choose(q.detach(), k.detach(), v.detach(), keys, points)
         q = self.q_norm(take_tokens(q, kept).unflatten(2, (self.num_heads, self.head_dim)))
         v = v.unflatten(2, (self.num_heads, self.head_dim))
         out = self.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), keys)
