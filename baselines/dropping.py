@@ -1,7 +1,7 @@
-"""What the methods that drop patches share: timm's interface, and feature maps of the whole grid.
+"""What the methods that drop or merge patches share: timm's interface, and feature maps of the whole grid.
 
 A dropped patch keeps its last value in a feature map: the value after the last block that updated
-it.
+it. A merged patch shows the token that it went into.
 """
 
 from collections.abc import Sequence
@@ -33,6 +33,7 @@ class FeatureMaps:
         self._grid: Tensor | None = None  # the last value of every token, then of those without a place
         self._places = 0  # number of tokens on the grid, class token included
         self._kept: Tensor | None = None  # positions (B, n) on the grid of the patches still present; None: all
+        self._merged: Tensor | None = None  # for each patch of the grid its token (B, N); None: patches are tokens
 
     def start(self, tokens: Tensor) -> None:
         """Note the embedded tokens (B, 1 + N, C), class token first."""
@@ -51,6 +52,10 @@ class FeatureMaps:
         self._kept = torch.cat((self._kept, number.expand(batch, -1)), dim=1)
         self._grid = torch.cat((self._grid, tokens.to(self._grid.dtype)), dim=1)
 
+    def merge(self, groups: Tensor) -> None:
+        """Note that the tokens present were merged into fewer: token i of them into number ``groups[:, i]`` (B, n)."""
+        self._merged = groups if self._merged is None else groups.gather(1, self._merged)
+
     def record(self, block: int, tokens: Tensor, valid: Tensor | None = None) -> None:
         """Note the tokens (B, 1 + n, C) after a block; those where ``valid`` (B, 1 + n) is False are dropped.
 
@@ -60,6 +65,8 @@ class FeatureMaps:
         if valid is not None:
             before = self._grid if self._kept is None else take_tokens(self._grid, self._kept)
             tokens = torch.where(valid[..., None], tokens, before)
+        if self._merged is not None:
+            tokens = take_tokens(tokens, self._merged)
         self._grid = tokens if self._kept is None else fill_grid(tokens, self._kept, self._grid)
         if block in self.blocks:
             self.maps.append(self._grid[..., : self._places, :])
@@ -180,3 +187,20 @@ class TokenDroppingTransformer(DeitVariant):
         self.refuse_symbolic_tracing(images)
         if attn_mask is not None or is_causal:
             raise ValueError(f"{type(self).__name__} drops patches on the way: leave out attn_mask and is_causal")
+
+
+def kept_first(kept: Tensor, counts: Tensor, reason: str) -> Tensor:
+    """Return positions (B, n) of the patches that ``kept`` (B, N) marks, in their order, then of what pads the rest.
+
+    n is the largest of the counts (B,) of marked patches, so it depends on the images.
+
+    Raises:
+        NotImplementedError: saying the ``reason``, where the number of tokens has to be known before the
+            images are: in an export or a trace, or on the meta device.
+    """
+    if kept.is_meta or torch.jit.is_tracing() or torch.compiler.is_exporting():
+        if torch.compiler.is_dynamo_compiling():  # it reports this message, but no exception's
+            torch._dynamo.graph_break(msg=reason)
+        raise NotImplementedError(reason)
+    longest = int(counts.max()) if len(counts) else 0
+    return (~kept).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]

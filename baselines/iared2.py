@@ -30,7 +30,7 @@ from evovit.task import register_task
 from evovit.tokens import take_tokens
 
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
-from .dropping import FeatureMaps, TokenDroppingTransformer
+from .dropping import FeatureMaps, TokenDroppingTransformer, kept_first
 from .weights import complete_dense
 
 THRESHOLD = 0.5
@@ -195,7 +195,7 @@ class InterpretedVisionTransformer(TokenDroppingTransformer):
             if self.keep_profile is None:
                 valid = self.choose(group, scores, valid)
                 count = valid.sum(1)
-                kept = self._kept_first(valid, count)
+                kept = kept_first(valid, count, COUNTS_VARY)
                 valid = valid.gather(1, kept)
                 if bool((count < kept.shape[1]).any()):
                     keys = with_class(valid)
@@ -208,18 +208,6 @@ class InterpretedVisionTransformer(TokenDroppingTransformer):
                 maps.keep(kept)
             x = self.run_group(group, x, keys, maps)
         return self.norm(x), counts
-
-    def _kept_first(self, valid: Tensor, counts: Tensor) -> Tensor:
-        """Return positions (B, n) of the kept patches in raster order, then of what pads shorter images.
-
-        n is the largest of the counts (B,), so it depends on the images.
-        """
-        if valid.is_meta or torch.jit.is_tracing() or torch.compiler.is_exporting():
-            if torch.compiler.is_dynamo_compiling():  # it reports this message, but no exception's
-                torch._dynamo.graph_break(msg=COUNTS_VARY)
-            raise NotImplementedError(COUNTS_VARY)
-        longest = int(counts.max()) if len(counts) else 0
-        return (~valid).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
 
     def masked(self, images: Tensor, maps: FeatureMaps | None = None) -> Tensor:
         """Return normed tokens (B, 1 + N, C), dropped ones left out as keys: fixed shapes."""

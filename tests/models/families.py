@@ -56,6 +56,8 @@ FAMILIES = {
         "ia_red2_deit_tiny_patch16_224", {**DEIT, "interpreter_heads": 3}, 32, 24, 17,
         maps=(4,) * 12,
     ),
+    "ats_deit": Family("ats_deit_tiny_patch16_224", DEIT, 32, 24, 14, maps=(4,) * 12),
+    "dpcknn_deit": Family("dpcknn_deit_tiny_patch16_224", DEIT, 32, 24, 6, maps=(4,) * 12),
     "plain_levit": Family(
         "plain_levit_128s", LEVIT, 128, 32, 4, ("head", "head_dist"),
         tuple(f"{name}.attention_biases" for name in ATTENTIONS),

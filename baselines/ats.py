@@ -1,0 +1,236 @@
+"""ATS (Fayyaz et al. 2022, ECCV): adaptive token sampling in chosen blocks, image by image.
+
+Registered as ``ats_deit_*``. It has no parameters of its own. In a sampling block the class token's attention,
+times the norm of the values, scores the patches. The cumulative sum of the scores is sampled at even steps, and
+only the sampled patches are queries of the attention; all present ones are its keys. How many different patches
+the steps hit depends on the image.
+
+As the authors' code has it: scores ascend before they are summed, so that the least patch is never sampled; there
+are as many sample points as the image had patches at first; and where the largest sampled rank is 1, it is lost,
+so that of two patches none stays. Chosen here: an image's result does not depend on its batch (in the authors'
+code the padding of shorter images enters the sum), and the softmax has no 1e-6 added. Training samples and gathers
+as inference does; the choice itself has no gradient.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.models import checkpoint, generate_default_cfgs, register_model
+from torch import Tensor
+
+from evovit.tokens import class_attention, take_tokens
+
+from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
+from .dropping import FeatureMaps, TokenDroppingTransformer, kept_first
+from .iared2 import KeyMaskedAttention, MaskedBlock, with_class
+
+COUNTS_VARY = (
+    "how many patches ATS keeps depends on the images: to export or trace a model, or to run it on the meta "
+    "device, take a method with fixed counts, such as topk_deit_tiny_patch16_224"
+)
+
+
+class Sampled(NamedTuple):
+    """What an attention or a block that samples makes of tokens (B, 1 + n, C)."""
+
+    tokens: Tensor  # (B, 1 + k, C), padded to the longest image
+    kept: Tensor  # (B, k) positions, among the n patches, of all these tokens but the class token
+    keys: Tensor | None  # (B, 1 + k) which of these tokens are no padding; None: all
+
+
+def sample_ranks(scores: Tensor, points: int) -> Tensor:
+    """Return which ranks (B, n) of the scores inverse transform sampling hits.
+
+    Args:
+        scores: at least 0 and ascending (B, n); zeros after an image's largest score are padding, never hit.
+        points: how many sample points there are, evenly from the least positive value of the cumulative
+            sum, scaled to begin with 0 and end with 1, to 1.
+    """
+    total = scores.cumsum(1)
+    total = total - total[:, :1]
+    total = total / total[:, -1:].clamp_min(torch.finfo(total.dtype).tiny)
+    start = total.masked_fill(total == 0, 1.0).amin(1, keepdim=True)
+    wanted = start + (1 - start) * torch.linspace(0, 1, points, dtype=total.dtype, device=total.device)
+
+    last = total.shape[1] - 1
+    upper = torch.searchsorted(total, wanted).clamp_max(last)
+    lower = (upper - 1).clamp_min(0)
+    above = total.gather(1, upper)
+    below = total.gather(1, lower)
+    nearest = torch.where(wanted - below <= (above - wanted).abs(), below, above)
+    # Of equal values the first counts; so padding, which repeats the last patch's value, is never hit.
+    ranks = torch.searchsorted(total, nearest).clamp_max(last)  # NaN would be past the end
+    hit = torch.zeros_like(total, dtype=torch.bool).scatter(1, ranks, True)
+    lost = (torch.arange(last + 1, device=ranks.device) == 1) & (ranks.amax(1, keepdim=True) == 1)
+    return hit & ~lost
+
+
+class SamplingAttention(KeyMaskedAttention):
+    """timm's Attention that can leave out keys and sample its queries."""
+
+    def forward(
+        self, x: Tensor, attn_mask=None, is_causal=False, keys: Tensor | None = None, points: int | None = None
+    ):
+        """(B, L, C) -> (B, L, C), or -> Sampled if ``points`` says how many sample points there are."""
+        if points is None:
+            return super().forward(x, attn_mask, is_causal, keys)
+        q, k, v = self.qkv(x).chunk(3, dim=2)
+        k = self.k_norm(k.unflatten(2, (self.num_heads, self.head_dim)))
+        # detached: FLOP counters refuse views that were made of these without gradients
+        kept, keys_next = self.choose(q.detach(), k.detach(), v.detach(), keys, points)
+        q = self.q_norm(take_tokens(q, kept).unflatten(2, (self.num_heads, self.head_dim)))
+        v = v.unflatten(2, (self.num_heads, self.head_dim))
+        out = self.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), keys)
+        out = self.norm(out.transpose(1, 2).flatten(2))
+        return Sampled(self.proj_drop(self.proj(out)), kept, keys_next)
+
+    @torch.no_grad()
+    def choose(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None, points: int) -> tuple[Tensor, Tensor | None]:
+        """Return ``kept`` and ``keys`` of Sampled.
+
+        Args:
+            q, v: queries and values of all tokens (B, L, C), class token first.
+            k: keys, by head (B, L, H, D).
+            keys: which tokens are no padding (B, L); None: all.
+        """
+        scores = self.significance(q, k, v, keys)
+        if keys is None:
+            ranked, order = scores.sort(dim=1)
+            hit = sample_ranks(ranked, points)
+        else:
+            present = keys.narrow(1, 1, keys.shape[1] - 1)
+            order = scores.masked_fill(~present, torch.inf).argsort(dim=1)
+            present = present.gather(1, order)
+            ranked = scores.gather(1, order).masked_fill(~present, 0.0)
+            hit = sample_ranks(ranked, points) & present
+        counts = hit.sum(1)
+        first = kept_first(hit, counts, COUNTS_VARY)
+        if bool((counts == first.shape[1]).all()):
+            return order.gather(1, first), None
+        return order.gather(1, first), with_class(hit.gather(1, first))
+
+    def significance(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> Tensor:
+        """Return scores (B, L - 1) of the patches, in float32 at least, from the arguments of ``choose``.
+
+        They are the class token's attention, summed over the heads, times the norm of the value of all heads.
+        """
+        query = self.q_norm(q.select(1, 0).unflatten(1, (self.num_heads, self.head_dim)))
+        attention = class_attention(query, k.flatten(2), self.scale)
+        if keys is not None:
+            attention = attention.masked_fill(~keys.unsqueeze(1), 0.0)
+            attention = attention / attention.sum(2, keepdim=True)
+        norms = torch.linalg.vector_norm(v, dim=2, dtype=attention.dtype)
+        return (attention.sum(1) * norms).narrow(1, 1, norms.shape[1] - 1)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> Tensor:
+        """Return the attention (B, H, M, D) of queries (B, H, M, D) to keys and values (B, H, L, D)."""
+        mask = None if keys is None else keys[:, None, None, :]
+        if self.fused_attn:
+            dropout = self.attn_drop.p if self.training else 0.0
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        logits = (q * self.scale) @ k.transpose(-2, -1)
+        if mask is not None:
+            logits = logits.masked_fill(~mask, -torch.inf)
+        return self.attn_drop(logits.softmax(dim=-1)) @ v
+
+
+class SamplingBlock(MaskedBlock):
+    """timm's Block whose attention can leave out keys and sample its queries."""
+
+    def forward(
+        self, x: Tensor, attn_mask=None, is_causal=False, keys: Tensor | None = None, points: int | None = None
+    ):
+        """(B, L, C) -> (B, L, C), or -> Sampled if ``points`` says how many sample points there are."""
+        if points is None:
+            return super().forward(x, attn_mask, is_causal, keys)
+        out = self.attn(self.norm1(x), keys=keys, points=points)
+        x = take_tokens(x, out.kept) + self.drop_path1(self.ls1(out.tokens))
+        x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        return out._replace(tokens=x)
+
+
+class AdaptiveSamplingVisionTransformer(TokenDroppingTransformer):
+    """Vision Transformer whose chosen blocks sample the patches that stay.
+
+    Args (in addition to timm's):
+        reduction_blocks: blocks that sample, counted from 0.
+
+    Raises:
+        ValueError: for blocks that do not ascend or that the model does not have.
+    """
+
+    cost_varies = True  # from image to image
+    near_ties = True  # fresh models score patches much alike: rounding decides which are sampled
+
+    def __init__(self, *args: Any, reduction_blocks: Sequence[int] = (3, 6, 9), **kwargs: Any):
+        super().__init__(*args, block_fn=SamplingBlock, attn_layer=SamplingAttention, **kwargs)
+        depth, self.reduction_blocks = len(self.blocks), tuple(reduction_blocks)
+        if list(self.reduction_blocks) != sorted(set(self.reduction_blocks) & set(range(depth))):
+            raise ValueError(f"reduction_blocks={self.reduction_blocks} must ascend within 0..{depth - 1}")
+
+    def forward_tokens(self, images: Tensor, maps: FeatureMaps | None = None) -> Tensor:
+        """Return normed tokens (B, 1 + k, C) of images: the class token and the sampled patches, by ascending
+        score of the last sampling, padded to the longest image.
+
+        Raises:
+            NotImplementedError: in an export or a trace, or on the meta device, where no image says how
+                many patches stay.
+        """
+        x = self.embed(images, maps)
+        points = x.shape[1] - 1
+        keys = None
+        for index in range(len(self.blocks) if maps is None else maps.end):
+            if index in self.reduction_blocks and x.shape[1] > 1:
+                x, keys = self.run_sampling_block(index, x, keys, points, maps)
+            else:
+                x = self.run_block(index, x, maps, keys, keys=keys)
+        return self.norm(x)
+
+    def run_sampling_block(
+        self, index: int, x: Tensor, keys: Tensor | None, points: int, maps: FeatureMaps | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run a block that samples on tokens (B, L, C), and return its tokens (B, 1 + k, C) and their keys."""
+        block = self.blocks[index]
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            sampled = checkpoint(block, x, keys=keys, points=points)
+        else:
+            sampled = block(x, keys=keys, points=points)
+        if maps is not None:
+            maps.keep(sampled.kept)
+            maps.record(index, sampled.tokens, sampled.keys)
+        return sampled.tokens, sampled.keys
+
+    def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True) -> list[int]:
+        """Remove what no block up to the last of ``indices`` needs, as timm's method."""
+        taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        self.reduction_blocks = tuple(block for block in self.reduction_blocks if block < len(self.blocks))
+        return taken
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "ats_deit_tiny_patch16_224": pretrained_cfg(224),
+        "ats_deit_small_patch16_224": pretrained_cfg(224),
+        "ats_deit_base_patch16_224": pretrained_cfg(224),
+    }
+)
+
+
+@register_model
+def ats_deit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> AdaptiveSamplingVisionTransformer:
+    """ATS on DeiT-T at 224 px."""
+    return create_deit(AdaptiveSamplingVisionTransformer, "ats_deit_tiny_patch16_224", pretrained, kwargs, TINY)
+
+
+@register_model
+def ats_deit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> AdaptiveSamplingVisionTransformer:
+    """ATS on DeiT-S at 224 px."""
+    return create_deit(AdaptiveSamplingVisionTransformer, "ats_deit_small_patch16_224", pretrained, kwargs, SMALL)
+
+
+@register_model
+def ats_deit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> AdaptiveSamplingVisionTransformer:
+    """ATS on DeiT-B at 224 px."""
+    return create_deit(AdaptiveSamplingVisionTransformer, "ats_deit_base_patch16_224", pretrained, kwargs, BASE)
