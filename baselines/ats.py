@@ -9,10 +9,12 @@ As the authors' code has it: scores ascend before they are summed, so that the l
 are as many sample points as the image had patches at first; and where the largest sampled rank is 1, it is lost,
 so that of two patches none stays. Chosen here: an image's result does not depend on its batch (in the authors'
 code the padding of shorter images enters the sum), and the softmax has no 1e-6 added. Training samples and gathers
-as inference does; the choice itself has no gradient.
+as inference does; the choice itself has no gradient. ``keep_profile`` turns the sampling into fixed counts, for a
+measurement before anything is trained: fresh weights attend to all patches alike, so that nearly all stay.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -23,12 +25,19 @@ from torch import Tensor
 from evovit.tokens import class_attention, take_tokens
 
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
-from .dropping import FeatureMaps, TokenDroppingTransformer, kept_first
+from .dropping import (
+    REDUCTION_BLOCKS,
+    FeatureMaps,
+    TokenDroppingTransformer,
+    check_ratios,
+    check_reduction_blocks,
+    kept_first,
+)
 from .iared2 import KeyMaskedAttention, MaskedBlock, with_class
 
 COUNTS_VARY = (
-    "how many patches ATS keeps depends on the images: to export or trace a model, or to run it on the meta "
-    "device, take a method with fixed counts, such as topk_deit_tiny_patch16_224"
+    "how many patches ATS keeps depends on the images: give keep_profile=[0.7, 0.49, 0.343] (a share of the patches "
+    "for each sampling block) to export or trace a model, or to run it on the meta device"
 )
 
 
@@ -67,19 +76,26 @@ def sample_ranks(scores: Tensor, points: int) -> Tensor:
     return hit & ~lost
 
 
+class Sampling(NamedTuple):
+    """How a block chooses the patches that stay."""
+
+    points: int  # how many sample points there are
+    count: int | None  # so many of the best scores stay instead of the sampled ones; None: those sampled
+
+
 class SamplingAttention(KeyMaskedAttention):
     """timm's Attention that can leave out keys and sample its queries."""
 
     def forward(
-        self, x: Tensor, attn_mask=None, is_causal=False, keys: Tensor | None = None, points: int | None = None
+        self, x: Tensor, attn_mask=None, is_causal=False, keys: Tensor | None = None, sampling: Sampling | None = None
     ):
-        """(B, L, C) -> (B, L, C), or -> Sampled if ``points`` says how many sample points there are."""
-        if points is None:
+        """(B, L, C) -> (B, L, C), or -> Sampled with ``sampling``."""
+        if sampling is None:
             return super().forward(x, attn_mask, is_causal, keys)
         q, k, v = self.qkv(x).chunk(3, dim=2)
         k = self.k_norm(k.unflatten(2, (self.num_heads, self.head_dim)))
         # detached: FLOP counters refuse views that were made of these without gradients
-        kept, keys_next = self.choose(q.detach(), k.detach(), v.detach(), keys, points)
+        kept, keys_next = self.choose(q.detach(), k.detach(), v.detach(), keys, sampling)
         q = self.q_norm(take_tokens(q, kept).unflatten(2, (self.num_heads, self.head_dim)))
         v = v.unflatten(2, (self.num_heads, self.head_dim))
         out = self.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), keys)
@@ -87,7 +103,9 @@ class SamplingAttention(KeyMaskedAttention):
         return Sampled(self.proj_drop(self.proj(out)), kept, keys_next)
 
     @torch.no_grad()
-    def choose(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None, points: int) -> tuple[Tensor, Tensor | None]:
+    def choose(
+        self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None, sampling: Sampling
+    ) -> tuple[Tensor, Tensor | None]:
         """Return ``kept`` and ``keys`` of Sampled.
 
         Args:
@@ -96,15 +114,17 @@ class SamplingAttention(KeyMaskedAttention):
             keys: which tokens are no padding (B, L); None: all.
         """
         scores = self.significance(q, k, v, keys)
+        if sampling.count is not None:
+            return scores.topk(sampling.count, dim=1).indices, None
         if keys is None:
             ranked, order = scores.sort(dim=1)
-            hit = sample_ranks(ranked, points)
+            hit = sample_ranks(ranked, sampling.points)
         else:
             present = keys.narrow(1, 1, keys.shape[1] - 1)
             order = scores.masked_fill(~present, torch.inf).argsort(dim=1)
             present = present.gather(1, order)
             ranked = scores.gather(1, order).masked_fill(~present, 0.0)
-            hit = sample_ranks(ranked, points) & present
+            hit = sample_ranks(ranked, sampling.points) & present
         counts = hit.sum(1)
         first = kept_first(hit, counts, COUNTS_VARY)
         if bool((counts == first.shape[1]).all()):
@@ -140,12 +160,12 @@ class SamplingBlock(MaskedBlock):
     """timm's Block whose attention can leave out keys and sample its queries."""
 
     def forward(
-        self, x: Tensor, attn_mask=None, is_causal=False, keys: Tensor | None = None, points: int | None = None
+        self, x: Tensor, attn_mask=None, is_causal=False, keys: Tensor | None = None, sampling: Sampling | None = None
     ):
-        """(B, L, C) -> (B, L, C), or -> Sampled if ``points`` says how many sample points there are."""
-        if points is None:
+        """(B, L, C) -> (B, L, C), or -> Sampled with ``sampling``."""
+        if sampling is None:
             return super().forward(x, attn_mask, is_causal, keys)
-        out = self.attn(self.norm1(x), keys=keys, points=points)
+        out = self.attn(self.norm1(x), keys=keys, sampling=sampling)
         x = take_tokens(x, out.kept) + self.drop_path1(self.ls1(out.tokens))
         x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
         return out._replace(tokens=x)
@@ -156,19 +176,34 @@ class AdaptiveSamplingVisionTransformer(TokenDroppingTransformer):
 
     Args (in addition to timm's):
         reduction_blocks: blocks that sample, counted from 0.
+        keep_profile: share of all patches that each of these blocks keeps, the best of each image, instead of those
+            that are sampled.
 
     Raises:
-        ValueError: for blocks that do not ascend or that the model does not have.
+        ValueError: for blocks that do not ascend or that the model does not have, and for a profile of another
+            length, with a share outside (0, 1] or one above the share before it.
     """
 
     cost_varies = True  # from image to image
     near_ties = True  # fresh models score patches much alike: rounding decides which are sampled
 
-    def __init__(self, *args: Any, reduction_blocks: Sequence[int] = (3, 6, 9), **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        reduction_blocks: Sequence[int] = REDUCTION_BLOCKS,
+        keep_profile: Sequence[float] | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(*args, block_fn=SamplingBlock, attn_layer=SamplingAttention, **kwargs)
-        depth, self.reduction_blocks = len(self.blocks), tuple(reduction_blocks)
-        if list(self.reduction_blocks) != sorted(set(self.reduction_blocks) & set(range(depth))):
-            raise ValueError(f"reduction_blocks={self.reduction_blocks} must ascend within 0..{depth - 1}")
+        self.reduction_blocks = check_reduction_blocks(reduction_blocks, len(self.blocks))
+        self.keep_profile = None if keep_profile is None else check_ratios(keep_profile, "keep_profile")
+        if self.keep_profile is not None:
+            falls = all(later <= share for share, later in pairwise(self.keep_profile))
+            if len(self.keep_profile) != len(self.reduction_blocks) or not falls:
+                raise ValueError(
+                    f"keep_profile={self.keep_profile} must hold a share for each of {len(self.reduction_blocks)} "
+                    "reduction_blocks, none above the one before it"
+                )
 
     def forward_tokens(self, images: Tensor, maps: FeatureMaps | None = None) -> Tensor:
         """Return normed tokens (B, 1 + k, C) of images: the class token and the sampled patches, by ascending
@@ -183,20 +218,23 @@ class AdaptiveSamplingVisionTransformer(TokenDroppingTransformer):
         keys = None
         for index in range(len(self.blocks) if maps is None else maps.end):
             if index in self.reduction_blocks and x.shape[1] > 1:
-                x, keys = self.run_sampling_block(index, x, keys, points, maps)
+                count = None
+                if self.keep_profile is not None:
+                    count = max(1, int(self.keep_profile[self.reduction_blocks.index(index)] * points))
+                x, keys = self.run_sampling_block(index, x, keys, Sampling(points, count), maps)
             else:
                 x = self.run_block(index, x, maps, keys, keys=keys)
         return self.norm(x)
 
     def run_sampling_block(
-        self, index: int, x: Tensor, keys: Tensor | None, points: int, maps: FeatureMaps | None
+        self, index: int, x: Tensor, keys: Tensor | None, sampling: Sampling, maps: FeatureMaps | None
     ) -> tuple[Tensor, Tensor | None]:
         """Run a block that samples on tokens (B, L, C), and return its tokens (B, 1 + k, C) and their keys."""
         block = self.blocks[index]
         if self.grad_checkpointing and torch.is_grad_enabled():
-            sampled = checkpoint(block, x, keys=keys, points=points)
+            sampled = checkpoint(block, x, keys=keys, sampling=sampling)
         else:
-            sampled = block(x, keys=keys, points=points)
+            sampled = block(x, keys=keys, sampling=sampling)
         if maps is not None:
             maps.keep(sampled.kept)
             maps.record(index, sampled.tokens, sampled.keys)
@@ -206,6 +244,8 @@ class AdaptiveSamplingVisionTransformer(TokenDroppingTransformer):
         """Remove what no block up to the last of ``indices`` needs, as timm's method."""
         taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
         self.reduction_blocks = tuple(block for block in self.reduction_blocks if block < len(self.blocks))
+        if self.keep_profile is not None:
+            self.keep_profile = self.keep_profile[: len(self.reduction_blocks)]
         return taken
 
 

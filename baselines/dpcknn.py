@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from evovit.tokens import without_autocast
 
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
-from .dropping import FeatureMaps, TokenDroppingTransformer
+from .dropping import REDUCTION_BLOCKS, FeatureMaps, TokenDroppingTransformer, check_reduction_blocks
 from .weights import complete_dense
 
 
@@ -120,21 +120,18 @@ class ClusteringVisionTransformer(TokenDroppingTransformer):
         self,
         *args: Any,
         keep_ratio: float = 0.7,
-        reduction_blocks: Sequence[int] = (3, 6, 9),
+        reduction_blocks: Sequence[int] = REDUCTION_BLOCKS,
         k_neighbors: int = 5,
         equal_weight: bool = False,
         **kwargs: Any,
     ):
         weight_init = kwargs.pop("weight_init", "")
         super().__init__(*args, **kwargs, weight_init="skip")
-        depth, reduction_blocks = len(self.blocks), tuple(reduction_blocks)
         if not 0 < keep_ratio < 1:
             raise ValueError(f"keep_ratio={keep_ratio} must lie between 0 and 1")
-        if not reduction_blocks or list(reduction_blocks) != sorted(set(reduction_blocks) & set(range(depth))):
-            raise ValueError(f"reduction_blocks={reduction_blocks} must ascend within 0..{depth - 1}")
         if k_neighbors < 2:
             raise ValueError(f"k_neighbors={k_neighbors} must be at least 2, since a patch is its own first neighbour")
-        self.reduction_blocks = reduction_blocks
+        self.reduction_blocks = reduction_blocks = check_reduction_blocks(reduction_blocks, len(self.blocks))
         self.keep_ratios = tuple(keep_ratio ** (stage + 1) for stage in range(len(reduction_blocks)))
         self.k_neighbors = k_neighbors
         dd = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}

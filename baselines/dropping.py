@@ -17,6 +17,8 @@ from evovit.tokens import take_tokens
 
 from .deit import DeitVariant
 
+REDUCTION_BLOCKS = (3, 6, 9)  # of most methods, counted from 0
+
 
 class FeatureMaps:
     """Collects the tokens of the whole grid after chosen blocks while a model drops patches.
@@ -204,3 +206,27 @@ def kept_first(kept: Tensor, counts: Tensor, reason: str) -> Tensor:
         raise NotImplementedError(reason)
     longest = int(counts.max()) if len(counts) else 0
     return (~kept).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
+
+
+def check_reduction_blocks(reduction_blocks: Sequence[int], depth: int) -> tuple[int, ...]:
+    """Return the blocks that drop patches.
+
+    Raises:
+        ValueError: for blocks that do not ascend or that a model of ``depth`` blocks lacks, and for none.
+    """
+    blocks = tuple(reduction_blocks)
+    if not blocks or list(blocks) != sorted(set(blocks) & set(range(depth))):
+        raise ValueError(f"reduction_blocks={blocks} must ascend within 0..{depth - 1}")
+    return blocks
+
+
+def check_ratios(ratios: Sequence[float], option: str = "keep_ratio") -> tuple[float, ...]:
+    """Return the ratios, which an option of the model gives.
+
+    Raises:
+        ValueError: for one outside (0, 1].
+    """
+    ratios = tuple(ratios)
+    if not all(0 < ratio <= 1 for ratio in ratios):
+        raise ValueError(f"{option}={ratios} must lie in (0, 1]; 1 keeps every patch")
+    return ratios

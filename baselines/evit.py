@@ -22,7 +22,8 @@ from torch import nn
 from evovit.task import register_task
 
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
-from .ranking import REDUCTION_BLOCKS, RankingTransformer, check_ratios, check_reduction_blocks
+from .dropping import REDUCTION_BLOCKS, check_ratios, check_reduction_blocks
+from .ranking import RankingTransformer
 
 
 class ReorganizingVisionTransformer(RankingTransformer):

@@ -4,7 +4,6 @@ These blocks rank the patches, by the class token's attention where a method has
 best enter the MLP. EViT lets the others go on as one token.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,8 +15,6 @@ from evovit.scores import patch_scores
 from evovit.tokens import representative_token, select, take_tokens
 
 from .dropping import FeatureMaps, TokenDroppingTransformer
-
-REDUCTION_BLOCKS = (3, 6, 9)
 
 
 class RankingBlock(Block):
@@ -108,27 +105,3 @@ class RankingTransformer(TokenDroppingTransformer):
                 maps.append(x[..., -1:, :])
             maps.record(index, x)
         return x
-
-
-def check_reduction_blocks(reduction_blocks: Sequence[int], depth: int) -> tuple[int, ...]:
-    """Return the blocks that drop patches.
-
-    Raises:
-        ValueError: for blocks that do not ascend or that a model of ``depth`` blocks lacks, and for none.
-    """
-    blocks = tuple(reduction_blocks)
-    if not blocks or list(blocks) != sorted(set(blocks) & set(range(depth))):
-        raise ValueError(f"reduction_blocks={blocks} must ascend within 0..{depth - 1}")
-    return blocks
-
-
-def check_ratios(ratios: Sequence[float]) -> tuple[float, ...]:
-    """Return the ratios.
-
-    Raises:
-        ValueError: for one outside (0, 1].
-    """
-    ratios = tuple(ratios)
-    if not all(0 < ratio <= 1 for ratio in ratios):
-        raise ValueError(f"keep_ratio={ratios} must lie in (0, 1]; 1 keeps every patch")
-    return ratios

@@ -16,8 +16,8 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor
 
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
-from .dropping import FeatureMaps
-from .ranking import REDUCTION_BLOCKS, RankingTransformer, check_ratios, check_reduction_blocks
+from .dropping import REDUCTION_BLOCKS, FeatureMaps, check_ratios, check_reduction_blocks
+from .ranking import RankingTransformer
 
 
 class TopKVisionTransformer(RankingTransformer):

@@ -203,6 +203,31 @@ def test_blocks_that_can_not_be_are_refused(blocks):
         families.build(KEY, reduction_blocks=blocks)
 
 
+def test_a_profile_keeps_the_best_of_each_image():
+    model = build(depth=4, reduction_blocks=(1, 3), keep_profile=(0.5, 0.25)).eval()
+    patches = model.patch_embed.num_patches
+    sampled = record(model)
+    logits = model(images())
+    assert [event.kept.shape[1] for event in sampled] == [patches // 2, patches // 4]
+    assert all(event.keys is None for event in sampled)
+    assert_close(logits, torch.cat([model(image[None]) for image in images()]), **EXACT)
+    free = build(depth=4, reduction_blocks=(1, 3)).eval()
+    free.load_state_dict(model.state_dict())
+    scores = []
+    block = free.blocks[1]
+    whole = block.attn.significance
+    block.attn.significance = lambda *args: scores.append(whole(*args)) or scores[-1]
+    free(images())
+    best = scores[0].argsort(dim=1, descending=True)[:, : patches // 2]
+    assert_close(sampled[0].kept.sort(dim=1).values, best.sort(dim=1).values)
+
+
+@pytest.mark.parametrize("profile", [(0.5,), (0.3, 0.5, 0.1), (1.2, 0.5, 0.1), (0.5, 0.3, 0)])
+def test_profiles_that_can_not_be_are_refused(profile):
+    with pytest.raises(ValueError, match=r"keep_profile=\(.*\) must"):
+        families.build(KEY, keep_profile=profile)
+
+
 REFUSED = {
     "trace": torch.jit.trace,
     "onnx": lambda model, images: torch.onnx.export(model, images, io.BytesIO(), dynamo=False),
@@ -213,5 +238,5 @@ REFUSED = {
 
 @pytest.mark.parametrize("method", REFUSED)
 def test_fixed_counts_are_refused_with_a_remedy(method):
-    with pytest.raises(NotImplementedError, match="take a method with fixed counts"):
+    with pytest.raises(NotImplementedError, match=r"give keep_profile=\[0.7, 0.49, 0.343\]"):
         REFUSED[method](families.build(KEY).eval(), families.images(KEY))

@@ -20,10 +20,11 @@ SHALLOW = {
     "tome_deit": dict(depth=3, r=5),
     "svite_deit": dict(depth=3),
     "ia_red2_deit": dict(depth=3, keep_profile=[0.8, 0.5, 0.25]),
+    "ats_deit": dict(depth=3, reduction_blocks=(1, 2), keep_profile=[0.6, 0.3]),
     "dpcknn_deit": dict(depth=3, reduction_blocks=(1, 2)),
     "plain_levit": dict(depth=(1, 1, 1)),
 }
-DROPPING = ("dynamic_deit", "ps_deit", "ia_red2_deit", "evit_deit", "topk_deit")
+DROPPING = ("dynamic_deit", "ps_deit", "ia_red2_deit", "ats_deit", "evit_deit", "topk_deit")
 
 
 def build(key, **kwargs):
