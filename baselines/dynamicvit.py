@@ -300,19 +300,22 @@ class DynamicViTTask(ClassificationTask):
 
     Args (in addition to ClassificationTask's):
         teacher: the dense model, frozen, in evaluation mode; anything with timm's
-            ``forward_features`` (B, 1 + N, C) and ``forward_head``.
+            ``forward_features`` (B, 1 + N, C) and ``forward_head``. None: nobody teaches.
         ratio_weight: of the squared distance of the kept share from its target, mean over stages.
         distill_weight: of the Kullback-Leibler divergence to the teacher's prediction.
         token_weight: of the mean squared distance of the kept tokens to the teacher's.
         backbone_lr_scale: learning rate of all but the predictors, relative to theirs.
         freeze_epochs: first epochs in which only the predictors learn.
+
+    Raises:
+        ValueError: for weights of a teacher's losses without a teacher.
     """
 
     def __init__(
         self,
         model: nn.Module,
         *args: Any,
-        teacher: nn.Module,
+        teacher: nn.Module | None = None,
         ratio_weight: float = 2.0,
         distill_weight: float = 0.5,
         token_weight: float = 0.5,
@@ -321,7 +324,12 @@ class DynamicViTTask(ClassificationTask):
         **kwargs: Any,
     ):
         super().__init__(model, *args, **kwargs)
-        self.teacher = teacher.eval().requires_grad_(False)
+        if teacher is None and (distill_weight or token_weight):
+            raise ValueError(
+                f"distill_weight={distill_weight} and token_weight={token_weight} need a teacher: give the row one "
+                "(`teacher`), or set both to 0"
+            )
+        self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
         self.ratio_weight = ratio_weight
         self.distill_weight = distill_weight
         self.token_weight = token_weight
@@ -332,7 +340,8 @@ class DynamicViTTask(ClassificationTask):
     def train(self, mode: bool = True) -> "DynamicViTTask":
         """Set training mode; the teacher stays in evaluation mode."""
         super().train(mode)
-        self.teacher.eval()
+        if self.teacher is not None:
+            self.teacher.eval()
         return self
 
     def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any):
@@ -381,26 +390,29 @@ class DynamicViTTask(ClassificationTask):
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Return the loss, its four terms and the logits (B, num_classes) of images (B, 3, H, W)."""
         output = self.trainable_module(input)
-        with torch.no_grad():
-            features = self.teacher.forward_features(input)
-            teacher_logits = self.teacher.forward_head(features)
         keep_ratios = unwrap_model(self.trainable_module).keep_ratios
         class_loss = self.criterion(output.logits, target)
         ratio = ratio_loss(output.decisions, keep_ratios)
+        losses = {
+            "loss": class_loss + self.ratio_weight * ratio,
+            "output": output.logits,
+            "class_loss": class_loss.detach(),
+            "ratio_loss": ratio.detach(),
+            "kept_share": output.kept.mean(),
+        }
+        if self.teacher is None:
+            return losses
+        with torch.no_grad():
+            features = self.teacher.forward_features(input)
+            teacher_logits = self.teacher.forward_head(features)
         distill = F.kl_div(
             output.logits.log_softmax(-1), teacher_logits.log_softmax(-1), reduction="batchmean", log_target=True
         )
         token = token_loss(output.tokens, features[:, 1:], output.kept)
-        loss = class_loss + self.ratio_weight * ratio + self.distill_weight * distill + self.token_weight * token
-        return {
-            "loss": loss,
-            "output": output.logits,
-            "class_loss": class_loss.detach(),
-            "ratio_loss": ratio.detach(),
-            "distill_loss": distill.detach(),
-            "token_loss": token.detach(),
-            "kept_share": output.kept.mean(),
-        }
+        losses["loss"] = losses["loss"] + self.distill_weight * distill + self.token_weight * token
+        losses["distill_loss"] = distill.detach()
+        losses["token_loss"] = token.detach()
+        return losses
 
 
 def ratio_loss(decisions: tuple[Tensor, ...], targets: tuple[float, ...]) -> Tensor:
