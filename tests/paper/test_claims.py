@@ -367,7 +367,7 @@ def test_items_yaml_names_what_claims_compare_and_no_more(config):
 def test_the_full_ledger_needs_what_tables_and_compared_figures_need_and_no_more(config):
     needed = set(targets.needed(config, "results/claims.csv"))
     figures = ["figure6", "figureS1a", "figureS1b", "figureS1c", "figureS1d", "figure2", "figure4a", "figure4b"]
-    asked = [f"{name}.csv" for name in [*config.items["tables"], *figures]]
+    asked = [f"{name}.csv" for name in [*config.paper_tables, *figures]]
     asked.append("analyses/selection.json")  # figure5 shows selection_stage, too
     items = (targets.needed(config, f"results/{name}") for name in asked)
     assert needed == {path for item in items for path in item}

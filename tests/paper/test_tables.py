@@ -19,11 +19,11 @@ from workflow.storage.records import RecordError
 ROOT = "results/demo"
 TABLES = ("table1", "table2", "table3", "table4", "tableS1")
 ISSUE_COLUMNS = (
-    "method backbone resolution top1 top1_sd top1_low top1_high top1_paper top1_delta top1_gain "
+    "method backbone resolution top1 top1_sd top1_low top1_high best_top1 top1_paper top1_delta top1_gain "
     "top1_gain_paper throughput throughput_paper speedup_pct "
     "speedup_pct_low speedup_pct_high ceiling_macs_pct ceiling_roofline_pct speedup_pct_paper "
     "speedup_delta macs_g params_m batch_size precision "
-    "mode device seeds source flags run"
+    "mode device seeds epochs source flags run"
 )
 NUMBERS = {"macs_g": 1.0, "params_m": 5.0, "resolution": 224, "weights": "random"}
 NUMBERS |= {"speedup": 1.5, "speedup_interval": [1.4, 1.6], "warnings": []}
@@ -210,14 +210,14 @@ def trained_record(run: str, seconds: list[float], macs_g: float, **provenance) 
 
 def test_the_time_of_an_epoch_stands_beside_the_dense_ones_and_the_macs():
     dense, evo = trained_record("dense", [30, 30], 1.5), trained_record("evo", [26, 24], 1.0)
-    assert results.describe_epochs([dense], [dense]) == "epochs of 30.0 s"
-    text = results.describe_epochs([evo], [dense])
+    assert results.describe_epoch_time([dense], [dense]) == "epochs of 30.0 s"
+    text = results.describe_epoch_time([evo], [dense])
     assert text == "epochs of 25.0 s, the dense one's over this 1.20, its MACs over these 1.50"
     elsewhere = trained_record("evo", [26, 24], 1.0, device="another GPU")
-    assert results.describe_epochs([elsewhere], [dense]) == "epochs of 25.0 s"
+    assert results.describe_epoch_time([elsewhere], [dense]) == "epochs of 25.0 s"
     given = {"spec": {}, "results": {"top1": 80.0}}
-    assert results.describe_epochs([given], [dense]) is None
-    assert results.describe_epochs([given, evo], [given]) == "epochs of 25.0 s"
+    assert results.describe_epoch_time([given], [dense]) is None
+    assert results.describe_epoch_time([given, evo], [given]) == "epochs of 25.0 s"
 
 
 @pytest.mark.parametrize(("top1", "mean", "spread"), [([80.0], 80.0, None), ([79.0, 80.0, 81.0], 80.0, 1.0)])
@@ -262,12 +262,12 @@ def test_an_error_of_the_command_is_one_sentence(tmp_path):
 
 def test_people_read_where_numbers_come_from_once_and_not_how_long_each_epoch_took():
     rows = [
-        tables.Row(("DeiT-T",), accuracy=Accuracy(sources=("top1: digits",)), epochs=f"epochs of {seconds} s")
+        tables.Row(("DeiT-T",), accuracy=Accuracy(sources=("top1: digits",)), epoch_time=f"epochs of {seconds} s")
         for seconds in (4.8, 5.1)
     ]
     assert [row.source() for row in rows][1] == "measured (top1: digits; epochs of 5.1 s)"
     assert tables.remarks(rows)[0] == "measured (top1: digits)"
-    assert len(tables.remarks(rows)) == 3
+    assert len(tables.remarks(rows)) == 2
 
 
 def test_a_table_that_was_made_is_printed(tmp_path, monkeypatch, capsys):

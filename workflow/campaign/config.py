@@ -90,11 +90,18 @@ class Config:
         return self.runs[row].get("seeds", SEEDS)
 
     def rows(self, item: str) -> list[dict]:
-        """Return the rows of a table, of a figure that shows runs (of others none), or of all tables for the claims."""
+        """Return the rows of a table, of a figure that shows runs (of others none), or of the paper's tables for its
+        claims.
+        """
         tables, figures = self.items["tables"], self.items["figures"]
         if item == CLAIMS:
-            return [row for rows in tables.values() for row in rows]
+            return [row for table in self.paper_tables for row in tables[table]]
         return tables[item] if item in tables else figures[item].get("rows", [])
+
+    @property
+    def paper_tables(self) -> list[str]:
+        """The tables that the paper has, too."""
+        return [table for table in self.items["tables"] if table not in self.items["ours"]]
 
     def analyses(self, item: str) -> list[str]:
         """Return the analyses of trained models that a figure shows; a table shows none."""

@@ -106,6 +106,8 @@ def references(config: Config) -> Iterator[tuple[str, str, str, Collection[str]]
         yield "items", f"{location}.run", row["run"], items["sections"][row["section"]]
     for name, analysis in items["analyses"].items():
         yield "items", f"analyses.{name}.run", analysis["run"], runs
+    for table in items["ours"]:
+        yield "items", "ours", table, items["tables"]
     for figure in items["figures"]:
         for name in config.analyses(figure):
             yield "items", f"figures.{figure}.analyses", name, items["analyses"]

@@ -75,7 +75,7 @@ def needed(config: Config, target: str) -> dict[str, dict]:
 def item_records(config: Config, root: str, item: str) -> list[str]:
     """Return the paths of the records that a table or a figure of the setting is made of.
 
-    The claims are made of those of all tables, of the figures whose rows they compare, and of what the setting
+    The claims are made of those of the paper's tables, of the figures whose rows they compare, and of what the setting
     measures only for them.
     """
     setting = config.setting_of(root)
@@ -83,7 +83,7 @@ def item_records(config: Config, root: str, item: str) -> list[str]:
     others = config.items["figures"].get(item, {}).get("tables", [])
     analyses = config.analyses(item)
     if item == CLAIMS:
-        others = [*config.items["tables"], *config.items["claims"]["figures"]]
+        others = [*config.paper_tables, *config.items["claims"]["figures"]]
         analyses = config.items["claims"]["analyses"]
     trained = [row["run"] for row in rows if row["section"] in measured["train"]]
     if item in config.items["tables"]:  # which say how far each row is above its dense one

@@ -156,7 +156,7 @@ class Measured:
     def __init__(self, config: Config, root: str, partial: bool):
         self.config, self.partial = config, partial
         self.records = Records(config, root, partial)
-        self.items = [*config.items["tables"], *config.items["claims"]["figures"], CLAIMS]
+        self.items = [*config.paper_tables, *config.items["claims"]["figures"], CLAIMS]
 
     def _requested(self, kind: str) -> Iterator[tuple[dict, dict]]:
         """Yield the rows whose groups the setting trains or times (`kind`) for an item, with the item's request."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from workflow import command_line
 from workflow.campaign import benchmarks
-from workflow.campaign.config import Config, ConfigError
+from workflow.campaign.config import CLAIMS, Config, ConfigError
 from workflow.paper import printed
 from workflow.paper.sheet import Sheet
 from workflow.storage import records, warnings
@@ -74,9 +74,17 @@ def cell(method: dict | None, base: dict | None) -> list[str]:
 
 
 def beside_printed(config: Config, table: str, folder: Path, configurations: list[str]) -> Sheet:
-    """Return one table: the paper's images/s and speed-up, and ours in every configuration."""
+    """Return one table: the paper's images/s and speed-up, and ours in every configuration.
+
+    A table that the paper does not have lacks the groups that the paper's tables show.
+    """
     known, names, rows = printed.by_run(config), printed.names(config, table), []
+    shown_elsewhere = set()
+    if table in config.items["ours"]:
+        shown_elsewhere = {row["section"] for row in config.rows(CLAIMS)}
     for row in config.items["tables"][table]:
+        if row["section"] in shown_elsewhere:
+            continue
         dense = config.items["sections"][row["section"]][0]
         rate, base = (known.get(run, {}).get("throughput") for run in (row["run"], dense))
         cells = [*(str(row[name]) for name in names), f"{rate:.0f}" if rate else "-"]

@@ -21,11 +21,17 @@ def names(config: Config, table: str) -> list[str]:
 def read(config: Config, table: str) -> dict[tuple, dict]:
     """Return a printed table's rows, as values by column, by what they are called.
 
-    A value that is not printed is absent. Raises ConfigError where the file is missing or lacks a row's name.
+    A value that is not printed is absent; a table that the paper does not have has no rows. Raises ConfigError where
+    the file is missing or lacks a row's name.
     """
+    if table in config.items["ours"]:
+        return {}
     path = FOLDER / f"{table}.csv"
     if not path.exists():
-        raise ConfigError(f"{path} is missing: it holds what the paper prints in {table} of {FILES['items']}.")
+        raise ConfigError(
+            f"{path} is missing: it holds what the paper prints in {table} of {FILES['items']}. If the paper does not "
+            "have this table, name it in `ours` there."
+        )
     frame = pd.read_csv(path)
     rows = {}
     for name in names(config, table):
@@ -37,8 +43,10 @@ def read(config: Config, table: str) -> dict[tuple, dict]:
     return rows
 
 
-def columns(table: str) -> list[str]:
-    """Return the columns of a printed table."""
+def columns(config: Config, table: str) -> list[str]:
+    """Return the columns of a printed table; none of a table that the paper does not have."""
+    if table in config.items["ours"]:
+        return []
     return list(pd.read_csv(FOLDER / f"{table}.csv", nrows=0))
 
 
@@ -88,5 +96,6 @@ def _name(row: dict, called: list[str]) -> str:
     if "strategy" in row:
         return f"{row['backbone']} ({row['strategy']})"
     if "method" in row:
-        return row["backbone"] if row["method"] == "Baseline" else f"{row['method']} on {row['backbone']}"
+        name = row["backbone"] if row["method"] == "Baseline" else f"{row['method']} on {row['backbone']}"
+        return f"{name} ({row['protocol']} recipe)" if "protocol" in row else name
     return ", ".join(str(row[name]) for name in called)

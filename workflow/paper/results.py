@@ -102,13 +102,15 @@ class Records:
 class Accuracy:
     """Top-1 in % over a row's seeds: mean, standard deviation (of two or more) and 95 % interval.
 
-    `sources` says what was trained on which data, `flags` gives reasons for doubt. NOT_TRAINED has nothing.
+    `best` is the mean of the seeds' best epochs, `sources` says what was trained on which data, `flags` gives reasons
+    for doubt. NOT_TRAINED has nothing.
     """
 
     top1: float | None = None
     sd: float | None = None
     low: float | None = None
     high: float | None = None
+    best: float | None = None
     seeds: int | None = None
     val_images: int | None = None
     sources: tuple[str, ...] = ()
@@ -123,6 +125,7 @@ def accuracy(trained: list[dict], config: Config) -> Accuracy:
     if not trained:
         return NOT_TRAINED
     top1 = [record["results"]["top1"] for record in trained]
+    best = [record["results"].get("best_top1") for record in trained]
     images = trained[0]["results"]["val_images"]
     low, high = interval(top1, images)
     ways = dict.fromkeys(describe_training(record, config) for record in trained)
@@ -138,6 +141,7 @@ def accuracy(trained: list[dict], config: Config) -> Accuracy:
         sd=statistics.stdev(top1) if len(top1) > 1 else None,
         low=low,
         high=high,
+        best=statistics.mean(best) if None not in best else None,
         seeds=len(top1),
         val_images=images,
         sources=(f"top1: {'; '.join(ways)}",),
@@ -198,7 +202,23 @@ def describe_size(spec: dict, config: Config) -> str:
     return f"a reduced model at {kwargs['img_size']} px, width {kwargs.get('embed_dim')}"
 
 
-def describe_epochs(trained: list[dict], dense: list[dict]) -> str | None:
+def count_epochs(run: str, setting: str, config: Config) -> str:
+    """Say for how many epochs a run was trained in all: "300+30" after a start of 300, "300 of 600" for half of the
+    authors' number.
+    """
+    row, _ = config.split_run(run)
+    if row in config.settings[setting].get("checkpoints", {}):
+        return "given weights"
+    epochs = specs.recipe_of(config, setting, row)["epochs"]
+    text = str(epochs)
+    authors = config.runs[row].get("authors_epochs")
+    if authors is not None and epochs == specs.recipe_of(config, None, row)["epochs"]:
+        text += f" of {authors}"
+    start = config.runs[row].get("start")
+    return text if start is None else f"{count_epochs(start, setting, config)}+{text}"
+
+
+def describe_epoch_time(trained: list[dict], dense: list[dict]) -> str | None:
     """Say how long an epoch of training steps takes, from the records of a row and of its dense model.
 
     Where both were trained on the same device, add the ratios of their times and of their MACs. Return None for weights

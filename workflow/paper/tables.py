@@ -38,7 +38,9 @@ class Row:
     printed_base: dict | None = None  # None for a model that others are timed against
     accuracy: Accuracy = NOT_TRAINED
     top1_gain: float | None = None  # over the dense model, in points
-    epochs: str | None = None  # how long one takes
+    recipe: str | None = None  # of its training
+    epochs: str | None = None  # of its training, after those of the run that it starts from: "300+30"
+    epoch_time: str | None = None
     speed: Speed = NOT_TIMED
     step: TrainingStep = NOT_STEPPED
 
@@ -46,13 +48,13 @@ class Row:
     def is_measured(self) -> bool:
         return bool(self.accuracy.sources or self.step.sources or self.speed.sources)
 
-    def source(self, with_epochs: bool = True) -> str:
+    def source(self, with_epoch_time: bool = True) -> str:
         """Say where the row's numbers come from."""
         if not self.is_measured:
             return "paper"
         parts = [*self.accuracy.sources]
-        if self.epochs and with_epochs:
-            parts.append(self.epochs)
+        if self.epoch_time and with_epoch_time:
+            parts.append(self.epoch_time)
         return f"measured ({'; '.join([*parts, *self.step.sources, *self.speed.sources])})"
 
     @property
@@ -140,7 +142,9 @@ def measured_row(key: tuple, entry: dict, table: str, reader: Records) -> Row:
                 row,
                 accuracy=accuracy,
                 top1_gain=difference(accuracy.top1, results.accuracy(base_trained, reader.config).top1),
-                epochs=results.describe_epochs(trained, base_trained),
+                recipe=reader.config.runs[run]["recipe"],
+                epochs=results.count_epochs(run, reader.setting, reader.config),
+                epoch_time=results.describe_epoch_time(trained, base_trained),
             )
     return row
 
@@ -155,7 +159,8 @@ class Column:
     Attributes:
         value: takes a row.
         cell: takes a line of the CSV; without it the number is shown with `digits`.
-        only_with: a column that a printed table must have for this one to be shown.
+        only_with: a column that must name the table's rows, or be printed, for this one to be shown.
+        compares: whether it shows what the paper prints; a table that the paper does not have lacks it.
     """
 
     name: str
@@ -164,6 +169,7 @@ class Column:
     digits: int = 1
     cell: Callable[[pd.Series], str] | None = None
     only_with: str | None = None
+    compares: bool = False
 
     def show(self, line: pd.Series) -> str:
         return self.cell(line) if self.cell else number(line, self.name, self.digits)
@@ -171,6 +177,10 @@ class Column:
 
 def number(line: pd.Series, column: str, digits: int) -> str:
     return "-" if pd.isna(line[column]) else f"{line[column]:.{digits}f}"
+
+
+def or_dash(value) -> str:
+    return "-" if pd.isna(value) else str(value)
 
 
 def accuracy_cell(line: pd.Series) -> str:
@@ -214,12 +224,24 @@ COLUMNS = [
     Column("top1_sd", lambda row: row.accuracy.sd),
     Column("top1_low", lambda row: row.accuracy.low),
     Column("top1_high", lambda row: row.accuracy.high),
-    Column("top1_paper", lambda row: row.of_print("top1"), "printed: top-1 %"),
-    Column("top1_delta", lambda row: difference(row.accuracy.top1, row.of_print("top1")), "top-1, here - printed"),
+    Column("best_top1", lambda row: row.accuracy.best, "best of its epochs"),
+    Column("top1_paper", lambda row: row.of_print("top1"), "printed: top-1 %", compares=True),
+    Column(
+        "top1_delta",
+        lambda row: difference(row.accuracy.top1, row.of_print("top1")),
+        "top-1, here - printed",
+        compares=True,
+    ),
     Column("top1_gain", lambda row: row.top1_gain, "over the dense", digits=2),
-    Column("top1_gain_paper", lambda row: row.printed_gain, "printed: over the dense"),
+    Column("top1_gain_paper", lambda row: row.printed_gain, "printed: over the dense", compares=True),
     Column("throughput", lambda row: row.speed.throughput, "timed here: images/s"),
-    Column("throughput_paper", lambda row: row.of_print("throughput"), "printed (V100): images/s", digits=0),
+    Column(
+        "throughput_paper",
+        lambda row: row.of_print("throughput"),
+        "printed (V100): images/s",
+        digits=0,
+        compares=True,
+    ),
     Column("speedup_pct", lambda row: row.speed.speedup_pct, "speed-up %", cell=speedup_cell),
     Column("speedup_pct_low", lambda row: row.speed.speedup_pct_low),
     Column("speedup_pct_high", lambda row: row.speed.speedup_pct_high),
@@ -227,11 +249,12 @@ COLUMNS = [
         "ceiling_macs_pct", lambda row: row.speed.ceiling_macs_pct, "ceiling by MACs / roofline", cell=ceilings_cell
     ),
     Column("ceiling_roofline_pct", lambda row: row.speed.ceiling_roofline_pct),
-    Column("speedup_pct_paper", lambda row: row.printed_speedup_pct, "printed: speed-up %"),
+    Column("speedup_pct_paper", lambda row: row.printed_speedup_pct, "printed: speed-up %", compares=True),
     Column(
         "speedup_delta",
         lambda row: difference(row.speed.speedup_pct, row.printed_speedup_pct),
         "speed-up, here - printed",
+        compares=True,
     ),
     Column("macs_g", lambda row: row.speed.macs_g, "G MACs", digits=2),
     Column("params_m", lambda row: row.speed.params_m),
@@ -259,6 +282,8 @@ COLUMNS = [
     Column("mode", lambda row: row.speed.mode),
     Column("device", lambda row: row.speed.device),
     Column("seeds", lambda row: row.accuracy.seeds),
+    Column("recipe", lambda row: row.recipe, "recipe", cell=lambda line: or_dash(line["recipe"]), only_with="protocol"),
+    Column("epochs", lambda row: row.epochs, "epochs", cell=lambda line: or_dash(line["epochs"])),
     Column("source", lambda row: row.source()),
     Column("flags", lambda row: row.flags),
     Column("run", lambda row: row.run if row.is_measured else None),
@@ -268,12 +293,14 @@ COUNTS = {"batch_size", "timed_batch_size", "resolution", "seeds"}
 
 def columns_of(table: str, config: Config) -> list[Column]:
     """Return a table's columns besides those by which its rows are called."""
-    names, known = printed.names(config, table), printed.columns(table)
-    return [
-        column
-        for column in COLUMNS
-        if column.name not in names and (column.only_with is None or column.only_with in known)
-    ]
+    names = printed.names(config, table)
+    known = [*names, *printed.columns(config, table)]
+    columns = []
+    for column in COLUMNS:
+        is_shown = column.only_with is None or column.only_with in known
+        if column.name not in names and is_shown and not (column.compares and table in config.items["ours"]):
+            columns.append(column)
+    return columns
 
 
 def frame_of(table: str, rows: list[Row], config: Config) -> pd.DataFrame:
@@ -318,7 +345,7 @@ def remarks(rows: list[Row]) -> list[str]:
     if not measured:
         return ["Nothing of it was measured: all numbers are printed in the paper."]
     # each training took its own time; the CSV has it for each row
-    texts = list(dict.fromkeys(row.source(with_epochs=False) for row in measured))
+    texts = list(dict.fromkeys(row.source(with_epoch_time=False) for row in measured))
     if any(row.accuracy.top1 is not None for row in measured):
         texts.append("accuracies are of one seed where no n is given")
     texts.append("over the dense: the dense model, or LeViT, with which a row is timed in interleaved rounds")
@@ -328,7 +355,8 @@ def remarks(rows: list[Row]) -> list[str]:
             "speed-up: the median of the ratios to that model's speed just before and after each "
             "round, with its 95 % interval; not the quotient of the two images/s"
         )
-    texts.append("printed speed-up: as the printed images/s have it")
+    if any(row.printed for row in rows):
+        texts.append("printed speed-up: as the printed images/s have it")
     for device, mode, precision, size in dict.fromkeys(
         (speed.device, speed.mode, speed.precision, speed.batch_size) for speed in speeds
     ):
