@@ -134,6 +134,19 @@ def test_weights_of_the_terms():
         assert_close(result["loss"] - base["loss"], 3 * result[f"{name}_loss"], check_dtype=False)
 
 
+def test_without_a_teacher_only_labels_and_kept_shares_count():
+    torch.manual_seed(0)
+    task = DynamicViTTask(build(), verbose=False, distill_weight=0.0, token_weight=0.0, freeze_epochs=0)
+    task.train()
+    losses = task(images(), torch.tensor([1, 2, 3]))
+    assert_close(losses["loss"].detach(), losses["class_loss"] + 2 * losses["ratio_loss"])
+    losses["loss"].backward()
+    assert "distill_loss" not in losses
+    for weights in ({"distill_weight": 0.0}, {"token_weight": 0.0}, {}):
+        with pytest.raises(ValueError, match=r"distill_weight=.* and token_weight=.* need a teacher"):
+            DynamicViTTask(build(), verbose=False, **weights)
+
+
 def step(task, optimizer):
     before = {k: p.detach().clone() for k, p in task.trainable_module.named_parameters()}
     optimizer.zero_grad()
