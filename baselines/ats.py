@@ -168,7 +168,7 @@ class SamplingBlock(MaskedBlock):
         out = self.attn(self.norm1(x), keys=keys, sampling=sampling)
         x = take_tokens(x, out.kept) + self.drop_path1(self.ls1(out.tokens))
         x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
-        return out._replace(tokens=x)
+        return Sampled(x, out.kept, out.keys)
 
 
 class AdaptiveSamplingVisionTransformer(TokenDroppingTransformer):
