@@ -166,7 +166,7 @@ def interval(values: list[float], images: int) -> tuple[float, float]:
 def lost_epochs(record: dict) -> list[str]:
     """Return sentences on the epochs whose lines a crash took from a training's journal."""
     results, run = record["results"], record["spec"]["run"]
-    lost = results.get("lost_epochs", [])
+    lost = results.get("lost_epochs", [])  # of older records; a checkpoint now restores all
     restored = [epoch for epoch in results.get("restored_epochs", []) if epoch not in lost]
     sentences = []
     if lost:
