@@ -1,6 +1,5 @@
 """The YAML, checked before anything is planned: a mistake names file, key and nearest name."""
 
-import difflib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
 from workflow.campaign import benchmarks, specs
-from workflow.campaign.config import CLAIMS, CONFIG, FILES, Config, ConfigError, read_yaml, run_name
+from workflow.campaign.config import CLAIMS, CONFIG, FILES, Config, ConfigError, nearest, read_yaml, run_name
 
 SCHEMA = CONFIG / "schema.yaml"
 NEW_NAMES = {"tradeoff": "alpha", "learn_tradeoff_from": "learn_alpha_from"}  # of keywords, by the old one
@@ -54,18 +53,9 @@ def describe(path: Path, error: ValidationError) -> str:
         return f"{path}: {location} is {error.instance!r}, but must be of type {kinds}."
     if error.validator == "enum":
         return (
-            f"{path}: {location} is {error.instance!r}"
-            f"{nearest(str(error.instance), list(map(str, error.validator_value)))}"
+            f"{path}: {location} is {error.instance!r}{nearest(str(error.instance), map(str, error.validator_value))}"
         )
     return f"{path}: {location}: {error.message}."
-
-
-def nearest(name: str, known) -> str:
-    """Return the end of a sentence about an unknown name."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known are {', '.join(known)}."
 
 
 def check_names(config: Config, files: dict[str, Path], keys: set[str]) -> None:

@@ -5,17 +5,16 @@ snakemake with one sentence (SystemExit; an exception would come with Snakemake'
 """
 
 import atexit
-import difflib
 import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 from workflow.campaign import benchmarks, kinds, schema, targets
-from workflow.campaign.config import ConfigError
+from workflow.campaign.config import ConfigError, nearest
 from workflow.campaign.rule_inputs import NOT_OURS, Plan, own_resources
 from workflow.data import layout
 from workflow.launch import forecast, slurm, snakemake_options
@@ -109,7 +108,7 @@ def check_resources(command_line: CommandLine, rules: dict) -> None:
     for option, names in (("set-resources", command_line.set_resources), ("consider-ancient", ancient)):
         for name in names:
             if name not in rules:
-                sys.exit(f"{option}: there is no rule {name!r}; {_nearest(name, rules, 'rules')}.")
+                sys.exit(f"{option}: there is no rule {name!r}{nearest(name, rules)}")
     by_option = {
         "resources": command_line.resources,
         "default-resources": command_line.default_resources or {},
@@ -124,14 +123,7 @@ def check_resources(command_line: CommandLine, rules: dict) -> None:
                     "docs/cluster.md copy them to the node's disk."
                 )
             if name not in known:
-                nearest = _nearest(name, known, "resources")
-                sys.exit(f"{option}: no job here has a resource {name!r}; {nearest}.")
-
-
-def _nearest(name: str, names: Iterable[str], kind: str) -> str:
-    """Return which of the names may be meant, or which exist."""
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"the nearest is {near[0]!r}" if near else f"{kind} are {', '.join(names)}"
+                sys.exit(f"{option}: no job here has a resource {name!r}{nearest(name, known)}")
 
 
 def check_targets(plan: Plan, options, rules: dict) -> list[str]:
@@ -166,9 +158,9 @@ def _file(plan: Plan, name: str, rules: dict) -> str:
         if os.path.isabs(name):
             sys.exit(f"{name}: targets are named from the clone's folder; say {path} there.")
     except targets.TargetError as error:
-        near = difflib.get_close_matches(name, rules, n=1, cutoff=0.8)
-        rule = f"; the rule that is nearest is {near[0]}" if near else ""
-        sys.exit(f"{str(error).rstrip('.')}{rule}.")
+        if "/" in path:  # every target has a folder
+            sys.exit(str(error))
+        sys.exit(f"There is no target or rule {name!r}{nearest(name, [*rules, *targets.every(plan.config)])}")
     return path
 
 
