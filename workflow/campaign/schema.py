@@ -1,5 +1,8 @@
 """The YAML, checked before anything is planned: a mistake names file, key and nearest name."""
 
+import functools
+import importlib.util
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -10,6 +13,12 @@ from workflow.campaign import benchmarks, specs
 from workflow.campaign.config import CLAIMS, CONFIG, FILES, Config, ConfigError, nearest, read_yaml, run_name
 
 SCHEMA = CONFIG / "schema.yaml"
+# how timm, evovit and baselines register the names of models (timm's former ones, too), tasks and optimizers
+REGISTERED = {
+    "models": re.compile(r"""@register_model\s+def (\w+)|'(\w+)' ?: '[\w.]+'"""),
+    "tasks": re.compile(r"""@register_task\("(\w+)"\)"""),
+    "optim": re.compile(r"""(?:OptimInfo|register_alias)\(\s*(?:name=)?'(\w+)'"""),
+}
 NEW_NAMES = {"tradeoff": "alpha", "learn_tradeoff_from": "learn_alpha_from"}  # of keywords, by the old one
 
 
@@ -82,6 +91,7 @@ def references(config: Config) -> Iterator[tuple[str, str, str, Collection[str]]
     for name, recipe in recipes.items():
         if "extends" in recipe:
             yield "recipes", f"{name}.extends", recipe["extends"], recipes
+    yield from references_to_code(config)
     for row, entry in runs.items():
         yield "runs", f"{row}.recipe", entry["recipe"], recipes
         for role in specs.ROLES:
@@ -116,6 +126,50 @@ def references(config: Config) -> Iterator[tuple[str, str, str, Collection[str]]
             yield "settings", f"{name}.evaluations.{key}.run", evaluation["run"], runs
         for recipe in setting.get("recipes", {}):
             yield "settings", f"{name}.recipes", recipe, recipes
+
+
+def references_to_code(config: Config) -> Iterator[tuple[str, str, str, Collection[str]]]:
+    """Yield each name of a task, an optimizer or a model, as `references` does."""
+    recipes = [("recipes", name, recipe) for name, recipe in config.recipes.items()]  # and changes of recipes
+    models = []
+    for row, entry in config.runs.items():
+        recipes.append(("runs", f"{row}.overrides", entry.get("overrides", {})))
+        models.append(("runs", f"{row}.model", entry["model"]))
+    for name, setting in config.settings.items():
+        recipes.append(("settings", f"{name}.recipe", setting.get("recipe", {})))
+        for recipe, changes in setting.get("recipes", {}).items():
+            recipes.append(("settings", f"{name}.recipes.{recipe}", changes))
+        for row, entry in setting.get("models", {}).items():
+            models.append(("settings", f"{name}.models.{row}.model", entry["model"]))
+    for file, location, recipe in recipes:
+        if "task" in recipe:
+            yield file, f"{location}.task", recipe["task"], registered("tasks")
+        if "search" in recipe:
+            yield file, f"{location}.search.task", recipe["search"]["task"], registered("tasks")
+        if "optimizer" in recipe:
+            optimizer = recipe["optimizer"].lower().rpartition("_")[2]  # of lookahead_adamw
+            yield file, f"{location}.optimizer", optimizer, registered("optim")
+    for file, location, model in models:
+        yield file, location, model.partition(".")[0], registered("models")  # without timm's tag
+
+
+@functools.cache
+def registered(kind: str) -> set[str]:
+    """Return the names that timm, evovit and baselines register; `kind` is a key of REGISTERED.
+
+    They are read from the source, since whoever starts jobs imports no torch.
+    """
+    timm = importlib.util.find_spec("timm")
+    if timm is None or timm.origin is None:
+        raise ConfigError("timm is not installed here; make setup installs it.")
+    paths = list((Path(timm.origin).parent / kind).glob("*.py"))  # timm has no folder of tasks
+    for package in ("evovit", "baselines"):
+        paths += (CONFIG.parent.parent / package).glob("*.py")
+    names = {"classification"} if kind == "tasks" else set()  # timm's own task
+    for path in paths:
+        for match in REGISTERED[kind].finditer(path.read_text(encoding="utf-8")):
+            names |= set(filter(None, match.groups()))
+    return names
 
 
 def rows_by_location(config: Config) -> Iterator[tuple[str, dict]]:

@@ -76,14 +76,10 @@ def _arguments(name: str) -> set[str]:
 def task_class(name: str) -> type:
     """Return the class of a training task or a search that a recipe names.
 
-    Raises SpecError for an unknown name, with the nearest; for a dotted path, as older recipes have it, with the name
-    that it has now.
+    Raises SpecError for an unknown name, with the nearest.
     """
     if name in TASKS:
         return TASKS[name]
-    for new_name, cls in TASKS.items():
-        if "." in name and name.rpartition(".")[2] == cls.__name__:
-            raise SpecError(f"The task {name!r} is called {new_name!r} now: write task: {new_name}.")
     raise SpecError(f"No task is called {name!r}{nearest(name, sorted(TASKS))}")
 
 
