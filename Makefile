@@ -39,7 +39,7 @@ setup: $(VENV)/.device
 
 demo: $(VENV)/.device
 	@$(RUN) snakemake --profile demo results/demo/table1.csv
-	@$(RUN) python -m workflow.paper.tables --print results/demo/table1.csv
+	@$(RUN) python -m workflow.paper print results/demo/table1.csv
 
 # Every table and figure at the demo's scale; stopped and started again, it goes on.
 demo-full: $(VENV)/.device
