@@ -178,7 +178,7 @@ def main() -> None:
 
 
 def environment() -> dict:
-    """Return what decides, besides the spec, how fast this process is."""
+    """Return what decides, in addition to the spec, how fast this process is."""
     return {
         "threads": torch.get_num_threads(),
         "processors": sorted(monitor.processors()),

@@ -27,7 +27,7 @@ LOCK = ".snakemake/evovit.lock"
 PARTIAL = ".partial.csv"
 DEMO_PROFILE = "workflow/profiles/demo/config.yaml or its copy"
 ITEMS = ("table", "figure", "claims", "whole")  # rules that trainings are made for
-# options that take rules or files besides the targets
+# options that take rules or files, as the targets do
 NAMING = ("forcerun", "prioritize", "until", "omit_from")
 REQUIRED = ("forcerun", "until")  # whose rules or files must be part of what is made
 # Snakemake keeps the last of several, except of those that are merged here

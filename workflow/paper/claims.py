@@ -31,7 +31,7 @@ ROUNDING = 1e-9  # of sums of decimal fractions
 NOT_MEASURED = "not measured"
 UNPRINTED = "the paper prints no number"
 OTHER_DEVICE = f"percentages of images/s are judged in mode paper on a GPU at batch {BATCH} alone"
-DOUBTFUL = "a measurement with warnings decides no percentage"
+WITH_WARNINGS = "a measurement with warnings decides no percentage"
 CLOSE = "too close to tell: more rounds, seeds or images would"
 SLIP = "the printed numbers themselves do not say so"
 End = tuple[str, int | None]  # a curve, and its point; None: the mean over the points
@@ -94,7 +94,7 @@ def speedup(
     outcome = judge_number(estimate, stated, "% images/s", tolerance)
     if estimate is None or estimate.excluded:
         return outcome
-    reasons = [DOUBTFUL] if estimate.warnings else []
+    reasons = [WITH_WARNINGS] if estimate.warnings else []
     if not estimate.as_printed:
         reasons.append(OTHER_DEVICE)
     return replace(outcome, verdict=NOT_RUN, reasons=reasons) if reasons else outcome

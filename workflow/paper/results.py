@@ -102,7 +102,7 @@ class Records:
 class Accuracy:
     """Top-1 in % over a row's seeds: mean, standard deviation (of two or more) and 95 % interval.
 
-    `sources` says what was trained on which data, `flags` gives reasons for doubt. NOT_TRAINED has nothing.
+    `sources` says what was trained on which data, `flags` what a reader should know. NOT_TRAINED has nothing.
     """
 
     top1: float | None = None
@@ -233,7 +233,7 @@ def epoch_seconds(record: dict) -> float | None:
 class Speed:
     """Images/s of a model; its speed-up over the first of its group in %, with the 95 % interval and two ceilings.
 
-    `warnings` are those of the measurement; `flags` are all reasons for doubt as sentences. NOT_TIMED has nothing.
+    `warnings` are those of the measurement; `flags` say what a reader should know. NOT_TIMED has nothing.
     """
 
     throughput: float | None = None

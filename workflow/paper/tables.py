@@ -259,7 +259,7 @@ COUNTS = {"batch_size", "timed_batch_size", "resolution", "seeds"}
 
 
 def columns_of(table: str, config: Config) -> list[Column]:
-    """Return a table's columns besides those by which its rows are called."""
+    """Return a table's columns without those by which its rows are called."""
     names, known = printed.names(config, table), printed.columns(table)
     return [
         column
