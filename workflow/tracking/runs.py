@@ -3,7 +3,6 @@
 Nothing here knows MLflow; sync.py sends what is described here. Standard library and yaml only.
 """
 
-import csv
 import functools
 import hashlib
 import json
@@ -20,7 +19,7 @@ from workflow.campaign import kinds, specs, targets
 from workflow.campaign.config import CLAIMS, Config
 from workflow.launch import follow
 from workflow.launch.slurm import Queue
-from workflow.storage import journal, provenance
+from workflow.storage import journal, provenance, records
 from workflow.storage.attempts import Attempt
 
 NOTE = "mlflow.note.content"  # MLflow's tag with the text on top of a run's page
@@ -57,7 +56,6 @@ class Run:
     params: dict[str, str] = field(default_factory=dict)
     metrics: list[Metric] = field(default_factory=list)
     artifacts: list[Path] = field(default_factory=list)
-    table: dict | None = None
     status: str = "RUNNING"
     ended_ms: int | None = None
     settled: bool = True  # its files say everything; otherwise it is described again in the next pass
@@ -196,9 +194,8 @@ class Results:
         run.ended_ms = round(1000 * ended)
 
     def _describe_item(self, source: Source) -> Run:
-        """Describe a table, a figure or the ledger of claims. MLflow shows a CSV as a table."""
+        """Describe a table, a figure or the ledger of claims."""
         path, config = source.path, self.config
-        content = path.read_bytes()
         name = path.name.removesuffix(path.suffix)
         item, now = name.partition(".")[0], round(1000 * time.time())
         if item == CLAIMS:
@@ -209,8 +206,8 @@ class Results:
         results = config.settings[source.setting]["results"]
         tags[NOTE] = targets.caption(config, results, str(path.relative_to(self.root))).replace("``", "`")
         files = [path, *(path.with_name(f"{name}{other}") for other in FILES_OF_AN_ITEM[path.suffix])]
-        run = Run(
-            identity={"file": str(path.resolve()), "sha256": hashlib.sha256(content).hexdigest()},
+        return Run(
+            identity={"file": str(path.resolve()), "sha256": records.sha256(path)},
             experiment=source.setting,
             name=name,
             started_ms=now,  # the newest run of a name is the one that counts
@@ -219,10 +216,6 @@ class Results:
             status="FINISHED",
             ended_ms=now,
         )
-        if path.suffix == ".csv":
-            columns, *data = list(csv.reader(content.decode().splitlines())) or [[]]
-            run.table = {"columns": columns, "data": data}
-        return run
 
 
 def _signature(attempt: Path, last: bool) -> str:

@@ -283,8 +283,6 @@ class Sync:
                 keep_artifacts_in_clone(self.database, self.root, run.experiment, stored)
             for path in run.artifacts:
                 self.client.log_artifact(stored.run_id, str(path))
-            if run.table:
-                self.client.log_dict(stored.run_id, run.table, f"{run.name}.json")
             self.client.set_terminated(stored.run_id, run.status, run.ended_ms)
             self.client.set_tag(stored.run_id, SYNCED, signature)
         elif stored.status != run.status:
@@ -374,22 +372,23 @@ DAMAGED = r"file is not a database|malformed|table \w+ already exists"  # the la
 OTHER_VERSION = r"out-of-date database schema|Can't locate revision"
 
 
+REMEDIES = {  # of errors whose text has these words; the database is the file {path} in {folder}
+    FULL: "make room in {folder} (the disk, or your quota)",
+    DAMAGED: "move it away (mv {path} {path}.damaged), then it is made again from results/",
+    OTHER_VERSION: "another version of MLflow made it: back it up and run `mlflow db upgrade {uri}` if that version "
+    "was older, install that version if it was newer, or name another database in MLFLOW_TRACKING_URI",
+    r"database is locked": "another program holds it; if it is on NFS, name a file on a local disk in "
+    "MLFLOW_TRACKING_URI (docs/cluster.md)",
+    r"unable to open database|readonly database": "make {path} and {folder} writable, or name another database in "
+    "MLFLOW_TRACKING_URI",
+}
+
+
 def remedy(reason: str, uri: str, path: Path | None) -> str:
     """Return what to do about an error's text; "" for an unknown kind. `path` is the database's file, if any."""
-    folder = path.parent if path else "its folder"
-    remedies = {
-        FULL: f"make room in {folder} (the disk, or your quota)",
-        DAMAGED: f"move it away (mv {path} {path}.damaged), then it is made again from results/",
-        OTHER_VERSION: f"another version of MLflow made it: back it up and run `mlflow db upgrade {uri}` if that "
-        "version was older, install that version if it was newer, or name another database in MLFLOW_TRACKING_URI",
-        r"database is locked": "another program holds it; if it is on NFS, name a file on a local disk in "
-        "MLFLOW_TRACKING_URI (docs/cluster.md)",
-        r"unable to open database|readonly database": f"make {path} and {folder} writable, or name another database in "
-        "MLFLOW_TRACKING_URI",
-    }
-    for words, advice in remedies.items():
+    for words, advice in REMEDIES.items():
         if re.search(words, reason, re.IGNORECASE):
-            return advice
+            return advice.format(uri=uri, path=path, folder=path.parent if path else "its folder")
     return ""
 
 
