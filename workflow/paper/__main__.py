@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from workflow import command_line
-from workflow.campaign.config import CLAIMS, FILES, Config, ConfigError
+from workflow.campaign.config import CLAIMS, FILES, Config, ConfigError, nearest
 from workflow.paper.results import Records
 from workflow.storage import files, records
 
@@ -52,6 +52,9 @@ def make(arguments: argparse.Namespace) -> None:
     output = arguments.output
     item, *partial = output.stem.split(".")
     config = Config.load()
+    known = [*config.items["tables"], *config.items["figures"], CLAIMS]
+    if item not in known:
+        raise ConfigError(f"{FILES['items']} has no {item}{nearest(item, known)}")
     reader = Records(config, str(output.parent), partial=bool(partial))
     if output.suffix == ".png":
         from workflow.paper import style  # seaborn and matplotlib, which tables don't need

@@ -175,7 +175,7 @@ class Results:
     def _set_status(self, run: Run, attempt: Attempt, last: bool, record: dict | None) -> None:
         """Set the run's status and end. A job that was preempted or killed will be resumed, and stays RUNNING."""
         errors = list(attempt.folder.glob("error-rank*.json"))
-        job = attempt.job()
+        job = attempt.job() or {}
         failed = errors and job and not all(error.get("stopped") for error in attempt.errors())
         if record:
             run.status = "FINISHED"
