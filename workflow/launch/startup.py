@@ -281,8 +281,7 @@ def requests(jobs) -> Iterator[str]:
 
     Ends snakemake for a request that contradicts itself.
     """
-    for (rule, text), count in sorted(_submitted(jobs).items()):
-        resources = json.loads(text)
+    for rule, resources, count in _submitted(jobs):
         if resources.get("launcher") != "slurm":
             continue
         try:
@@ -294,8 +293,7 @@ def requests(jobs) -> Iterator[str]:
 
 def check_requests(jobs, ask=slurm.ask) -> None:
     """End snakemake with one sentence if one of the jobs to come could never run as it asks."""
-    for rule, text in _submitted(jobs):
-        resources = json.loads(text)
+    for rule, resources, _ in _submitted(jobs):
         try:
             if resources.get("launcher") == "slurm":
                 slurm.check(rule, resources, ask)
@@ -305,10 +303,11 @@ def check_requests(jobs, ask=slurm.ask) -> None:
             sys.exit(str(error))
 
 
-def _submitted(jobs) -> Counter[tuple[str, str]]:
-    """Return the number of the jobs that a launcher submits, by rule and resources (as JSON)."""
+def _submitted(jobs) -> list[tuple[str, dict, int]]:
+    """Return each rule and resources with which launchers submit jobs, and the number of these jobs."""
     submitted = filter(_is_submitted, jobs)
-    return Counter((job.rule.name, json.dumps(own_resources(job.resources), sort_keys=True)) for job in submitted)
+    counts = Counter((job.rule.name, json.dumps(own_resources(job.resources), sort_keys=True)) for job in submitted)
+    return [(rule, json.loads(text), count) for (rule, text), count in sorted(counts.items())]
 
 
 def _is_submitted(job) -> bool:
