@@ -188,21 +188,6 @@ def test_others_on_the_processors_are_noticed():
     assert warning.text.startswith("others took ")
 
 
-def test_of_several_watches_the_worst_counts():
-    hot = Sample(1.5, 1500, 90, throttled=("heat",))
-    early = summary_of([Sample(1, 1500), hot], other_processes=1)
-    late = summary_of([Sample(2, 1200)], other_processes=None)
-    early["cpu_taken_by_others"], late["cpu_taken_by_others"] = 0.1, 0.0
-    whole = monitor.worst([early, late])
-    assert whole["other_processes"] == 1
-    assert whole["samples"] == 3
-    assert whole["clock_drift_mhz"] == (1500, 1200)
-    assert (whole["clock_mhz"]["least"], whole["clock_mhz"]["most"]) == (1200, 1500)
-    assert whole["power_w"]["most"] == 90
-    assert whole["throttled"] == {"heat": 0.5}
-    assert whole["cpu_taken_by_others"] == 0.1
-
-
 def test_without_psutil_others_are_unknown(monkeypatch):
     """On a bare machine with torch and timm alone."""
     monkeypatch.setattr(monitor, "psutil", None)
@@ -210,6 +195,5 @@ def test_without_psutil_others_are_unknown(monkeypatch):
         pass
     summary = watch.summary([(0, 10)])
     assert summary["cpu_taken_by_others"] is None
-    assert monitor.worst([summary, summary])["cpu_taken_by_others"] is None
     assert monitor.find_warnings(summary, CPU) == []
     assert monitor.processors() == os.sched_getaffinity(0)

@@ -274,30 +274,6 @@ def medians_at_ends(values: list[float]) -> tuple[float, float] | None:
     return statistics.median(values[:third]), statistics.median(values[-third:])
 
 
-def worst(summaries: list[dict]) -> dict:
-    """Return one summary of several that followed one another: the worst of each value.
-
-    The clock's drift is that from the first to the last.
-    """
-    reasons = {reason for summary in summaries for reason in summary["throttled"]}
-    clocks = [summary["clock_mhz"]["median"] for summary in summaries if summary["clock_mhz"]]
-    ranges = {
-        name: value_range([value for summary in summaries for value in (summary[name] or {}).values()])
-        for name in ("clock_mhz", "power_w", "temperature_c")
-    }
-    counts = [summary.get("other_processes") for summary in summaries]
-    shares = [summary["cpu_taken_by_others"] for summary in summaries]
-    return {
-        **summaries[-1],
-        **ranges,
-        "other_processes": max((count for count in counts if count is not None), default=None),
-        "samples": sum(summary["samples"] for summary in summaries),
-        "clock_drift_mhz": (clocks[0], clocks[-1]) if clocks else None,
-        "throttled": {r: max(summary["throttled"].get(r, 0) for summary in summaries) for r in reasons},
-        "cpu_taken_by_others": max((share for share in shares if share is not None), default=None),
-    }
-
-
 def find_warnings(summary: dict, device: torch.device) -> list[Warning]:
     """Return the warnings that follow from a monitor's summary; mostly there are none."""
     warnings = []
