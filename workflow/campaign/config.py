@@ -89,7 +89,8 @@ class Config:
         for name, setting in self.settings.items():
             if setting["results"] == root:
                 return name
-        raise ConfigError(f"{FILES['settings']}: no setting has `results: {root}`.")
+        known = [setting["results"] for setting in self.settings.values()]
+        raise ConfigError(f"{FILES['settings']}: no setting has `results: {root}`{nearest(root, known)}")
 
     def split_run(self, run: str) -> tuple[str, int]:
         """Return a run's row and seed: "deit_tiny-s2" -> ("deit_tiny", 2). Raises KeyError for no run."""
