@@ -127,24 +127,24 @@ def references(config: Config) -> Iterator[tuple[str, str, str, Collection[str]]
 
 def references_to_code(config: Config) -> Iterator[tuple[str, str, str, Collection[str]]]:
     """Yield each name of a task, an optimizer or a model, as `references` does."""
-    recipes = [("recipes", name, recipe) for name, recipe in config.recipes.items()]  # and changes of recipes
+    changes = [("recipes", name, recipe) for name, recipe in config.recipes.items()]
     models = []
     for row, entry in config.runs.items():
-        recipes.append(("runs", f"{row}.overrides", entry.get("overrides", {})))
+        changes.append(("runs", f"{row}.overrides", entry.get("overrides", {})))
         models.append(("runs", f"{row}.model", entry["model"]))
     for name, setting in config.settings.items():
-        recipes.append(("settings", f"{name}.recipe", setting.get("recipe", {})))
-        for recipe, changes in setting.get("recipes", {}).items():
-            recipes.append(("settings", f"{name}.recipes.{recipe}", changes))
+        changes.append(("settings", f"{name}.recipe", setting.get("recipe", {})))
+        for recipe, values in setting.get("recipes", {}).items():
+            changes.append(("settings", f"{name}.recipes.{recipe}", values))
         for row, entry in setting.get("models", {}).items():
             models.append(("settings", f"{name}.models.{row}.model", entry["model"]))
-    for file, location, recipe in recipes:
-        if "task" in recipe:
-            yield file, f"{location}.task", recipe["task"], registered("tasks")
-        if "search" in recipe:
-            yield file, f"{location}.search.task", recipe["search"]["task"], registered("tasks")
-        if "optimizer" in recipe:
-            optimizer = recipe["optimizer"].lower().rpartition("_")[2]  # of lookahead_adamw
+    for file, location, values in changes:
+        if "task" in values:
+            yield file, f"{location}.task", values["task"], registered("tasks")
+        if "search" in values:
+            yield file, f"{location}.search.task", values["search"]["task"], registered("tasks")
+        if "optimizer" in values:
+            optimizer = values["optimizer"].lower().rpartition("_")[2]  # of lookahead_adamw
             yield file, f"{location}.optimizer", optimizer, registered("optim")
     for file, location, model in models:
         yield file, location, model.partition(".")[0], registered("models")  # without timm's tag
