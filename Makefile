@@ -1,10 +1,10 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Each does its own set-up.
 #
-#   make setup                                 that alone, as on a cluster's login node
+#   make setup                                 only the set-up, as on a cluster's login node
 #   make demo LOCK=requirements-cuda13.lock    the current torch: newer GPUs, Python 3.14
 #   make demo PYTHON=python3.12                another interpreter
-#   make demo-full                             every table and figure, not Table 1 alone (an hour and a half)
-#   make test-unit                             the unit tests alone
+#   make demo-full                             every table and figure, not only Table 1 (an hour and a half)
+#   make test-unit                             only the unit tests
 #
 # Tests of a real Slurm need slurm-wlm and munge, those in a browser chromium and chromium-driver; they
 # are skipped without.
@@ -39,7 +39,7 @@ setup: $(VENV)/.device
 
 demo: $(VENV)/.device
 	@$(RUN) snakemake --profile demo results/demo/table1.csv
-	@$(RUN) python -m workflow.paper.tables --print results/demo/table1.csv
+	@$(RUN) python -m workflow.paper print results/demo/table1.csv
 
 # Every table and figure at the demo's scale; stopped and started again, it goes on.
 demo-full: $(VENV)/.device

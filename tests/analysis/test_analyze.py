@@ -1,6 +1,7 @@
 """Analyses of trained models, from the weights of a real training to the arrays of a figure."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -132,11 +133,12 @@ class TestPictures:
     def gathered(self, config, site):
         """A function: the pictures with photographs from this folder."""
 
-        def make(photographs: str, validation: int = 2) -> analyze.Pictures:
+        def make(photographs: str) -> analyze.Pictures:
             spec = specs.analysis_spec(config, "demo", "class_attention")
-            spec["images"] = {"validation": validation, "photographs": photographs}
+            spec["images"] = {"shown": 2, "photographs": photographs}
             cfg = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.25,) * 3}
-            return analyze.gather(spec, site, cfg, grid=4)
+            model = SimpleNamespace(patch_embed=SimpleNamespace(grid_size=(4, 4)))
+            return analyze.gather(analyze.Subject(spec, site, model, cfg, torch.device("cpu")))
 
         return make
 

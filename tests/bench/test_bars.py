@@ -11,8 +11,8 @@ from workflow.bench import __main__, bars
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--sections", "DeiT-X"], "'DeiT-X' is none of ['DeiT-S', "),
-        (["--device", "cuda", "--sections", "LeViT-256"], "'LeViT-256' is none of"),
+        (["--groups", "DeiT-X"], "'DeiT-X' is unknown; did you mean 'DeiT-"),
+        (["--device", "cuda", "--groups", "LeViT-256"], "--groups 'LeViT-256' is unknown; "),
         (["--device", "cuda", "--precisions", "fp32"], "the bars of a GPU are in bf16"),
         (["--output", "bars"], "--output bars: name a file that ends in .csv"),
     ],

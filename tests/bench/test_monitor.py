@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -189,39 +188,6 @@ def test_others_on_the_processors_are_noticed():
     assert warning.text.startswith("others took ")
 
 
-def test_of_several_watches_the_worst_counts():
-    hot = Sample(1.5, 1500, 90, throttled=("heat",))
-    early = summary_of([Sample(1, 1500), hot], other_processes=1)
-    late = summary_of([Sample(2, 1200)], other_processes=None)
-    early["cpu_taken_by_others"], late["cpu_taken_by_others"] = 0.1, 0.0
-    whole = monitor.worst([early, late])
-    assert whole["other_processes"] == 1
-    assert whole["samples"] == 3
-    assert whole["clock_drift_mhz"] == (1500, 1200)
-    assert (whole["clock_mhz"]["least"], whole["clock_mhz"]["most"]) == (1200, 1500)
-    assert whole["power_w"]["most"] == 90
-    assert whole["throttled"] == {"heat": 0.5}
-    assert whole["cpu_taken_by_others"] == 0.1
-
-
-def test_the_energy_counters_give_power(tmp_path):
-    package = tmp_path / "intel-rapl:0"
-    (package / "intel-rapl:0:0").mkdir(parents=True)  # a part of the package, counted in it
-    for path, value in ((package, 1_000_000), (package / "intel-rapl:0:0", 7)):
-        (path / "energy_uj").write_text(str(value))
-    processor = monitor.Processor(rapl=tmp_path, cpus=tmp_path)
-    assert processor.sample().power_w is None  # there must be a before
-    (package / "energy_uj").write_text(str(3_000_000))
-    time.sleep(0.05)
-    assert 0 < processor.sample().power_w <= 2 / 0.05
-    (package / "energy_uj").write_text("5")  # it wrapped around
-    assert processor.sample().power_w is None
-
-
-def test_a_processor_that_tells_nothing_gives_no_samples(tmp_path):
-    assert monitor.Processor(rapl=tmp_path, cpus=Path(tmp_path)).sample() is None
-
-
 def test_without_psutil_others_are_unknown(monkeypatch):
     """On a bare machine with torch and timm alone."""
     monkeypatch.setattr(monitor, "psutil", None)
@@ -229,6 +195,5 @@ def test_without_psutil_others_are_unknown(monkeypatch):
         pass
     summary = watch.summary([(0, 10)])
     assert summary["cpu_taken_by_others"] is None
-    assert monitor.worst([summary, summary])["cpu_taken_by_others"] is None
     assert monitor.find_warnings(summary, CPU) == []
     assert monitor.processors() == os.sched_getaffinity(0)

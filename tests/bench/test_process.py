@@ -5,7 +5,7 @@ import pytest
 from workflow.bench import process, throughput, training_step
 from workflow.bench.process import PartialResults
 from workflow.campaign import specs
-from workflow.storage import records
+from workflow.storage import provenance
 from workflow.storage.records import write_json
 
 SPEC = {"kind": "throughput", "batch_sizes": [1, 2]}
@@ -37,8 +37,8 @@ def test_a_partial_result_of_another_device_or_spec_is_measured_again(tmp_path, 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("workflow.storage.provenance.running", {"source_hash": "other", "versions": records.versions()}),
-        ("workflow.storage.records.versions", {"torch": "other"}),
+        ("workflow.storage.provenance.running", {**provenance.running(), "source_hash": "other"}),
+        ("workflow.storage.provenance.running", {**provenance.running(), "versions": {"torch": "other"}}),
         ("platform.node", "other"),
     ],
 )

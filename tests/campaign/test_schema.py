@@ -60,6 +60,26 @@ CASES = {
         lambda c: c["imagenet"]["measure"]["table3"].update(seeds=5),
         r"settings.yaml: imagenet.measure.table3.seeds is 5, but its rows have 3; ask for fewer",
     ),
+    "unknown task": (
+        "recipes",
+        lambda c: c["deit"].update(task="clasification"),
+        r"recipes.yaml: deit.task names 'clasification'; did you mean 'classification'\?",
+    ),
+    "unknown search": (
+        "settings",
+        lambda c: c["demo"]["recipes"]["psvit"]["search"].update(task="ps_vit_serch"),
+        r"settings.yaml: demo.recipes.psvit.search.task names 'ps_vit_serch'; did you mean 'ps_vit_search'\?",
+    ),
+    "unknown optimizer": (
+        "runs",
+        lambda c: c["deit_tiny"].update(overrides={"optimizer": "lookahead_adamq"}),
+        r"runs.yaml: deit_tiny.overrides.optimizer names 'adamq'; did you mean 'adam",
+    ),
+    "unknown model": (
+        "runs",
+        lambda c: c["evo_deit_tiny"].update(model="evo_deit_tny_patch16_224"),
+        r"runs.yaml: evo_deit_tiny.model names 'evo_deit_tny_patch16_224'; did you mean 'evo_deit_tiny_patch16_224'\?",
+    ),
     "unknown recipe": (
         "runs",
         lambda c: c["deit_tiny"].update(recipe="diet"),
@@ -166,6 +186,17 @@ def test_a_mistake_is_named(case, files):
     name, change, sentence = CASES[case]
     with pytest.raises(ConfigError, match=sentence):
         schema.load(files(name, change))
+
+
+def test_all_names_that_code_registers_are_known():
+    import timm.optim
+    from timm.models import _registry
+
+    from workflow.train import factory
+
+    assert schema.registered("tasks") == set(factory.TASKS)
+    assert schema.registered("models") >= set(_registry._model_entrypoints)
+    assert schema.registered("optim") >= set(timm.optim.list_optimizers())
 
 
 def test_bad_syntax_names_the_file(tmp_path, files):

@@ -40,7 +40,7 @@ def test_a_mistyped_target_names_the_nearest(config, mistyped, nearest):
     with pytest.raises(targets.TargetError) as error:
         targets.spec_of(config, mistyped)
     assert str(error.value).startswith(f"{mistyped} is no target")
-    assert nearest in str(error.value).split("nearest are ")[1]
+    assert nearest in str(error.value).split("did you mean ")[1]
     assert "\n" not in str(error.value)
 
 

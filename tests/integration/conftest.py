@@ -57,11 +57,10 @@ def project(tmp_path_factory) -> Path:
         train(config, root, run, 91.25 + place)
     for section in ("deit_tiny", *config.request("demo", "table2")["time"]):
         measure(config, root, section)
-    items = {f"{DEMO}/table1.csv": "tables", f"{DEMO}/pareto.png": "figures",
-             f"{DEMO}/claims.partial.csv": "claims"}  # fmt: skip
-    for item, module in items.items():
-        command = [sys.executable, "-m", f"workflow.paper.{module}", "--root", DEMO]
-        subprocess.run([*command, "--output", item], cwd=root, env=environment(root), check=True)
+    items = [f"{DEMO}/table1.csv", f"{DEMO}/pareto.png", f"{DEMO}/claims.partial.csv"]
+    for item in items:
+        command = [sys.executable, "-m", "workflow.paper", "make", item]
+        subprocess.run(command, cwd=root, env=environment(root), check=True)
     snakemake(root, *items, "--report", f"{DEMO}/report.html")
     return root
 

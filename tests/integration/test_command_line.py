@@ -106,7 +106,7 @@ def test_a_dry_run_shows_the_request_that_a_start_submits(made, option):
     ("arguments", "said"),
     [
         ((TABLE, "--sdm", "conda", *DEMO), "--software-deployment-method is refused"),
-        (("results/demo/table9.csv", *DEMO), "table9.csv is no target; the nearest are"),
+        (("results/demo/table9.csv", *DEMO), "table9.csv is no target; did you mean"),
         ((TABLE, *DEMO, "--forcerun", "fetch"), "--forcerun fetch would do nothing"),
         (("results/runs/deit_tiny/train.json", "-n", "--profile", "slurm", "--set-resources",
           "train:gpus=128 if attempt else 8"), "Rule train asks for gpus: 128"),

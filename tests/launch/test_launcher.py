@@ -177,7 +177,7 @@ def test_two_processes_train_together_whatever_a_shell_has_left_behind(job, tmp_
 
 def test_without_a_profile_nothing_runs(tmp_path):
     command = [sys.executable, "-m", "workflow.launch.submit", "--spec", "s", "--output", "o"]
-    command += ["--log", "l", "--root", "r", "--resources", "{}"]
+    command += ["--log", "l", "--root", "r", "--data", "{}", "--resources", "{}"]
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert refused.returncode == 1
     assert "--profile slurm or --profile demo" in refused.stderr

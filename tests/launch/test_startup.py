@@ -204,13 +204,13 @@ def test_a_job_that_snakemake_would_give_less_than_it_asks_for_ends_it():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["results/demo/table9.csv"], "results/demo/table9.csv is no target; the nearest are"),
+        (["results/demo/table9.csv"], "results/demo/table9.csv is no target; did you mean 'results/demo/table"),
         (["results/demo/table1.csv", "results/demo/tabel1.csv"], "results/demo/tabel1.csv is no"),
         (["train"], "train is a rule that makes many files; .* such as results/.*train.json"),
-        (["prepare_dat"], "the rule that is nearest is prepare_data"),
-        (["results/demo/table1.csv", "--forcerun", "tabel"], "the rule that is nearest is table"),
+        (["prepare_dat"], "no target or rule 'prepare_dat'; did you mean 'prepare_data'"),
+        (["results/demo/table1.csv", "--forcerun", "tabel"], "did you mean 'table'"),
         (["results/demo/table1.csv", "--omit-from", "results/demo/dat.json"], "demo/data.json"),
-        (["results/demo/table1.csv", "--until", "serch"], "the rule that is nearest is search"),
+        (["results/demo/table1.csv", "--until", "serch"], "did you mean 'search'"),
         (["results/demo/table1.csv", "--prioritize", "results/demo/x"], "is no target"),
         (["{here}/results/demo/table1.csv"], "clone's folder; say results/demo/table1.csv there"),
         (["--forcerun", "results/demo/data.json", "results/demo/table1.csv"],
@@ -247,14 +247,14 @@ def test_the_data_of_all_that_is_made_must_be_there(here, arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set-resources", "trian:gpus=1"], "no rule 'trian'; the nearest is 'train'"),
-        (["--set-resources", "train:gpu=1"], "of train: no job .* 'gpu'; the nearest is 'gpus'"),
-        (["--resources", "gpu=1"], "^resources: no job .* 'gpu'; the nearest is 'gpus'"),
-        (["--default-resources", "gpsu=1"], "^default-resources: no job .* 'gpsu'; the nearest is 'gpus'"),
-        (["--set-resources", "train:other_cod=refuse"], "the nearest is 'other_code'"),
-        (["--default-resources", "slurm_partion=x"], "the nearest is 'slurm_partition'"),
+        (["--set-resources", "trian:gpus=1"], "no rule 'trian'; did you mean 'train'"),
+        (["--set-resources", "train:gpu=1"], "of train: no job .* 'gpu'; did you mean 'gpus'"),
+        (["--resources", "gpu=1"], "^resources: no job .* 'gpu'; did you mean 'gpus'"),
+        (["--default-resources", "gpsu=1"], "^default-resources: no job .* 'gpsu'; did you mean 'gpus'"),
+        (["--set-resources", "train:other_cod=refuse"], "did you mean 'other_code'"),
+        (["--default-resources", "slurm_partion=x"], "did you mean 'slurm_partition'"),
         (["--default-resources", "stage=/scratch"], "leave `stage` out; the `setup:` lines in docs/cluster.md"),
-        (["--consider-ancient", "tabel=x"], "no rule 'tabel'; the nearest is 'table'"),
+        (["--consider-ancient", "tabel=x"], "no rule 'tabel'; did you mean 'table'"),
     ],
 )
 def test_a_rule_or_resource_that_nothing_has_is_refused(here, arguments, message):

@@ -13,7 +13,7 @@ from workflow.campaign import benchmarks, specs, targets
 from workflow.campaign.config import CLAIMS, ConfigError
 from workflow.paper import claims
 from workflow.paper.claims import CONFIRMED, NOT_RUN, REFUTED, Stated
-from workflow.paper.estimates import DOUBTED, Estimate, Measured, Printed, exactly, groups_with, quotient
+from workflow.paper.estimates import WARNED, Estimate, Measured, Printed, exactly, groups_with, quotient
 from workflow.paper.results import Records, interval
 from workflow.storage import records
 from workflow.storage.warnings import Warning
@@ -116,7 +116,7 @@ def test_a_measurement_with_warnings_decides_no_percentage(config, timed):
         timed("deit_small", evo_deit_small=(1.60, 0.01), **warned)
         row = ledger(config).loc["speed_of_deit_small"]
         assert row["verdict"] == NOT_RUN
-        assert claims.DOUBTFUL in row["note"] or DOUBTED in row["note"]
+        assert claims.WITH_WARNINGS in row["note"] or WARNED in row["note"]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_an_order_is_decided_despite_a_warning_that_its_interval_covers_alone(co
     row = ledger(config).loc["accelerates_levit.evo_levit_192"]
     assert row["verdict"] == verdict
     assert "warning: any sentence" in row["note"]
-    assert (DOUBTED in row["note"]) == (verdict == NOT_RUN)
+    assert (WARNED in row["note"]) == (verdict == NOT_RUN)
 
 
 def with_throughput(config, **values):

@@ -8,7 +8,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from workflow.campaign import kinds, specs, targets
-from workflow.paper import figure5, figures, image_grid, style
+from workflow.paper import __main__, figure5, image_grid, style
 from workflow.paper.image_grid import Group
 from workflow.paper.results import Records
 from workflow.storage import records
@@ -66,7 +66,7 @@ def demo(tmp_path, monkeypatch, config):
 def test_it_is_drawn_with_what_it_shows_in_words(name, demo, config, tmp_path):
     found = demo(*config.analyses(name))
     style.apply()
-    figure, numbers = figures.function_of(config, name)(found)
+    figure, numbers = __main__.function_of(config, name)(found)
     assert not numbers.empty
     style.save(figure, tmp_path / f"{name}.png")
     width, height = figure.get_size_inches()

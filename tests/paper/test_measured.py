@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from workflow.campaign import benchmarks
-from workflow.paper import measured
+from workflow.paper import __main__, measured
 from workflow.storage import records
 
 METHOD = {"out_of_memory": False, "warnings": [], "speedup_interval": [1.29, 1.31]}
@@ -30,7 +30,7 @@ def write(config, tmp_path):
 
 
 def shown(config, folder, configurations: list[str]) -> list[list[str]]:
-    return measured.beside_printed(config, "table2", folder, configurations).rows
+    return measured.with_printed(config, "table2", folder, configurations).rows
 
 
 def test_ours_stand_beside_the_papers(config, write, tmp_path):
@@ -77,17 +77,17 @@ def test_a_sweep_has_a_row_for_each_batch_size(config, write, tmp_path):
     ("asked", "message"),
     [
         (["--configurations", "fused-fp23"], "has no record at fused-fp23."),
-        ([], "name those to show, such as fused-fp32; there is no sweep here"),
+        ([], "has no sweep; name the configurations to show, such as --configurations fused-fp32"),
     ],
 )
 def test_points_that_are_not_there_are_said(write, tmp_path, monkeypatch, capsys, asked, message):
     write("levit_256", "cpu-fused-fp32-b32", [1.0, 1.3])
-    monkeypatch.setattr(sys, "argv", ["measured", str(tmp_path), *asked])
+    monkeypatch.setattr(sys, "argv", ["paper", "compare", str(tmp_path), *asked])
     with pytest.raises(SystemExit) as ended:
-        measured.main()
+        __main__.main()
     assert message in str(ended.value) + capsys.readouterr().err
 
 
 def test_a_folder_without_records_is_no_table(tmp_path):
-    with pytest.raises(records.RecordError, match="has no throughput/<section>"):
+    with pytest.raises(records.RecordError, match="has no throughput/<group>"):
         measured.legend(tmp_path)

@@ -7,7 +7,7 @@ import pytest
 import workflow.paper
 from workflow.campaign import benchmarks, specs, targets
 from workflow.campaign.config import ConfigError, run_name
-from workflow.paper import figure6, figures, results, sweeps
+from workflow.paper import __main__, figure6, results, sweeps
 from workflow.paper.results import Records, interval
 from workflow.storage import records
 from workflow.storage.records import RecordError
@@ -159,7 +159,7 @@ def test_a_missing_point_is_refused(demo, tmp_path):
 
 def test_printed_accuracies_are_drawn_beside_imagenets_alone(demo, config, monkeypatch):
     reader = demo("figureS1a")
-    assert "printed" not in legend(figures.function_of(config, "figureS1a")(reader))
+    assert "printed" not in legend(__main__.function_of(config, "figureS1a")(reader))
     monkeypatch.setitem(config.settings["demo"]["data"], "name", "imagenet")
     config.records.clear()  # specs were derived before
     figure, _ = sweeps.draw("figureS1c", demo("figureS1c"))
@@ -174,7 +174,7 @@ def legend(drawn) -> list[str]:
 def test_every_figure_has_a_caption_a_target_and_a_function(config):
     assert set(config.items["figures"]) <= set(config.items["captions"])
     for name in config.items["figures"]:
-        assert callable(figures.function_of(config, name))
+        assert callable(__main__.function_of(config, name))
         for suffix in ("png", "svg", "csv"):
             assert targets.spec_of(config, f"results/demo/{name}.{suffix}") is None
 
@@ -184,7 +184,7 @@ def test_a_figure_needs_its_entry_and_one_function(config, monkeypatch, tmp_path
     (tmp_path / "figure9.py").write_text(code)
     monkeypatch.setattr(workflow.paper, "__path__", [*workflow.paper.__path__, str(tmp_path)])
     monkeypatch.setitem(config.items["figures"], "figure9", {"analyses": ["cka"]})
-    assert figures.function_of(config, "figure9")(Records(config, "results/demo", partial=False)) == "demo"
+    assert __main__.function_of(config, "figure9")(Records(config, "results/demo", partial=False)) == "demo"
     assert targets.spec_of(config, "results/demo/figure9.png") is None
     assert "results/demo/analyses/cka.json" in targets.needed(config, "results/demo/figure9.png")
     assert "Analysed for it: deit_tiny" in targets.caption(config, "results/demo", "results/demo/figure9.png")
@@ -193,9 +193,9 @@ def test_a_figure_needs_its_entry_and_one_function(config, monkeypatch, tmp_path
 def test_a_figure_that_nothing_draws_is_refused(config, monkeypatch):
     monkeypatch.setitem(config.items["figures"], "figure7b", {"rows": []})
     with pytest.raises(ConfigError, match=r"write a function figure7b\(records\) in workflow/paper/figure7.py"):
-        figures.function_of(config, "figure7b")
+        __main__.function_of(config, "figure7b")
     monkeypatch.setitem(config.items["figures"], "figure7b", {"rows": [], "xlabel": "temperature"})
-    assert callable(figures.function_of(config, "figure7b"))
+    assert callable(__main__.function_of(config, "figure7b"))
 
 
 def test_a_table_needs_the_seeds_it_asks_for_and_no_others(config):

@@ -11,7 +11,7 @@ import timm
 import evovit  # noqa: F401 (registers its models)
 from tests.paper.ledger import compile_table
 from workflow.campaign import benchmarks, kinds, specs, targets
-from workflow.paper import printed, results, tables
+from workflow.paper import __main__, printed, results, tables
 from workflow.paper.results import Accuracy, Records, interval
 from workflow.storage import records
 from workflow.storage.records import RecordError
@@ -250,9 +250,8 @@ def test_seeds_are_a_count_and_people_read_it_where_it_is_more_than_one(config, 
     assert tables.accuracy_cell(several) == "96.12 (n=3, sd 0.50)"
 
 
-def test_an_error_of_the_command_is_one_sentence(tmp_path):
-    command = [sys.executable, "-m", "workflow.paper.tables", "--root", "results/none"]
-    command += ["--output", str(tmp_path / "table1.csv")]
+def test_an_error_of_the_command_is_one_sentence():
+    command = [sys.executable, "-m", "workflow.paper", "make", "results/none/table1.csv"]
     root = records.ROOT
     shown = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert shown.returncode == 1
@@ -272,8 +271,8 @@ def test_people_read_where_numbers_come_from_once_and_not_how_long_each_epoch_to
 
 def test_a_table_that_was_made_is_printed(tmp_path, monkeypatch, capsys):
     (tmp_path / "table1.md").write_text("| a | b |\n")
-    monkeypatch.setattr(sys, "argv", ["tables", "--print", str(tmp_path / "table1.csv")])
-    tables.main()
+    monkeypatch.setattr(sys, "argv", ["paper", "print", str(tmp_path / "table1.csv")])
+    __main__.main()
     shown = capsys.readouterr().out
     assert "| a | b |" in shown
     assert f"The table: {tmp_path}/table1.csv and table1.md" in shown

@@ -114,7 +114,7 @@ def full(cluster):
         ("train:slurm_partition=nowhere", "Invalid partition name specified"),
         ("throughput:constraint=a100", "Invalid feature specification"),
         ("train:gpus=9", "Requested node configuration is not available"),
-        ("train:gpsu=1", "the nearest is 'gpus'"),
+        ("train:gpsu=1", "did you mean 'gpus'"),
     ],
 )
 def test_what_slurm_can_never_run_is_refused_before_anything_is_submitted(ends, campaign, wanted, words):

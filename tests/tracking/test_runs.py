@@ -102,7 +102,6 @@ def test_figures_and_claims_are_shown_beside_tables(tmp_path, config):
     assert files == {"table1": ["table1.csv", "table1.md"], "claims": ["claims.csv", "claims.html"],
                      "pareto": ["pareto.png", "pareto.svg", "pareto.csv"]}  # fmt: skip
     assert shown["table1"].tags["table"] == "1"
-    assert shown["pareto"].table is None
     note = shown["pareto"].tags[runs.NOTE]
     assert "`snakemake --profile demo results/demo/pareto.png`" in note
     assert "Trained for it: deit_tiny, " in note

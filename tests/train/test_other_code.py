@@ -195,7 +195,6 @@ def test_what_the_journal_lost_the_checkpoint_knows(spec, site, folder, killed, 
         restored = [1, 2] if name in ("empty", "missing", "only NUL") else [1]
         assert [entry["epoch"] for entry in results["history"]] == [1, 2, 3], name
         assert results["restored_epochs"] == restored, name
-        assert results["lost_epochs"] == [], name
         assert results["train_s"] == pytest.approx(sum(e["train_s"] for e in results["history"]))
         assert journal.epochs(copy / "journal.jsonl") == results["history"]
         assert "restored from the checkpoint" in notes(copy)[0]

@@ -16,9 +16,9 @@ USUAL_BATCH = {"nvidia-h200": 256, "intel-xeon-amx-2-threads": 32}
 
 
 def generated() -> list[tuple[str, str]]:
-    """The folders whose README shows what workflow.paper.measured writes, and in which configurations."""
+    """The folders whose README shows what `workflow.paper compare` writes, and in which configurations."""
     said = [(path.parent.name, path.read_text()) for path in MEASURED.glob("*/README.md")]
-    pattern = r"workflow\.paper\.measured results/measured/{} --configurations ([\w -]+)`"
+    pattern = r"workflow\.paper compare results/measured/{} --configurations ([\w -]+)`"
     found = [(name, re.search(pattern.format(name), text)) for name, text in said]
     return [(name, match[1]) for name, match in found if match]
 
@@ -32,7 +32,7 @@ def test_every_folder_says_how_it_was_measured():
 def test_a_folders_readme_shows_what_its_records_say(config, name, wanted):
     text = (MEASURED / name / "README.md").read_text()
     for table in config.items["tables"]:
-        sheet = measured.beside_printed(config, table, MEASURED / name, wanted.split())
+        sheet = measured.with_printed(config, table, MEASURED / name, wanted.split())
         assert not sheet.rows or sheet.markdown() in text, table
     assert all(line in text for line in measured.legend(MEASURED / name))
 

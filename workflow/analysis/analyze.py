@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
 import evovit
@@ -23,7 +22,7 @@ from evovit.host import EvoHost
 from workflow.analysis import similarity
 from workflow.analysis.hooks import RELEVANCE, check_dense, observe, relevance
 from workflow.campaign import specs
-from workflow.data import check, layout, loaders, readers
+from workflow.data import augmentation, check, layout, loaders, readers
 from workflow.data.layout import DataError, printable
 from workflow.runtime import device
 from workflow.runtime.distributed import DistributedContext
@@ -54,9 +53,8 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
     layout.check(spec["setting"], {**spec["data"], "root": site["data_root"]})
     chosen = device.choose(site["device"])
     model = factory.build_started(spec, site).to(chosen).eval()
-    config = resolve_model_data_config(model)
-    config["input_size"] = (3, *factory.image_size(model))
-    results, arrays = COMPUTES[spec["computes"]](Subject(spec, site, model, config, chosen))
+    subject = Subject(spec, site, model, factory.data_config(model), chosen)
+    results, arrays = COMPUTES[spec["computes"]](subject)
     if arrays:
         path = folder / "arrays.npz"
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,28 +92,24 @@ class Pictures(NamedTuple):
 
 def pictures_of(subject: Subject) -> tuple[Pictures, dict, dict[str, np.ndarray]]:
     """Return pictures, their names and hashes for the record, and the arrays that show them."""
-    grid = subject.model.patch_embed.grid_size
-    spec = subject.spec
-    few = spec | {"images": spec["images"] | {"validation": spec["images"]["shown"]}}
-    pictures = gather(few, subject.site, subject.config, grid[0])
+    pictures = gather(subject)
     results = {"names": pictures.names, "sha256": pictures.sha256}
-    return pictures, results, {"images": pictures.shown, "grid": np.array(grid)}
+    return pictures, results, {"images": pictures.shown, "grid": np.array(subject.model.patch_embed.grid_size)}
 
 
-def gather(spec: dict, site: dict, model_cfg: dict, grid: int) -> Pictures:
+def gather(subject: Subject) -> Pictures:
     """Return the validation images and the photographs that the spec asks for.
 
-    Args:
-        grid: patches along a side of the model's grid.
-
-    Raises:
-        DataError: for a folder without photographs, or one that can't be read.
+    Raises DataError for a folder without photographs, or one that can't be read.
     """
+    recipe = subject.spec["recipe"]
+    grid = subject.model.patch_embed.grid_size[0]
     size = grid * -(-SHOWN // grid)
-    to_input = _transform(spec, model_cfg["input_size"], model_cfg["mean"], model_cfg["std"])
-    to_show = _transform(spec, (3, size, size), (0.0,) * 3, (1.0,) * 3)
+    plain = {"input_size": (3, size, size), "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    to_input = augmentation.evaluation_transform(recipe, subject.config, use_prefetcher=False)
+    to_show = augmentation.evaluation_transform(recipe, plain, use_prefetcher=False)
     inputs, shown, names, hashes = [], [], [], []
-    for name, digest, image in _images(spec, site):
+    for name, digest, image in _images(subject.spec, subject.site):
         inputs.append(to_input(image))
         shown.append((255 * to_show(image)).round().byte().permute(1, 2, 0).numpy())
         names.append(name)
@@ -127,7 +121,7 @@ def _images(spec: dict, site: dict) -> Iterator[tuple[str, str | None, Image.Ima
     """Yield name, hash and RGB image of each picture."""
     split = spec["data"]["val"]
     dataset = readers.open_split(spec["data"], site, split, transform=lambda image: image)
-    for index in loaders.spaced(len(dataset), spec["images"]["validation"]):
+    for index in loaders.spaced(len(dataset), spec["images"]["shown"]):
         yield f"{split}/{dataset.reader.names[index]}", None, dataset[index][0]
     source = spec["images"].get("photographs")
     if not source:
@@ -173,19 +167,6 @@ def _is_picture(path: Path) -> bool:
     """Return whether a file is meant as a picture, also of a kind that is not read (.heic)."""
     kind = mimetypes.guess_type(path.name)[0] or ""
     return path.is_file() and kind.startswith("image/") and not layout.is_ignored(path.name)
-
-
-def _transform(spec: dict, size: tuple[int, int, int], mean: tuple, std: tuple):
-    """Return the transform of a PIL image to a tensor (3, H, W) as in evaluation: resize, centre crop."""
-    recipe = spec["recipe"]
-    return create_transform(
-        size,
-        is_training=False,
-        interpolation=recipe["interpolation"],
-        crop_pct=recipe["crop_pct"],
-        mean=mean,
-        std=std,
-    )
 
 
 # -- Figure 4 -----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import yaml
 
 from workflow.bench import process
 from workflow.campaign import benchmarks
-from workflow.campaign.config import Config
+from workflow.campaign.config import Config, nearest
 from workflow.campaign.specs import recipe_of
 from workflow.storage import records, warnings
 
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to a parser."""
     parser.add_argument("--rounds", type=int, default=15, help="at least; up to twice as many while needed (15)")
     parser.add_argument("--device", choices=DEVICES, default="cpu")
-    parser.add_argument("--sections", nargs="+", help="only these benchmark groups")
+    parser.add_argument("--groups", nargs="+", help="only these benchmark groups")
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), help="both on a CPU, bf16 on a GPU")
     output = "write the rows there, their records into folder X"
     parser.add_argument("--output", type=Path, metavar="X.CSV", help=output)
@@ -59,9 +59,9 @@ def main(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None
     known = list(load_bars()[arguments.device])
     if on_cpu:
         known.append(TRAINING)
-    unknown = sorted(set(arguments.sections or ()) - set(known))
-    if unknown:
-        parser.error(f"--sections {unknown[0]!r} is none of {known}")
+    for group in arguments.groups or ():
+        if group not in known:
+            parser.error(f"--groups {group!r} is unknown{nearest(group, known)}")
     if arguments.output and arguments.output.suffix != ".csv":  # without, file and folder are one
         parser.error(f"--output {arguments.output}: name a file that ends in .csv")
     if not on_cpu and "fp32" in (arguments.precisions or ()):
@@ -69,7 +69,7 @@ def main(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None
     folder = arguments.output and arguments.output.with_suffix("")
     precisions = arguments.precisions or (["fp32", "bf16"] if on_cpu else ["bf16"])
     rows = []
-    for group in arguments.sections or known:
+    for group in arguments.groups or known:
         for precision in precisions:
             try:
                 if group == TRAINING:

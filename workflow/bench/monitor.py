@@ -1,8 +1,8 @@
 """Observe the device while models are timed: other processes, clocks, power, heat.
 
 A GPU is asked through nvidia-smi, which is there wherever the driver is, unlike NVML's bindings; its output is parsed
-here and nowhere else. A processor is asked through psutil and, where they may be read, its energy counters. What can't
-be observed is None in the record.
+here and nowhere else. Of a processor psutil tells how much others used it. What can't be observed is None in the
+record.
 """
 
 import contextlib
@@ -138,51 +138,10 @@ class Gpu:
         return Sample(now, number(clock), number(power), number(heat), throttled, power_over_s)
 
 
-# -- processors, by psutil and the system's files -----------------------------------------------
+# -- processors, by psutil ----------------------------------------------------------------------
 
-RAPL = Path("/sys/class/powercap")
 CPUS = Path("/sys/devices/system/cpu")
 WORKING = ("user", "nice", "system", "irq", "softirq", "steal")
-
-
-class Processor:
-    """The CPU's package power from its energy counters (RAPL), and its clock, where they show."""
-
-    def __init__(self, rapl: Path = RAPL, cpus: Path = CPUS):
-        counters = sorted(rapl.glob("intel-rapl:[0-9]*/energy_uj"))
-        self.counters = [path for path in counters if path.parent.name.count(":") == 1]
-        self.clocks = [cpus / f"cpu{n}/cpufreq/scaling_cur_freq" for n in sorted(processors())]
-        self.before: tuple[float, list[float]] | None = None
-
-    def facts(self) -> dict:
-        """Return nothing: a processor has no driver and no limits."""
-        return {}
-
-    def sample(self) -> Sample | None:
-        """Return a sample of the processor now, or None if it tells neither power nor clock."""
-        energies = read_numbers(self.counters)
-        clocks = read_numbers(self.clocks)
-        now = time.time()
-        power = None
-        passed = 0.0
-        if energies and self.before:
-            began, before = self.before
-            joules = sum(b - a for a, b in zip(before, energies, strict=True)) / 1e6
-            passed = now - began
-            power = joules / passed if joules >= 0 else None  # the counters wrap around
-        self.before = (now, energies) if energies else None
-        if not energies and not clocks:
-            return None
-        clock = statistics.mean(clocks) / 1000 if clocks else None
-        return Sample(now, clock, power, power_over_s=passed)
-
-
-def read_numbers(paths: list[Path]) -> list[float]:
-    """Return the number in each file, or an empty list if one can't be read."""
-    try:
-        return [float(path.read_text()) for path in paths]
-    except (OSError, ValueError):
-        return []
 
 
 def processors() -> set[int]:
@@ -221,18 +180,21 @@ def online(cpus: Path = CPUS) -> list[int]:
 
 
 class Monitor:
-    """Samples a Gpu or a Processor in the background while the block runs."""
+    """Samples a GPU (None: there is none) and asks for the work of all processes while the block runs."""
 
-    def __init__(self, device: Gpu | Processor):
-        self.device = device
-        self.facts = device.facts()
+    def __init__(self, gpu: Gpu | None = None):
+        self.gpu = gpu
+        self.facts = self._facts()
         self.samples: list[Sample] = []
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
+    def _facts(self) -> dict:
+        return self.gpu.facts() if self.gpu else {}
+
     def _follow(self) -> None:
-        while not self._end.is_set():
-            sample = self.device.sample()
+        while self.gpu and not self._end.is_set():
+            sample = self.gpu.sample()
             if sample is not None:
                 self.samples.append(sample)
             self._end.wait(EVERY_S)
@@ -246,7 +208,7 @@ class Monitor:
     def __exit__(self, *error) -> None:
         self._end.set()
         self._thread.join(2 * PATIENCE_S)  # while a driver hangs, nvidia-smi can't be killed
-        last = {} if self._thread.is_alive() else self.device.facts()  # which would hang, too
+        last = {} if self._thread.is_alive() else self._facts()  # which would hang, too
         counts = [facts.get("other_processes") for facts in (self.facts, last)]
         if any(counts):  # also a process that came while models were timed
             self.facts["other_processes"] = max(filter(None, counts))
@@ -293,7 +255,7 @@ def start_monitor(device: torch.device) -> Monitor:
     if device.type == "cuda":
         uuid = str(torch.cuda.get_device_properties(device).uuid)
         return Monitor(Gpu(uuid, torch.cuda.get_device_capability(device)))
-    return Monitor(Processor())
+    return Monitor()
 
 
 def value_range(values: list[float | None]) -> dict | None:
@@ -310,30 +272,6 @@ def medians_at_ends(values: list[float]) -> tuple[float, float] | None:
         return None
     third = max(1, len(values) // 3)
     return statistics.median(values[:third]), statistics.median(values[-third:])
-
-
-def worst(summaries: list[dict]) -> dict:
-    """Return one summary of several that followed one another: the worst of each value.
-
-    The clock's drift is that from the first to the last.
-    """
-    reasons = {reason for summary in summaries for reason in summary["throttled"]}
-    clocks = [summary["clock_mhz"]["median"] for summary in summaries if summary["clock_mhz"]]
-    ranges = {
-        name: value_range([value for summary in summaries for value in (summary[name] or {}).values()])
-        for name in ("clock_mhz", "power_w", "temperature_c")
-    }
-    counts = [summary.get("other_processes") for summary in summaries]
-    shares = [summary["cpu_taken_by_others"] for summary in summaries]
-    return {
-        **summaries[-1],
-        **ranges,
-        "other_processes": max((count for count in counts if count is not None), default=None),
-        "samples": sum(summary["samples"] for summary in summaries),
-        "clock_drift_mhz": (clocks[0], clocks[-1]) if clocks else None,
-        "throttled": {r: max(summary["throttled"].get(r, 0) for summary in summaries) for r in reasons},
-        "cpu_taken_by_others": max((share for share in shares if share is not None), default=None),
-    }
 
 
 def find_warnings(summary: dict, device: torch.device) -> list[Warning]:

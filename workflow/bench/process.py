@@ -31,7 +31,7 @@ from workflow.bench import monitor
 from workflow.campaign import benchmarks, specs
 from workflow.data import layout, worker_processes
 from workflow.runtime import device as devices
-from workflow.storage import provenance, records
+from workflow.storage import files, provenance, records
 from workflow.train import checkpoints, factory
 
 # kind -> module and function that measure a spec of the kind
@@ -178,7 +178,7 @@ def main() -> None:
 
 
 def environment() -> dict:
-    """Return what decides, besides the spec, how fast this process is."""
+    """Return what decides, in addition to the spec, how fast this process is."""
     return {
         "threads": torch.get_num_threads(),
         "processors": sorted(monitor.processors()),
@@ -211,7 +211,7 @@ class PartialResults:
             "device": device,
             "host": platform.node(),
             "code": provenance.running()["source_hash"],
-            "versions": records.versions(),
+            "versions": provenance.running()["versions"],
         }
 
     def get(self, name: str, measure: Callable[[], Any]) -> Any:
@@ -219,14 +219,10 @@ class PartialResults:
         if self.folder is None:
             return measure()
         path = self.folder / f"{name}.json"
-        if path.exists():
-            try:
-                content = json.loads(path.read_text())
-                if {key: content[key] for key in self.origin} == self.origin:
-                    self.kept += 1
-                    return content["part"]
-            except (ValueError, KeyError, TypeError):
-                pass  # damaged: as if there were no file
+        content = files.read_json(path)
+        if {key: content.get(key) for key in self.origin} == self.origin:
+            self.kept += 1
+            return content["part"]
         result = measure()
         records.write_json(path, {**self.origin, "part": result})
         return result

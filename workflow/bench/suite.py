@@ -14,7 +14,7 @@ import torch
 
 from workflow.bench import process, throughput
 from workflow.campaign import benchmarks, specs
-from workflow.campaign.config import Config, ConfigError
+from workflow.campaign.config import Config, ConfigError, nearest
 from workflow.runtime import device as devices
 from workflow.storage import locks, records
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=benchmarks.DEVICES, default=default)
     parser.add_argument("--tables", nargs="+", help="only these of items.yaml")
-    parser.add_argument("--sections", nargs="+", help="only these benchmark groups of the tables")
+    parser.add_argument("--groups", nargs="+", help="only these benchmark groups of the tables")
     rows = "only these of the groups' models, and the baselines; such records can't be imported"
     parser.add_argument("--rows", nargs="+", metavar="ROW", help=rows)
     configurations = "such as paper-fp32-b256, compiled-bf16-sweep"
@@ -72,9 +72,9 @@ def plan(config: Config, arguments: argparse.Namespace, half: str) -> list[tuple
     tables = arguments.tables or list(config.items["tables"])
     check_names("--tables", tables, list(config.items["tables"]))
     groups = list(dict.fromkeys(name for table in tables for name in config.sections_of(table)))
-    if arguments.sections:
-        check_names("--sections", arguments.sections, groups)
-        groups = [group for group in groups if group in arguments.sections]
+    if arguments.groups:
+        check_names("--groups", arguments.groups, groups)
+        groups = [group for group in groups if group in arguments.groups]
     if arguments.rows:
         check_names("--rows", arguments.rows, [row for group in groups for row in config.items["sections"][group]])
         # a group without one of the rows would measure its baseline and nothing to compare with it
@@ -98,10 +98,10 @@ def plan(config: Config, arguments: argparse.Namespace, half: str) -> list[tuple
 
 
 def check_names(option: str, names: list[str], known: list[str]) -> None:
-    """Raise BenchmarkError for the names of an option that are not known."""
-    unknown = sorted(set(names) - set(known))
-    if unknown:
-        raise benchmarks.BenchmarkError(f"{option}: {', '.join(unknown)}: none of {', '.join(known)}.")
+    """Raise BenchmarkError for a name of an option that is not known."""
+    for name in names:
+        if name not in known:
+            raise benchmarks.BenchmarkError(f"{option} {name} is unknown{nearest(name, known)}")
 
 
 def setting_of(config: Config, arguments: argparse.Namespace) -> str:

@@ -308,7 +308,7 @@ def operations_of(run: Run, images: Tensor) -> list[tuple[str, int, int]]:
 
 
 def peak_memory(run: Run, module: nn.Module, images: Tensor) -> int:
-    """Return the bytes of weights and images, and of what one more pass needs besides."""
+    """Return the bytes of weights and images, and of what one more pass needs."""
     device = images.device
     synchronise(device)
     torch.cuda.reset_peak_memory_stats(device)

@@ -8,6 +8,7 @@ larger ones.
 `measure_speed`: how fast steps are, in interleaved rounds. All models are in memory at once.
 """
 
+import itertools
 import statistics
 import time
 from collections.abc import Iterator
@@ -151,15 +152,17 @@ def measure_cost(spec: dict, site: dict | None = None, folder: Path | None = Non
         for size, of_rounds in rounds.items():
             sizes.append({"batch_size": size, **summarise_cost([costs[index] for costs in of_rounds])})
         methods.append({**describe(model), "sizes": sizes, "extrapolated": extrapolate(sizes, spec)})
-    observed = {f"b{size}": monitor.worst(of_rounds) for size, of_rounds in summaries.items()}
-    warnings = [warning for summary in observed.values() for warning in monitor.find_warnings(summary, device)]
+    warnings = {}  # one of each code
+    for summary in itertools.chain.from_iterable(summaries.values()):
+        for warning in monitor.find_warnings(summary, device):
+            warnings[warning.code] = warning
     return {
         "device": devices.describe(device),
         "bytes_are": "largest held by the allocator" if device.type == "cuda" else "counted",
         "memory_limit_emulated": emulated,
         "methods": methods,
-        "seen": observed,
-        "warnings": to_json(list(dict.fromkeys(warnings))),
+        "seen": {f"b{size}": of_rounds for size, of_rounds in summaries.items()},
+        "warnings": to_json(list(warnings.values())),
         "environment": environment(),
         "kept_parts": partial_results.kept,
     }

@@ -3,6 +3,8 @@
 Standard library and yaml only: launchers import this.
 """
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,20 @@ CLAIMS = "claims"  # the ledger, by which it is called among tables and figures
 FILES = {name: CONFIG / f"{name}.yaml" for name in ("settings", "recipes", "runs", "items")}
 
 
+MOST_LISTED = 40  # names in one sentence
+
+
 class ConfigError(ValueError):
     """A mistake in the YAML; the message names file, key, value and remedy."""
+
+
+def nearest(name: str, known: Iterable[str], most: int = 1) -> str:
+    """Return the end of a sentence about an unknown name: the known names that are most like it, or all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=most, cutoff=0.5)
+    if close:
+        return f"; did you mean {' or '.join(map(repr, close))}?"
+    return f"; known are {', '.join(known)}." if len(known) <= MOST_LISTED else "."
 
 
 # libyaml's, where PyYAML was built with it: these files are read at each start
@@ -75,7 +89,8 @@ class Config:
         for name, setting in self.settings.items():
             if setting["results"] == root:
                 return name
-        raise ConfigError(f"{FILES['settings']}: no setting has `results: {root}`.")
+        known = [setting["results"] for setting in self.settings.values()]
+        raise ConfigError(f"{FILES['settings']}: no setting has `results: {root}`{nearest(root, known)}")
 
     def split_run(self, run: str) -> tuple[str, int]:
         """Return a run's row and seed: "deit_tiny-s2" -> ("deit_tiny", 2). Raises KeyError for no run."""

@@ -31,12 +31,7 @@ PRINTED = sorted(map(str, Path("results/paper").glob("*.csv")))
 PAPER_CODE = sorted(map(str, Path("workflow/paper").glob("*.py")))
 NOT_OURS = ("tmpdir", "disk", "disk_mb", "disk_mib", "mem", "mem_mib")  # Snakemake's own
 
-# Makes a table, a figure or the ledger. The module is a parameter, because Snakemake evaluates `shell` when the job
-# starts, and a loop's variable then has its last value.
-MAKE_ITEM = (
-    f"{PYTHON} -m workflow.paper.{{params.module}} --root {{wildcards.root}} --output {{output.first:q}} "
-    "> {log:q} 2>&1 || (cat {log:q} >&2; exit 1)"
-)
+MAKE_ITEM = f"{PYTHON} -m workflow.paper make {{output.first:q}} > {{log:q}} 2>&1 || (cat {{log:q}} >&2; exit 1)"
 
 
 def own_resources(resources) -> dict:

@@ -1,6 +1,8 @@
 """The YAML, checked before anything is planned: a mistake names file, key and nearest name."""
 
-import difflib
+import functools
+import importlib.util
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -8,79 +10,73 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
 from workflow.campaign import benchmarks, specs
-from workflow.campaign.config import CLAIMS, CONFIG, FILES, Config, ConfigError, read_yaml, run_name
+from workflow.campaign.config import CLAIMS, CONFIG, FILES, Config, ConfigError, nearest, read_yaml, run_name
 
 SCHEMA = CONFIG / "schema.yaml"
+# how timm, evovit and baselines register the names of models (timm's former ones, too), tasks and optimizers
+REGISTERED = {
+    "models": re.compile(r"""@register_model\s+def (\w+)|'(\w+)' ?: '[\w.]+'"""),
+    "tasks": re.compile(r"""@register_task\("(\w+)"\)"""),
+    "optim": re.compile(r"""(?:OptimInfo|register_alias)\(\s*(?:name=)?'(\w+)'"""),
+}
 NEW_NAMES = {"tradeoff": "alpha", "learn_tradeoff_from": "learn_alpha_from"}  # of keywords, by the old one
 
 
 def load(files: dict[str, Path] = FILES) -> Config:
     """Return the configuration, read and checked. Raises ConfigError with one sentence."""
     config = Config.load(files)
-    shapes = read_yaml(SCHEMA)
-    for name, path in files.items():
-        schema = {"$defs": shapes["$defs"], **shapes[name]}
-        error = best_match(Draft202012Validator(schema).iter_errors(getattr(config, name)))
-        if error is not None:
-            raise ConfigError(describe(path, error))
-        refuse_old_names(path, getattr(config, name))
-    check_names(config, files, set(shapes["$defs"]["recipe"]["properties"]))
+    for file, sentence in faults(config):
+        raise ConfigError(f"{files[file]}: {sentence}")
     return config
 
 
-def refuse_old_names(path: Path, entry, location: str = "") -> None:
-    """Refuse a keyword of a model or a task under the name that it had once. Raises ConfigError."""
+def faults(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield each fault as a file and a sentence. Later checks rely on earlier ones, so stop at the first."""
+    shapes = read_yaml(SCHEMA)
+    for name in FILES:
+        content = getattr(config, name)
+        error = best_match(Draft202012Validator({"$defs": shapes["$defs"], **shapes[name]}).iter_errors(content))
+        if error is not None:
+            yield name, describe(error)
+        for sentence in old_names(content):
+            yield name, sentence
+    for file, location, name, names in references(config):
+        if name not in names:
+            yield file, f"{location} names {name!r}{nearest(name, sorted(names))}"
+    keys = set(shapes["$defs"]["recipe"]["properties"]) - {"extends", "task_args", "search"}
+    yield from faults_of_recipes(config, keys)
+    yield from faults_of_runs(config)
+    yield from faults_of_items(config)
+    yield from faults_of_settings(config)
+
+
+def old_names(entry, location: str = "") -> Iterator[str]:
+    """Yield a sentence for each keyword of a model or a task under the name that it had once."""
     if not isinstance(entry, dict):
         return
     for key, value in entry.items():
         if key in NEW_NAMES:
-            raise ConfigError(f"{path}: {location}{key} is called {NEW_NAMES[key]} now; rename it.")
-        refuse_old_names(path, value, f"{location}{key}.")
+            yield f"{location}{key} is called {NEW_NAMES[key]} now; rename it."
+        yield from old_names(value, f"{location}{key}.")
 
 
-def describe(path: Path, error: ValidationError) -> str:
+def describe(error: ValidationError) -> str:
     """Return one sentence for a schema error."""
     location = ".".join(str(part) for part in error.absolute_path) or "the top level"
     if error.validator == "additionalProperties":
         known = sorted(error.schema["properties"])
         unknown = sorted(set(error.instance) - set(known))[0]
-        return f"{path}: {location} has an unknown key {unknown!r}{nearest(unknown, known)}"
+        return f"{location} has an unknown key {unknown!r}{nearest(unknown, known)}"
     if error.validator == "required":
         missing = next(key for key in error.validator_value if key not in error.instance)
-        return f"{path}: {location} lacks the key {missing!r}."
+        return f"{location} lacks the key {missing!r}."
     if error.validator in ("type", "anyOf"):
         allowed = error.schema.get("type", error.schema.get("description"))
         kinds = " or ".join([allowed] if isinstance(allowed, str) else map(str, allowed))
-        return f"{path}: {location} is {error.instance!r}, but must be of type {kinds}."
+        return f"{location} is {error.instance!r}, but must be of type {kinds}."
     if error.validator == "enum":
-        return (
-            f"{path}: {location} is {error.instance!r}"
-            f"{nearest(str(error.instance), list(map(str, error.validator_value)))}"
-        )
-    return f"{path}: {location}: {error.message}."
-
-
-def nearest(name: str, known) -> str:
-    """Return the end of a sentence about an unknown name."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known are {', '.join(known)}."
-
-
-def check_names(config: Config, files: dict[str, Path], keys: set[str]) -> None:
-    """Raise ConfigError unless every name that one file uses exists in another, and recipes have all of `keys`."""
-    for file, location, name, names in references(config):
-        if name not in names:
-            raise ConfigError(f"{files[file]}: {location} names {name!r}{nearest(name, sorted(names))}")
-    for recipe in config.recipes:
-        check_keys(config, files["recipes"], recipe, keys)
-    for row in config.runs:
-        check_chain(config, files["runs"], row, [])
-        check_search(config, files["runs"], row)
-    check_items(config, files["items"])
-    check_settings(config, files["settings"])
-    check_seeds(config, files["runs"])
+        return f"{location} is {error.instance!r}{nearest(str(error.instance), map(str, error.validator_value))}"
+    return f"{location}: {error.message}."
 
 
 def references(config: Config) -> Iterator[tuple[str, str, str, Collection[str]]]:
@@ -92,6 +88,7 @@ def references(config: Config) -> Iterator[tuple[str, str, str, Collection[str]]
     for name, recipe in recipes.items():
         if "extends" in recipe:
             yield "recipes", f"{name}.extends", recipe["extends"], recipes
+    yield from references_to_code(config)
     for row, entry in runs.items():
         yield "runs", f"{row}.recipe", entry["recipe"], recipes
         for role in specs.ROLES:
@@ -130,6 +127,50 @@ def references(config: Config) -> Iterator[tuple[str, str, str, Collection[str]]
             yield "settings", f"{name}.recipes", recipe, recipes
 
 
+def references_to_code(config: Config) -> Iterator[tuple[str, str, str, Collection[str]]]:
+    """Yield each name of a task, an optimizer or a model, as `references` does."""
+    changes = [("recipes", name, recipe) for name, recipe in config.recipes.items()]
+    models = []
+    for row, entry in config.runs.items():
+        changes.append(("runs", f"{row}.overrides", entry.get("overrides", {})))
+        models.append(("runs", f"{row}.model", entry["model"]))
+    for name, setting in config.settings.items():
+        changes.append(("settings", f"{name}.recipe", setting.get("recipe", {})))
+        for recipe, values in setting.get("recipes", {}).items():
+            changes.append(("settings", f"{name}.recipes.{recipe}", values))
+        for row, entry in setting.get("models", {}).items():
+            models.append(("settings", f"{name}.models.{row}.model", entry["model"]))
+    for file, location, values in changes:
+        if "task" in values:
+            yield file, f"{location}.task", values["task"], registered("tasks")
+        if "search" in values:
+            yield file, f"{location}.search.task", values["search"]["task"], registered("tasks")
+        if "optimizer" in values:
+            optimizer = values["optimizer"].lower().rpartition("_")[2]  # of lookahead_adamw
+            yield file, f"{location}.optimizer", optimizer, registered("optim")
+    for file, location, model in models:
+        yield file, location, model.partition(".")[0], registered("models")  # without timm's tag
+
+
+@functools.cache
+def registered(kind: str) -> set[str]:
+    """Return the names that timm, evovit and baselines register; `kind` is a key of REGISTERED.
+
+    They are read from the source, since whoever starts jobs imports no torch.
+    """
+    timm = importlib.util.find_spec("timm")
+    if timm is None or timm.origin is None:
+        raise ConfigError("timm is not installed here; make setup installs it.")
+    paths = list((Path(timm.origin).parent / kind).glob("*.py"))  # timm has no folder of tasks
+    for package in ("evovit", "baselines"):
+        paths += (CONFIG.parent.parent / package).glob("*.py")
+    names = {"classification"} if kind == "tasks" else set()  # timm's own task
+    for path in paths:
+        for match in REGISTERED[kind].finditer(path.read_text(encoding="utf-8")):
+            names |= set(filter(None, match.groups()))
+    return names
+
+
 def rows_by_location(config: Config) -> Iterator[tuple[str, dict]]:
     """Yield every row of the tables and figures with the key where items.yaml has it."""
     for kind, end in (("tables", ""), ("figures", ".rows")):
@@ -138,90 +179,91 @@ def rows_by_location(config: Config) -> Iterator[tuple[str, dict]]:
                 yield f"{kind}.{item}{end}.{index}", row
 
 
-def check_items(config: Config, path: Path) -> None:
-    """Raise ConfigError unless an item's rows all have the same keys, and a figure's choice is one of its values."""
+def faults_of_recipes(config: Config, keys: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield faults unless each recipe's `extends` ends somewhere, and it then has every one of `keys`."""
+    for recipe in config.recipes:
+        chain = [recipe]
+        missing = keys - set(config.recipes[recipe])
+        while "extends" in config.recipes[chain[-1]]:
+            parent = config.recipes[chain[-1]]["extends"]
+            if parent in chain:
+                yield "recipes", f"{' extends '.join([*chain, parent])}: a circle."
+                return
+            chain.append(parent)
+            missing -= set(config.recipes[parent])
+        if missing:
+            yield "recipes", f"{recipe} lacks the key {min(missing)!r}."
+
+
+def faults_of_runs(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield faults unless no row needs itself, a search has weights to start from, and runs have different names."""
+    owners: dict[str, str] = {}
+    for row, entry in config.runs.items():
+        circle = circle_of(config, [row])
+        if circle:
+            yield "runs", f"{' needs '.join(circle)}: a circle."
+            return
+        searches = any("search" in specs.recipe_of(config, setting, row) for setting in config.settings)
+        if searches and "start" not in entry:
+            yield "runs", f"{row} lacks the key 'start': its recipe searches on a trained model."
+        for seed in config.seeds(row):
+            name = run_name(row, seed)
+            other = owners.setdefault(name, row)
+            if other != row:
+                yield "runs", f"{row} with seed {seed} and {other} are both called {name!r}; rename one."
+
+
+def circle_of(config: Config, chain: list[str]) -> list[str] | None:
+    """Return the rows over which `start` and `teacher` lead from the chain's last row back into it, None if nowhere."""
+    for role in specs.ROLES:
+        other = config.runs[chain[-1]].get(role)
+        if other in chain:
+            return [*chain, other]
+        circle = circle_of(config, [*chain, other]) if other else None
+        if circle:
+            return circle
+    return None
+
+
+def faults_of_items(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield faults unless an item's rows all have the same keys, and a figure's choice is one of its values."""
     first: dict[str, dict] = {}
     for location, row in rows_by_location(config):
         keys = first.setdefault(location.rpartition(".")[0], row)
         if set(row) != set(keys):
-            raise ConfigError(
-                f"{path}: {location} has the keys {', '.join(row)}, but the first row {', '.join(keys)}; "
-                "all rows have the same."
+            yield (
+                "items",
+                f"{location} has the keys {', '.join(row)}, but the first row {', '.join(keys)}; "
+                "all rows have the same.",
             )
     for figure, content in config.items["figures"].items():
         values = [row["x"] for row in content.get("rows", []) if "x" in row]
         if "chosen" in content and content["chosen"] not in values:
-            raise ConfigError(
-                f"{path}: figures.{figure}.chosen is {content['chosen']!r}, which is no row's x; "
-                f"choose among {', '.join(map(str, values))}."
+            yield (
+                "items",
+                f"figures.{figure}.chosen is {content['chosen']!r}, which is no row's x; "
+                f"choose among {', '.join(map(str, values))}.",
             )
 
 
-def check_settings(config: Config, path: Path) -> None:
-    """Raise ConfigError unless each setting has results of its own, seeds that exist, and a possible configuration."""
+def faults_of_settings(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield faults unless each setting has results of its own, seeds that exist, and a possible configuration."""
     owners: dict[str, str] = {}
     for name, setting in config.settings.items():
         other = owners.setdefault(setting["results"], name)
         if other != name:
-            raise ConfigError(f"{path}: {name} and {other} both have results: {setting['results']}; change one.")
+            yield "settings", f"{name} and {other} both have results: {setting['results']}; change one."
         for item in setting["measure"]:
-            check_measured_seeds(config, path, name, item)
+            request = config.request(name, item)
+            rows = [row for group in request["train"] for row in config.items["sections"][group]]
+            most = max((len(config.seeds(row)) for row in rows), default=request["seeds"])
+            if request["seeds"] is not None and request["seeds"] > most:
+                yield (
+                    "settings",
+                    f"{name}.measure.{item}.seeds is {request['seeds']}, but its rows have {most}; ask for fewer, or "
+                    f"give them more in {FILES['runs']} (`seeds`).",
+                )
         try:
             benchmarks.check(setting["throughput"])
         except benchmarks.BenchmarkError as error:
-            raise ConfigError(f"{path}: {name}.throughput: {error}") from None
-
-
-def check_keys(config: Config, path: Path, recipe: str, keys: set[str]) -> None:
-    """Raise ConfigError unless `extends` ends somewhere and the recipe then has every one of `keys`."""
-    chain: list[str] = []
-    missing = keys - {"extends", "task_args", "search"}
-    name: str | None = recipe
-    while name is not None:
-        if name in chain:
-            raise ConfigError(f"{path}: {' extends '.join([*chain, name])}: a circle.")
-        chain.append(name)
-        missing -= set(config.recipes[name])
-        name = config.recipes[name].get("extends")
-    if missing:
-        raise ConfigError(f"{path}: {recipe} lacks the key {min(missing)!r}.")
-
-
-def check_search(config: Config, path: Path, row: str) -> None:
-    """Raise ConfigError unless a row whose recipe searches starts from a trained model to search on."""
-    for setting in config.settings:
-        if "search" in specs.recipe_of(config, setting, row) and "start" not in config.runs[row]:
-            raise ConfigError(f"{path}: {row} lacks the key 'start': its recipe searches on a trained model.")
-
-
-def check_chain(config: Config, path: Path, row: str, chain: list[str]) -> None:
-    """Raise ConfigError if `start` and `teacher` lead from the rows of `chain` over this one back to one of them."""
-    if row in chain:
-        raise ConfigError(f"{path}: {' needs '.join([*chain, row])}: a circle.")
-    for role in specs.ROLES:
-        if role in config.runs[row]:
-            check_chain(config, path, config.runs[row][role], [*chain, row])
-
-
-def check_measured_seeds(config: Config, path: Path, setting: str, item: str) -> None:
-    """Raise ConfigError if an item asks for more seeds than its rows have."""
-    measured = config.request(setting, item)
-    rows = [row for group in measured["train"] for row in config.items["sections"][group]]
-    most = max((len(config.seeds(row)) for row in rows), default=measured["seeds"])
-    if measured["seeds"] is not None and measured["seeds"] > most:
-        raise ConfigError(
-            f"{path}: {setting}.measure.{item}.seeds is {measured['seeds']}, but its rows have "
-            f"{most}; ask for fewer, or give them more in {FILES['runs']} (`seeds`)."
-        )
-
-
-def check_seeds(config: Config, path: Path) -> None:
-    """Raise ConfigError if a seed's run has the name of another row's."""
-    owners: dict[str, str] = {}
-    for row in config.runs:
-        for seed in config.seeds(row):
-            name = run_name(row, seed)
-            if owners.setdefault(name, row) != row:
-                raise ConfigError(
-                    f"{path}: {row} with seed {seed} and {owners[name]} are both called {name!r}; rename one."
-                )
+            yield "settings", f"{name}.throughput: {error}"

@@ -3,11 +3,10 @@
 Snakemake plans with rules; status and forecast, which write nothing, use this module.
 """
 
-import difflib
 from pathlib import Path
 
 from workflow.campaign import benchmarks, kinds
-from workflow.campaign.config import CLAIMS, Config, run_name
+from workflow.campaign.config import CLAIMS, Config, nearest, run_name
 
 DEFAULT = "results/table1.csv"  # where no target is named
 WHOLE = "whole"
@@ -19,9 +18,7 @@ class TargetError(ValueError):
     @classmethod
     def of(cls, config: Config, target: str, reason: str = "") -> "TargetError":
         """Return an error that says why, if known, and what may be meant."""
-        near = difflib.get_close_matches(target, every(config), n=3, cutoff=0.4)
-        nearest = f"the nearest are {', '.join(near)}" if near else "README.md lists all"
-        return cls(f"{target} is no target{reason}; {nearest}.")
+        return cls(f"{target} is no target{reason}{nearest(target, every(config), most=3)}")
 
 
 def split_root(config: Config, target: str) -> tuple[str, str, str]:

@@ -34,8 +34,8 @@ def training_transform(recipe: dict, model_cfg: dict) -> Callable:
     )
 
 
-def evaluation_transform(recipe: dict, model_cfg: dict) -> Callable:
-    """Return the resizing and centre crop of evaluation."""
+def evaluation_transform(recipe: dict, model_cfg: dict, use_prefetcher: bool = True) -> Callable:
+    """Return the resizing and centre crop of evaluation; without timm's prefetcher it also normalises the image."""
     return create_transform(
         model_cfg["input_size"],
         is_training=False,
@@ -43,7 +43,7 @@ def evaluation_transform(recipe: dict, model_cfg: dict) -> Callable:
         crop_pct=recipe["crop_pct"],
         mean=model_cfg["mean"],
         std=model_cfg["std"],
-        use_prefetcher=True,
+        use_prefetcher=use_prefetcher,
     )
 
 

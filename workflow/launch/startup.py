@@ -5,17 +5,16 @@ snakemake with one sentence (SystemExit; an exception would come with Snakemake'
 """
 
 import atexit
-import difflib
 import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 from workflow.campaign import benchmarks, kinds, schema, targets
-from workflow.campaign.config import ConfigError
+from workflow.campaign.config import ConfigError, nearest
 from workflow.campaign.rule_inputs import NOT_OURS, Plan, own_resources
 from workflow.data import layout
 from workflow.launch import forecast, slurm, snakemake_options
@@ -28,7 +27,7 @@ LOCK = ".snakemake/evovit.lock"
 PARTIAL = ".partial.csv"
 DEMO_PROFILE = "workflow/profiles/demo/config.yaml or its copy"
 ITEMS = ("table", "figure", "claims", "whole")  # rules that trainings are made for
-# options that take rules or files besides the targets
+# options that take rules or files, as the targets do
 NAMING = ("forcerun", "prioritize", "until", "omit_from")
 REQUIRED = ("forcerun", "until")  # whose rules or files must be part of what is made
 # Snakemake keeps the last of several, except of those that are merged here
@@ -109,7 +108,7 @@ def check_resources(command_line: CommandLine, rules: dict) -> None:
     for option, names in (("set-resources", command_line.set_resources), ("consider-ancient", ancient)):
         for name in names:
             if name not in rules:
-                sys.exit(f"{option}: there is no rule {name!r}; {_nearest(name, rules, 'rules')}.")
+                sys.exit(f"{option}: there is no rule {name!r}{nearest(name, rules)}")
     by_option = {
         "resources": command_line.resources,
         "default-resources": command_line.default_resources or {},
@@ -124,14 +123,7 @@ def check_resources(command_line: CommandLine, rules: dict) -> None:
                     "docs/cluster.md copy them to the node's disk."
                 )
             if name not in known:
-                nearest = _nearest(name, known, "resources")
-                sys.exit(f"{option}: no job here has a resource {name!r}; {nearest}.")
-
-
-def _nearest(name: str, names: Iterable[str], kind: str) -> str:
-    """Return which of the names may be meant, or which exist."""
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"the nearest is {near[0]!r}" if near else f"{kind} are {', '.join(names)}"
+                sys.exit(f"{option}: no job here has a resource {name!r}{nearest(name, known)}")
 
 
 def check_targets(plan: Plan, options, rules: dict) -> list[str]:
@@ -166,9 +158,9 @@ def _file(plan: Plan, name: str, rules: dict) -> str:
         if os.path.isabs(name):
             sys.exit(f"{name}: targets are named from the clone's folder; say {path} there.")
     except targets.TargetError as error:
-        near = difflib.get_close_matches(name, rules, n=1, cutoff=0.8)
-        rule = f"; the rule that is nearest is {near[0]}" if near else ""
-        sys.exit(f"{str(error).rstrip('.')}{rule}.")
+        if "/" in path:  # every target has a folder
+            sys.exit(str(error))
+        sys.exit(f"There is no target or rule {name!r}{nearest(name, [*rules, *targets.every(plan.config)])}")
     return path
 
 
@@ -289,8 +281,7 @@ def requests(jobs) -> Iterator[str]:
 
     Ends snakemake for a request that contradicts itself.
     """
-    for (rule, text), count in sorted(_submitted(jobs).items()):
-        resources = json.loads(text)
+    for rule, resources, count in _submitted(jobs):
         if resources.get("launcher") != "slurm":
             continue
         try:
@@ -302,8 +293,7 @@ def requests(jobs) -> Iterator[str]:
 
 def check_requests(jobs, ask=slurm.ask) -> None:
     """End snakemake with one sentence if one of the jobs to come could never run as it asks."""
-    for rule, text in _submitted(jobs):
-        resources = json.loads(text)
+    for rule, resources, _ in _submitted(jobs):
         try:
             if resources.get("launcher") == "slurm":
                 slurm.check(rule, resources, ask)
@@ -313,10 +303,11 @@ def check_requests(jobs, ask=slurm.ask) -> None:
             sys.exit(str(error))
 
 
-def _submitted(jobs) -> Counter[tuple[str, str]]:
-    """Return the number of the jobs that a launcher submits, by rule and resources (as JSON)."""
+def _submitted(jobs) -> list[tuple[str, dict, int]]:
+    """Return each rule and resources with which launchers submit jobs, and the number of these jobs."""
     submitted = filter(_is_submitted, jobs)
-    return Counter((job.rule.name, json.dumps(own_resources(job.resources), sort_keys=True)) for job in submitted)
+    counts = Counter((job.rule.name, json.dumps(own_resources(job.resources), sort_keys=True)) for job in submitted)
+    return [(rule, json.loads(text), count) for (rule, text), count in sorted(counts.items())]
 
 
 def _is_submitted(job) -> bool:

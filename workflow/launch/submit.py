@@ -324,22 +324,18 @@ def publish(attempt: Attempt, spec_path: Path, output: Path) -> None:
     attempt.published.touch()
 
 
-def site_of(arguments: argparse.Namespace) -> dict:
+def site_of(arguments: argparse.Namespace, resources: dict) -> dict:
     """Return what the job needs to know of this machine and folder; no part of the spec."""
-    resources = json.loads(arguments.resources)
+    data = json.loads(arguments.data)
     site = {
         "root": arguments.root,
-        "data_root": None,
-        "workers": 0,
+        # with its links: on a node the path may be a folder of the node's own
+        "data_root": str(layout.expand(data["root"], "settings.yaml, data.root").absolute()),
+        "workers": data["workers"],
         "checkpoint_minutes": resources.get("checkpoint_minutes", 15),
         "device": "auto",
         "other_code": resources.get("other_code", "warn"),
     }
-    if arguments.data is not None:
-        data = json.loads(arguments.data)
-        # with its links: on a node the path may be a folder of the node's own
-        site["data_root"] = str(layout.expand(data["root"], "settings.yaml, data.root").absolute())
-        site["workers"] = data.get("workers", 0)
     if resources["launcher"] == "slurm":  # a job that asked for a GPU and has none is an error
         site["device"] = "cuda" if resources.get("gpus") else "cpu"
     else:
@@ -358,7 +354,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="where to publish the record")
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--root", required=True, help="the setting's results folder")
-    parser.add_argument("--data", help="JSON: the setting's data root and workers")
+    parser.add_argument("--data", required=True, help="JSON: the setting's data root and workers")
     parser.add_argument("--resources", required=True, help="JSON: where and with what the job runs")
     arguments = parser.parse_args()
     resources = json.loads(arguments.resources)
@@ -376,7 +372,7 @@ def main() -> None:
             if locks.is_held(lock):
                 say(f"Waiting for {lock}: {lock.read_text().strip()} is launching the same job.")
             stack.enter_context(locks.exclusive(lock, WAIT_FOR_TWIN_S))
-            launch(arguments.spec, arguments.output, site_of(arguments), resources, say)
+            launch(arguments.spec, arguments.output, site_of(arguments, resources), resources, say)
         except (*REFUSALS, locks.Held, OSError) as error:
             say(progress.ERROR + " ".join(str(error).splitlines()))
             sys.exit(1)

@@ -1,8 +1,5 @@
 """The paper's claims, and the ledger of what records make of them.
 
-`python -m workflow.paper.claims --root results/demo --output results/demo/claims.csv` writes the ledger as CSV,
-Markdown and an HTML page. A ledger called claims.partial.csv is made from whatever records exist.
-
 A claim is an entry of `all_claims`: where the paper says it, what it says in our words, and a check. A check is a
 function below that returns a verdict with its reason; no verdict is written by hand:
 
@@ -19,25 +16,22 @@ The ledger reads the rows of all tables, and what items.yaml names under `claims
 
 import functools
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
 
-from workflow import command_line
 from workflow.campaign.config import FILES, Config, ConfigError
 from workflow.paper import printed, sheet
 from workflow.paper.estimates import BATCH, Estimate, Measured, Printed, dense_of, margin, union
-from workflow.storage import records
 
 CONFIRMED, REFUTED, NOT_RUN = VERDICTS = ("confirmed", "refuted", "not run at this scale")
 ROUNDING = 1e-9  # of sums of decimal fractions
 NOT_MEASURED = "not measured"
 UNPRINTED = "the paper prints no number"
 OTHER_DEVICE = f"percentages of images/s are judged in mode paper on a GPU at batch {BATCH} alone"
-DOUBTFUL = "a measurement with warnings decides no percentage"
+WITH_WARNINGS = "a measurement with warnings decides no percentage"
 CLOSE = "too close to tell: more rounds, seeds or images would"
 SLIP = "the printed numbers themselves do not say so"
 End = tuple[str, int | None]  # a curve, and its point; None: the mean over the points
@@ -100,7 +94,7 @@ def speedup(
     outcome = judge_number(estimate, stated, "% images/s", tolerance)
     if estimate is None or estimate.excluded:
         return outcome
-    reasons = [DOUBTFUL] if estimate.warnings else []
+    reasons = [WITH_WARNINGS] if estimate.warnings else []
     if not estimate.as_printed:
         reasons.append(OTHER_DEVICE)
     return replace(outcome, verdict=NOT_RUN, reasons=reasons) if reasons else outcome
@@ -623,20 +617,3 @@ def sheet_of(frame: pd.DataFrame) -> sheet.Sheet:
     head = ["where", "claim", "printed", "ours", "unit", "tolerance", "n", "verdict", "runs", "notes"]
     lead = f"{len(frame)} claims: {', '.join(counts)}."
     return sheet.Sheet(head, lines, left=2, lead=lead, notes=notes)
-
-
-def main() -> None:
-    parser = command_line.parser(__doc__)
-    parser.add_argument("--root", required=True, help="the setting's results folder")
-    parser.add_argument("--output", required=True, type=Path, help="claims[.partial].csv")
-    arguments = parser.parse_args()
-    try:
-        partial = arguments.output.name.endswith(".partial.csv")
-        frame = make(Config.load(), arguments.root, partial).round(3)
-    except (records.RecordError, ConfigError) as error:
-        sys.exit(f"ERROR: {error}")
-    sheet.write(arguments.output, frame, sheet_of(frame))
-
-
-if __name__ == "__main__":
-    command_line.run(main, in_clone=True)

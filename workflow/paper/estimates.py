@@ -19,7 +19,7 @@ PRINTED_ON = "imagenet"  # the data of the printed accuracies
 BATCH = 256  # of the printed images/s
 PRINTED_AT = ("paper", "cuda", BATCH)  # mode, device and batch size of the printed images/s
 COVERED = {"wide_interval"}  # warnings of what the interval itself shows, so that it still decides an order
-DOUBTED = "a measurement with warnings decides nothing"
+WARNED = "a measurement with warnings decides nothing"
 
 
 @dataclass(frozen=True)
@@ -327,7 +327,7 @@ def _speedup(group: str, record: dict, method: dict, other: dict) -> Estimate:
         if timed.get("profile")
     ]
     if any(warning.code not in COVERED for warning in warned):
-        excluded.append(DOUBTED)
+        excluded.append(WARNED)
     value, low, high = (results.speedup_pct(ratio, 1.0) for ratio in ratios)
     return Estimate(
         value,

@@ -41,7 +41,7 @@ def make(
     head = LINE * (lines + (1.4 if titled else 0.3)) + MARGIN
     foot = LINE * (note.count("\n") + 1.6) + MARGIN
     height = head + rows * side + (rows - 1) * GAP + foot
-    # a stand-in: without any, saving would fall back to the constrained layout of style.py
+    # a placeholder: without any, saving would fall back to the constrained layout of style.py
     layout = PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True)
     figure = plt.figure(figsize=(width, height), layout=layout)
     axes: list[list[Axes]] = [[] for _ in range(rows)]

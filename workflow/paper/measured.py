@@ -1,14 +1,9 @@
-"""Compare the paper's speeds with those of a folder of measurements, and show its sweeps over batch sizes, as Markdown.
+"""Compare the paper's speeds with a folder of measurements, and show its sweeps over batch sizes, as Markdown."""
 
-python -m workflow.paper.measured results/measured/<device> --configurations fused-fp32 fused-bf16
-"""
-
-import sys
 from pathlib import Path
 
-from workflow import command_line
 from workflow.campaign import benchmarks
-from workflow.campaign.config import CLAIMS, Config, ConfigError
+from workflow.campaign.config import CLAIMS, Config
 from workflow.paper import printed
 from workflow.paper.sheet import Sheet
 from workflow.storage import records, warnings
@@ -17,7 +12,7 @@ from workflow.storage import records, warnings
 def paths_of(folder: Path, configuration: str, group: str = "*") -> list[Path]:
     """Return the records of a benchmark configuration, on any device.
 
-    A configuration without a batch size stands for any.
+    A configuration without a batch size means any.
     """
     return [
         path
@@ -73,7 +68,7 @@ def cell(method: dict | None, base: dict | None) -> list[str]:
     return [batch, rate, speedup, f"{ceilings['macs']:.2f} / {ceilings['roofline']:.2f}"]
 
 
-def beside_printed(config: Config, table: str, folder: Path, configurations: list[str]) -> Sheet:
+def with_printed(config: Config, table: str, folder: Path, configurations: list[str]) -> Sheet:
     """Return one table: the paper's images/s and speed-up, and ours in every configuration.
 
     A table that the paper does not have lacks the groups that the paper's tables show.
@@ -133,39 +128,33 @@ def legend(folder: Path) -> list[str]:
     """Say where the numbers come from, and what the marks mean."""
     measurements = [records.read(path) for path in sorted((folder / "throughput").glob("*/*.json"))]
     if not measurements:
-        raise records.RecordError(f"{folder} has no throughput/<section>/<configuration>.json.")
+        raise records.RecordError(f"{folder} has no throughput/<group>/<configuration>.json.")
     devices = sorted({record["results"]["device"] for record in measurements})
     commits = sorted({(record["provenance"]["commit"] or "unknown")[:7] for record in measurements})
     return [
-        f"Timed on {', '.join(devices)}; commits {', '.join(commits)}. Behind speed-ups stand their 95 % intervals.",
+        f"Timed on {', '.join(devices)}; commits {', '.join(commits)}. "
+        "The 95 % interval of each speed-up is in brackets.",
         "?: measured with warnings, which the record gives; *: at an assumed profile, chosen so that "
         "MACs match the printed images/s.",
     ]
 
 
-def main() -> None:
-    parser = command_line.parser(__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--configurations", nargs="+", default=[], metavar="MODE-PRECISION[-bN]")
-    arguments = parser.parse_args()
-    try:
-        config = Config.load()
-        missing = [name for name in arguments.configurations if not paths_of(arguments.folder, name)]
-        if missing:
-            raise records.RecordError(f"{arguments.folder} has no record at {', '.join(missing)}.")
-        for table in config.items["tables"]:
-            sheet = beside_printed(config, table, arguments.folder, arguments.configurations)
-            if sheet.rows:
-                print(f"### {table}\n\n{sheet.markdown()}")
-        swept = sweeps(arguments.folder)
-        if not arguments.configurations and not swept:
-            parser.error("--configurations: name those to show, such as fused-fp32; there is no sweep here")
-        for path in swept:
-            print(f"### {path.parent.name}, {path.stem}\n\n{over_batches(path).markdown()}")
-        print("\n\n".join(legend(arguments.folder)))
-    except (records.RecordError, ConfigError) as error:
-        sys.exit(f"ERROR: {error}")
+def texts(config: Config, folder: Path, configurations: list[str]) -> list[str]:
+    """Return the folder's tables and sweeps with their headings, then the legend.
 
-
-if __name__ == "__main__":
-    command_line.run(main)
+    Raises RecordError for a configuration without a record, and where there is nothing to show.
+    """
+    missing = [name for name in configurations if not paths_of(folder, name)]
+    if missing:
+        raise records.RecordError(f"{folder} has no record at {', '.join(missing)}.")
+    shown = []
+    for table in config.items["tables"]:
+        sheet = with_printed(config, table, folder, configurations)
+        if sheet.rows:
+            shown.append(f"### {table}\n\n{sheet.markdown()}")
+    shown += [f"### {path.parent.name}, {path.stem}\n\n{over_batches(path).markdown()}" for path in sweeps(folder)]
+    if not configurations and not shown:
+        raise records.RecordError(
+            f"{folder} has no sweep; name the configurations to show, such as --configurations fused-fp32."
+        )
+    return [*shown, *legend(folder)]

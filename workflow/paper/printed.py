@@ -1,7 +1,7 @@
 """What the paper prints (results/paper/): its tables by row and by run, and its text on figures.
 
 A table's printed numbers are in results/paper/<table>.csv. Its rows are called by the keys that the rows of
-items.yaml have besides `run` and `section`, such as method, backbone and resolution.
+items.yaml have in addition to `run` and `section`, such as method, backbone and resolution.
 """
 
 import pandas as pd

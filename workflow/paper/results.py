@@ -102,8 +102,8 @@ class Records:
 class Accuracy:
     """Top-1 in % over a row's seeds: mean, standard deviation (of two or more) and 95 % interval.
 
-    `best` is the mean of the seeds' best epochs, `sources` says what was trained on which data, `flags` gives reasons
-    for doubt. NOT_TRAINED has nothing.
+    `best` is the mean of the seeds' best epochs, `sources` says what was trained on which data, `flags` what a reader
+    should know. NOT_TRAINED has nothing.
     """
 
     top1: float | None = None
@@ -170,7 +170,7 @@ def interval(values: list[float], images: int) -> tuple[float, float]:
 def lost_epochs(record: dict) -> list[str]:
     """Return sentences on the epochs whose lines a crash took from a training's journal."""
     results, run = record["results"], record["spec"]["run"]
-    lost = results.get("lost_epochs", [])
+    lost = results.get("lost_epochs", [])  # of older records; a checkpoint now restores all
     restored = [epoch for epoch in results.get("restored_epochs", []) if epoch not in lost]
     sentences = []
     if lost:
@@ -253,7 +253,7 @@ def epoch_seconds(record: dict) -> float | None:
 class Speed:
     """Images/s of a model; its speed-up over the first of its group in %, with the 95 % interval and two ceilings.
 
-    `warnings` are those of the measurement; `flags` are all reasons for doubt as sentences. NOT_TIMED has nothing.
+    `warnings` are those of the measurement; `flags` say what a reader should know. NOT_TIMED has nothing.
     """
 
     throughput: float | None = None

@@ -1,25 +1,17 @@
 """The paper's tables from records: measured and printed numbers in columns of their own.
 
-`python -m workflow.paper.tables --root results/demo --output results/demo/table1.csv` writes a table as CSV, Markdown
-and an HTML page. A table called *.partial.csv is made from whatever records exist.
-`python -m workflow.paper.tables --print results/demo/table1.csv` prints a table that was made.
-
 A row of a table holds what was measured of a run and what the paper prints of it (`Row`); a column is declared
 once, with its name, its value in a row and how people read it (`COLUMNS`).
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pandas as pd
 
-from workflow import command_line
-from workflow.campaign.config import Config, ConfigError
+from workflow.campaign.config import Config
 from workflow.paper import printed, results, sheet
 from workflow.paper.results import NOT_STEPPED, NOT_TIMED, NOT_TRAINED, Accuracy, Records, Speed, TrainingStep
-from workflow.storage import records
 
 PERCENT_TOLERANCE = 0.15  # of a printed percentage from the printed images/s, in points
 QUOTED = "the paper quotes the printed accuracy from the model's authors"
@@ -292,7 +284,7 @@ COUNTS = {"batch_size", "timed_batch_size", "resolution", "seeds"}
 
 
 def columns_of(table: str, config: Config) -> list[Column]:
-    """Return a table's columns besides those by which its rows are called."""
+    """Return a table's columns without those by which its rows are called."""
     names = printed.names(config, table)
     known = [*names, *printed.columns(config, table)]
     columns = []
@@ -362,35 +354,3 @@ def remarks(rows: list[Row]) -> list[str]:
     ):
         texts.append(f"timed on {device}: mode {mode}, {precision}, batch {size}")
     return texts
-
-
-def print_table(path: Path) -> None:
-    """Print a table that was made, as people read it, and where it is."""
-    print(f"\n{path.with_suffix('.md').read_text()}")
-    print(f"The table: {path.resolve()} and {path.with_suffix('.md').name}")
-    print("Every run in MLflow: make ui, then http://127.0.0.1:5000, Model training at the left")
-
-
-def main() -> None:
-    parser = command_line.parser(__doc__)
-    parser.add_argument("--root", help="the setting's results folder")
-    parser.add_argument("--output", type=Path, help="<table>[.partial].csv")
-    parser.add_argument("--print", type=Path, metavar="CSV", help="print this table instead of making one")
-    arguments = parser.parse_args()
-    if arguments.print:
-        print_table(arguments.print)
-        return
-    if not (arguments.root and arguments.output):
-        parser.error("--root and --output are needed, or --print")
-    table, *partial = arguments.output.stem.split(".")
-    try:
-        config = Config.load()
-        rows = rows_of(table, Records(config, arguments.root, partial=bool(partial)))
-        frame = frame_of(table, rows, config).round(3)
-    except (records.RecordError, ConfigError) as error:
-        sys.exit(f"ERROR: {error}")
-    sheet.write(arguments.output, frame, sheet_of(table, rows, frame, config))
-
-
-if __name__ == "__main__":
-    command_line.run(main, in_clone=True)

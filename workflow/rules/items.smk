@@ -1,20 +1,18 @@
 # Tables, figures and the ledger of claims, from records: as CSV for programs, as Markdown for people, as pages for the
 # report. Figures are PNG for screens and SVG for papers, and their CSV has the numbers that they show.
 
-for name, item, module, category, labels in (
-    ("table", "{table}", "tables", "Tables", {"table": "{table}"}),
+for name, item, category, labels in (
+    ("table", "{table}", "Tables", {"table": "{table}"}),
     (
         "partial_table",
         "{table}.partial",
-        "tables",
         "Tables",
         {"table": "{table}, from the records that were there"},
     ),
-    ("claims", "claims", "claims", "Claims", {"claims": "all"}),
+    ("claims", "claims", "Claims", {"claims": "all"}),
     (
         "partial_claims",
         "claims.partial",
-        "claims",
         "Claims",
         {"claims": "from the records that were there"},
     ),
@@ -40,7 +38,6 @@ for name, item, module, category, labels in (
             "../../environment.yml"
         params:
             caption=plan.caption,
-            module=module,
         shell:
             rule_inputs.MAKE_ITEM
 
@@ -63,7 +60,6 @@ rule figure:
         "../../environment.yml"
     params:
         caption=plan.caption,
-        module="figures",
     shell:
         rule_inputs.MAKE_ITEM
 

@@ -41,11 +41,12 @@ def write(path: Path, content: str) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """Return the content of a JSON file; an empty dictionary if it is missing or damaged."""
+    """Return the object in a JSON file; an empty dictionary if the file is missing or damaged."""
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
+    return content if isinstance(content, dict) else {}
 
 
 def check_writable(path: Path) -> None:

@@ -34,13 +34,7 @@ SOURCES = (
 WARN, REFUSE = POLICIES = ("warn", "refuse")  # values of the profile's `other_code`
 GIT_TIMEOUT_S = 60
 MIXED = "mixed"  # instead of a commit, where several versions of the code made a result
-UNREPORTED = {
-    "commit": None,
-    "dirty": None,
-    "reason": "it was made before code versions were noted",
-    "source_hash": None,
-    "versions": None,
-}
+UNREPORTED = "it was made before code versions were noted"  # why the commit of an old record is unknown
 
 
 class CodeError(RuntimeError):
@@ -235,7 +229,7 @@ def unknown_reason(known: dict) -> str | None:
     """Return why the commit is unknown in a record's provenance; None if it is known."""
     if known.get("commit") is not None:
         return None
-    return known.get("reason") or UNREPORTED["reason"]
+    return known.get("reason") or UNREPORTED
 
 
 def spans(known: dict) -> str | None:

@@ -67,7 +67,7 @@ def make(spec: dict, results: dict, started: float, code: list[dict] | None = No
         "results": results,
         "provenance": {
             **provenance.summary(code or [provenance.running()]),
-            "versions": versions(),
+            "versions": provenance.running()["versions"],
             "python": platform.python_version(),
             "host": platform.node(),
             "started": started,
@@ -75,11 +75,6 @@ def make(spec: dict, results: dict, started: float, code: list[dict] | None = No
             **facts,
         },
     }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that this process computes with."""
-    return provenance.running()["versions"]
 
 
 def sha256(path: str | Path) -> str:

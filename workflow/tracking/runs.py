@@ -1,9 +1,9 @@
-"""How MLflow shows a record, a journal, a table or a figure: names, tags, params, metrics, artifacts, page.
+"""The results under a root, and how MLflow shows each: name, tags, params, metrics, artifacts, page.
 
 Nothing here knows MLflow; sync.py sends what is described here. Standard library and yaml only.
 """
 
-import csv
+import functools
 import hashlib
 import json
 import os
@@ -19,7 +19,7 @@ from workflow.campaign import kinds, specs, targets
 from workflow.campaign.config import CLAIMS, Config
 from workflow.launch import follow
 from workflow.launch.slurm import Queue
-from workflow.storage import journal, provenance
+from workflow.storage import journal, provenance, records
 from workflow.storage.attempts import Attempt
 
 NOTE = "mlflow.note.content"  # MLflow's tag with the text on top of a run's page
@@ -31,6 +31,7 @@ PARAMS = (
 )
 ANALYSIS_PARAMS = ("run", "computes", "images")
 RECIPE = ("epochs", "batch_size", "optimizer", "lr", "amp", "images")  # the keys that the page shows
+SIGNED = ("spec.json", "job.json", "journal.jsonl", "record.json", "published")  # and error-rank*.json
 FILES_OF_AN_ITEM = {".csv": (".md", ".html"), ".png": (".svg", ".csv")}
 
 
@@ -55,7 +56,6 @@ class Run:
     params: dict[str, str] = field(default_factory=dict)
     metrics: list[Metric] = field(default_factory=list)
     artifacts: list[Path] = field(default_factory=list)
-    table: dict | None = None
     status: str = "RUNNING"
     ended_ms: int | None = None
     settled: bool = True  # its files say everything; otherwise it is described again in the next pass
@@ -76,51 +76,155 @@ class Source:
     last: bool = True  # of its job's attempts
 
 
-# -- attempts -------------------------------------------------------------------------------------
+# -- what exists ----------------------------------------------------------------------------------
 
 
-def of_attempt(root: Path, source: Source, config: Config, queue: Queue) -> Run:
-    """Describe an attempt: the status first, then the journal, so that a finished run has all epochs."""
-    attempt = Attempt(source.path)
-    spec, job = attempt.spec, attempt.job() or {}
-    folder = source.path.parent.parent
-    results = config.settings[source.setting]["results"]
-    names = (*PARAMS, *ANALYSIS_PARAMS) if spec["kind"] == "analysis" else PARAMS
-    run = Run(
-        identity={"attempt_id": _identity(source.path)},
-        experiment=source.setting,
-        name=re.sub("^(runs|throughput|training)/", "", str(folder.relative_to(root / results))),
-        started_ms=round(1000 * (source.path / "spec.json").stat().st_mtime),
-        params=_flatten("", {name: spec[name] for name in names if name in spec}),
-        tags={
-            "kind": spec["kind"],
-            "folder": str(folder.relative_to(root)),
-            "attempt": source.path.name,
-            "spec_hash": specs.spec_hash(spec),
-            **item_tags(config, spec),
-        },
-    )
-    if "seed" in spec:
-        run.tags["seed"] = str(spec["seed"])
-    for key in ("host", "launcher"):
-        if key in job:
-            run.tags[key] = job[key]
-    if job.get("launcher") == "slurm":
-        run.tags["slurm_job_id"] = job["job_id"]
-    record = json.loads(attempt.record.read_text()) if attempt.record.exists() else None
-    _set_status(run, attempt, source.last, job, record, queue)
-    run.metrics, repeated = metrics_of_journal(attempt.journal)
-    if repeated:
-        run.tags["done_twice"] = ",".join(map(str, repeated))
-    if record:
-        run.tags |= provenance_tags(record)
-        run.metrics += _metrics_of_record(record, run.ended_ms)
-        files = [source.path / "spec.json", attempt.record, *source.path.glob("*.npz"), *folder.glob("*.log")]
-        run.artifacts = [path for path in files if path.exists()]
-    else:
-        run.tags |= _code_of_last_start(attempt)
-    run.tags[NOTE] = page_of_attempt(config, spec, source.setting, folder.relative_to(root), record)
-    return run
+class Results:
+    """The attempts, tables, figures and ledgers of claims of every setting under one root."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.queue = Queue(root / ".snakemake", list_only=True)  # one question for all old jobs together
+
+    @functools.cached_property
+    def config(self) -> Config:
+        return Config.load()
+
+    def sources(self) -> list[Source]:
+        return [*self.attempts(), *self.items()]
+
+    def attempts(self) -> Iterator[Source]:
+        patterns = sorted(kind.folders for kind in kinds.KINDS.values() if kind.metrics)
+        for name, setting in self.config.settings.items():
+            for pattern in patterns:
+                for folder in sorted((self.root / setting["results"]).glob(f"{pattern}/attempts")):
+                    numbers = [int(entry.name) for entry in os.scandir(folder) if entry.name.isdigit()]
+                    for number in numbers:
+                        path = folder / str(number)
+                        if (path / "spec.json").exists():  # else it is being made
+                            last = number == max(numbers)
+                            yield Source(name, path, _signature(path, last), last)
+
+    def items(self) -> Iterator[Source]:
+        """Yield tables, the ledger of claims, and figures."""
+        for name, setting in self.config.settings.items():
+            items = [f"{figure}.png" for figure in self.config.items["figures"]]
+            for table in (*self.config.items["tables"], CLAIMS):
+                items += [f"{table}.csv", f"{table}.partial.csv"]
+            for item in items:
+                path = self.root / setting["results"] / item
+                if path.exists():
+                    yield Source(name, path, f"{path.stat().st_mtime_ns} {path.stat().st_size}")
+
+    def a_job_lives(self) -> bool:
+        """Return whether a job of an attempt that may still be resumed waits or runs."""
+        for source in self.attempts():
+            attempt = Attempt(source.path)
+            job = attempt.job()
+            resumable = source.last and job and not attempt.record.exists()
+            if resumable and follow.is_alive(job, source.path, self.queue):
+                return True
+        return False
+
+    def describe(self, source: Source) -> Run:
+        return self._describe_attempt(source) if source.path.is_dir() else self._describe_item(source)
+
+    def _describe_attempt(self, source: Source) -> Run:
+        """Describe an attempt: the status first, then the journal, so that a finished run has all epochs."""
+        attempt = Attempt(source.path)
+        spec, job = attempt.spec, attempt.job() or {}
+        folder = source.path.parent.parent
+        results = self.config.settings[source.setting]["results"]
+        names = (*PARAMS, *ANALYSIS_PARAMS) if spec["kind"] == "analysis" else PARAMS
+        run = Run(
+            identity={"attempt_id": _identity(source.path)},
+            experiment=source.setting,
+            name=re.sub("^(runs|throughput|training)/", "", str(folder.relative_to(self.root / results))),
+            started_ms=round(1000 * (source.path / "spec.json").stat().st_mtime),
+            params=_flatten("", {name: spec[name] for name in names if name in spec}),
+            tags={
+                "kind": spec["kind"],
+                "folder": str(folder.relative_to(self.root)),
+                "attempt": source.path.name,
+                "spec_hash": specs.spec_hash(spec),
+                **item_tags(self.config, spec),
+            },
+        )
+        if "seed" in spec:
+            run.tags["seed"] = str(spec["seed"])
+        for key in ("host", "launcher"):
+            if key in job:
+                run.tags[key] = job[key]
+        if job.get("launcher") == "slurm":
+            run.tags["slurm_job_id"] = job["job_id"]
+        record = json.loads(attempt.record.read_text()) if attempt.record.exists() else None
+        self._set_status(run, attempt, source.last, record)
+        run.metrics, repeated = metrics_of_journal(attempt.journal)
+        if repeated:
+            run.tags["done_twice"] = ",".join(map(str, repeated))
+        if record:
+            run.tags |= provenance_tags(record)
+            run.metrics += _metrics_of_record(record, run.ended_ms)
+            files = [source.path / "spec.json", attempt.record, *source.path.glob("*.npz"), *folder.glob("*.log")]
+            run.artifacts = [path for path in files if path.exists()]
+        else:
+            run.tags |= _code_of_last_start(attempt)
+        run.tags[NOTE] = page(self.config, source.setting, folder.relative_to(self.root), spec, record)
+        return run
+
+    def _set_status(self, run: Run, attempt: Attempt, last: bool, record: dict | None) -> None:
+        """Set the run's status and end. A job that was preempted or killed will be resumed, and stays RUNNING."""
+        errors = list(attempt.folder.glob("error-rank*.json"))
+        job = attempt.job() or {}
+        failed = errors and job and not all(error.get("stopped") for error in attempt.errors())
+        if record:
+            run.status = "FINISHED"
+            ended = record["provenance"]["started"] + record["provenance"]["wall_s"]
+        elif not last:  # its spec changed, another attempt replaced it, and nothing resumes it
+            run.status = "KILLED"
+            ended = max(path.stat().st_mtime for path in attempt.folder.iterdir())
+        elif failed and follow.is_alive(job, attempt.folder, self.queue):
+            run.settled = False  # its other processes may go on
+            return
+        elif failed:
+            run.status = "FAILED"
+            ended = max(path.stat().st_mtime for path in errors)
+        else:
+            return
+        run.ended_ms = round(1000 * ended)
+
+    def _describe_item(self, source: Source) -> Run:
+        """Describe a table, a figure or the ledger of claims."""
+        path, config = source.path, self.config
+        name = path.name.removesuffix(path.suffix)
+        item, now = name.partition(".")[0], round(1000 * time.time())
+        if item == CLAIMS:
+            tags = {"kind": CLAIMS}
+        else:
+            kind = "table" if item in config.items["tables"] else "figure"
+            tags = {"kind": kind, kind: item.removeprefix(kind)}
+        results = config.settings[source.setting]["results"]
+        tags[NOTE] = targets.caption(config, results, str(path.relative_to(self.root))).replace("``", "`")
+        files = [path, *(path.with_name(f"{name}{other}") for other in FILES_OF_AN_ITEM[path.suffix])]
+        return Run(
+            identity={"file": str(path.resolve()), "sha256": records.sha256(path)},
+            experiment=source.setting,
+            name=name,
+            started_ms=now,  # the newest run of a name is the one that counts
+            tags=tags,
+            artifacts=[file for file in files if file.exists()],
+            status="FINISHED",
+            ended_ms=now,
+        )
+
+
+def _signature(attempt: Path, last: bool) -> str:
+    """Return a text that changes with any of the attempt's files that MLflow shows. It reads one directory only."""
+    parts = []
+    for entry in os.scandir(attempt):
+        if entry.name in SIGNED or entry.name.startswith("error-rank"):
+            parts.append(f"{entry.name} {entry.stat().st_mtime_ns} {entry.stat().st_size}")
+    return hashlib.sha256(f"{sorted(parts)} {last}".encode()).hexdigest()[:16]
 
 
 def _identity(attempt: Path) -> str:
@@ -154,27 +258,6 @@ def _flatten(prefix: str, value) -> dict[str, str]:
     for key, inner in value.items():
         flat |= _flatten(f"{prefix}.{key}" if prefix else key, inner)
     return flat
-
-
-def _set_status(run: Run, attempt: Attempt, last: bool, job: dict, record: dict | None, queue: Queue) -> None:
-    """Set the run's status and end. A job that was preempted or killed will be resumed, and stays RUNNING."""
-    errors = list(attempt.folder.glob("error-rank*.json"))
-    failed = errors and job and not all(error.get("stopped") for error in attempt.errors())
-    if record:
-        run.status = "FINISHED"
-        ended = record["provenance"]["started"] + record["provenance"]["wall_s"]
-    elif not last:  # its spec changed, another attempt replaced it, and nothing resumes it
-        run.status = "KILLED"
-        ended = max(path.stat().st_mtime for path in attempt.folder.iterdir())
-    elif failed and follow.is_alive(job, attempt.folder, queue):
-        run.settled = False  # its other processes may go on
-        return
-    elif failed:
-        run.status = "FAILED"
-        ended = max(path.stat().st_mtime for path in errors)
-    else:
-        return
-    run.ended_ms = round(1000 * ended)
 
 
 # -- tags -----------------------------------------------------------------------------------------
@@ -278,7 +361,7 @@ def _metrics_of_record(record: dict, time_ms: int) -> list[Metric]:
 # -- pages ----------------------------------------------------------------------------------------
 
 
-def page_of_attempt(config: Config, spec: dict, setting: str, folder: Path, record: dict | None) -> str:
+def page(config: Config, setting: str, folder: Path, spec: dict, record: dict | None) -> str:
     """Return the text on top of a run's page, in Markdown. `folder` is its job's, below the project's root.
 
     MLflow folds all but the first lines, so result, device and duration come first.
@@ -344,36 +427,3 @@ def command(config: Config, setting: str, folder: Path) -> str:
     """Return the command that makes a job's record again, although it exists."""
     record = folder / "train.json" if folder.parent.name == "runs" else folder.with_name(f"{folder.name}.json")
     return f"snakemake {record} --profile {targets.profile(config, setting)} --forcerun {record}"
-
-
-# -- tables, figures and claims -------------------------------------------------------------------
-
-
-def of_item(root: Path, source: Source, config: Config) -> Run:
-    """Describe a table, a figure or the ledger of claims. MLflow shows a CSV as a table."""
-    content = source.path.read_bytes()
-    suffix = source.path.suffix
-    name = source.path.name.removesuffix(suffix)
-    item, now = name.partition(".")[0], round(1000 * time.time())
-    if item == CLAIMS:
-        tags = {"kind": CLAIMS}
-    else:
-        kind = "table" if item in config.items["tables"] else "figure"
-        tags = {"kind": kind, kind: item.removeprefix(kind)}
-    results = config.settings[source.setting]["results"]
-    tags[NOTE] = targets.caption(config, results, str(source.path.relative_to(root))).replace("``", "`")
-    files = [source.path, *(source.path.with_name(f"{name}{other}") for other in FILES_OF_AN_ITEM[suffix])]
-    run = Run(
-        identity={"file": str(source.path.resolve()), "sha256": hashlib.sha256(content).hexdigest()},
-        experiment=source.setting,
-        name=name,
-        started_ms=now,  # the newest run of a name is the one that counts
-        tags=tags,
-        artifacts=[file for file in files if file.exists()],
-        status="FINISHED",
-        ended_ms=now,
-    )
-    if suffix == ".csv":
-        columns, *data = list(csv.reader(content.decode().splitlines())) or [[]]
-        run.table = {"columns": columns, "data": data}
-    return run

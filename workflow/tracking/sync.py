@@ -9,7 +9,6 @@ process imports mlflow.
 """
 
 import contextlib
-import functools
 import hashlib
 import logging
 import os
@@ -19,7 +18,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -27,21 +25,16 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from workflow import job_environment
-from workflow.campaign.config import CLAIMS, Config, ConfigError
-from workflow.campaign.kinds import KINDS
+from workflow.campaign.config import ConfigError
 from workflow.launch import follow
-from workflow.launch.slurm import Queue
 from workflow.storage import files, records
-from workflow.storage.attempts import Attempt
-from workflow.tracking import runs
-from workflow.tracking.runs import Run, Source
+from workflow.tracking.runs import Results, Run, Source
 
 LOG = ".snakemake/log/mlflow.log"
 SQLITE = "sqlite:///"
 POLL_S = 5.0
 FINISH_S = 30.0
 UNUSABLE = 3  # exit code where MLflow can't open the database at all
-SIGNED = ("spec.json", "job.json", "journal.jsonl", "record.json", "published")  # and error-rank*.json
 
 
 # -- snakemake's side -----------------------------------------------------------------------------
@@ -147,71 +140,6 @@ def lock_path(root: Path, uri: str) -> Path:
 
 def without_password(text: str) -> str:
     return re.sub(r"://[^/@\s]*@", "://", text)
-
-
-# -- what is synced -------------------------------------------------------------------------------
-
-
-class Results:
-    """The results of every setting under one root."""
-
-    def __init__(self, root: Path):
-        self.root = root
-        self.queue = Queue(root / ".snakemake", list_only=True)  # one question for all old jobs together
-
-    @functools.cached_property
-    def config(self) -> Config:
-        return Config.load()
-
-    def sources(self) -> list[Source]:
-        return [*self.attempts(), *self.items()]
-
-    def attempts(self) -> Iterator[Source]:
-        patterns = sorted(kind.folders for kind in KINDS.values() if kind.metrics)
-        for name, setting in self.config.settings.items():
-            for pattern in patterns:
-                for folder in sorted((self.root / setting["results"]).glob(f"{pattern}/attempts")):
-                    numbers = [int(entry.name) for entry in os.scandir(folder) if entry.name.isdigit()]
-                    for number in numbers:
-                        path = folder / str(number)
-                        if (path / "spec.json").exists():  # else it is being made
-                            last = number == max(numbers)
-                            yield Source(name, path, _signature(path, last), last)
-
-    def items(self) -> Iterator[Source]:
-        """Yield tables, the ledger of claims, and figures."""
-        for name, setting in self.config.settings.items():
-            items = [f"{figure}.png" for figure in self.config.items["figures"]]
-            for table in (*self.config.items["tables"], CLAIMS):
-                items += [f"{table}.csv", f"{table}.partial.csv"]
-            for item in items:
-                path = self.root / setting["results"] / item
-                if path.exists():
-                    yield Source(name, path, f"{path.stat().st_mtime_ns} {path.stat().st_size}")
-
-    def describe(self, source: Source) -> Run:
-        if source.path.is_dir():
-            return runs.of_attempt(self.root, source, self.config, self.queue)
-        return runs.of_item(self.root, source, self.config)
-
-    def a_job_lives(self) -> bool:
-        """Return whether a job of an attempt that may still be resumed waits or runs."""
-        for source in self.attempts():
-            attempt = Attempt(source.path)
-            job = attempt.job()
-            resumable = source.last and job and not attempt.record.exists()
-            if resumable and follow.is_alive(job, source.path, self.queue):
-                return True
-        return False
-
-
-def _signature(attempt: Path, last: bool) -> str:
-    """Return a text that changes with any of the attempt's files that MLflow shows. It reads one directory only."""
-    parts = []
-    for entry in os.scandir(attempt):
-        if entry.name in SIGNED or entry.name.startswith("error-rank"):
-            parts.append(f"{entry.name} {entry.stat().st_mtime_ns} {entry.stat().st_size}")
-    return hashlib.sha256(f"{sorted(parts)} {last}".encode()).hexdigest()[:16]
 
 
 # -- one pass -------------------------------------------------------------------------------------
@@ -355,8 +283,6 @@ class Sync:
                 keep_artifacts_in_clone(self.database, self.root, run.experiment, stored)
             for path in run.artifacts:
                 self.client.log_artifact(stored.run_id, str(path))
-            if run.table:
-                self.client.log_dict(stored.run_id, run.table, f"{run.name}.json")
             self.client.set_terminated(stored.run_id, run.status, run.ended_ms)
             self.client.set_tag(stored.run_id, SYNCED, signature)
         elif stored.status != run.status:
@@ -446,22 +372,23 @@ DAMAGED = r"file is not a database|malformed|table \w+ already exists"  # the la
 OTHER_VERSION = r"out-of-date database schema|Can't locate revision"
 
 
+REMEDIES = {  # of errors whose text has these words; the database is the file {path} in {folder}
+    FULL: "make room in {folder} (the disk, or your quota)",
+    DAMAGED: "move it away (mv {path} {path}.damaged), then it is made again from results/",
+    OTHER_VERSION: "another version of MLflow made it: back it up and run `mlflow db upgrade {uri}` if that version "
+    "was older, install that version if it was newer, or name another database in MLFLOW_TRACKING_URI",
+    r"database is locked": "another program holds it; if it is on NFS, name a file on a local disk in "
+    "MLFLOW_TRACKING_URI (docs/cluster.md)",
+    r"unable to open database|readonly database": "make {path} and {folder} writable, or name another database in "
+    "MLFLOW_TRACKING_URI",
+}
+
+
 def remedy(reason: str, uri: str, path: Path | None) -> str:
     """Return what to do about an error's text; "" for an unknown kind. `path` is the database's file, if any."""
-    folder = path.parent if path else "its folder"
-    remedies = {
-        FULL: f"make room in {folder} (the disk, or your quota)",
-        DAMAGED: f"move it away (mv {path} {path}.damaged), then it is made again from results/",
-        OTHER_VERSION: f"another version of MLflow made it: back it up and run `mlflow db upgrade {uri}` if that "
-        "version was older, install that version if it was newer, or name another database in MLFLOW_TRACKING_URI",
-        r"database is locked": "another program holds it; if it is on NFS, name a file on a local disk in "
-        "MLFLOW_TRACKING_URI (docs/cluster.md)",
-        r"unable to open database|readonly database": f"make {path} and {folder} writable, or name another database in "
-        "MLFLOW_TRACKING_URI",
-    }
-    for words, advice in remedies.items():
+    for words, advice in REMEDIES.items():
         if re.search(words, reason, re.IGNORECASE):
-            return advice
+            return advice.format(uri=uri, path=path, folder=path.parent if path else "its folder")
     return ""
 
 

@@ -1,7 +1,6 @@
 """Save checkpoints that survive a kill at any byte, and files of weights that other runs start from."""
 
 import argparse
-import json
 import math
 import os
 import pickle
@@ -122,10 +121,7 @@ class Checkpoints:
 
     def _best_value(self) -> float:
         """Return what best.pt reached, minus infinity if there is none or its note is damaged."""
-        try:
-            return float(json.loads((self.folder / "best.json").read_text())["value"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return -math.inf
+        return files.read_json(self.folder / "best.json").get("value", -math.inf)
 
     def _check_images(self, path: Path, state: dict) -> None:
         """Raise WeightsError if a checkpoint names other images than there are now."""

@@ -1,6 +1,5 @@
 """Build what a spec names: models with their starting weights, training tasks, and mixed precision."""
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import baselines  # noqa: F401 (registers its models with timm, and its tasks)
 import evovit  # noqa: F401
 from evovit.task import TASKS, AssistedTokenTask
+from workflow.campaign.config import nearest
 from workflow.runtime.device import check_precision
 from workflow.train import checkpoints
 
@@ -25,12 +25,6 @@ AUTOCAST_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 class SpecError(ValueError):
     """A spec names a model, keyword argument or task that does not exist; says the nearest one."""
-
-
-def nearest(name: str, known) -> str:
-    """Return a hint at the known name that a mistyped one resembles, "" if none does."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def build_model(model: dict, device: torch.device | str | None = None) -> nn.Module:
@@ -47,7 +41,7 @@ def build_model(model: dict, device: torch.device | str | None = None) -> nn.Mod
             return timm.create_model(name, **kwargs)
     except TypeError as error:
         unknown = [key for key in kwargs if f"'{key}'" in str(error)]
-        hint = nearest(unknown[0], _arguments(name)) if unknown else ""
+        hint = nearest(unknown[0], sorted(_arguments(name))) if unknown else ""
         raise SpecError(f"{name} refuses {kwargs}: {error}{hint}") from error
     except (ValueError, AssertionError) as error:
         raise SpecError(f"{name} refuses {kwargs}: {error}") from error
@@ -82,15 +76,11 @@ def _arguments(name: str) -> set[str]:
 def task_class(name: str) -> type:
     """Return the class of a training task or a search that a recipe names.
 
-    Raises SpecError for an unknown name, with the nearest; for a dotted path, as older recipes have it, with the name
-    that it has now.
+    Raises SpecError for an unknown name, with the nearest.
     """
     if name in TASKS:
         return TASKS[name]
-    for new_name, cls in TASKS.items():
-        if "." in name and name.rpartition(".")[2] == cls.__name__:
-            raise SpecError(f"The task {name!r} is called {new_name!r} now: write task: {new_name}.")
-    raise SpecError(f"No task is called {name!r}{nearest(name, TASKS) or '; known are ' + ', '.join(sorted(TASKS))}.")
+    raise SpecError(f"No task is called {name!r}{nearest(name, sorted(TASKS))}")
 
 
 def build_started(spec: dict, site: dict) -> nn.Module:

@@ -148,7 +148,6 @@ def summarise(history: list[dict]) -> dict:
         "best_epoch": best["epoch"],
         "ema_top1": last.get("ema_top1"),
         "train_s": sum(entry["train_s"] for entry in history),
-        "lost_epochs": [],  # the checkpoint keeps all; records from before may name some
         "history": history,
     }
 

@@ -1,0 +1,116 @@
+"""Make the paper's tables, figures and ledger of claims from records, and show them.
+
+    python -m workflow.paper make results/demo/table1.csv
+    python -m workflow.paper print results/demo/table1.csv
+    python -m workflow.paper compare results/measured/<device> --configurations fused-fp32 fused-bf16
+
+`make` is what snakemake's rules call. A table and the ledger are written as CSV, Markdown and an HTML page, a figure as
+PNG, SVG and the CSV of its numbers. A name that ends in .partial.csv is made from whatever records exist.
+"""
+
+import argparse
+import functools
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from workflow import command_line
+from workflow.campaign.config import CLAIMS, FILES, Config, ConfigError, nearest
+from workflow.paper.results import Records
+from workflow.storage import files, records
+
+
+def main() -> None:
+    """Run the command that the command line names."""
+    parser = command_line.parser(__doc__, prog="python -m workflow.paper")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, purpose: str, function: Callable) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=purpose, description=f"{purpose}.")
+        command.set_defaults(main=function)
+        return command
+
+    making = add("make", "Make a table, a figure or the ledger of claims", make)
+    making.add_argument("output", type=Path, help="its CSV, or a figure's PNG, in the setting's results folder")
+    printing = add("print", "Print a table that was made", print_table)
+    printing.add_argument("table", type=Path, help="its CSV")
+    comparing = add("compare", "Show a folder of measurements and the paper's speeds, as Markdown", compare)
+    comparing.add_argument("folder", type=Path)
+    comparing.add_argument("--configurations", nargs="+", default=[], metavar="MODE-PRECISION[-bN]")
+    arguments = parser.parse_args()
+    try:
+        arguments.main(arguments)
+    except (records.RecordError, ConfigError) as error:
+        sys.exit(f"ERROR: {error}")
+
+
+def make(arguments: argparse.Namespace) -> None:
+    """Make the item that the file's name says, from the records of the folder that it is in."""
+    output = arguments.output
+    item, *partial = output.stem.split(".")
+    config = Config.load()
+    known = [*config.items["tables"], *config.items["figures"], CLAIMS]
+    if item not in known:
+        raise ConfigError(f"{FILES['items']} has no {item}{nearest(item, known)}")
+    reader = Records(config, str(output.parent), partial=bool(partial))
+    if output.suffix == ".png":
+        from workflow.paper import style  # seaborn and matplotlib, which tables don't need
+
+        style.apply()
+        figure, frame = function_of(config, item)(reader)
+        style.save(figure, output)
+        files.write(output.with_suffix(".csv"), frame.round(3).to_csv(index=False))
+        return
+    from workflow.paper import claims, sheet, tables
+
+    if item == CLAIMS:
+        frame = claims.make(config, reader.root, reader.partial).round(3)
+        sheet.write(output, frame, claims.sheet_of(frame))
+    else:
+        rows = tables.rows_of(item, reader)
+        frame = tables.frame_of(item, rows, config).round(3)
+        sheet.write(output, frame, tables.sheet_of(item, rows, frame, config))
+
+
+def function_of(config: Config, figure: str) -> Callable:
+    """Return the function that draws a figure: from records to a matplotlib figure and a DataFrame of its numbers.
+
+    It has the figure's name, and is in the file of that name without a last letter: figure4a in figure4.py. A figure
+    whose entry has an `xlabel` is a sweep over one parameter, and needs none. Raises ConfigError where there is none.
+    """
+    if "xlabel" in config.items["figures"].get(figure, {}):
+        from workflow.paper import sweeps
+
+        return functools.partial(sweeps.draw, figure)
+    file = re.sub(r"(?<=\d)[a-z]$", "", figure)
+    name = f"workflow.paper.{file}"
+    if figure in config.items["figures"] and importlib.util.find_spec(name):
+        function = getattr(importlib.import_module(name), figure, None)
+        if function is not None:
+            return function
+    raise ConfigError(
+        f"{FILES['items']}: nothing draws {figure}; write a function {figure}(records) in workflow/paper/{file}.py, or "
+        "give a figure of one parameter an `xlabel`."
+    )
+
+
+def print_table(arguments: argparse.Namespace) -> None:
+    """Print a table that was made, as people read it, and where it is."""
+    path = arguments.table
+    print(f"\n{path.with_suffix('.md').read_text()}")
+    print(f"The table: {path.resolve()} and {path.with_suffix('.md').name}")
+    print("Every run in MLflow: make ui, then http://127.0.0.1:5000, Model training at the left")
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Print the measurements of a folder next to what the paper prints."""
+    from workflow.paper import measured
+
+    print("\n\n".join(measured.texts(Config.load(), arguments.folder, arguments.configurations)))
+
+
+if __name__ == "__main__":
+    command_line.run(main, in_clone=True)
