@@ -16,10 +16,12 @@ LOCK := $(or $(patsubst $(VENV)/.%,%,$(firstword $(wildcard $(VENV)/.requirement
 endif
 NEWEST_PYTHON = $(if $(findstring cuda13,$(LOCK)),14,13)
 
-# tests that compute in their own process, those files first that take longest
+# tests that compute in their own process; those that mostly wait for Slurm or MLflow
 COMPUTING = tests/train tests/models tests/evovit tests/baselines tests/bench tests/data
 WAITING = tests/slurm tests/tracking
 ATMOST =
+# what two targets at once print: first all of the one, then all of the other, where make can do so (macOS has 3.81)
+SYNCHRONISED = $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 INSTALLED = $(VENV)/.$(notdir $(LOCK))
 RUN = PATH="$(abspath $(VENV))/bin:$$PATH"
@@ -33,7 +35,7 @@ ifneq ($(shell test -w "$$HOME" && echo yes),yes)
 export HOME := $(abspath $(VENV))/home
 endif
 
-.PHONY: moved setup demo demo-full test test-unit test-whole ui lint locks
+.PHONY: moved setup demo demo-full test test-unit test-whole test-computing test-jobs test-waiting ui lint locks
 
 setup: $(VENV)/.device
 
@@ -48,15 +50,22 @@ demo-full: $(VENV)/.device
 
 test: test-unit test-whole
 
+# Tests are dealt out one by one, and who is ready takes over from the other: whole files left one core idle at the end.
 test-unit: $(INSTALLED)
-	@$(RUN) python -m pytest -n 2 --dist loadfile -m "not integration" $(TESTS)
+	@$(RUN) python -m pytest -n 2 --dist worksteal -m "not integration" $(TESTS)
 
-# The first ones compute on one core each. The next ones start jobs that compute, so one after another:
-# two at once starved each other's jobs on two cores. The last ones mostly wait, so three at once; CI
-# ends them after half an hour (ATMOST).
-test-whole: $(INSTALLED)
-	@$(RUN) python -m pytest -n 2 --dist loadfile --durations 10 -m integration $(COMPUTING)
+# The jobs' tests start jobs on this machine, so one after another: two at once starved each other's jobs on two cores.
+# Beside them run those that mostly wait, three files at once; CI ends them after half an hour (ATMOST).
+test-whole: test-computing
+	@$(MAKE) --no-print-directory -j 2 $(SYNCHRONISED) test-jobs test-waiting
+
+test-computing: $(INSTALLED)
+	@$(RUN) python -m pytest -n 2 --dist worksteal --durations 10 -m integration $(COMPUTING)
+
+test-jobs: $(INSTALLED)
 	@$(RUN) python -m pytest --durations 10 -m integration $(addprefix --ignore ,$(COMPUTING) $(WAITING)) $(TESTS)
+
+test-waiting: $(INSTALLED)
 	@$(RUN) $(ATMOST) python -m pytest -n 3 --dist loadfile --durations 10 -m integration $(WAITING) $(TESTS)
 
 ui: $(INSTALLED)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.integration.project import edit
+from tests.integration.project import edit, shorten_timings
 from workflow.campaign import specs
 from workflow.campaign.config import Config
 from workflow.storage import records
@@ -135,4 +135,5 @@ def tree(tmp_path_factory) -> Path:
     edit(root, "settings", lambda c: c["demo"]["recipes"]["psvit"].update(epochs=2))
     edit(root, "settings", lambda c: c["demo"]["throughput"].update(batch_size=1, rounds=5))
     edit(root, "settings", lambda c: c["demo"]["shrink"]["deit"].update(img_size=16))
+    shorten_timings(root)
     return root

@@ -8,6 +8,8 @@ import evovit  # noqa: F401 (registers its models)
 SIZES = dict(img_size=32, patch_size=8, embed_dim=24, num_heads=3, depth=6, num_classes=5)
 LEVIT = dict(img_size=128, embed_dim=(16, 24, 32), key_dim=8, num_heads=(2, 2, 3), depth=(3, 2, 2),
              num_classes=5)  # fmt: skip
+# LeViT for compilers, which trace each block and sub-sampling anew: two blocks share a selection, one comes after it.
+SHALLOW_LEVIT = dict(embed_dim=(16, 24), num_heads=(2, 2), depth=(3, 1), start_block=1)
 
 
 def build(dtype=torch.float64, seed=0, **kwargs):

@@ -22,7 +22,7 @@ def fresh_compiler():
 
 HOSTS = {
     "deit": lambda **kwargs: small.build(depth=4, start_block=2, blocks_per_stage=2, **kwargs),
-    "levit": lambda **kwargs: small.levit(alpha="learned", **kwargs),
+    "levit": lambda **kwargs: small.levit(alpha="learned", **small.SHALLOW_LEVIT, **kwargs),
 }
 SIZE = {"deit": 32, "levit": 128}
 both = pytest.mark.parametrize(

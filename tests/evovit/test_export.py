@@ -19,7 +19,7 @@ OPTIONS = {
     "deit-last-class": ("deit", {"scores": "last_class"}),
     "deit-unpooled": ("deit", {"pool_placeholders": False}),
     "levit-stage": ("levit", {}),
-    # grids of 7, 4 and 2, so that windows reach over the edge
+    # grids of 7 and 4, so that windows reach over the edge
     "levit-average": ("levit", {"subsample": "average", "img_size": 112}),
     "levit-official": ("levit", {"variant": "official", "schedule": "layer"}),
     "levit-keep": ("levit", {"placeholders": "keep", "scores": "column_mean"}),
@@ -29,7 +29,7 @@ SIZES = {"deit": 32, "levit": 128}
 
 def build(host, kwargs):
     if host == "levit":
-        return small.levit(torch.float32, **kwargs)
+        return small.levit(torch.float32, **small.SHALLOW_LEVIT, **kwargs)
     sizes = {"depth": 4, "start_block": 2, "blocks_per_stage": 1}
     return small.build(torch.float32, **{**sizes, **kwargs})
 

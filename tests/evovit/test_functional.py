@@ -17,7 +17,7 @@ HOSTS = {
     "deit": lambda **kwargs: small.build(depth=4, start_block=2, blocks_per_stage=1, **kwargs),
     "keep": lambda **kwargs: small.build(depth=3, start_block=1, placeholders="keep", **kwargs),
     "drop": lambda **kwargs: small.build(depth=3, start_block=1, placeholders="drop", **kwargs),
-    "levit": lambda **kwargs: small.levit(alpha="learned", **kwargs),
+    "levit": lambda **kwargs: small.levit(alpha="learned", **small.SHALLOW_LEVIT, **kwargs),
 }
 SIZE = {"levit": 128}
 every_host = pytest.mark.parametrize("host", HOSTS)

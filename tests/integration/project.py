@@ -15,6 +15,19 @@ def edit(root: Path, name: str, change) -> None:
     path.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
+def shorten_timings(root: Path) -> None:
+    """Let a measurement of speed time each model for a few passes, not for half a second: no test looks at it."""
+    path = root / "workflow/bench/throughput.py"
+    code = path.read_text()
+    assert "\nTIMING_S = 0.5 " in code
+    path.write_text(code.replace("\nTIMING_S = 0.5 ", "\nTIMING_S = 0.01 "))
+
+
+def leave_out_mlflow(root: Path) -> None:
+    """Put a program that waits for snakemake's end in the place of the MLflow sync, which imports MLflow for 5 s."""
+    (root / "workflow/tracking/__main__.py").write_text("import sys\n\nsys.stdin.read()\n")
+
+
 def command(*arguments: str) -> list[str]:
     return [str(Path(sys.executable).with_name("snakemake")), *arguments]
 

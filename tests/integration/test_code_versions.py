@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.project import command, edit, environment, snakemake
+from tests.integration.project import command, edit, environment, leave_out_mlflow, snakemake
 from workflow.storage import records
 
 pytestmark = pytest.mark.integration
@@ -44,6 +44,7 @@ def commit(root: Path, text: str) -> str:
 def clone(tree) -> Path:
     """The tree as a clone, with a training of some seconds."""
     edit(tree, "settings", lambda c: c["demo"]["recipe"].update(epochs=4))
+    leave_out_mlflow(tree)
     ignored = ("results/", ".snakemake/", "mlruns/", "mlflow.db*", "__pycache__/")
     (tree / ".gitignore").write_text("\n".join(ignored) + "\n")
     git(tree, "init", "--initial-branch=main")

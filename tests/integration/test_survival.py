@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.project import command, edit, environment, snakemake
+from tests.integration.project import command, edit, environment, leave_out_mlflow, snakemake
 from workflow.launch import follow
 from workflow.storage import journal, records
 
@@ -24,6 +24,7 @@ KILLS = 5
 def trained(tree) -> Path:
     """The tree, after one training that nothing disturbed."""
     edit(tree, "settings", lambda c: c["demo"]["recipe"].update(epochs=6))
+    leave_out_mlflow(tree)
     snakemake(tree, RECORD, *DEMO)
     return tree
 

@@ -126,9 +126,6 @@ def test_6_a_forced_check_does_not_hide_what_else_is_asked_for(tree):
     (tree / TABLE).unlink()
     snakemake(tree, TABLE, *DEMO, "--forcerun", data)
     assert changed(before, times(tree)) == {data, TABLE}
-    before = times(tree)
-    snakemake(tree, TABLE, *DEMO, "--forcerun", data, TABLE)
-    assert changed(before, times(tree)) == {data, TABLE}
 
 
 def test_7_changing_a_runs_epochs_makes_it_and_what_starts_from_it_again(tree):
@@ -144,7 +141,7 @@ def test_7_changing_a_runs_epochs_makes_it_and_what_starts_from_it_again(tree):
 def test_8_a_record_of_the_wrong_spec_is_never_published(tree):
     """runs.yaml is edited while the run's job works, and a start on another machine, which does not share this one's
     locks, writes the new spec."""
-    edit(tree, "runs", lambda c: c["evo_deit_tiny"].update(overrides={"epochs": 12}))
+    edit(tree, "runs", lambda c: c["evo_deit_tiny"].update(overrides={"epochs": 5}))
     process = subprocess.Popen(
         command(*DEMO, record("evo_deit_tiny")), cwd=tree, env=environment(tree),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -154,7 +151,7 @@ def test_8_a_record_of_the_wrong_spec_is_never_published(tree):
     def begun() -> Path | None:
         for journal in attempts.glob("*/journal.jsonl"):
             spec = json.loads((journal.parent / "spec.json").read_text())
-            if spec["recipe"]["epochs"] == 12 and "epoch" in journal.read_text():
+            if spec["recipe"]["epochs"] == 5 and "epoch" in journal.read_text():
                 return journal.parent
         return None
 

@@ -5,9 +5,9 @@ import socket
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
+from tests import forked
 from tests.models.families import FAMILIES, build, images
 
 pytestmark = pytest.mark.integration
@@ -29,4 +29,4 @@ def test_plain_losses_train_on_two_processes():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(train, (port,), nprocs=PROCESSES)
+    forked.start(train, (port,), PROCESSES)

@@ -22,7 +22,7 @@ SHALLOW = {
     "ia_red2_deit": dict(depth=3, keep_profile=[0.8, 0.5, 0.25]),
     "ats_deit": dict(depth=3, reduction_blocks=(1, 2), keep_profile=[0.6, 0.3]),
     "dpcknn_deit": dict(depth=3, reduction_blocks=(1, 2)),
-    "plain_levit": dict(depth=(1, 1, 1)),
+    "plain_levit": dict(embed_dim=(16, 24), num_heads=(2, 2), depth=(1, 1)),
 }
 DROPPING = ("dynamic_deit", "ps_deit", "ia_red2_deit", "ats_deit", "evit_deit", "topk_deit")
 
@@ -81,26 +81,25 @@ def test_onnx(key):
     check(key, model, in_onnx_runtime(file.getvalue()))
 
 
-@pytest.mark.parametrize("key", SHALLOW)
-def test_onnx_by_torch_export(key, tmp_path):
-    model = build(key)
-    program = torch.onnx.export(
-        model, (families.images(key, 3),), dynamic_shapes=dynamic_batch(key), dynamo=True,
-        verbose=False,
-    )  # fmt: skip
-    program.save(tmp_path / "model.onnx")
-    check(key, model, in_onnx_runtime(tmp_path / "model.onnx"))
-
-
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("key", SHALLOW)
-def test_torch_export(key, strict):
-    model = build(key)
+def exported(key, model, strict):
     with torch.no_grad():
-        program = torch.export.export(
-            model, (families.images(key, 3),), dynamic_shapes=dynamic_batch(key), strict=strict
-        )
+        return torch.export.export(model, (families.images(key, 3),), dynamic_shapes=dynamic_batch(key), strict=strict)
+
+
+@pytest.mark.parametrize("key", SHALLOW)
+def test_torch_export(key):
+    model = build(key)
+    check(key, model, exported(key, model, strict=True).module())
+
+
+@pytest.mark.parametrize("key", SHALLOW)
+def test_torch_export_without_the_compiler_and_onnx_by_way_of_it(key, tmp_path):
+    """As ``torch.onnx.export(..., dynamo=True)`` does it, which tests/evovit/test_export.py calls with the model."""
+    model = build(key)
+    program = exported(key, model, strict=False)
     check(key, model, program.module())
+    torch.onnx.export(program, verbose=False).save(tmp_path / "model.onnx")
+    check(key, model, in_onnx_runtime(tmp_path / "model.onnx"))
 
 
 IA_RED2_REFUSES = {

@@ -441,15 +441,6 @@ def test_no_parameter_is_left_without_a_gradient_after_pruning(form):
         assert not without_gradient(pruned), index
 
 
-@pytest.mark.parametrize("key", sorted(FAMILIES.keys() - {"ats_deit"}))  # whose counts no option fixes
-def test_torch_export(key):
-    options = dict(keep_profile=PROFILE) if key == "ia_red2_deit" else {}
-    model, batch = build(key, **options).eval(), images(key, batch=3)
-    dynamic = {"x": {0: torch.export.Dim("batch", min=2, max=64)}}
-    program = torch.export.export(model, (batch,), dynamic_shapes=dynamic, strict=False)
-    assert_close(program.module()(batch[:2]), model(batch[:2]))
-
-
 def test_weights_loaded_after_an_evaluation_count_at_once():
     model, other = build("plain_levit").eval(), build("plain_levit").eval()
     for name, parameter in other.named_parameters():

@@ -6,25 +6,23 @@
 import pytest
 import timm
 
-timm_models = set(timm.list_models())
+from baselines import topk
+from tests.models.families import FAMILIES, fixed_scores
 
-import baselines.topk  # noqa: E402 (registers its models)
-import evovit  # noqa: E402, F401
-from tests.models.families import fixed_scores  # noqa: E402
+topk.draw_scores = fixed_scores  # timm compares two passes of a model
 
-baselines.topk.draw_scores = fixed_scores  # timm compares two passes of a model
+# The smallest model of each family: sizes differ in numbers only, and test_timm_contract.py looks at all of them.
+FAMILY_OF = {family.example: family for family in FAMILIES.values()}
+OF_IMAGES = ("img_size", "patch_size", "num_classes")  # timm's tests take them from the configuration of the name
+create_model = timm.create_model
 
-NAMES = [name for name in timm.list_models() if name not in timm_models]
-SMALLEST = [name for name in NAMES if "_tiny_" in name or name.endswith("_128s")]
-
-# What no model here supports; each answers with a sentence (tests/models/test_timm_contract.py).
+# What no model here supports and test_timm_contract.py sees refused by each, in less time; timm's plain DeiT supports
+# TorchScript.
 FX = ("test_model_forward_fx", "test_model_backward_fx", "test_model_forward_fx_torchscript")
-TORCHSCRIPT = "test_model_forward_torchscript"  # timm's plain DeiT supports it
+TORCHSCRIPT = "test_model_forward_torchscript"
+# What one or two models do not support
 BACKWARD = "test_model_backward"  # IA-RED2's interpreters learn from rewards, not from this loss
 META = "test_model_default_cfgs_non_std"  # on the meta device no image says who is kept
-# Sizes differ in widths alone: the one test without data runs on every name, the others on the
-# smallest model of each family.
-FOR_ALL_SIZES = (META,)
 
 
 def list_models(filter="", module="", pretrained=False, exclude_filters="", **_):
@@ -39,10 +37,18 @@ def list_models(filter="", module="", pretrained=False, exclude_filters="", **_)
         or (filter and "vit_*" not in filter)
         or (module and "vision_transformer" not in module)
     )
-    return [] if asks_for_others else NAMES
+    return [] if asks_for_others else list(FAMILY_OF)
+
+
+def create_narrow_model(name, *args, **kwargs):
+    """Create a model of this project as narrow as in the other tests: timm prunes each at every block."""
+    family = FAMILY_OF.get(name)
+    narrow = {} if family is None else {key: value for key, value in family.small.items() if key not in OF_IMAGES}
+    return create_model(name, *args, **{**narrow, **kwargs})
 
 
 timm.list_models = list_models
+timm.create_model = create_narrow_model
 
 
 def pytest_configure(config):
@@ -52,22 +58,21 @@ def pytest_configure(config):
         config.addinivalue_line("markers", marker)
 
 
+def _is_refused(test, name):
+    return test in FX or (test == TORCHSCRIPT and not name.startswith("plain_deit"))
+
+
 def _is_exception(test, name):
-    return (
-        test in FX
-        or (test == TORCHSCRIPT and not name.startswith("plain_deit"))
-        or (test == META and name.startswith(("ia_red2", "ats")))
-        or (test == BACKWARD and name.startswith("ia_red2"))
-    )
+    return (test == META and name.startswith(("ia_red2", "ats"))) or (test == BACKWARD and name.startswith("ia_red2"))
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the tests of timm's own models, and mark the known exceptions."""
+    """Leave out the tests of timm's own models and of what is refused, and mark the known exceptions."""
     kept, left_out = [], []
     for item in items:
         name = item.callspec.params.get("model_name") if hasattr(item, "callspec") else None
         test = item.originalname
-        wanted = name in (NAMES if test in FOR_ALL_SIZES else SMALLEST)
+        wanted = name in FAMILY_OF and not _is_refused(test, name)
         (kept if wanted else left_out).append(item)
         if wanted and _is_exception(test, name):
             error = AssertionError if test == BACKWARD else NotImplementedError

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.multiprocessing as processes
 
+from tests import forked
 from workflow.storage import journal, records
 from workflow.train import trainer
 from workflow.train.trainer import Trainer
@@ -45,7 +46,7 @@ def together(spec: dict, site: dict, folder: Path, world: int = 2, steps: int | 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = (world, port, spec, site | {"checkpoint_minutes": 0}, str(folder), steps)
-    context = processes.spawn(work, arguments, nprocs=world, join=False)
+    context = forked.start(work, arguments, world, join=False)
     try:
         while not context.join():
             pass
