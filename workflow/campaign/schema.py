@@ -11,7 +11,11 @@ from workflow.campaign import benchmarks, specs
 from workflow.campaign.config import CLAIMS, CONFIG, FILES, Config, ConfigError, read_yaml, run_name
 
 SCHEMA = CONFIG / "schema.yaml"
-NEW_NAMES = {"tradeoff": "alpha", "learn_tradeoff_from": "learn_alpha_from"}  # of keywords, by the old one
+NEW_NAMES = {  # of keywords, by the old one
+    "tradeoff": "alpha",
+    "learn_tradeoff_from": "learn_alpha_from",
+    "prune_blocks": "reduction_blocks",
+}
 
 
 def load(files: dict[str, Path] = FILES) -> Config:
