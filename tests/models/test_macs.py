@@ -52,9 +52,9 @@ def dynamic(patches, width, once):
 
 
 def pooled(width, conv):
-    """Six blocks on all patches, six on a quarter; the convolution reads every patch once."""
-    halves = 6 * block(1 + 196, width) + 6 * block(1 + 49, width)
-    return frame(196, width) + halves + (49 * 4 * width**2 if conv else 0)
+    """Seven blocks on all patches, five on a quarter; the convolution reads every patch once."""
+    blocks = 7 * block(1 + 196, width) + 5 * block(1 + 49, width)
+    return frame(196, width) + blocks + (49 * 4 * width**2 if conv else 0)
 
 
 def sparse(width, heads, neurons):
@@ -233,9 +233,16 @@ def test_ps_vit_at_its_assumed_profile(size, rates):
     assert abs(dense(196, width) / form / (rates[0] / rates[1]) - 1) < 0.03
 
 
-@pytest.mark.parametrize("pooling", ["average", "max", "conv"])
-def test_pooled_deit(pooling):
-    assert counted(build("pooled_deit_tiny_patch16_224", pooling=pooling)) == pooled(192, pooling == "conv")
+@pytest.mark.parametrize(
+    ("pooling", "macs", "ceiling", "rate"),
+    [("average", 0.859, 1.460, 3703), ("max", 0.859, 1.460, 3698), ("conv", 0.866, 1.448, 3688)],
+)
+def test_pooled_deit(pooling, macs, ceiling, rate):
+    """The printed images/s of pooling and of the baseline decide after which layer the grid shrinks."""
+    form = pooled(192, pooling == "conv")
+    assert counted(build("pooled_deit_tiny_patch16_224", pooling=pooling)) == form
+    assert (round(form / 1e9, 3), round(dense(196, 192) / form, 3)) == (macs, ceiling)
+    assert abs(dense(196, 192) / form / (rate / 2536) - 1) < 0.005
 
 
 @pytest.mark.parametrize(
