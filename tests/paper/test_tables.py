@@ -297,6 +297,18 @@ def test_without_records_every_printed_row_stands_and_nothing_else(table, empty)
     assert "Nothing of it was measured" in markdown(table, empty)
 
 
+@pytest.mark.parametrize(("table", "before"), [("table3", "baseline"), ("table4", None)])
+def test_the_matched_control_stands_before_what_it_is_compared_with(table, before, demo, empty):
+    demo("deit_tiny-matched")
+    frame = compile_table(table, empty)
+    assert len(frame) == 1 + len(printed.read(empty.config, table))
+    place = list(frame["strategy"]).index("baseline (matched)")
+    assert list(frame["strategy"])[:place] == ([before] if before else [])
+    control = frame.iloc[place]
+    assert control["top1"] == pytest.approx(96.123456)
+    assert control[["top1_paper", "throughput_paper", "speedup_pct_paper"]].isna().all()
+
+
 def test_every_row_that_is_printed_with_numbers_can_be_measured(config):
     assert set(config.items["tables"]) >= set(TABLES)
     for table in TABLES:
