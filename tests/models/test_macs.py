@@ -260,6 +260,24 @@ def test_levit_and_evo_levit(size, macs):
     assert large < counted(build(f"plain_levit_{size}", img_size=384), 384)
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("evo_levit_128s", 7.84), ("evo_levit_128", 9.27), ("evo_levit_192", 11.03), ("evo_levit_256", 19.01),
+        ("evo_levit_384", 39.30), ("evo_deit_tiny_patch16_224", 5.72), ("evo_deit_small_patch16_224", 22.05),
+    ],
+)  # fmt: skip
+def test_parameters_are_counted_without_what_only_training_uses(name, parameters):
+    """Table 2 prints 7.8, 9.2, 11.0, 19.0 and 39.3 M for LeViT; the authors count them after ``remove_cls()``."""
+    model = build(name)
+    fresh = sum(parameter.numel() for parameter in model.parameters())
+    assert round(fresh / 1e6, 2) == parameters
+    model.set_training_outputs(True)
+    assert sum(parameter.numel() for parameter in model.parameters()) > fresh
+    model.set_training_outputs(False)
+    assert sum(parameter.numel() for parameter in model.parameters()) == fresh
+
+
 def test_fused_attention():
     """Beside it stand the class rows: H times one row of products, where a selection follows."""
     probe = torch.zeros(1, 3, 10, 4)
