@@ -224,13 +224,21 @@ def test_ia_red2_at_its_assumed_profile(size):
 
 @pytest.mark.parametrize(("size", "rates"), [("tiny", (3563, 2536)), ("small", (1308, 940)),
                                              ("base", (445, 299))])  # fmt: skip
-def test_ps_vit_at_its_assumed_profile(size, rates):
+def test_ps_vit_at_the_profile_of_the_printed_speed(size, rates):
     """The profile of items.yaml was chosen by the printed images/s of PS-ViT and the baseline."""
     profile, width = Config.load().items["profiles"][f"ps_deit_{size}"], WIDTH[size]
     model = build(f"ps_deit_{size}_patch16_224", **profile)
     form = slim(width, profile["keep_profile"])
     assert counted(model) == form
     assert abs(dense(196, width) / form / (rates[0] / rates[1]) - 1) < 0.03
+
+
+@pytest.mark.parametrize(("size", "macs"), [("tiny", 0.7), ("small", 2.6), ("base", 9.8)])
+def test_ps_vit_at_the_profile_of_its_published_flops(size, macs):
+    profile, width = Config.load().items["profiles"][f"ps_deit_{size}-published"], WIDTH[size]
+    form = slim(width, profile["keep_profile"])
+    assert counted(build(f"ps_deit_{size}_patch16_224", **profile)) == form
+    assert round(form / 1e9, 1) == macs
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def legend(folder: Path) -> list[str]:
     return [
         f"Timed on {', '.join(devices)}; commits {', '.join(commits)}. Behind speed-ups stand their 95 % intervals.",
         "?: measured with warnings, which the record gives; *: at an assumed profile, chosen so that "
-        "MACs match the printed images/s.",
+        "MACs match a printed number (items.yaml, profiles).",
     ]
 
 
