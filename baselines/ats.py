@@ -80,7 +80,7 @@ class Sampling(NamedTuple):
     """How a block chooses the patches that stay."""
 
     points: int  # how many sample points there are
-    count: int | None  # so many of the best scores stay instead of the sampled ones; None: those sampled
+    best: int | None  # how many of the best scores stay instead of those sampled; None: those sampled
 
 
 class SamplingAttention(KeyMaskedAttention):
@@ -114,8 +114,8 @@ class SamplingAttention(KeyMaskedAttention):
             keys: which tokens are no padding (B, L); None: all.
         """
         scores = self.significance(q, k, v, keys)
-        if sampling.count is not None:
-            return scores.topk(sampling.count, dim=1).indices, None
+        if sampling.best is not None:
+            return scores.topk(sampling.best, dim=1).indices, None
         if keys is None:
             ranked, order = scores.sort(dim=1)
             hit = sample_ranks(ranked, sampling.points)

@@ -25,6 +25,8 @@ from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
 from .dropping import FeatureMaps, TokenDroppingTransformer
 from .weights import SplitsWeights, complete_dense, split_weights
 
+NEVER_TRAINED = ("cls_token", "pos_embed")  # parameters that the authors' optimizer leaves out
+
 
 class ScorePredictor(SplitsWeights):
     """Log-probabilities of keeping and of dropping each token, from local and global features.
@@ -164,28 +166,34 @@ class DynamicVisionTransformer(TokenDroppingTransformer):
 
     Args (in addition to timm's):
         keep_ratio: share of tokens kept per stage; stage i keeps int(N * keep_ratio ** (i + 1)).
-        prune_blocks: blocks before which tokens are dropped, counted from 0.
+        reduction_blocks: blocks before which tokens are dropped, counted from 0.
 
     Raises:
-        ValueError: for a ratio outside (0, 1) or one that keeps no patch, and for blocks that do not ascend.
+        ValueError: for a ratio outside (0, 1) or one that keeps no patch, for blocks that do not ascend, and for
+            ``prune_blocks``, the old name of ``reduction_blocks``.
     """
 
     fresh_keys = ("score_predictor.",)
     near_ties = True  # fresh predictors score patches much alike: rounding decides which are kept
 
-    def __init__(self, *args: Any, keep_ratio: float = 0.7, prune_blocks: Sequence[int] = (3, 6, 9), **kwargs: Any):
+    def __init__(self, *args: Any, keep_ratio: float = 0.7, reduction_blocks: Sequence[int] = (3, 6, 9), **kwargs: Any):
+        if "prune_blocks" in kwargs:
+            raise ValueError(
+                "the keyword prune_blocks is called reduction_blocks now: write "
+                f"reduction_blocks={kwargs['prune_blocks']!r}"
+            )
         weight_init = kwargs.pop("weight_init", "")
         layers = dict(block_fn=DynamicBlock, attn_layer=MaskedAttention)
         super().__init__(*args, **layers, **kwargs, weight_init="skip")
-        depth, prune_blocks = len(self.blocks), tuple(prune_blocks)
+        depth, reduction_blocks = len(self.blocks), tuple(reduction_blocks)
         if not 0 < keep_ratio < 1:
             raise ValueError(f"keep_ratio={keep_ratio} must lie between 0 and 1")
-        if not prune_blocks or list(prune_blocks) != sorted(set(prune_blocks) & set(range(depth))):
-            raise ValueError(f"prune_blocks={prune_blocks} must ascend within 0..{depth - 1}")
-        self.prune_blocks = prune_blocks
-        self.keep_ratios = tuple(keep_ratio ** (i + 1) for i in range(len(prune_blocks)))
+        if not reduction_blocks or list(reduction_blocks) != sorted(set(reduction_blocks) & set(range(depth))):
+            raise ValueError(f"reduction_blocks={reduction_blocks} must ascend within 0..{depth - 1}")
+        self.reduction_blocks = reduction_blocks
+        self.keep_ratios = tuple(keep_ratio ** (i + 1) for i in range(len(reduction_blocks)))
         dd = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
-        self.score_predictor = nn.ModuleList(ScorePredictor(self.embed_dim, **dd) for _ in prune_blocks)
+        self.score_predictor = nn.ModuleList(ScorePredictor(self.embed_dim, **dd) for _ in reduction_blocks)
         self.training_outputs = False
         self._check_grid(self.patch_embed.num_patches)
         self.weight_init_mode = "reset" if weight_init == "skip" else weight_init
@@ -227,8 +235,8 @@ class DynamicVisionTransformer(TokenDroppingTransformer):
         x = self.embed(images, maps)
         patches = x.shape[1] - 1
         for index in range(len(self.blocks) if maps is None else maps.end):
-            if index in self.prune_blocks:
-                stage = self.prune_blocks.index(index)
+            if index in self.reduction_blocks:
+                stage = self.reduction_blocks.index(index)
                 kept = self.keep_best(stage, x, int(patches * self.keep_ratios[stage]))
                 x = take_tokens(x, kept)
                 if maps is not None:
@@ -252,7 +260,7 @@ class DynamicVisionTransformer(TokenDroppingTransformer):
         valid = None
         decisions: list[Tensor] = []
         for index in range(len(self.blocks) if maps is None else maps.end):
-            if index in self.prune_blocks:
+            if index in self.reduction_blocks:
                 previous = decisions[-1] if decisions else None
                 log_probs = self.score_predictor[len(decisions)](x[:, 1:], previous)
                 keep = sample_keep(log_probs)
@@ -274,8 +282,8 @@ class DynamicVisionTransformer(TokenDroppingTransformer):
     def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True) -> list[int]:
         """Remove what no block up to the last of ``indices`` needs, as timm's method."""
         taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
-        stages = sum(block < len(self.blocks) for block in self.prune_blocks)
-        self.prune_blocks = self.prune_blocks[:stages]
+        stages = sum(block < len(self.blocks) for block in self.reduction_blocks)
+        self.reduction_blocks = self.reduction_blocks[:stages]
         self.keep_ratios = self.keep_ratios[:stages]
         self.score_predictor = self.score_predictor[:stages]
         return taken
@@ -297,6 +305,8 @@ def load_official(model: DynamicVisionTransformer, state_dict: Mapping[str, Tens
 @register_task("dynamicvit")
 class DynamicViTTask(ClassificationTask):
     """The four losses of DynamicViT, and a slow backbone that is frozen at first.
+
+    As in the authors' code the class token and the position embedding are never trained.
 
     Args (in addition to ClassificationTask's):
         teacher: the dense model, frozen, in evaluation mode; anything with timm's
@@ -335,7 +345,11 @@ class DynamicViTTask(ClassificationTask):
         self.token_weight = token_weight
         self.backbone_lr_scale = backbone_lr_scale
         self.freeze_epochs = freeze_epochs
-        unwrap_model(model).set_training_outputs(True)
+        inner = unwrap_model(model)
+        inner.set_training_outputs(True)
+        for name, parameter in inner.named_parameters():
+            if name in NEVER_TRAINED:  # here, before DDP, which must not wait for their gradients
+                parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "DynamicViTTask":
         """Set training mode; the teacher stays in evaluation mode."""
@@ -380,12 +394,14 @@ class DynamicViTTask(ClassificationTask):
         return [group for group in groups if group["params"]]
 
     def _predictors(self) -> list[tuple[str, Tensor]]:
-        named = unwrap_model(self.trainable_module).named_parameters()
-        return [(name, parameter) for name, parameter in named if name.startswith("score_predictor.")]
+        return [(name, parameter) for name, parameter in self._trained() if name.startswith("score_predictor.")]
 
     def _backbone(self) -> list[tuple[str, Tensor]]:
+        return [(name, parameter) for name, parameter in self._trained() if not name.startswith("score_predictor.")]
+
+    def _trained(self) -> list[tuple[str, Tensor]]:
         named = unwrap_model(self.trainable_module).named_parameters()
-        return [(name, parameter) for name, parameter in named if not name.startswith("score_predictor.")]
+        return [(name, parameter) for name, parameter in named if name not in NEVER_TRAINED]
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Return the loss, its four terms and the logits (B, num_classes) of images (B, 3, H, W)."""

@@ -5,10 +5,11 @@ and values are the patches that the layer before it computed. Sets only shrink w
 patch that a layer leaves out is dropped for good. ``TopDownSearch`` finds the sets on a trained DeiT,
 from the last layer down; fine-tuning the slimmed model is plain classification.
 
-No code was released. Chosen here: a model without weights keeps every patch. ``keep_profile``
-slims it without a search, to the patches nearest to the image's centre: throughput without
-searched weights uses shares 1 - (layer / 12)^p, p = 3 for DeiT-T and DeiT-S and 2.4 for DeiT-B, so
-that their MACs match Table 1's images/s; the authors' sets were not published.
+No code and no sets were released. Chosen here: a model without weights keeps every patch.
+``keep_profile`` slims it without a search, to the patches nearest to the image's centre. Throughput
+without searched weights uses shares 1 - (layer / 12)^p in two versions: at the FLOPs that PS-ViT's
+paper prints (p = 1.5, DeiT-B 1.43), and at more, which match the images/s that Evo-ViT's Table 1
+prints of it (p = 3, DeiT-B 2.4).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -279,8 +280,7 @@ class TopDownSearch:
 
     No code was released; chosen here: the error is relative, ||output - target||^2 / ||target||^2 over
     the sample images, where the target is the next layer's output (as slimmed so far) when all patches
-    are kept, so that keeping everything always ends a layer; fine-tuning minimises this error by AdamW;
-    the heads of the attention maps above are multiplied head by head.
+    are kept, so that keeping everything always ends a layer; fine-tuning minimises this error by AdamW.
 
     The search slims ``model`` and fine-tunes its blocks in place. What ``state_dict`` returns between
     two layers is enough to go on without a change of the result.
@@ -288,7 +288,7 @@ class TopDownSearch:
     Args:
         model: a trained model, every patch kept.
         images: (n, 3, H, W), normalised: the sample on which errors are measured.
-        epsilon: largest error that a layer may leave.
+        epsilon: largest error that a layer may leave; the authors use 0.01 and 0.02.
         granularity: patches that join at a time.
         steps: fine-tuning steps after patches joined.
         batch_size: images per step.
@@ -424,11 +424,12 @@ class TopDownSearch:
 
 @torch.no_grad()
 def importance(model: SlimVisionTransformer, layer: int, x: Tensor) -> Tensor:
-    """Return how much each patch that ``layer`` computes matters to the class token at the end.
+    """Return how significant each patch that ``layer`` computes is for the class token at the end.
 
-    It is the sum over heads of ||A[:, i] U[i, :]||^2, averaged over images; A (rows of the last layer, L)
-    is the product of the attention maps of the layers above, each with its kept rows only, U (L, d)
-    the layer's |values|. The norm of an outer product is that of its factors.
+    It is the sum of ||A[:, i] U[i, :]||^2 over the layer's heads and over all paths through the heads of the
+    layers above, averaged over images. A (rows of the last layer, L) is the product of the attention maps on
+    a path, each with its kept rows only; U = P|Z| (L, d) of a head of ``layer`` is its attention times its
+    |values|. The norm of an outer product is that of its factors.
 
     Args:
         x: (B, 1 + N, C), the input of ``layer``; its own and lower layers keep all patches.
@@ -437,15 +438,37 @@ def importance(model: SlimVisionTransformer, layer: int, x: Tensor) -> Tensor:
         (N,)
     """
     block = model.blocks[layer]
-    values = block.attn.project(block.norm1(x), None)[2]
-    product, x = None, block(x)
+    normed = block.norm1(x)
+    values = block.attn.project(normed, None)[2].abs()
+    mixed = block.attn.probabilities(normed) @ values
+    x = block(x)
+    maps = []
     for above in range(layer + 1, model.depth):
         block, rows = model.blocks[above], model.rows(above)
-        attention = block.attn.probabilities(block.norm1(x), rows)
-        product = attention if product is None else attention @ product
+        maps.append(block.attn.probabilities(block.norm1(x), rows))
         x = block(x, rows=rows)
-    scores = product.square().sum(2) * values.square().sum(3)
-    return scores.sum(1).mean(0)[1:]
+    scores = reach(maps) * mixed.square().sum((1, 3))
+    return scores.mean(0)[1:]
+
+
+def reach(maps: Sequence[Tensor]) -> Tensor:
+    """Return how much of each token arrives at the end: the sum of ||A[:, i]||^2 over all paths of heads.
+
+    This sum is the diagonal of G, the sum of transpose(A) A. Going down by a layer with attention P, each path
+    branches into the layer's heads: G becomes the sum of transpose(P) G P over the heads.
+
+    Args:
+        maps: attention (B, H, R, L) of each layer from the bottom up; the R rows of one are the L tokens of the next.
+
+    Returns:
+        (B, L) for the tokens of the lowest layer.
+    """
+    rows = maps[-1].shape[2]
+    gram = torch.eye(rows, device=maps[-1].device, dtype=maps[-1].dtype)
+    for attention in reversed(maps):
+        gram = (attention.mT @ gram @ attention).sum(1)
+        gram = gram.unsqueeze(1)  # for every head of the next layer down
+    return gram.squeeze(1).diagonal(dim1=-2, dim2=-1)
 
 
 default_cfgs = generate_default_cfgs(

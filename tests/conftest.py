@@ -133,6 +133,7 @@ def tree(tmp_path_factory) -> Path:
     edit(root, "settings", lambda c: c["demo"]["recipes"]["dynamicvit"].update(epochs=2))
     edit(root, "settings", lambda c: c["demo"]["recipes"]["ia_red2"].update(epochs=2))
     edit(root, "settings", lambda c: c["demo"]["recipes"]["psvit"].update(epochs=2))
+    edit(root, "settings", lambda c: c["demo"]["recipes"]["psvit_loose"].update(epochs=2))
     edit(root, "settings", lambda c: c["demo"]["throughput"].update(batch_size=1, rounds=5))
     edit(root, "settings", lambda c: c["demo"]["shrink"]["deit"].update(img_size=16))
     shorten_timings(root)

@@ -78,8 +78,8 @@ def reference_maps(key, model, batch):
     tokens = tokens.clone()
     positions = torch.arange(16).expand(len(batch), -1)
     for block, mask in enumerate(present_patches(key, model, batch)):
-        if order and block in model.prune_blocks:
-            positions = positions.gather(1, order[1 + model.prune_blocks.index(block)])
+        if order and block in model.reduction_blocks:
+            positions = positions.gather(1, order[1 + model.reduction_blocks.index(block)])
         for image in range(len(batch)):
             if key == "dynamic_deit":
                 rows = {patch: row for row, patch in enumerate(positions[image].tolist())}

@@ -42,17 +42,17 @@ def test_windows(pooling, grid):
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_the_grid_shrinks_before_the_seventh_layer(pooling):
+def test_the_grid_shrinks_after_the_seventh_layer(pooling):
     model = families.build("pooled_deit", pooling=pooling).eval()
     dense = timm.create_model("deit_tiny_patch16_224", **families.DEIT).eval()
     dense.load_state_dict({key: model.state_dict()[key] for key in dense.state_dict()})
     batch = families.images("pooled_deit")
     x = dense._pos_embed(dense.patch_embed(batch))
-    for block in dense.blocks[:6]:
+    for block in dense.blocks[:7]:
         x = block(x)
     x = model.patch_pool(x, (4, 4))
     assert x.shape == (2, 5, 24)
-    for block in dense.blocks[6:]:
+    for block in dense.blocks[7:]:
         x = block(x)
     assert_close(model(batch), dense.forward_head(dense.norm(x)))
 

@@ -1,12 +1,12 @@
 """PS-ViT: which rows are computed, and each rule of the search."""
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from baselines.psvit import TopDownSearch, importance
+from baselines.psvit import TopDownSearch, importance, reach
 from tests.models import families
 
 KEY = "ps_deit"
@@ -108,27 +108,53 @@ def test_a_rising_profile_is_refused():
         families.build(KEY, keep_profile=[0.5] * 11 + [0.6])
 
 
-def test_importance_is_the_masked_product_written_out():
-    model, images = dense(), pictures(3)
+def masked_maps(model, x, layer, above):
+    """The attention (B, H, 17, 17) of the layers above, rows that they do not compute set to 0."""
+    x, keys, maps = model.blocks[layer](x), torch.ones(17, dtype=torch.bool), []
+    for block, kept in zip(model.blocks[layer + 1 :], above, strict=True):
+        mask = torch.zeros(17, dtype=torch.bool).index_fill(0, torch.tensor([0, *(1 + p for p in kept)]), True)
+        q, k, v = block.attn.project(block.norm1(x), None)
+        attention = (q * block.attn.scale @ k.mT).masked_fill(~keys, -torch.inf).softmax(-1)
+        maps.append(attention * mask[:, None])
+        x = x + block.attn.proj((attention @ v).transpose(1, 2).flatten(2))
+        x = x + block.mlp(block.norm2(x))
+        keys = mask
+    return maps
+
+
+def test_importance_is_the_sum_over_all_paths_of_heads_written_out():
+    model, images = dense(), pictures(2)
     layer, above = 8, [[1, 5, 6], [5, 6], []]
     model.set_patches([EVERYTHING] * 9 + above)
     x = model.run_blocks(model.embed(images), 0, layer)
+    heads = range(3)
+    expected = torch.zeros(16, dtype=torch.double)
     with torch.no_grad():
         scores = importance(model, layer, x)
-        values = model.blocks[layer].attn.project(model.blocks[layer].norm1(x), None)[2].abs()
-        x, keys = model.blocks[layer](x), torch.ones(17, dtype=torch.bool)
-        product = torch.eye(17, dtype=torch.double)
-        for block, kept in zip(model.blocks[9:], above, strict=True):
-            mask = torch.zeros(17, dtype=torch.bool).index_fill(0, torch.tensor([0, *(1 + p for p in kept)]), True)
-            q, k, v = block.attn.project(block.norm1(x), None)
-            maps = (q * block.attn.scale @ k.mT).masked_fill(~keys, -torch.inf).softmax(-1)
-            product = maps * mask[:, None] @ product
-            x = x + block.attn.proj((maps @ v).transpose(1, 2).flatten(2))
-            x = x + block.mlp(block.norm2(x))
-            keys = mask
-    for patch in (0, 5, 13):
-        outer = product[..., 1 + patch, None] * values[:, :, None, 1 + patch]
-        assert_close(scores[patch], outer.square().sum((1, 2, 3)).mean())
+        block = model.blocks[layer]
+        q, k, v = block.attn.project(block.norm1(x), None)
+        own = (q * block.attn.scale @ k.mT).softmax(-1)
+        maps = masked_maps(model, x, layer, above)
+        for image in range(2):
+            for head in heads:
+                u = own[image, head] @ v[image, head].abs()
+                for path in product(heads, repeat=len(maps)):
+                    a = torch.eye(17, dtype=torch.double)
+                    for attention, chosen in zip(maps, path, strict=True):
+                        a = attention[image, chosen] @ a
+                    for patch in range(16):
+                        outer = a[:, 1 + patch, None] * u[None, 1 + patch]
+                        expected[patch] += outer.square().sum() / 2
+    assert_close(scores, expected, rtol=1e-10, atol=0)
+    assert scores.max() > 1.1 * scores.min()  # they are not all alike
+
+
+def test_each_path_takes_one_head_of_every_layer():
+    attention = torch.rand(2, 3, 1, 17, dtype=torch.double)
+    assert_close(reach([attention]), attention.square().sum((1, 2)))
+    lower = torch.rand(2, 3, 17, 17, dtype=torch.double)
+    paths = [attention[:, i] @ lower[:, j] for i in range(3) for j in range(3)]
+    assert_close(reach([lower, attention]), sum(path.square().sum(1) for path in paths))
 
 
 def search(model=None, **changes):

@@ -40,6 +40,11 @@ CASES = {
         lambda c: c["deit_tiny-alpha0"]["kwargs"].update(tradeoff=0.5),
         r"runs.yaml: deit_tiny-alpha0.kwargs.tradeoff is called alpha now; rename it",
     ),
+    "old keyword of DynamicViT": (
+        "runs",
+        lambda c: c["dynamic_deit_tiny"].update(kwargs={"prune_blocks": [3, 6]}),
+        r"runs.yaml: dynamic_deit_tiny.kwargs.prune_blocks is called reduction_blocks now; rename it",
+    ),
     "old keyword of a task": (
         "settings",
         lambda c: c["demo"]["recipe"].update(task_args={"learn_tradeoff_from": 0.5}),

@@ -33,7 +33,7 @@ def test_extends_takes_the_parents_values_first(config):
 def test_imagenet_keeps_the_papers_size_and_the_demo_shrinks_it(config):
     full = specs.train_spec(config, "imagenet", "deit_tiny")["model"]["kwargs"]
     small = specs.train_spec(config, "demo", "deit_tiny")["model"]["kwargs"]
-    assert full == {"num_classes": 1000}
+    assert full == {"num_classes": 1000, "drop_path_rate": 0.1}
     assert small["embed_dim"] == config.settings["demo"]["shrink"]["deit"]["embed_dim"]
     assert "depth" not in small  # selection starts at the fifth of twelve layers
 

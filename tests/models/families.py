@@ -42,7 +42,7 @@ FAMILIES = {
     "dynamic_deit": Family("dynamic_deit_tiny_patch16_224", DEIT, 32, 24, 6, maps=(4,) * 12),
     "pooled_deit": Family(
         "pooled_deit_tiny_patch16_224", {**DEIT, "pooling": "conv"}, 32, 24, 5,
-        maps=(4,) * 6 + (2,) * 6,
+        maps=(4,) * 7 + (2,) * 5,
     ),
     "ps_deit": Family(
         "ps_deit_tiny_patch16_224", {**DEIT, "keep_profile": PROFILE}, 32, 24, 3, maps=(4,) * 12

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.integration  # minutes, all in all
 
 SHALLOW = {
     "plain_deit": dict(depth=3),
-    "dynamic_deit": dict(depth=3, prune_blocks=(1, 2)),
+    "dynamic_deit": dict(depth=3, reduction_blocks=(1, 2)),
     "evit_deit": dict(depth=3, reduction_blocks=(1, 2)),
     "topk_deit": dict(depth=3, reduction_blocks=(1, 2), keep_ratio=[0.6, 0.3]),
     "pooled_deit": dict(depth=3, pool_block=1),

@@ -52,9 +52,9 @@ def dynamic(patches, width, once):
 
 
 def pooled(width, conv):
-    """Six blocks on all patches, six on a quarter; the convolution reads every patch once."""
-    halves = 6 * block(1 + 196, width) + 6 * block(1 + 49, width)
-    return frame(196, width) + halves + (49 * 4 * width**2 if conv else 0)
+    """Seven blocks on all patches, five on a quarter; the convolution reads every patch once."""
+    blocks = 7 * block(1 + 196, width) + 5 * block(1 + 49, width)
+    return frame(196, width) + blocks + (49 * 4 * width**2 if conv else 0)
 
 
 def sparse(width, heads, neurons):
@@ -224,7 +224,7 @@ def test_ia_red2_at_its_assumed_profile(size):
 
 @pytest.mark.parametrize(("size", "rates"), [("tiny", (3563, 2536)), ("small", (1308, 940)),
                                              ("base", (445, 299))])  # fmt: skip
-def test_ps_vit_at_its_assumed_profile(size, rates):
+def test_ps_vit_at_the_profile_of_the_printed_speed(size, rates):
     """The profile of items.yaml was chosen by the printed images/s of PS-ViT and the baseline."""
     profile, width = Config.load().items["profiles"][f"ps_deit_{size}"], WIDTH[size]
     model = build(f"ps_deit_{size}_patch16_224", **profile)
@@ -233,9 +233,24 @@ def test_ps_vit_at_its_assumed_profile(size, rates):
     assert abs(dense(196, width) / form / (rates[0] / rates[1]) - 1) < 0.03
 
 
-@pytest.mark.parametrize("pooling", ["average", "max", "conv"])
-def test_pooled_deit(pooling):
-    assert counted(build("pooled_deit_tiny_patch16_224", pooling=pooling)) == pooled(192, pooling == "conv")
+@pytest.mark.parametrize(("size", "macs"), [("tiny", 0.7), ("small", 2.6), ("base", 9.8)])
+def test_ps_vit_at_the_profile_of_its_published_flops(size, macs):
+    profile, width = Config.load().items["profiles"][f"ps_deit_{size}-published"], WIDTH[size]
+    form = slim(width, profile["keep_profile"])
+    assert counted(build(f"ps_deit_{size}_patch16_224", **profile)) == form
+    assert round(form / 1e9, 1) == macs
+
+
+@pytest.mark.parametrize(
+    ("pooling", "macs", "ceiling", "rate"),
+    [("average", 0.859, 1.460, 3703), ("max", 0.859, 1.460, 3698), ("conv", 0.866, 1.448, 3688)],
+)
+def test_pooled_deit(pooling, macs, ceiling, rate):
+    """The printed images/s of pooling and of the baseline decide after which layer the grid shrinks."""
+    form = pooled(192, pooling == "conv")
+    assert counted(build("pooled_deit_tiny_patch16_224", pooling=pooling)) == form
+    assert (round(form / 1e9, 3), round(dense(196, 192) / form, 3)) == (macs, ceiling)
+    assert abs(dense(196, 192) / form / (rate / 2536) - 1) < 0.005
 
 
 @pytest.mark.parametrize(
@@ -251,6 +266,24 @@ def test_levit_and_evo_levit(size, macs):
     large = counted(build(f"evo_levit_{size}", img_size=384), 384)
     assert large == evo_levit(size, 384) + representatives(size, 384)
     assert large < counted(build(f"plain_levit_{size}", img_size=384), 384)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("evo_levit_128s", 7.84), ("evo_levit_128", 9.27), ("evo_levit_192", 11.03), ("evo_levit_256", 19.01),
+        ("evo_levit_384", 39.30), ("evo_deit_tiny_patch16_224", 5.72), ("evo_deit_small_patch16_224", 22.05),
+    ],
+)  # fmt: skip
+def test_parameters_are_counted_without_what_only_training_uses(name, parameters):
+    """Table 2 prints 7.8, 9.2, 11.0, 19.0 and 39.3 M for LeViT; the authors count them after ``remove_cls()``."""
+    model = build(name)
+    fresh = sum(parameter.numel() for parameter in model.parameters())
+    assert round(fresh / 1e6, 2) == parameters
+    model.set_training_outputs(True)
+    assert sum(parameter.numel() for parameter in model.parameters()) > fresh
+    model.set_training_outputs(False)
+    assert sum(parameter.numel() for parameter in model.parameters()) == fresh
 
 
 def test_fused_attention():

@@ -257,6 +257,11 @@ def test_the_best_of_a_table_is_better_than_the_best_of_the_others(config, timed
     assert claims.SLIP in row["note"]  # the table prints 3760 images/s beside 3730
 
 
+def test_the_matched_control_is_no_strategy(config, timed):
+    timed("table4", **{"deit_tiny-global_attention": (1.45, 0.01), "deit_tiny-matched": (1.6, 0.01)})
+    assert ledger(config).loc["global_attention_is_the_best_strategy.throughput", "verdict"] == CONFIRMED
+
+
 def memory_record(config, bytes_: int, other: int, **configuration) -> None:
     configuration = benchmarks.training_cost_configuration(config, "imagenet") | configuration
     spec = benchmarks.training_cost_spec(config, "imagenet", "deit_small_384", configuration)

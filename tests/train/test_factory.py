@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from baselines.levit import HardDistillationTask
+from evovit.task import AssistedDistillationTask
+from tests.models import families
 from workflow.campaign import specs
 from workflow.storage import records
 from workflow.train import factory, optimizer, trainer
@@ -69,3 +72,22 @@ def test_backbone_and_predictors_learn_at_their_own_rates(tiny_spec, site):
     groups = optimizer.make_optimizer(task, spec["recipe"]).param_groups
     scales = {group.get("lr_scale", 1.0) for group in groups}
     assert scales == {1.0, 0.01}
+
+
+@pytest.mark.parametrize(
+    ("key", "task_class", "heads"),
+    [
+        ("plain_levit", HardDistillationTask, {"head", "head_dist"}),
+        ("evo_levit", AssistedDistillationTask, {"head", "head_dist", "head_cls", "head_cls_dist"}),
+    ],
+)
+def test_adaptive_clipping_clips_every_parameter_the_heads_included(key, task_class, heads):
+    model = families.build(key)
+    task = task_class(model, teacher=families.build("plain_levit"), verbose=False)
+    named = dict(model.named_parameters())
+    for parameter in named.values():
+        parameter.grad = torch.full_like(parameter, 1e3)
+    optimizer.clip_gradients(task, {"clip_grad": 0.01, "clip_mode": "agc"})
+    clipped = {name for name, parameter in named.items() if parameter.grad.abs().max() < 1e3}
+    assert clipped == set(named)
+    assert {name.split(".")[0] for name in clipped if name.startswith("head")} == heads

@@ -19,7 +19,11 @@ REGISTERED = {
     "tasks": re.compile(r"""@register_task\("(\w+)"\)"""),
     "optim": re.compile(r"""(?:OptimInfo|register_alias)\(\s*(?:name=)?'(\w+)'"""),
 }
-NEW_NAMES = {"tradeoff": "alpha", "learn_tradeoff_from": "learn_alpha_from"}  # of keywords, by the old one
+NEW_NAMES = {  # of keywords, by the old one
+    "tradeoff": "alpha",
+    "learn_tradeoff_from": "learn_alpha_from",
+    "prune_blocks": "reduction_blocks",
+}
 
 
 def load(files: dict[str, Path] = FILES) -> Config:

@@ -322,7 +322,7 @@ def _speedup(group: str, record: dict, method: dict, other: dict) -> Estimate:
         ceilings = [100 * (method["ceilings"][name] - 1) for name in ("macs", "roofline")]
         notes.append("ceilings by MACs and roofline: {:.1f} and {:.1f} %".format(*ceilings))
     excluded = [
-        f"{timed['run']} was timed at an assumed profile, chosen to match its printed speed"
+        f"{timed['run']} was timed at an assumed profile, chosen to match a printed number"
         for timed in (method, other)
         if timed.get("profile")
     ]

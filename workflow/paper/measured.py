@@ -135,7 +135,7 @@ def legend(folder: Path) -> list[str]:
         f"Timed on {', '.join(devices)}; commits {', '.join(commits)}. "
         "The 95 % interval of each speed-up is in brackets.",
         "?: measured with warnings, which the record gives; *: at an assumed profile, chosen so that "
-        "MACs match the printed images/s.",
+        "MACs match a printed number (items.yaml, profiles).",
     ]
 
 

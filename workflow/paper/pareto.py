@@ -18,7 +18,10 @@ from workflow.paper.results import Records
 from workflow.paper.tables import Row
 
 DENSE, OURS, OTHERS = "dense", "Evo-ViT", "other models"
-MARKERS = {DENSE: "o", OURS: "*", "PS-ViT": "s", "DynamicViT": "^", "SViTE": "D", "IA-RED2": "v", OTHERS: "X"}
+MARKERS = {
+    **{DENSE: "o", OURS: "*", "PS-ViT": "s", "DynamicViT": "^", "SViTE": "D", "IA-RED2": "v"},
+    **{"PS-ViT (published)": "p", OTHERS: "X"},
+}
 COLUMNS = [
     *("model", "method", "top1", "top1_sd", "top1_low", "top1_high", "throughput", "top1_paper", "throughput_paper"),
     *("batch_size", "precision", "mode", "device", "seeds", "source", "flags"),

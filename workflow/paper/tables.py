@@ -87,7 +87,7 @@ def difference(value: float | None, other: float | None) -> float | None:
 def rows_of(table: str, reader: Records) -> list[Row]:
     """Return every printed row in the paper's order, with what was measured of it, and the other measured rows.
 
-    A measured row that the paper does not have comes after the last row with the same first name.
+    A measured row that the paper does not have comes after the row that items.yaml has before it.
     """
     config = reader.config
     names, lines, known = printed.names(config, table), printed.read(config, table), printed.by_run(config)
@@ -101,13 +101,15 @@ def rows_of(table: str, reader: Records) -> list[Row]:
         dense = config.items["sections"][entry["section"]][0]
         base = known.get(dense) if entry["run"] != dense else None
         rows.append(replace(measured_row(key, entry, table, reader), printed=line, printed_base=base))
+    end = 0  # of the rows up to the last one that was seen
     for key, entry in entries.items():
         if key in lines:
+            end = 1 + [row.names for row in rows].index(key)
             continue
         row = measured_row(key, entry, table, reader)
         if row.is_measured:
-            alike = [index for index, other in enumerate(rows) if other.names[0] == key[0]]
-            rows.insert(alike[-1] + 1 if alike else len(rows), row)
+            rows.insert(end, row)
+            end += 1
     return rows
 
 

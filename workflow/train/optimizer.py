@@ -51,7 +51,7 @@ def make_scheduler(optimizer: torch.optim.Optimizer, recipe: dict, steps_per_epo
 def clip_gradients(task: TrainingTask, recipe: dict) -> None:
     """Clip the gradients in place by the recipe's `clip_grad` and `clip_mode`.
 
-    Adaptive clipping ("agc", Brock et al. 2021) leaves out the head, as in timm.
+    Adaptive clipping ("agc", Brock et al. 2021) clips all parameters, the heads' included, as LeViT's and Evo-ViT's
+    authors do. timm can leave out a head, but takes the last two parameters for it, which are one head of several here.
     """
-    parameters = task.get_clip_parameters(exclude_head=recipe["clip_mode"] == "agc")
-    dispatch_clip_grad(parameters, recipe["clip_grad"], recipe["clip_mode"])
+    dispatch_clip_grad(task.get_clip_parameters(), recipe["clip_grad"], recipe["clip_mode"])
