@@ -20,7 +20,7 @@ NEEDED = [
     ),
 ]
 RUNS = ("deit_tiny", "ps_deit_tiny", "dynamic_deit_tiny", "svite_deit_tiny", "ia_red2_deit_tiny",
-        "evo_deit_tiny", "ps_deit_tiny-published")  # fmt: skip
+        "evo_deit_tiny")  # fmt: skip
 LEVITS = ("levit_128s", "evo_levit_128s")  # the demo's figure of Tables 1 and 2 has them, too
 DEMO = "results/demo"
 PATIENCE_S = 180
