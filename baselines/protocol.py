@@ -65,6 +65,9 @@ class TaskHooks(Protocol):
     def start_step(self, step: int, steps: int) -> None:
         """Set what holds in step ``step`` (from 0) of the epoch's ``steps``; called before each, also a skipped one."""
 
+    def end_step(self, step: int, steps: int) -> None:
+        """Use the step's gradients after the optimizer has; called after each step but those that are left out."""
+
     def unreached(self, epochs: int) -> list[str]:
         """Return a sentence for each part of the task's schedule that a training of ``epochs`` never reaches."""
 

@@ -301,6 +301,8 @@ class Trainer:
             optimizer.clip_gradients(self.task, self.recipe)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if hasattr(self.task, "end_step"):
+            self.task.end_step(self.step, self.loader.steps)
         self.task.update_ema(step=update)
         self.unchecked_losses[update] = losses["loss"]
         for name, value in losses.items():
