@@ -59,6 +59,9 @@ class ModelHooks(Protocol):
 class TaskHooks(Protocol):
     """What a training task, a timm ``TrainingTask`` registered by ``evovit.task.register_task``, may define."""
 
+    mixes_images: bool
+    """Whether the recipe's mixup and cutmix apply in this epoch. Default: True."""
+
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Set what holds in ``epoch`` (from 0) of ``epochs``; called before its first step, and after a resume."""
 

@@ -310,7 +310,7 @@ class Trainer:
 
     def forward_backward(self, images, target, part: int, parts: int) -> dict[str, torch.Tensor]:
         """Do the forward and backward pass of one of the step's batches. Return the task's scalar tensors."""
-        if self.mixup is not None:
+        if self.mixup is not None and getattr(self.task, "mixes_images", True):
             images, target = self.mixup(images, target)
         module = self.task.trainable_module
         # processes exchange gradients once per step, with its last batch
