@@ -10,7 +10,7 @@ As in the authors' code and scripts (VITA-Group/SViTE): 0.7 of the heads and 0.7
 of every layer, rounded down (2 of 3, 4 of 6 and 8 of 12 heads), at random at first; the scores by which units die
 and are regrown; weights of dead units are zero, have a gradient all the same, and so a regrown unit starts from
 zero. Since biases of the MLP start at zero, a dead neuron's gradient is zero, too: the neurons that have just been
-killed are regrown, and the neurons' masks stay as they were drawn. Heads do change.
+killed are regrown, and the neurons' masks stay as they were drawn. Their heads do change.
 
 The authors mask nothing but the rows of the q, k and v weights and the weights of the MLP: a dead head puts out its
 value bias, which the projection still reads (``variant="official"``). ``variant="paper"`` cuts whole units, so that
@@ -574,20 +574,26 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+def _create(name: str, pretrained: bool, kwargs: dict[str, Any], sizes: dict[str, Any]) -> nn.Module:
+    # "variant" is also the name of a parameter of timm's build_model_with_cfg
+    model_cls = partial(SparseVisionTransformer, variant=kwargs.pop("variant", "paper"))
+    return create_deit(model_cls, name, pretrained, kwargs, sizes)
+
+
 @register_model
 def svite_deit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> SparseVisionTransformer:
     """DeiT-T with 2 of 3 heads and 0.7 of the neurons."""
     sizes = {**TINY, "neuron_ratio": 0.7}
-    return create_deit(SparseVisionTransformer, "svite_deit_tiny_patch16_224", pretrained, kwargs, sizes)
+    return _create("svite_deit_tiny_patch16_224", pretrained, kwargs, sizes)
 
 
 @register_model
 def svite_deit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> SparseVisionTransformer:
     """DeiT-S with 4 of 6 heads and 0.6 of the neurons."""
-    return create_deit(SparseVisionTransformer, "svite_deit_small_patch16_224", pretrained, kwargs, SMALL)
+    return _create("svite_deit_small_patch16_224", pretrained, kwargs, SMALL)
 
 
 @register_model
 def svite_deit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> SparseVisionTransformer:
     """DeiT-B with 8 of 12 heads and 0.6 of the neurons."""
-    return create_deit(SparseVisionTransformer, "svite_deit_base_patch16_224", pretrained, kwargs, BASE)
+    return _create("svite_deit_base_patch16_224", pretrained, kwargs, BASE)
