@@ -196,7 +196,8 @@ class InterpretedVisionTransformer(TokenDroppingTransformer):
             NotImplementedError: without ``keep_profile``, where the number of tokens has to be
                 known before the images are: in an export or a trace, or on the meta device.
         """
-        x, counts = self.embed(images, maps), []
+        x = self.embed(images, maps)
+        counts: list[Tensor] = []
         patches = x.shape[1] - 1
         valid = torch.ones(x.shape[0], patches, dtype=torch.bool, device=x.device)
         keys = None
