@@ -80,7 +80,7 @@ BASE = dict(embed_dim=768, num_heads=12)
 
 
 def create_deit(
-    model_cls: type[nn.Module],
+    model_cls: Callable[..., nn.Module],
     name: str,
     pretrained: bool,
     kwargs: dict[str, Any],

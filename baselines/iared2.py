@@ -4,17 +4,21 @@ Registered as ``ia_red2_deit_*``. The blocks form three groups; before each, an 
 patches by multi-head products with the class token, and those at or below 0.5 are dropped.
 ``IARED2Task`` trains the interpreters by REINFORCE.
 
-No training code was released. Known: the groups, LayerNorm without affine, six heads, the mean
-over heads of sigmoid(q_class . k * scale), times the previous policy, the threshold. Chosen here:
-head width C / 6; fresh scores are about 0.73, so that training starts from the dense model;
-inference gathers what each image keeps and pads to the longest in the batch, masking the padding.
+Two sources: the paper, and the model file of the authors' released interpretation tool, which has no training code.
+From that file: the groups, LayerNorm without affine, six heads of width C / 6, the mean over heads of
+sigmoid(q_class . k * scale), times the previous policy, the threshold, the class token always kept, and the penalty
+of 1 for a wrong prediction. Chosen here: learning rate and lengths of the phases; fresh scores are about 0.73, so that
+training starts from the dense model; inference gathers what each image keeps and pads to the longest in the
+batch, masking the padding. The file also has weights of the groups' rewards (3, 5, 8) and, commented out, a bound on
+the sampled probabilities; neither is used here.
+
 Under a plain loss the interpreters get no gradient, since choosing has none: their parameters
 require one only after ``set_training_outputs(True)``, which IARED2Task calls. ``keep_profile`` turns
-the threshold into fixed counts: throughput without trained weights uses [0.8, 0.64, 0.512], chosen
-so that DeiT-B's MACs match the printed speed-up.
+the threshold into fixed counts: throughput without trained weights uses declared ones (``profiles`` of items.yaml).
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +30,7 @@ from timm.task import ClassificationTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
+from evovit.checkpoint import load_exactly
 from evovit.task import register_task
 from evovit.tokens import take_tokens
 
@@ -138,7 +143,7 @@ class InterpretedVisionTransformer(TokenDroppingTransformer):
             if len(keep_profile) != len(self.groups) or not falling or min(keep_profile) <= 0:
                 raise ValueError(f"keep_profile={keep_profile} must hold a share per group, none above the last")
         self.keep_profile = keep_profile
-        self.acting: int | None = None  # in training: the first groups whose interpreters act
+        self.acting: int | None = None  # how many groups' interpreters act, from the first; None: all
         self.exploring = False  # in training: sample the last of them
         dd = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
         self.interpreters = nn.ModuleList(Interpreter(self.embed_dim, interpreter_heads, **dd) for _ in self.groups)
@@ -168,6 +173,10 @@ class InterpretedVisionTransformer(TokenDroppingTransformer):
             x = self.run_block(index, x, maps, keys, keys=keys)
         return x
 
+    def acts(self, group: int) -> bool:
+        """Return whether the group's interpreter decides; else the patches of the group before stay."""
+        return self.acting is None or group < self.acting
+
     def choose(self, group: int, scores: Tensor, kept: Tensor) -> Tensor:
         """Return which patches (B, N) are kept by the scores (B, N) of a group, of those kept before."""
         if self.keep_profile is None:
@@ -187,10 +196,16 @@ class InterpretedVisionTransformer(TokenDroppingTransformer):
             NotImplementedError: without ``keep_profile``, where the number of tokens has to be
                 known before the images are: in an export or a trace, or on the meta device.
         """
-        x, counts = self.embed(images, maps), []
+        x = self.embed(images, maps)
+        counts: list[Tensor] = []
         patches = x.shape[1] - 1
         valid = torch.ones(x.shape[0], patches, dtype=torch.bool, device=x.device)
+        keys = None
         for group, interpreter in enumerate(self.interpreters):
+            if not self.acts(group):
+                counts.append(counts[-1] if counts else valid.sum(1))
+                x = self.run_group(group, x, keys, maps)
+                continue
             scores, keys = interpreter(x), None
             if self.keep_profile is None:
                 valid = self.choose(group, scores, valid)
@@ -214,7 +229,7 @@ class InterpretedVisionTransformer(TokenDroppingTransformer):
         x = self.embed(images, maps)
         kept = torch.ones(x.shape[0], x.shape[1] - 1, dtype=torch.bool, device=x.device)
         for group, interpreter in enumerate(self.interpreters):
-            if not self.training or self.acting is None or group < self.acting:
+            if self.acts(group):
                 kept = self.choose(group, interpreter(x), kept)
             x = self.run_group(group, x, with_class(kept), maps)
         return self.norm(x)
@@ -241,6 +256,30 @@ class InterpretedVisionTransformer(TokenDroppingTransformer):
                 logits.append(self.forward_head(self.norm(rest)))
         return PolicyOutput((log_prob * kept).sum(1), sampled, greedy, *logits)
 
+    def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the authors' weights under our keys.
+
+        Their agents have one layer for query, key and an unused value; their groups name all blocks once more.
+
+        Raises:
+            ValueError: for a block whose two copies differ.
+        """
+        renamed = {}
+        for key, value in state_dict.items():
+            if match := re.fullmatch(r"groups\.(\d+)\.agent\.qk\.(weight|bias)", key):
+                group, name = match.groups()
+                query, key_part, _ = value.chunk(3)
+                renamed[f"interpreters.{group}.query.{name}"] = query
+                renamed[f"interpreters.{group}.key.{name}"] = key_part
+            elif match := re.fullmatch(r"groups\.(\d+)\.block_list\.(\d+)\.(.+)", key):
+                block = sum(self.groups[: int(match[1])]) + int(match[2])
+                twin = state_dict.get(f"blocks.{block}.{match[3]}")
+                if twin is None or not torch.equal(value, twin):
+                    raise ValueError(f"the state dict does not fit: {key} differs from blocks.{block}.{match[3]}")
+            else:
+                renamed[key] = value
+        return renamed
+
     def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True) -> list[int]:
         """Remove what no block up to the last of ``indices`` needs, as timm's method."""
         taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
@@ -259,22 +298,35 @@ def with_class(kept: Tensor) -> Tensor:
     return F.pad(kept, (1, 0), value=True)
 
 
+def load_official(model: InterpretedVisionTransformer, weights: Mapping[str, Tensor]) -> None:
+    """Load weights with the key names of the authors' interpretation tool.
+
+    Raises:
+        ValueError: listing every missing, unexpected or misshapen key, and for blocks that are there twice and
+            differ; nothing is loaded then.
+    """
+    load_exactly(model, model.from_official(weights))
+
+
 @register_task("ia_red2")
 class IARED2Task(ClassificationTask):
     """Classification and policy learning, group by group (the curriculum).
 
     The training is cut into one part per group of blocks. In its first half the group's
-    interpreter learns by REINFORCE while all else is frozen; in its second half the backbone
-    learns to classify what the interpreters so far leave. Later interpreters do not act yet.
+    interpreter learns by REINFORCE while all else is frozen, from images that are not mixed, as a reward needs one
+    right answer per image; in its second half the backbone learns to classify what the interpreters so far leave,
+    with mixup and cutmix as DeiT does. Later interpreters do not act yet.
 
     Args (in addition to ClassificationTask's):
-        tau: penalty for a wrong prediction; not known from the paper's text, 0.5 here.
+        tau: penalty for a wrong prediction; 1 in the authors' interpretation tool (``error_penalty=-1``).
 
     Raises:
         ValueError: for a model without interpreters, or one with a fixed keep_profile.
     """
 
-    def __init__(self, model: nn.Module, *args: Any, tau: float = 0.5, **kwargs: Any):
+    mixes_images = True  # in the fine-tuning halves
+
+    def __init__(self, model: nn.Module, *args: Any, tau: float = 1.0, **kwargs: Any):
         super().__init__(model, *args, **kwargs)
         inner = unwrap_model(model)
         if not isinstance(inner, InterpretedVisionTransformer):
@@ -298,7 +350,10 @@ class IARED2Task(ClassificationTask):
         half = 2 * len(model.groups) * epoch // epochs
         group = half // 2
         model.acting = group + 1
+        if self.has_ema():
+            unwrap_model(self.get_trainable_module(ema=True)).acting = group + 1
         model.exploring = half % 2 == 0
+        self.mixes_images = not model.exploring
         for name, parameter in model.named_parameters():
             if model.exploring:
                 learns = name.startswith(f"interpreters.{group}.")

@@ -59,11 +59,17 @@ class ModelHooks(Protocol):
 class TaskHooks(Protocol):
     """What a training task, a timm ``TrainingTask`` registered by ``evovit.task.register_task``, may define."""
 
+    mixes_images: bool
+    """Whether the recipe's mixup and cutmix apply in this epoch. Default: True."""
+
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Set what holds in ``epoch`` (from 0) of ``epochs``; called before its first step, and after a resume."""
 
     def start_step(self, step: int, steps: int) -> None:
         """Set what holds in step ``step`` (from 0) of the epoch's ``steps``; called before each, also a skipped one."""
+
+    def end_step(self, step: int, steps: int) -> None:
+        """Use the step's gradients after the optimizer has; called after each step but those that are left out."""
 
     def unreached(self, epochs: int) -> list[str]:
         """Return a sentence for each part of the task's schedule that a training of ``epochs`` never reaches."""

@@ -1,11 +1,12 @@
-"""IA-RED2: the policies, the reward, the curriculum, and inference that gathers."""
+"""IA-RED2: the authors' numbers, the policies, the reward, the curriculum, and inference that gathers."""
 
 import pytest
 import timm
 import torch
 from torch.testing import assert_close
 
-from baselines.iared2 import IARED2Task
+from baselines.iared2 import IARED2Task, load_official
+from tests.golden import reference
 from tests.models import families
 
 KEY = "ia_red2_deit"
@@ -19,6 +20,99 @@ def build(spread=1.0, **kwargs):
             torch.nn.init.normal_(linear.weight, std=spread)
             torch.nn.init.zeros_(linear.bias)
     return model
+
+
+# -- the numbers of the authors' code --------------------------------------------------------------
+
+CASES = reference.names("iared2_")
+NEAR = dict(rtol=0, atol=1e-10)
+
+
+def load(about, dtype):
+    sizes = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "num_classes")
+    kwargs = {name: about["ctor"][name] for name in sizes}
+    model = timm.create_model("ia_red2_deit_tiny_patch16_224", groups=about["group_size"], **kwargs).to(dtype)
+    load_official(model, reference.weights(about["shapes"], dtype))
+    if about["cl_step"] >= 0:  # their step of the curriculum: later groups keep what this one chose
+        model.acting = about["cl_step"] + 1
+    return model.eval()
+
+
+def watch(model, images):
+    """Each group's scores (B, N) of all patches, and its class token (B, C), from a pass that drops nothing."""
+    scores, class_tokens = [], []
+    last = [sum(model.groups[: group + 1]) - 1 for group in range(len(model.groups))]
+    hooks = [model.blocks[index].register_forward_hook(lambda *args: class_tokens.append(args[-1][:, 0]))
+             for index in last]  # fmt: skip
+    first = [0, *(index + 1 for index in last[:-1])]
+    for interpreter, index in zip(model.interpreters, first, strict=True):
+        hooks.append(model.blocks[index].register_forward_pre_hook(
+            lambda block, inputs, interpreter=interpreter: scores.append(interpreter(inputs[0]))
+        ))  # fmt: skip
+    model.masked(images)
+    for hook in hooks:
+        hook.remove()
+    return scores, class_tokens
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", CASES)
+def test_inference_is_the_authors(name, fused):
+    about, expected = reference.case(name)
+    model, images = load(about, torch.float64), reference.images(about, torch.float64)
+    for block in model.blocks:
+        block.attn.fused_attn = fused
+    with torch.no_grad():
+        logits, counts = model(images), model.gathered(images)[1]
+        scores, class_tokens = watch(model, images)
+    assert_close(logits, torch.tensor(expected["logits"]), **NEAR)
+    assert_close(torch.stack(class_tokens), torch.tensor(expected["cls_token_after_group"]), **NEAR)
+    policies = torch.tensor(expected["policy"])[..., 1:].bool()
+    assert torch.equal(torch.stack(counts), policies.sum(2))
+    kept = torch.ones_like(policies[0])
+    for group, policy in enumerate(policies):
+        assert_close(scores[group] * kept, torch.tensor(expected["prob"])[group, :, 1:], **NEAR)
+        if model.acts(group):
+            kept = model.choose(group, scores[group], kept)
+        assert torch.equal(kept, policy)
+    # their estimate of the cost: the mean share of tokens over the blocks
+    shares = (1 + torch.stack(counts)).double() / (1 + policies.shape[2])
+    blocks = torch.tensor(model.groups).double()
+    assert_close((shares * blocks[:, None]).sum(0) / blocks.sum(), torch.tensor(expected["flops_fraction"]))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_inference_in_float32(name):
+    about, expected = reference.case(name)
+    logits = load(about, torch.float32)(reference.images(about, torch.float32))
+    limit = 4 * about["max_abs_diff_f32_f64"]
+    assert_close(logits.double(), torch.tensor(expected["logits"]), rtol=0, atol=limit)
+
+
+def test_official_weights_name_each_block_twice():
+    about, expected = reference.case("iared2_custom_img112_groups345")
+    model, weights = load(about, torch.float64), reference.weights(about["shapes"], torch.float64)
+    first = 0
+    for group, size in enumerate(model.groups):
+        for block in range(size):
+            prefix = f"blocks.{first + block}."
+            for key in [key for key in weights if key.startswith(prefix)]:
+                weights[f"groups.{group}.block_list.{block}.{key.removeprefix(prefix)}"] = weights[key]
+        first += size
+    torch.nn.init.zeros_(model.head.weight)
+    load_official(model, weights)
+    images = reference.images(about, torch.float64)
+    assert_close(model(images).detach(), torch.tensor(expected["logits"]), **NEAR)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    twin = "groups.1.block_list.0.norm1.weight"
+    with pytest.raises(ValueError, match=rf"{twin} differs from blocks.3.norm1.weight"):
+        load_official(model, weights | {twin: weights[twin] + 1})
+    with pytest.raises(ValueError, match=r"missing interpreters\.2\.key\.bias"):
+        load_official(model, {key: value for key, value in weights.items() if key != "groups.2.agent.qk.bias"})
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+# -- what a model computes -------------------------------------------------------------------------
 
 
 def test_scores_are_those_of_the_definition():
@@ -80,12 +174,25 @@ def task_of(model, **kwargs):
     return IARED2Task(model, criterion_kwargs=dict(smoothing=0.0), verbose=False, **kwargs)
 
 
+@pytest.mark.parametrize("acting", [0, 1, 2])
+def test_groups_that_do_not_act_keep_what_the_last_acting_one_kept(acting):
+    model, images = build().eval(), families.images(KEY, batch=6)
+    model.acting = acting
+    tokens, counts = model.gathered(images)
+    assert_close(model.forward_head(tokens), model.forward_head(model.masked(images)), rtol=0, atol=1e-5)
+    first = torch.full((6,), 16) if acting == 0 else counts[acting - 1]
+    assert all(torch.equal(count, first) for count in counts[acting:])
+    maps = model.forward_intermediates(images, intermediates_only=True)
+    assert len(maps) == 12
+
+
 def test_reward():
     task = task_of(families.build(KEY), tau=0.5)
     kept = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]]).bool()
     logits = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
     reward = task.reward(kept, logits, torch.tensor([1, 0, 0]))
     assert reward.tolist() == [1 - 0.25, -0.5, 0.0]
+    assert task_of(families.build(KEY)).reward(kept, logits, torch.tensor([1, 0, 0]))[1] == -1
 
 
 def test_the_curriculum_takes_turns():
@@ -96,11 +203,11 @@ def test_the_curriculum_takes_turns():
         task.start_epoch(epoch, 12)
         learning = {".".join(name.split(".")[:2]) for name, p in model.named_parameters() if p.requires_grad}
         interpreters = sorted(name for name in learning if name.startswith("interpreters"))
-        phases.append((model.acting, interpreters, "head.weight" in learning))
+        phases.append((model.acting, interpreters, "head.weight" in learning, task.mixes_images))
     expected = []
     for group in range(3):
-        expected += 2 * [(group + 1, [f"interpreters.{group}"], False)]
-        expected += 2 * [(group + 1, [], True)]
+        expected += 2 * [(group + 1, [f"interpreters.{group}"], False, False)]
+        expected += 2 * [(group + 1, [], True, True)]
     assert phases == expected
 
 
@@ -121,7 +228,7 @@ def test_the_loss_raises_what_was_rewarded():
     for kept, logits in ((output.sampled, output.sampled_logits),
                          (output.greedy, output.greedy_logits)):  # fmt: skip
         right = logits.argmax(1) == target
-        gains.append(torch.where(right, 1 - kept.float().mean(1) ** 2, torch.tensor(-0.5)))
+        gains.append(torch.where(right, 1 - kept.float().mean(1) ** 2, torch.tensor(-1.0)))
     advantage = gains[0] - gains[1]
     assert advantage.abs().max() > 0
     assert_close(result["loss"], -(advantage * chance).mean())

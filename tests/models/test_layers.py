@@ -15,6 +15,7 @@ from tests.models import families
 
 VARIANTS = {key: (key, {}) for key in families.FAMILIES}
 VARIANTS["ia_red2_deit, fixed counts"] = ("ia_red2_deit", dict(keep_profile=[0.8, 0.5, 0.25]))
+VARIANTS["svite_deit, official"] = ("svite_deit", dict(variant="official"))
 VARIANTS["svite_deit, single weights"] = ("svite_deit", dict(sparsity="unstructured"))
 CHOOSING = ("score_predictor.", "interpreters.")  # which no plain loss trains at inference
 
@@ -43,7 +44,7 @@ def build(variant):
     if key.startswith("evo"):  # their training alone uses the heads of the class token
         model.set_training_outputs(True)
     model.eval()
-    return model.deployed() if kwargs.get("sparsity") else model
+    return model.deployed() if "sparsity" in kwargs or "variant" in kwargs else model
 
 
 def images(variant):

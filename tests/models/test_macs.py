@@ -199,7 +199,7 @@ def test_dynamicvit(size):
     assert counted(build(f"dynamic_deit_{size}_patch16_224")) == dynamic(196, width, once=True)
 
 
-@pytest.mark.parametrize(("size", "heads", "neurons"), [("tiny", 2, 538), ("small", 4, 922), ("base", 8, 1843)])
+@pytest.mark.parametrize(("size", "heads", "neurons"), [("tiny", 2, 537), ("small", 4, 921), ("base", 8, 1843)])
 def test_svite_as_deployed(size, heads, neurons):
     model = timm.create_model(f"svite_deit_{size}_patch16_224").eval().deployed()
     for layer in model.blocks:
@@ -217,9 +217,10 @@ def test_ia_red2_at_its_assumed_profile(size):
     model = build(f"ia_red2_deit_{size}_patch16_224", device="cpu", **profile)
     profile = profile["keep_profile"]
     assert counted(model, device="cpu") == interpreted(width, profile)
-    if size == "base":  # what the profile was chosen by: printed images/s
+    printed = {"small": 1360 / 940, "base": 453 / 299}  # images/s, what the profiles were chosen by
+    if size in printed:
         ratio = dense(196, width) / interpreted(width, profile)
-        assert abs(ratio / (453 / 299) - 1) < 0.03
+        assert abs(ratio / printed[size] - 1) < 0.03
 
 
 @pytest.mark.parametrize(("size", "rates"), [("tiny", (3563, 2536)), ("small", (1308, 940)),

@@ -30,6 +30,7 @@ OPTIONS = {  # other options of the families; FAMILIES has the defaults
     "evo_deit, not pooled": ("evo_deit", dict(pool_placeholders=False)),
     "evo_deit, last class": ("evo_deit", dict(scores="last_class")),
     "pooled_deit, average": ("pooled_deit", dict(pooling="average", pool_block=3)),
+    "svite_deit, official": ("svite_deit", dict(variant="official")),
     "svite_deit, unstructured": ("svite_deit", dict(sparsity="unstructured")),
     "evo_levit, learned": ("evo_levit", dict(alpha="learned", schedule="layer")),
 }

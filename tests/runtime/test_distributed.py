@@ -71,6 +71,8 @@ def weights(folder: Path) -> dict:
         ("deit_tiny", 2),
         pytest.param("deit_tiny", None, marks=pytest.mark.integration),
         pytest.param("levit_128s", None, marks=pytest.mark.integration),
+        pytest.param("svite_deit_tiny", None, marks=pytest.mark.integration),
+        pytest.param("svite_deit_tiny", 2, marks=pytest.mark.integration),
     ],
 )
 def test_two_processes_have_the_losses_of_one(run, most, site, tiny_spec, with_needed):
@@ -89,7 +91,7 @@ def test_two_processes_have_the_losses_of_one(run, most, site, tiny_spec, with_n
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("run", ["evo_deit_tiny", "ia_red2_deit_tiny", "evo_levit_128s"])
+@pytest.mark.parametrize("run", ["evo_deit_tiny", "svite_deit_tiny", "ia_red2_deit_tiny", "evo_levit_128s"])
 def test_two_processes_killed_at_any_step_end_with_the_same_bits(run, site, tiny_spec, with_needed):
     random = {"mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.5, "ema": 0.9}
     spec = with_needed(tiny_spec(run, **random))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from baselines.iared2 import IARED2Task
 from workflow.campaign import specs
 from workflow.runtime.device import DeviceError
 from workflow.storage import journal, records
@@ -42,6 +43,22 @@ def test_the_record_is_of_the_last_epochs_raw_weights(site, tiny_spec):
     assert record["results"]["ema_top1"] == last["ema_top1"]
     assert record["results"]["best_top1"] >= record["results"]["top1"]
     assert record["spec_hash"] == specs.spec_hash(spec)
+
+
+def test_images_are_mixed_only_where_the_task_takes_mixed_ones(site, tiny_spec, with_needed, monkeypatch):
+    """IA-RED2's REINFORCE halves get one label per image, its fine-tuning halves mixed ones."""
+    spec = with_needed(tiny_spec("ia_red2_deit_tiny", epochs=6, mixup=0.8, cutmix=1.0))
+    mixed, forward = [], IARED2Task.forward
+
+    def watch(self, images, target):
+        mixed.append((target.ndim == 2, self.get_trainable_module().exploring))
+        return forward(self, images, target)
+
+    monkeypatch.setattr(IARED2Task, "forward", watch)
+    record = trainer.run(spec, site, attempt(site, "ia_red2_deit_tiny"))
+    assert record["results"]["loss"] > 0
+    assert len(mixed) == 6 * 5
+    assert all(mixes is not explores for mixes, explores in mixed)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence(site, tiny_spec):

@@ -300,6 +300,8 @@ class Trainer:
             optimizer.clip_gradients(self.task, self.recipe)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if hasattr(self.task, "end_step"):
+            self.task.end_step(self.step, self.loader.steps)
         self.task.update_ema(step=update)
         self.unchecked_losses[update] = losses["loss"]
         for name, value in losses.items():
@@ -307,7 +309,7 @@ class Trainer:
 
     def forward_backward(self, images, target, part: int, parts: int) -> dict[str, torch.Tensor]:
         """Do the forward and backward pass of one of the step's batches. Return the task's scalar tensors."""
-        if self.mixup is not None:
+        if self.mixup is not None and getattr(self.task, "mixes_images", True):
             images, target = self.mixup(images, target)
         module = self.task.trainable_module
         # processes exchange gradients once per step, with its last batch
