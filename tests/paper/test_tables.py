@@ -199,7 +199,7 @@ class TestWithThroughput:
         assert "- accuracies are of one seed where" in text
         assert ". printed 51.5 % but its img/s give 48.3 %" in text
         lines = [line for line in text.splitlines() if line.startswith("|")]
-        assert len(lines) == 2 + 22
+        assert len(lines) == 2 + 21
         assert len({line.count("|") for line in lines}) == 1
 
 

@@ -275,7 +275,9 @@ def item_tags(config: Config, spec: dict) -> dict[str, str]:
     else:
         column, value = "section", spec["section"]
     rows = {table: [row for row in rows if row[column] == value] for table, rows in config.items["tables"].items()}
-    tags = _numbers("table", (table for table in rows if rows[table]))
+    shown = [table for table in rows if rows[table]]
+    tags = _numbers("table", (table for table in shown if table in config.paper_tables))
+    tags |= _numbers("ours", (table for table in shown if table in config.items["ours"]))  # not the paper's
     tags |= _numbers("figure", (name for name in figures if any(row[column] == value for row in config.rows(name))))
     for key in ("backbone", "method", "strategy"):  # each table has some of them
         values = {row[key] for table in rows for row in rows[table] if key in row}
