@@ -81,7 +81,7 @@ def test_a_dry_run_writes_nothing_and_shows_what_a_start_would_make(made):
     try:
         before = files_of(made)
         assert planned(made, TABLE, *DEMO) == {"train": 1, "table": 1}
-        assert planned(made, "results/table1.csv", *DEMO)["train"] == 21
+        assert planned(made, "results/table1.csv", *DEMO)["train"] == 24
         assert files_of(made) == before
     finally:
         (made / "workflow/config/runs.yaml").write_text(config)

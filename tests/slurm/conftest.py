@@ -161,6 +161,8 @@ def training(cluster, tmp_path, images, tiny_spec):
 
     def make(epochs: int = EPOCHS, batch_size: int = 8, **resources) -> Training:
         spec = tiny_spec("deit_tiny", epochs=epochs, batch_size=batch_size)
+        if resources.get("tasks", 1) > 1:
+            spec["model"]["kwargs"].pop("drop_path_rate", None)  # each process draws its own
         made.append(Training(cluster, tmp_path, images, spec, **resources))
         return made[-1]
 
