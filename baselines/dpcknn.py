@@ -181,7 +181,7 @@ class ClusteringVisionTransformer(TokenDroppingTransformer):
         """Change the image size, as timm's method.
 
         Raises:
-            ValueError: for a grid of which the last stage would keep no patch.
+            ValueError: for a grid so small that the last stage would keep no patch.
         """
         super().set_input_size(*args, **kwargs)
         self._check_grid(self.patch_embed.num_patches)

@@ -22,7 +22,7 @@ from evovit.task import register_task
 from evovit.tokens import take_tokens
 
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
-from .dropping import FeatureMaps, TokenDroppingTransformer
+from .dropping import REDUCTION_BLOCKS, FeatureMaps, TokenDroppingTransformer, check_reduction_blocks
 from .weights import SplitsWeights, complete_dense, split_weights
 
 NEVER_TRAINED = ("cls_token", "pos_embed")  # parameters that the authors' optimizer leaves out
@@ -176,7 +176,9 @@ class DynamicVisionTransformer(TokenDroppingTransformer):
     fresh_keys = ("score_predictor.",)
     near_ties = True  # fresh predictors score patches much alike: rounding decides which are kept
 
-    def __init__(self, *args: Any, keep_ratio: float = 0.7, reduction_blocks: Sequence[int] = (3, 6, 9), **kwargs: Any):
+    def __init__(
+        self, *args: Any, keep_ratio: float = 0.7, reduction_blocks: Sequence[int] = REDUCTION_BLOCKS, **kwargs: Any
+    ):
         if "prune_blocks" in kwargs:
             raise ValueError(
                 "the keyword prune_blocks is called reduction_blocks now: write "
@@ -185,12 +187,9 @@ class DynamicVisionTransformer(TokenDroppingTransformer):
         weight_init = kwargs.pop("weight_init", "")
         layers = dict(block_fn=DynamicBlock, attn_layer=MaskedAttention)
         super().__init__(*args, **layers, **kwargs, weight_init="skip")
-        depth, reduction_blocks = len(self.blocks), tuple(reduction_blocks)
         if not 0 < keep_ratio < 1:
             raise ValueError(f"keep_ratio={keep_ratio} must lie between 0 and 1")
-        if not reduction_blocks or list(reduction_blocks) != sorted(set(reduction_blocks) & set(range(depth))):
-            raise ValueError(f"reduction_blocks={reduction_blocks} must ascend within 0..{depth - 1}")
-        self.reduction_blocks = reduction_blocks
+        self.reduction_blocks = reduction_blocks = check_reduction_blocks(reduction_blocks, len(self.blocks))
         self.keep_ratios = tuple(keep_ratio ** (i + 1) for i in range(len(reduction_blocks)))
         dd = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
         self.score_predictor = nn.ModuleList(ScorePredictor(self.embed_dim, **dd) for _ in reduction_blocks)
@@ -274,7 +273,7 @@ class DynamicVisionTransformer(TokenDroppingTransformer):
         """Change the image size, as timm's method.
 
         Raises:
-            ValueError: for a grid of which the last stage would keep no patch.
+            ValueError: for a grid so small that the last stage would keep no patch.
         """
         super().set_input_size(*args, **kwargs)
         self._check_grid(self.patch_embed.num_patches)

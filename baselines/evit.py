@@ -6,8 +6,8 @@ a sum of 1. They pass a gradient. The fused token takes part in later selections
 fused again. ``EViTTask`` trains it from scratch with a share of kept tokens that falls from 1 to the model's own.
 
 Chosen here, where the authors have one rate for all blocks: in a list of different rates each falls to its own value.
-The falling rate holds in training only; evaluations during a training are at the model's own rate, of which the
-reported costs are. A feature map shows the last value of a fused patch from before its fusion, as of a dropped one.
+The falling rate holds in training only; evaluations during a training use the model's own rate, as the reported
+costs do. A feature map shows the last value of a fused patch from before its fusion, as of a dropped one.
 """
 
 import math

@@ -82,7 +82,7 @@ class Gate(nn.Module):
 
 
 class GatedAttention(Attention):
-    """timm's Attention, some heads of which are dead.
+    """timm's Attention with some dead heads.
 
     Attributes:
         dead_head: what a dead head puts out: "zero", or the "bias" of its values.
@@ -135,11 +135,11 @@ class GatedAttention(Attention):
         self.scores = self.scores + torch.stack((death, growth))
 
     def death_scores(self) -> Tensor:
-        """Return the scores (H,) of which the smallest die."""
+        """Return the scores (H,) by which heads die, the smallest first."""
         return self.scores[0]
 
     def growth_scores(self) -> Tensor:
-        """Return the scores (H,) of which the largest are regrown."""
+        """Return the scores (H,) by which heads are regrown, the largest first."""
         return self.scores[1]
 
     @torch.no_grad()
@@ -172,7 +172,7 @@ class GatedAttention(Attention):
 
 
 class GatedMlp(Mlp):
-    """timm's Mlp, some hidden neurons of which are dead."""
+    """timm's Mlp with some dead hidden neurons."""
 
     gate_neurons: Gate
 
@@ -207,7 +207,7 @@ class GatedMlp(Mlp):
 
 
 class GatedLinear(nn.Module):
-    """A linear layer, some weights of which are dead.
+    """A linear layer with some dead weights.
 
     It is no ``nn.Linear``, so that tools for linear layers (LoRA, int8) leave it as it is or refuse it:
     whatever they add to the weight would be masked, too. They take the model that ``deployed()`` returns.
@@ -287,7 +287,7 @@ def _cut(linear: nn.Linear | GatedLinear, rows: Tensor | None = None, columns: T
 
 
 class SparseVisionTransformer(DeitVariant):
-    """Vision Transformer, some heads and neurons of which, or some single weights, are dead.
+    """Vision Transformer with some dead heads and neurons, or some dead single weights.
 
     Args (in addition to timm's):
         sparsity: "structured" (heads and neurons) or "unstructured" (weights of the blocks'
@@ -458,7 +458,7 @@ class SViTETask(ClassificationTask):
     An update follows the first step of an epoch, by the scores of that step's images and gradients: in each layer
     ceil(rate * alive) units die, then as many of all dead ones are regrown, those just killed included. A unit that
     is killed and regrown at once keeps its weights, any other regrown one starts from zero. The optimizer's
-    moments stay as they are. The authors update every so many steps instead of epochs; all else is theirs. A layer
+    moments stay as they are. The authors count steps between updates and not epochs; all else is theirs. A layer
     whose scores are not finite (fp16) keeps its units.
 
     Args (in addition to ClassificationTask's):

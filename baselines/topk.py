@@ -78,7 +78,7 @@ class TopKVisionTransformer(RankingTransformer):
         """Change the image size, as timm's method.
 
         Raises:
-            ValueError: for a grid of which the last reduction would keep no patch.
+            ValueError: for a grid so small that the last reduction would keep no patch.
         """
         super().set_input_size(*args, **kwargs)
         self._check_grid(self.patch_embed.num_patches)

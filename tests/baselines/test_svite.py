@@ -249,7 +249,7 @@ def test_an_open_gate_changes_nothing_once_dead_weights_are_zero():
 
 
 def with_gate(layer, name, units, living):
-    """Give the layer a gate of so many units, the first of which live."""
+    """Give the layer a gate of this number of units; the first ones live."""
     gate = Gate((units,), living / units)
     gate.alive.zero_()
     gate.alive[:living] = True

@@ -258,7 +258,7 @@ def test_an_empty_batch_gives_empty_intermediates(key):
     fixed = {"keep_profile": PROFILE} if key == "ia_red2_deit" else {}  # else images say how many
     model = build(key, **fixed).eval()
     options = [{}] if key in LEVITS else [{}, *INTERMEDIATES]
-    if key == "ats_deit":  # the images say how many tokens come out, but not of which size maps are
+    if key == "ats_deit":  # the images decide how many tokens come out, but not the size of the maps
         options = [{**kwargs, "intermediates_only": True} for kwargs in options]
     for kwargs in options:
         some, none = (model.forward_intermediates(images(key)[:n], **kwargs) for n in (1, 0))
