@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,25 @@ def test_a_lost_process_of_the_data_job_is_one_sentence(site, config, monkeypatc
     folder = Path(site["root"]) / "data/attempts/1"
     with pytest.raises(worker_processes.LoaderError, match=r"killed \(signal 9\).*fewer `workers`"):
         job.Job(spec, site | {"workers": 2}, str(folder))._run(folder)
+
+
+@pytest.mark.integration
+def test_a_lost_process_interrupts_nothing_but_the_loading(images, tiny_spec, started):
+    """Not a checkpoint that is being written, as torch's own signal handler would."""
+    config = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    spec = tiny_spec("deit_tiny")
+    context = DistributedContext(torch.device("cpu"), 0, 1)
+    site = {"data_root": str(images), "workers": 1}
+    source = loaders.ImageSource(spec["data"], site, spec["recipe"], config, context)
+    batches = iter(source.load(source.evaluation_set("val"), range(20), 1))
+    next(batches)
+    (process,) = started
+    subprocess.run(["kill", "-TERM", str(process.pid)], check=True)  # from its parent it would end as it should
+    process.join()
+    time.sleep(0.1)  # a signal handler would raise here
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        list(batches)
+    assert worker_processes.lost() == [-signal.SIGTERM]
 
 
 @pytest.mark.integration

@@ -9,11 +9,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from workflow.data import layout, readers
 from workflow.data.layout import DataError, printable
-from workflow.data.loaders import worker_options
+from workflow.data.loaders import Loader, worker_options
 from workflow.data.readers import ImageError, ImageReader, decode
 from workflow.storage import records
 
@@ -107,7 +107,7 @@ class Decoding(Dataset):
 def unusable(reader: ImageReader, workers: int) -> Iterator[str]:
     """Decode every image in `workers` processes. Yield a sentence for each image that can't be used."""
     options = worker_options(workers, persistent=False) | {"collate_fn": list}
-    for chunk in DataLoader(Decoding(reader), batch_size=CHUNK, **options):
+    for chunk in Loader(Decoding(reader), batch_size=CHUNK, **options):
         yield from filter(None, chunk)
 
 

@@ -1,6 +1,8 @@
 """Load the images of a split in batches on the device, by timm's prefetcher."""
 
 import math
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +15,20 @@ from workflow.data.layout import DataError
 from workflow.data.readers import StrictImageDataset, open_split
 from workflow.data.sampling import EpochSampler, SeededDraws, stream_seed
 from workflow.runtime.distributed import DistributedContext
+
+
+class Loader(DataLoader):
+    """torch's DataLoader without torch's signal handler.
+
+    That handler raises a RuntimeError wherever the main process is when a worker process dies, even while it writes
+    a checkpoint or after it was asked to stop. Without it the next batch raises the error, at most 5 seconds later.
+    """
+
+    def __iter__(self):
+        iterator = super().__iter__()
+        if self.num_workers and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return iterator
 
 
 @dataclass(frozen=True)
@@ -44,7 +60,7 @@ class ImageSource:
 
         Its worker processes are `persistent` if it is iterated again and again.
         """
-        loader = DataLoader(
+        loader = Loader(
             dataset,
             batch_size=batch_size,
             sampler=indices,
@@ -112,7 +128,7 @@ class TrainLoader:
             context.world_size,
         )
         self.steps = self.sampler.steps
-        loader = DataLoader(
+        loader = Loader(
             SeededDraws(dataset),
             batch_size=self.batch_size,
             sampler=self.sampler,

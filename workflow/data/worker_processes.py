@@ -10,7 +10,6 @@ import math
 import multiprocessing
 import shutil
 import signal
-import threading
 from collections.abc import Iterator
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
@@ -53,8 +52,6 @@ def lost() -> list[int]:
 
     To be called after an error; it waits for a process that is about to end.
     """
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises for each process that dies
     wait([process.sentinel for process in _started if process.is_alive()], timeout=DYING_S)
     return [process.exitcode for process in _started if process.exitcode]
 

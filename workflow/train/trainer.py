@@ -102,8 +102,9 @@ def train(spec: dict, site: dict, folder: Path, context: DistributedContext) -> 
         try:
             finished = trainer.fit(checkpoints, stop)
         except worker_processes.FAULTS as error:
-            if stop.received is not None and -signal.SIGTERM in worker_processes.lost():
-                # Slurm signals all processes of a job at once, and the loader processes ended first
+            # Slurm signals all processes of a job at once, and the loader processes ended first; lost() gives the
+            # signal the time to arrive here, too
+            if -signal.SIGTERM in worker_processes.lost() and stop.received is not None:
                 trainer.report("Asked to stop: goes on from the last checkpoint.")
                 stop.end_job(context.is_first)
             if not device.is_out_of_memory(error):
