@@ -49,13 +49,17 @@ class EvoHost(NoSymbolicGraph):
         self._scoring = options.scoring_blocks(self.options, self._groups)
         self.schedule = schedule
         self._schedule_was_given = False  # whoever calls this manages the schedule from here on
-        update_model_args(self, schedule=schedule)
+        self.note_arguments(schedule=schedule)
 
     def set_selecting(self, enable: bool) -> None:
         """Switch token selection on or off; off, every block runs on all tokens."""
         if enable != self.selecting:  # a model built with these arguments computes the same
-            update_model_args(self, keep_ratio=list(self.options.keep_ratio) if enable else 1.0)
+            self.note_arguments(keep_ratio=list(self.options.keep_ratio) if enable else 1.0)
         self.selecting = enable
+
+    def note_arguments(self, **arguments: Any) -> None:
+        """Note keywords among timm's model arguments, by which it builds the model anew."""
+        update_model_args(self, **arguments)
 
     @property
     def groups(self) -> tuple[tuple[int, int], ...]:
@@ -70,9 +74,10 @@ class EvoHost(NoSymbolicGraph):
     def new_scores(self, x: Tensor) -> Scores | deferred.DeferredScores:
         """Return the scores before the first attention of a forward pass on the device of ``x``."""
         if self.defers_scores and deferred.saves_time(x):
-            return deferred.DeferredScores(self.options.sums_heads)
+            return deferred.DeferredScores(self.options.sums_heads, prefix=self.options.host.prefix)
         # Only the weights of Eq. 5 let a gradient through; without them the scores just rank.
-        return Scores(self.options.sums_heads, detached=self.options.placeholders != "update")
+        detached = self.options.placeholders != "update"
+        return Scores(self.options.sums_heads, detached, prefix=self.options.host.prefix)
 
     def metadata(self) -> dict[str, Any]:
         """Return what a checkpoint says besides the weights, in plain values."""
