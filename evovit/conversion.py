@@ -44,7 +44,7 @@ class FromHost(Mixin):
     training_parts: tuple[str, ...] = ()
     _added: Sequence[tuple[str, str]] = ()  # module paths and names of the attributes that ``configure`` added
 
-    def configure(self, **options: Any) -> None:
+    def configure(self, *args: Any, **options: Any) -> None:
         """Check the keywords of the class and store what follows from them; no weights are made here."""
         raise NotImplementedError
 
@@ -52,7 +52,8 @@ class FromHost(Mixin):
         """Call ``configure`` and note which attributes it added, so that ``to_dense`` can remove them."""
         before = set(_attributes(self))
         self.configure(**options)
-        self._added = sorted(set(_attributes(self)) - before)
+        modules = {path for path, _ in before}  # what is inside a module that was added goes with it
+        self._added = sorted(added for added in set(_attributes(self)) - before if added[0] in modules)
 
 
 def pop_options(cls: type[FromHost], keywords: dict[str, Any]) -> dict[str, Any]:
