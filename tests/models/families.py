@@ -81,9 +81,9 @@ def build(key: str, **kwargs):
     return model
 
 
-def fixed_scores(x: torch.Tensor) -> torch.Tensor:
-    """Numbers (B, n) for tokens x (B, 1 + n, C) in place of ``topk.draw_scores``: the same in every pass."""
-    return torch.arange(x.shape[1] - 1, device=x.device).sin().expand(x.shape[0], -1)
+def fixed_scores(x: torch.Tensor, prefix: int) -> torch.Tensor:
+    """Numbers (B, n) for tokens x (B, P + n, C) in place of ``topk.draw_scores``: the same in every pass."""
+    return torch.arange(x.shape[1] - prefix, device=x.device).sin().expand(x.shape[0], -1)
 
 
 def images(key: str, batch: int = 2, channels: int = 3) -> torch.Tensor:
