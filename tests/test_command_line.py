@@ -71,6 +71,7 @@ def test_ctrl_c_ends_a_program_without_a_traceback():
     assert ended.value.code == command_line.INTERRUPTED
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("arguments", [("launch.status",), ("bench", "import", "measured")])
 def test_a_program_started_in_another_folder_names_the_clone(tmp_path, arguments):
     """Else `status` would say there that nothing was started."""

@@ -28,6 +28,7 @@ def test_views_move_nothing():
     assert roofline.operations(Views(), torch.randn(3, 8)) == []
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("key", families.FAMILIES)
 @pytest.mark.parametrize("mode", ["paper", "fused"])
 def test_its_macs_are_those_that_torch_counts(key, mode):

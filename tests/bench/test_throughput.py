@@ -72,6 +72,7 @@ def test_each_speed_up_has_its_ceilings_and_its_check():
     assert paper["check"]["distance"] == 0
 
 
+@pytest.mark.integration
 def test_at_batch_1_each_pass_counts():
     results = throughput.measure_group(spec(batch_size=1))
     latency = results["methods"][1]["latency_ms"]
@@ -79,6 +80,7 @@ def test_at_batch_1_each_pass_counts():
     assert throughput.measure_group(spec())["methods"][1]["latency_ms"] is None
 
 
+@pytest.mark.integration
 def test_a_sweep_measures_every_batch_size():
     whole = spec(batch_sizes=[1, 2])
     del whole["batch_size"]
@@ -114,6 +116,7 @@ def weighted(tiny_spec, site) -> dict:
     return spec(models=models, images=images, batch_size=4)
 
 
+@pytest.mark.integration
 def test_trained_weights_are_measured_on_named_images(weighted, site):
     results = throughput.measure_group(weighted, site)
     assert results["images"] == ["0/0.png", "2/1.png", "5/0.png", "7/1.png"]  # of 20, spread
@@ -223,6 +226,7 @@ def test_running_out_of_memory_is_a_result(monkeypatch):
     assert len(dense["rounds"]) == 5
 
 
+@pytest.mark.integration
 def test_running_out_of_memory_amid_a_sweep_loses_nothing(monkeypatch):
     measure_batch_size = throughput.measure_batch_size
 

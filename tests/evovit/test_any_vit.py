@@ -283,6 +283,7 @@ def test_the_form_for_gpus_counts_the_registers(form, monkeypatch):
         assert_close(model(images), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.integration
 def test_compiled_without_graph_breaks(monkeypatch):
     torch._dynamo.reset()
     model = evovit.from_timm(hosts.build("dinov2 with registers", depth=3))

@@ -65,6 +65,7 @@ def weights(folder: Path) -> dict:
     return torch.load(folder / "weights.pt")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("run", "most"),
     [

@@ -54,6 +54,7 @@ def test_a_changed_spec_opens_a_new_attempt_and_keeps_the_old(folder):
     assert first.spec == SPEC
 
 
+@pytest.mark.integration
 def test_a_published_attempt_is_history_once_snakemake_noted_it(folder):
     attempt = choose(folder)
     finish(attempt)

@@ -20,6 +20,7 @@ def once(root: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
 
 
+@pytest.mark.integration
 def test_a_second_sync_ends_at_once(root):
     with locks.exclusive(sync.lock_path(root, sync.tracking_uri(root))):
         assert "Another MLflow sync is at work" in once(root).stdout
@@ -57,6 +58,7 @@ def test_a_follower_whose_snakemake_is_killed_ends_with_a_last_pass(root, attemp
     assert shown(root)["deit_tiny", "1"][1] == expected(folder)
 
 
+@pytest.mark.integration
 def test_a_killed_follower_is_reported_and_the_next_sync_catches_up(root, attempt, capsys):
     folder = attempt("deit_tiny")
     follower = sync.start(root)

@@ -110,6 +110,7 @@ def test_killed_again_and_again_between_checkpoints(site, tiny_spec, run_and_kil
     assert_same_end(site, run, 1, 2)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("workers", [2, 4])
 def test_workers_change_nothing(workers, site, tiny_spec, run_and_kill):
     spec, run = spec_of(tiny_spec), "evo_deit_tiny"
@@ -134,6 +135,7 @@ def test_accumulated_batches_make_the_same_step(site, tiny_spec):
 # -- asked to stop ------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_asked_to_stop_it_saves_after_the_step_and_goes_on_later(number, site, tiny_spec, monkeypatch):
     spec, run = spec_of(tiny_spec), "evo_deit_tiny"
@@ -190,6 +192,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_recorded(site, tiny_spec, mon
     assert record["results"]["loss"] != whole["results"]["loss"]
 
 
+@pytest.mark.integration
 def test_deviations_survive_a_kill(site, tiny_spec, monkeypatch, run_and_kill):
     spec, run = spec_of(tiny_spec), "evo_deit_tiny"
     poisoned(monkeypatch, 2)
