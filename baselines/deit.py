@@ -12,11 +12,13 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, fx, jit, nn
 
 from evovit.checkpoint import load_exactly
+from evovit.conversion import register_host
 from evovit.features import NoSymbolicGraph, TokenPooling, of_no_images
 
 from .weights import split_weights
 
 
+@register_host
 class PlainVisionTransformer(TokenPooling, VisionTransformer):
     """timm's Vision Transformer, with an error that says why torch.fx can't trace it."""
 

@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from timm.layers import get_device_dtype
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from evovit.tokens import without_autocast
+from evovit.tokens import take_tokens, without_autocast
 
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
-from .dropping import REDUCTION_BLOCKS, FeatureMaps, TokenDroppingTransformer, check_reduction_blocks
+from .dropping import AnyHostTransformer, FeatureMaps, check_reduction_blocks
 from .weights import complete_dense
 
 
@@ -90,6 +91,9 @@ class ClusterLayer(nn.Module):
     def __init__(self, dim: int, device=None, dtype=None):
         super().__init__()
         self.score = nn.Linear(dim, 1, device=device, dtype=dtype)
+        # all patches count alike until a training or the model's init_weights says otherwise
+        nn.init.zeros_(self.score.weight)
+        nn.init.zeros_(self.score.bias)
 
     def forward(self, patches: Tensor) -> Tensor:
         """Return weights (B, n), positive and in float32 at least, of patches (B, n, C)."""
@@ -97,50 +101,57 @@ class ClusterLayer(nn.Module):
         return score.to(torch.promote_types(score.dtype, torch.float32)).exp()
 
 
-class ClusteringVisionTransformer(TokenDroppingTransformer):
+class ClusteringVisionTransformer(AnyHostTransformer):
     """Vision Transformer that merges clusters of patches.
 
-    In a feature map a patch shows the token of its cluster.
-
-    Args (in addition to timm's):
-        keep_ratio: share of tokens kept per stage; stage i keeps int(N * keep_ratio ** (i + 1)).
-        reduction_blocks: blocks before which patches are clustered, counted from 0.
-        k_neighbors: how many nearest neighbours, the patch itself included, say how dense it is.
-        equal_weight: whether all patches of a cluster count alike; then there are no ``cluster_layers``.
-
-    Raises:
-        ValueError: for a ratio outside (0, 1) or one that keeps no patch, for blocks that do not ascend, and for
-            less than two neighbours.
+    In a feature map a patch shows the token of its cluster. So it does where the patches are pooled: a cluster counts
+    once for each of its patches.
     """
 
     fresh_keys = ("cluster_layers.",)
     near_ties = True  # rounding decides between centres, and so which patches are merged
 
-    def __init__(
-        self,
-        *args: Any,
-        keep_ratio: float = 0.7,
-        reduction_blocks: Sequence[int] = REDUCTION_BLOCKS,
-        k_neighbors: int = 5,
-        equal_weight: bool = False,
-        **kwargs: Any,
-    ):
+    def __init__(self, *args: Any, **kwargs: Any):
         weight_init = kwargs.pop("weight_init", "")
         super().__init__(*args, **kwargs, weight_init="skip")
-        if not 0 < keep_ratio < 1:
-            raise ValueError(f"keep_ratio={keep_ratio} must lie between 0 and 1")
-        if k_neighbors < 2:
-            raise ValueError(f"k_neighbors={k_neighbors} must be at least 2, since a patch is its own first neighbour")
-        self.reduction_blocks = reduction_blocks = check_reduction_blocks(reduction_blocks, len(self.blocks))
-        self.keep_ratios = tuple(keep_ratio ** (stage + 1) for stage in range(len(reduction_blocks)))
-        self.k_neighbors = k_neighbors
-        dd = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
-        stages = () if equal_weight else reduction_blocks
-        self.cluster_layers = nn.ModuleList(ClusterLayer(self.embed_dim, **dd) for _ in stages)
-        self._check_grid(self.patch_embed.num_patches)
         self.weight_init_mode = "reset" if weight_init == "skip" else weight_init
         if weight_init != "skip":
             self.init_weights(needs_reset=False)
+
+    def configure(
+        self,
+        *,
+        keep_ratio: float = 0.7,
+        reduction_blocks: Sequence[int] | None = None,
+        k_neighbors: int = 5,
+        equal_weight: bool = False,
+    ) -> None:
+        """Take the method's keywords.
+
+        Args:
+            keep_ratio: share of tokens kept per stage; stage i keeps int(N * keep_ratio ** (i + 1)), and with 1 there
+                is none.
+            reduction_blocks: blocks before which patches are clustered, counted from 0; None: those at a quarter,
+                half and three quarters of the depth.
+            k_neighbors: how many nearest neighbours, the patch itself included, say how dense it is.
+            equal_weight: whether all patches of a cluster count alike; then there are no ``cluster_layers``.
+
+        Raises:
+            ValueError: for a ratio outside (0, 1] or one that keeps no patch, for blocks that do not ascend, and for
+                less than two neighbours.
+        """
+        if not 0 < keep_ratio <= 1:
+            raise ValueError(f"keep_ratio={keep_ratio} must lie in (0, 1]; 1 clusters nothing")
+        if k_neighbors < 2:
+            raise ValueError(f"k_neighbors={k_neighbors} must be at least 2, since a patch is its own first neighbour")
+        blocks = check_reduction_blocks(reduction_blocks, len(self.blocks))
+        self.reduction_blocks = blocks if keep_ratio < 1 else ()
+        self.keep_ratios = tuple(keep_ratio ** (stage + 1) for stage in range(len(self.reduction_blocks)))
+        self.k_neighbors = k_neighbors
+        weighted = () if equal_weight else self.reduction_blocks
+        layers = [ClusterLayer(self.embed_dim, **get_device_dtype(self)) for _ in weighted]
+        self.cluster_layers = nn.ModuleList(layers).train(self.training)
+        self._check_grid(self.patch_embed.num_patches)
 
     def _check_grid(self, patches: int) -> None:
         if self.keep_ratios and int(patches * self.keep_ratios[-1]) < 1:
@@ -150,32 +161,45 @@ class ClusteringVisionTransformer(TokenDroppingTransformer):
             )
 
     def embed(self, images: Tensor, maps: FeatureMaps | None = None) -> Tensor:
-        """Return the tokens (B, 1 + N, C) of images (B, 3, H, W) before the first block."""
+        """Return the tokens (B, P + N, C) of images (B, 3, H, W) before the first block."""
         x = super().embed(images, maps)
         if self.dynamic_img_size:
-            self._check_grid(x.shape[1] - 1)
+            self._check_grid(x.shape[1] - self.num_prefix_tokens)
         return x
 
     def forward_tokens(self, images: Tensor, maps: FeatureMaps | None = None) -> Tensor:
-        """Return normed tokens (B, 1 + k, C) of images: the class token and the last clusters."""
+        """Return normed tokens (B, P + k, C) of images: those before the patches and the last clusters.
+
+        Where the patches are pooled, return (B, P + N, C): each of them shows its cluster.
+        """
         x = self.embed(images, maps)
-        patches = x.shape[1] - 1
+        patches = x.shape[1] - self.num_prefix_tokens
+        groups = None  # (B, N): the number of the token that each patch is in; None while it is its own
         for index in range(len(self.blocks) if maps is None else maps.end):
             if index in self.reduction_blocks:
                 stage = self.reduction_blocks.index(index)
-                x = self.reduce(stage, x, int(patches * self.keep_ratios[stage]), maps)
+                x, clusters = self.reduce(stage, x, int(patches * self.keep_ratios[stage]))
+                if maps is not None:
+                    maps.merge(clusters)
+                if self.pools_patches:
+                    groups = clusters if groups is None else clusters.gather(1, groups)
             x = self.run_block(index, x, maps)
-        return self.norm(x)
+        x = self.norm(x)
+        return x if groups is None else take_tokens(x, groups, self.num_prefix_tokens)
 
-    def reduce(self, stage: int, x: Tensor, count: int, maps: FeatureMaps | None = None) -> Tensor:
-        """Return the class token and ``count`` clusters (B, 1 + count, C) of tokens (B, 1 + n, C)."""
+    def reduce(self, stage: int, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Return (B, P + count, C), with ``count`` clusters of the patches, and the number (B, n) of each patch's.
+
+        Args:
+            stage: which of the reductions, counted from 0.
+            x: tokens (B, P + n, C).
+        """
+        prefix = self.num_prefix_tokens
         # not x[:, 1:]: torch 2.7 then exports no batch without an upper limit
-        patches = x.narrow(1, 1, x.shape[1] - 1)
+        patches = x.narrow(1, prefix, x.shape[1] - prefix)
         clusters = cluster(patches, count, self.k_neighbors)
-        if maps is not None:
-            maps.merge(clusters)
         weights = self.cluster_layers[stage](patches) if self.cluster_layers else None
-        return torch.cat((x.narrow(1, 0, 1), merge(patches, clusters, count, weights)), dim=1)
+        return torch.cat((x.narrow(1, 0, prefix), merge(patches, clusters, count, weights)), dim=1), clusters
 
     def set_input_size(self, *args: Any, **kwargs: Any) -> None:
         """Change the image size, as timm's method.

@@ -22,7 +22,7 @@ from evovit.task import register_task
 from evovit.tokens import take_tokens
 
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
-from .dropping import REDUCTION_BLOCKS, FeatureMaps, TokenDroppingTransformer, check_reduction_blocks
+from .dropping import ClassTokenTransformer, FeatureMaps, check_reduction_blocks
 from .weights import SplitsWeights, complete_dense, split_weights
 
 NEVER_TRAINED = ("cls_token", "pos_embed")  # parameters that the authors' optimizer leaves out
@@ -161,12 +161,13 @@ class TrainingOutput(NamedTuple):
     decisions: tuple[Tensor, ...]  # per stage (B, N), with gradient
 
 
-class DynamicVisionTransformer(TokenDroppingTransformer):
+class DynamicVisionTransformer(ClassTokenTransformer):
     """Vision Transformer that drops tokens by predicted scores.
 
     Args (in addition to timm's):
         keep_ratio: share of tokens kept per stage; stage i keeps int(N * keep_ratio ** (i + 1)).
-        reduction_blocks: blocks before which tokens are dropped, counted from 0.
+        reduction_blocks: blocks before which tokens are dropped, counted from 0; None: those at a quarter, half and
+            three quarters of the depth.
 
     Raises:
         ValueError: for a ratio outside (0, 1) or one that keeps no patch, for blocks that do not ascend, and for
@@ -177,7 +178,7 @@ class DynamicVisionTransformer(TokenDroppingTransformer):
     near_ties = True  # fresh predictors score patches much alike: rounding decides which are kept
 
     def __init__(
-        self, *args: Any, keep_ratio: float = 0.7, reduction_blocks: Sequence[int] = REDUCTION_BLOCKS, **kwargs: Any
+        self, *args: Any, keep_ratio: float = 0.7, reduction_blocks: Sequence[int] | None = None, **kwargs: Any
     ):
         if "prune_blocks" in kwargs:
             raise ValueError(

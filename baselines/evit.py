@@ -22,33 +22,36 @@ from torch import nn
 from evovit.task import register_task
 
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
-from .dropping import REDUCTION_BLOCKS, check_ratios, check_reduction_blocks
+from .dropping import check_ratios, check_reduction_blocks
 from .ranking import RankingTransformer
 
 
 class ReorganizingVisionTransformer(RankingTransformer):
     """Vision Transformer that keeps the most attended tokens and fuses the others.
 
-    Args (in addition to timm's):
-        keep_ratio: share of the tokens present that each reduction block keeps, without the class token, rounded up;
-            or a list of one share for each block of the model, which drops nothing where it is 1.
-        fuse: let dropped tokens become one; False: they leave for good.
-        reduction_blocks: blocks in which tokens are dropped, counted from 0; a list of ratios says them itself.
-
-    Raises:
-        ValueError: for a ratio outside (0, 1], a list of ratios of another length, and blocks that do not ascend or
-            that contradict the list.
+    Where the patches are pooled, the fused token counts as one of them.
     """
 
-    def __init__(
+    def configure(
         self,
-        *args: Any,
+        *,
         keep_ratio: float | Sequence[float] = 0.7,
         fuse: bool = True,
-        reduction_blocks: Sequence[int] = REDUCTION_BLOCKS,
-        **kwargs: Any,
-    ):
-        super().__init__(*args, **kwargs)
+        reduction_blocks: Sequence[int] | None = None,
+    ) -> None:
+        """Take the method's keywords.
+
+        Args:
+            keep_ratio: share of the patches present that each reduction block keeps, rounded up; or a list of one
+                share for each block of the model, which drops nothing where it is 1.
+            fuse: let dropped tokens become one; False: they leave for good.
+            reduction_blocks: blocks in which tokens are dropped, counted from 0; None: those that a list of ratios
+                says, else those at a quarter, half and three quarters of the depth.
+
+        Raises:
+            ValueError: for a ratio outside (0, 1], a list of ratios of another length, and blocks that do not ascend
+                or that contradict the list.
+        """
         self.fuse = fuse
         depth = len(self.blocks)
         if isinstance(keep_ratio, int | float):
@@ -56,7 +59,7 @@ class ReorganizingVisionTransformer(RankingTransformer):
             keep_ratio = [keep_ratio if block in self.reduction_blocks else 1.0 for block in range(depth)]
         else:
             self.reduction_blocks = tuple(block for block, ratio in enumerate(keep_ratio) if ratio < 1)
-            if tuple(reduction_blocks) not in (REDUCTION_BLOCKS, self.reduction_blocks):
+            if reduction_blocks is not None and tuple(reduction_blocks) != self.reduction_blocks:
                 raise ValueError(
                     f"reduction_blocks={tuple(reduction_blocks)}: the list keep_ratio says that blocks "
                     f"{self.reduction_blocks} drop tokens; leave reduction_blocks out"

@@ -35,7 +35,7 @@ from evovit.task import register_task
 from evovit.tokens import take_tokens
 
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
-from .dropping import FeatureMaps, TokenDroppingTransformer, kept_first
+from .dropping import ClassTokenTransformer, FeatureMaps, kept_first
 from .weights import complete_dense
 
 THRESHOLD = 0.5
@@ -109,7 +109,7 @@ class PolicyOutput(NamedTuple):
     greedy_logits: Tensor
 
 
-class InterpretedVisionTransformer(TokenDroppingTransformer):
+class InterpretedVisionTransformer(ClassTokenTransformer):
     """Vision Transformer with an interpreter before each group of blocks.
 
     Args (in addition to timm's):
@@ -293,9 +293,9 @@ class InterpretedVisionTransformer(TokenDroppingTransformer):
         return taken
 
 
-def with_class(kept: Tensor) -> Tensor:
-    """Return keys (B, 1 + N) from kept patches (B, N): the class token always counts."""
-    return F.pad(kept, (1, 0), value=True)
+def with_class(kept: Tensor, prefix: int = 1) -> Tensor:
+    """Return keys (B, P + N) from kept patches (B, N): the P tokens before them always count."""
+    return F.pad(kept, (prefix, 0), value=True)
 
 
 def load_official(model: InterpretedVisionTransformer, weights: Mapping[str, Tensor]) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from evovit.task import register_task
 
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
-from .dropping import FeatureMaps, TokenDroppingTransformer
+from .dropping import ClassTokenTransformer, FeatureMaps
 from .weights import SplitsWeights, complete_dense, joined_weights, refuse_averaged_masks, split_weights
 
 
@@ -105,7 +105,7 @@ class RowBlock(Block):
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
-class SlimVisionTransformer(TokenDroppingTransformer):
+class SlimVisionTransformer(ClassTokenTransformer):
     """Vision Transformer that computes a fixed set of patches in each layer.
 
     The buffer ``kept`` (depth, N), True for the patches of each layer, travels with the weights.

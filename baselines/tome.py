@@ -26,38 +26,44 @@ from torch import Tensor, nn
 from evovit.tokens import without_autocast
 
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
-from .dropping import FeatureMaps, TokenDroppingTransformer
+from .dropping import AnyHostTransformer, FeatureMaps
 from .weights import complete_dense
 
 
 class Matching(NamedTuple):
-    """Which of L tokens merge; places are counted from 0, and 0 is the class token's."""
+    """Which of L tokens merge; places are counted from 0, and the patches' are the last."""
 
     kept: Tensor  # (B, L - r) places of the tokens that stay, in their new order
     merged: Tensor  # (B, r) places of the tokens that merge into one of them
     into: Tensor  # (B, r) new places of the tokens that these merge into
 
 
-def match(keys: Tensor, r: int) -> Matching:
-    """Match the tokens whose keys (B, L, d) are most similar.
+def match(keys: Tensor, r: int, prefix: int = 1) -> Matching:
+    """Match the patches whose keys, among (B, L, d) of all tokens, are most similar.
 
-    The places of the first set are 2, 4, 6, ..., those of the second 1, 3, 5, ...
+    Behind a class token the places of the first set are 2, 4, 6, ..., those of the second 1, 3, 5, ...
 
     Args:
-        r: how many tokens merge into others, 1 to (L - 1) // 2, the size of the first set.
+        r: how many patches merge into others, 1 to (L - P) // 2, the size of the first set.
+        prefix: number P of tokens before the patches.
     """
     with without_autocast(keys):
         keys = F.normalize(keys, dim=2)
-        similarity = torch.bmm(keys[..., 2::2, :], keys[..., 1::2, :].transpose(1, 2))
+        similarity = torch.bmm(keys[..., prefix + 1 :: 2, :], keys[..., prefix::2, :].transpose(1, 2))
     best, partner = similarity.max(dim=2)
     order = best.argsort(dim=1, descending=True)
     merged = order[..., :r]
     unmerged = order[..., r:].sort(dim=1).values
-    first = F.pad(2 * unmerged + 2, (1, 0))  # with the class token's place, 0
-    second = first[..., :1] + torch.arange(1, keys.shape[1], 2, device=keys.device)
+    first = 2 * unmerged + prefix + 1
+    if prefix == 1:
+        first = F.pad(first, (1, 0))  # the class token's place is 0
+    else:
+        places = torch.arange(prefix, device=keys.device).expand(first.shape[0], -1)
+        first = torch.cat((places, first), dim=1)
+    second = first[..., :1] + torch.arange(prefix, keys.shape[1], 2, device=keys.device)
     return Matching(
         kept=torch.cat((first, second), dim=1),
-        merged=2 * merged + 2,
+        merged=2 * merged + prefix + 1,
         into=partner.gather(1, merged) + first.shape[1],
     )
 
@@ -95,7 +101,7 @@ def merge_tokens(tokens: Tensor, sizes: Tensor | None, matching: Matching) -> tu
 
 
 def regroup(groups: Tensor | None, matching: Matching) -> Tensor:
-    """Return the places (B, 1 + N), after a merging, of the tokens that hold the initial tokens.
+    """Return the places (B, P + N), after a merging, of the tokens that hold the initial tokens.
 
     Args:
         groups: the same before the merging; None: each initial token is at its own place.
@@ -146,18 +152,20 @@ class MergingBlock(Block):
         is_causal=False,
         r: int = 0,
         sizes: Tensor | None = None,
+        prefix: int = 1,
     ) -> Any:
         """Return tokens (B, L, C) of tokens (B, L, C); with r > 0 tokens (B, L - r, C), their sizes and the Matching.
 
         Args:
-            r: how many tokens merge into others.
+            r: how many patches merge into others.
             sizes: number of initial tokens in each token (B, L); None: 1 in each.
+            prefix: number of tokens before the patches.
         """
         if r == 0:
             return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
         attended, keys = self.attn(self.norm1(x), attn_mask, is_causal, return_keys=True)
         x = x + self.drop_path1(self.ls1(attended))
-        matching = match(keys, r)
+        matching = match(keys, r, prefix)
         x, sizes = merge_tokens(x, sizes, matching)
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), sizes, matching
 
@@ -209,44 +217,54 @@ def _check_merges(r: Any, merges: Sequence[Any]) -> tuple[int, ...]:
     return tuple(merges)
 
 
-class MergingVisionTransformer(TokenDroppingTransformer):
+class MergingVisionTransformer(AnyHostTransformer):
     """Vision Transformer that merges similar tokens in its blocks.
 
-    A feature map shows for every patch the value of the token that the patch has been merged into.
-
-    Args (in addition to timm's):
-        r: how many tokens each block merges into others: a number, a schedule (r, inflection) or a list, see
-            ``merges_per_block``. A block merges at most half of its patches.
-        prop_attn: whether attention to a token counts once for each of its patches.
-
-    Raises:
-        ValueError: for numbers that are negative or not whole, or more of them than blocks.
+    A feature map shows for every patch the value of the token that the patch has been merged into. So it is where the
+    patches are pooled: a merged token counts once for each of its patches.
     """
 
-    def __init__(self, *args: Any, r: int | Sequence[float] = 13, prop_attn: bool = True, **kwargs: Any):
-        super().__init__(*args, block_fn=MergingBlock, attn_layer=KeyAttention, **kwargs)
+    block_cls = MergingBlock
+    attn_cls = KeyAttention
+
+    def configure(self, *, r: int | Sequence[float] = 13, prop_attn: bool = True) -> None:
+        """Take the method's keywords.
+
+        Args:
+            r: how many tokens each block merges into others: a number, a schedule (r, inflection) or a list, see
+                ``merges_per_block``. A block merges at most half of its patches.
+            prop_attn: whether attention to a token counts once for each of its patches.
+
+        Raises:
+            ValueError: for numbers that are negative or not whole, or more of them than blocks.
+        """
         self.merges = merges_per_block(r, len(self.blocks))
         self.prop_attn = prop_attn
 
     def forward_tokens(self, images: Tensor, maps: FeatureMaps | None = None) -> Tensor:
-        """Return normed tokens (B, 1 + n, C) of images: the class token and the merged patches."""
+        """Return normed tokens (B, P + n, C) of images: those before the patches and the merged patches.
+
+        Where the patches are pooled, return (B, P + N, C): each of them shows the token that it is in.
+        """
         x = self.embed(images, maps)
-        sizes = None  # (B, 1 + n): of each token; None while all are 1
-        groups = None  # (B, 1 + N): the place of the token that holds an initial one; None while it is its own
+        prefix = self.num_prefix_tokens
+        sizes = None  # (B, P + n): of each token; None while all are 1
+        groups = None  # (B, P + N): the place of the token that holds an initial one; None while it is its own
         length = int(x.shape[1])  # int, as it is a tensor while torch.jit traces
         for index in range(len(self.blocks) if maps is None else maps.end):
             mask = self.size_bias(sizes, x.dtype)
-            r = min(self.merges[index], (length - 1) // 2)
+            r = min(self.merges[index], (length - prefix) // 2)
             if r == 0:
                 x = self.run_block(index, x, attn_mask=mask)
             else:
-                x, sizes, matching = self.run_block(index, x, attn_mask=mask, r=r, sizes=sizes)
+                x, sizes, matching = self.run_block(index, x, attn_mask=mask, r=r, sizes=sizes, prefix=prefix)
                 length -= r
-                if maps is not None:
+                if maps is not None or self.pools_patches:
                     groups = regroup(groups, matching)
             if maps is not None and index in maps.blocks:
                 maps.record(index, x if groups is None else spread(x, groups))
-        return self.norm(x)
+        x = self.norm(x)
+        return spread(x, groups) if groups is not None and self.pools_patches else x
 
     def size_bias(self, sizes: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """Return what attention adds to the logits of each key (B, 1, 1, L), from sizes (B, L); None: nothing."""
@@ -256,7 +274,7 @@ class MergingVisionTransformer(TokenDroppingTransformer):
 
 
 def spread(tokens: Tensor, groups: Tensor) -> Tensor:
-    """Return for all initial tokens (B, 1 + N, C) the one of tokens (B, L, C) that holds them by ``groups``."""
+    """Return for all initial tokens (B, P + N, C) the one of tokens (B, L, C) that holds them by ``groups``."""
     batch, length, channels = tokens.shape
     rows = rows_at(groups, length)
     return tokens.flatten(0, 1).index_select(0, rows).reshape(batch, groups.shape[1], channels)

@@ -16,31 +16,28 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor
 
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
-from .dropping import REDUCTION_BLOCKS, FeatureMaps, check_ratios, check_reduction_blocks
+from .dropping import FeatureMaps, check_ratios, check_reduction_blocks
 from .ranking import RankingTransformer
 
 
 class TopKVisionTransformer(RankingTransformer):
-    """Vision Transformer that keeps the patches to which the class token attends most.
+    """Vision Transformer that keeps the patches to which the class token attends most."""
 
-    Args (in addition to timm's):
-        keep_ratio: share of an image's patches that is left after each of the reduction blocks, rounded down to whole
-            patches; a number r stands for r, r^2, r^3 and so on.
-        reduction_blocks: blocks in which patches are dropped, counted from 0.
+    def configure(
+        self, *, keep_ratio: float | Sequence[float] = 0.7, reduction_blocks: Sequence[int] | None = None
+    ) -> None:
+        """Take the method's keywords.
 
-    Raises:
-        ValueError: for a ratio outside (0, 1], ratios that increase, that keep no patch or are not as many as the
-            blocks, and for blocks that do not ascend.
-    """
+        Args:
+            keep_ratio: share of an image's patches that is left after each of the reduction blocks, rounded down to
+                whole patches; a number r stands for r, r^2, r^3 and so on.
+            reduction_blocks: blocks in which patches are dropped, counted from 0; None: those at a quarter, half and
+                three quarters of the depth.
 
-    def __init__(
-        self,
-        *args: Any,
-        keep_ratio: float | Sequence[float] = 0.7,
-        reduction_blocks: Sequence[int] = REDUCTION_BLOCKS,
-        **kwargs: Any,
-    ):
-        super().__init__(*args, **kwargs)
+        Raises:
+            ValueError: for a ratio outside (0, 1], ratios that increase, that keep no patch or are not as many as the
+                blocks, and for blocks that do not ascend.
+        """
         self.reduction_blocks = check_reduction_blocks(reduction_blocks, len(self.blocks))
         if isinstance(keep_ratio, int | float):
             keep_ratio = [keep_ratio ** (i + 1) for i in range(len(self.reduction_blocks))]
@@ -68,10 +65,10 @@ class TopKVisionTransformer(RankingTransformer):
         return int(self.keep_ratios[self.reduction_blocks.index(block)] * patches)
 
     def embed(self, images: Tensor, maps: FeatureMaps | None = None) -> Tensor:
-        """Return the tokens (B, 1 + N, C) of images (B, 3, H, W) before the first block."""
+        """Return the tokens (B, P + N, C) of images (B, 3, H, W) before the first block."""
         x = super().embed(images, maps)
         if self.dynamic_img_size:
-            self._check_grid(x.shape[1] - 1)
+            self._check_grid(x.shape[1] - self.num_prefix_tokens)
         return x
 
     def set_input_size(self, *args: Any, **kwargs: Any) -> None:
@@ -88,13 +85,13 @@ class RandomVisionTransformer(TopKVisionTransformer):
     """Vision Transformer that keeps as many patches as ``TopKVisionTransformer``, drawn at random."""
 
     def scores(self, x: Tensor) -> Tensor:
-        """Return random numbers (B, n), whose highest say which patches of tokens x (B, 1 + n, C) stay."""
-        return draw_scores(x)
+        """Return random numbers (B, n), whose highest say which patches of tokens x (B, P + n, C) stay."""
+        return draw_scores(x, self.num_prefix_tokens)
 
 
-def draw_scores(x: Tensor) -> Tensor:
-    """Return numbers (B, n) from torch's global generator for tokens x (B, 1 + n, C)."""
-    return torch.rand(x.shape[0], x.shape[1] - 1, device=x.device)
+def draw_scores(x: Tensor, prefix: int) -> Tensor:
+    """Return numbers (B, n) from torch's global generator for tokens x (B, P + n, C), P the ``prefix``."""
+    return torch.rand(x.shape[0], x.shape[1] - prefix, device=x.device)
 
 
 default_cfgs = generate_default_cfgs(

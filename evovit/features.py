@@ -15,16 +15,20 @@ else:
     Mixin = object
 
 
-def fill_grid(tokens: Tensor, kept: Tensor, before: Tensor) -> Tensor:
+def fill_grid(tokens: Tensor, kept: Tensor, before: Tensor, prefix: int = 1) -> Tensor:
     """Return all tokens of the grid; a patch that was dropped keeps its last value.
 
     Args:
-        tokens: class token and the patches still present (B, 1 + n, C).
+        tokens: the ``prefix`` tokens before the patches, and the patches still present (B, prefix + n, C).
         kept: positions (B, n) of these patches on the grid of N patches.
-        before: all tokens (B, 1 + N, C) as they were earlier.
+        before: all tokens (B, prefix + N, C) as they were earlier.
     """
-    positions = F.pad(kept + 1, (1, 0)).unsqueeze(2).expand_as(tokens)  # the class token's is 0
-    return before.scatter(1, positions, tokens.to(before.dtype))
+    if prefix == 1:
+        positions = F.pad(kept + 1, (1, 0))  # the class token's is 0
+    else:
+        first = torch.arange(prefix, device=kept.device).expand(kept.shape[0], -1)
+        positions = torch.cat((first, kept + prefix), dim=1)
+    return before.scatter(1, positions.unsqueeze(2).expand_as(tokens), tokens.to(before.dtype))
 
 
 def pack_intermediates(
@@ -36,22 +40,24 @@ def pack_intermediates(
     return_prefix_tokens: bool = False,
     intermediates_only: bool = False,
     output_dict: bool = False,
+    prefix: int = 1,
 ) -> Any:
     """Return what timm's ``VisionTransformer.forward_intermediates`` returns.
 
     Args:
-        intermediates: class token and all patches (B, 1 + H * W, C) after each block asked for.
+        intermediates: all tokens (B, prefix + H * W, C) after each block asked for.
         grids: height and width (H, W) of each of them.
         final: the tokens that ``forward_features`` returns.
         output_fmt: "NCHW" for maps (B, C, H, W) or "NLC" for patches (B, H * W, C).
+        prefix: number of tokens before the patches.
 
     Raises:
         ValueError: for another ``output_fmt``.
     """
     if output_fmt not in ("NCHW", "NLC"):
         raise ValueError(f"output_fmt={output_fmt!r} is not one of NCHW, NLC")
-    prefixes = [tokens[..., :1, :] for tokens in intermediates]
-    features = [tokens[..., 1:, :] for tokens in intermediates]
+    prefixes = [tokens[..., :prefix, :] for tokens in intermediates]
+    features = [tokens[..., prefix:, :] for tokens in intermediates]
     if output_fmt == "NCHW":
         features = [
             patches.transpose(-2, -1).unflatten(2, grid).contiguous()

@@ -70,9 +70,10 @@ class EvoHost(NoSymbolicGraph):
     def new_scores(self, x: Tensor) -> Scores | deferred.DeferredScores:
         """Return the scores before the first attention of a forward pass on the device of ``x``."""
         if self.defers_scores and deferred.saves_time(x):
-            return deferred.DeferredScores(self.options.sums_heads)
+            return deferred.DeferredScores(self.options.sums_heads, prefix=self.options.host.prefix)
         # Only the weights of Eq. 5 let a gradient through; without them the scores just rank.
-        return Scores(self.options.sums_heads, detached=self.options.placeholders != "update")
+        detached = self.options.placeholders != "update"
+        return Scores(self.options.sums_heads, detached, prefix=self.options.host.prefix)
 
     def metadata(self) -> dict[str, Any]:
         """Return what a checkpoint says besides the weights, in plain values."""

@@ -15,6 +15,7 @@ class Host(NamedTuple):
 
     depth: int  # blocks
     stages: tuple[int, ...] = (0,)  # first block of each stage of the host's own
+    prefix: int = 1  # tokens before the patches: the class token and the registers
 
     @property
     def subsamples(self) -> bool:
@@ -60,7 +61,8 @@ class Options(NamedTuple):
         k = int(num_patches * ratio)
         if ratio == 1:
             return k
-        companions = 2 if self.placeholders == "update" else 1  # class and representative token
+        representatives = 1 if self.placeholders == "update" else 0
+        companions = self.host.prefix + representatives
         k -= (k + companions) % self.tile
         if not 1 <= k < num_patches:
             tiles = f", in tiles of {self.tile}," if self.tile > 1 else ""

@@ -22,13 +22,13 @@ class Observation(NamedTuple):
     kept: Tensor | None  # (B, k) informative tokens, numbered on this grid; None: all are
     selecting: bool  # this block made the selection (stage-wise the first of its stage)
     scores: Tensor  # (B, N) running scores after the block; 0 for dropped tokens
-    tokens: Tensor  # (B, 1 + n, C)
+    tokens: Tensor  # (B, prefix + n, C)
 
 
 class State(NamedTuple):
     """What passes from one group of blocks to the next."""
 
-    tokens: Tensor  # (B, 1 + n, C); n = N unless placeholders were dropped
+    tokens: Tensor  # (B, prefix + n, C); n = N unless placeholders were dropped
     scores: Scores | DeferredScores  # of the n patches
     positions: Tensor | None = None  # (B, n) on the grid, once tokens were dropped
 
@@ -52,7 +52,7 @@ class SlowFast(NamedTuple):
         state = self._run_dense(state, first, groups[0][0] if groups else end)
         for start, stop in groups:
             k = self.options.kept(self.num_patches, start)
-            if k == state.tokens.shape[1] - 1:
+            if k == state.tokens.shape[1] - self.options.host.prefix:
                 state = self._run_dense(state, start, stop)
             else:
                 state = self._run_slow_fast(state, start, stop, k)
@@ -89,7 +89,7 @@ class SlowFast(NamedTuple):
                 merged = self._merge(state, selection, slow, scores, representative)
                 self._note(block, block == first, _grid_positions(state, selection.kept), merged)
         if end == self.options.host.depth and not self.options.pool_placeholders:
-            return State(slow[..., : 1 + k, :], scores)
+            return State(slow[..., : self.options.host.prefix + k, :], scores)
         return self._merge(state, selection, slow, scores, representative)
 
     def _select(self, state: State, k: int) -> tuple[Any, Any]:
@@ -100,7 +100,7 @@ class SlowFast(NamedTuple):
             return selection, scores.with_values(selection.scores)
         batch, length, _ = state.tokens.shape
         if self.options.scores == "random":
-            ranking = torch.rand(batch, length - 1, device=state.tokens.device)
+            ranking = torch.rand(batch, length - self.options.host.prefix, device=state.tokens.device)
         elif state.positions is None:
             ranking = self.ranking
         else:
@@ -116,7 +116,7 @@ class SlowFast(NamedTuple):
         representative: Tensor | None,
     ) -> State:
         """Return the state after a group: informative tokens in their rows again, placeholders updated."""
-        num_kept = selection.kept.shape[1]
+        num_slow = self.options.host.prefix + selection.kept.shape[1]
         if self.options.placeholders == "drop":
             values = scores.settle()
             if values is not None:
@@ -125,8 +125,8 @@ class SlowFast(NamedTuple):
         residual = None
         if representative is not None:
             # x_rep^(1) + x_rep^(2) of all blocks: what the residual stream has gathered
-            residual = slow[..., 1 + num_kept :, :] - representative
-        return State(selection.put_back(state.tokens, slow[..., : 1 + num_kept, :], residual), scores)
+            residual = slow[..., num_slow:, :] - representative
+        return State(selection.put_back(state.tokens, slow[..., :num_slow, :], residual), scores)
 
     def _alpha(self, block: int) -> float | Tensor:
         """Return the weight of the previous scores in a block."""

@@ -5,6 +5,10 @@ the class token, then the patches in raster order. ``kept`` (B, k) holds the pos
 patches (the class token is not counted) in no particular order: nothing below depends on it, so no feature
 is ever sorted and no order has to be restored.
 
+A host may have register tokens between the class token and the patches. They are treated as the class token
+is, and never ranked: ``prefix`` is the number of tokens before the patches, and where it is given, read
+1 + N and 1 + k as prefix + N and prefix + k.
+
 Slices begin with ``...`` and not with ``:``, which torch.export of 2.7 takes for a limit of the batch size.
 """
 
@@ -82,7 +86,7 @@ def select(scores: Tensor, k: int) -> Tensor:
     return torch.topk(scores.detach(), k, dim=1, sorted=False).indices
 
 
-def token_rows(tokens: Tensor, kept: Tensor) -> Tensor:
+def token_rows(tokens: Tensor, kept: Tensor, prefix: int = 1) -> Tensor:
     """Return the rows (B * (1 + k),) of the class token and the kept patches in tokens.flatten(0, 1).
 
     ``index_select`` and ``index_copy`` of whole rows are several times faster than ``gather`` and
@@ -90,15 +94,16 @@ def token_rows(tokens: Tensor, kept: Tensor) -> Tensor:
     """
     batch, length, _ = tokens.shape
     class_row = torch.arange(batch, device=kept.device).unsqueeze(1) * length
-    first_patch_row = class_row + 1
-    return torch.cat((class_row, first_patch_row + kept), dim=1).flatten()
+    first_patch_row = class_row + prefix
+    prefix_rows = class_row if prefix == 1 else class_row + torch.arange(prefix, device=kept.device)
+    return torch.cat((prefix_rows, first_patch_row + kept), dim=1).flatten()
 
 
-def take_tokens(tokens: Tensor, kept: Tensor) -> Tensor:
+def take_tokens(tokens: Tensor, kept: Tensor, prefix: int = 1) -> Tensor:
     """Return the class token and the informative tokens (B, 1 + k, C) of the buffer (B, 1 + N, C)."""
     batch, _, channels = tokens.shape
-    rows = token_rows(tokens, kept)
-    return tokens.flatten(0, 1).index_select(0, rows).reshape(batch, 1 + kept.shape[1], channels)
+    rows = token_rows(tokens, kept, prefix)
+    return tokens.flatten(0, 1).index_select(0, rows).reshape(batch, prefix + kept.shape[1], channels)
 
 
 def replace_rows(tokens: Tensor, rows: Tensor, new: Tensor) -> Tensor:
@@ -114,14 +119,14 @@ def placeholder_weights(scores: Tensor, kept: Tensor) -> Tensor:
     return weights / weights.sum(dim=1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
 
 
-def representative_token(tokens: Tensor, weights: Tensor) -> Tensor:
+def representative_token(tokens: Tensor, weights: Tensor, prefix: int = 1) -> Tensor:
     """Return x_rep (B, 1, C), the weighted sum of the placeholders in the buffer (B, 1 + N, C), Eq. 5."""
     # The class token takes part with weight 0: a slice without it takes a CPU longer in bf16.
-    weights = F.pad(weights.to(tokens.dtype), (1, 0)).unsqueeze(1)
+    weights = F.pad(weights.to(tokens.dtype), (prefix, 0)).unsqueeze(1)
     return torch.bmm(weights, tokens)
 
 
-def put_back(tokens: Tensor, kept: Tensor, slow: Tensor, residual: Tensor | None) -> Tensor:
+def put_back(tokens: Tensor, kept: Tensor, slow: Tensor, residual: Tensor | None, prefix: int = 1) -> Tensor:
     """Return the buffer (B, 1 + N, C) after slow-fast updating, Eqs. 6-7.
 
     Slowly updated tokens replace their old values; every placeholder receives the residuals of the
@@ -135,4 +140,4 @@ def put_back(tokens: Tensor, kept: Tensor, slow: Tensor, residual: Tensor | None
         residual: x_rep^(1) + x_rep^(2), summed over the blocks, (B, 1, C); None: no fast update.
     """
     updated = tokens if residual is None else tokens + residual
-    return replace_rows(updated, token_rows(tokens, kept), slow)
+    return replace_rows(updated, token_rows(tokens, kept, prefix), slow)

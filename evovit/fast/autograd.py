@@ -17,9 +17,9 @@ def class_attention(query: Tensor, keys: Tensor, scale: float) -> Tensor:
     return equations.class_attention(query, keys, scale)
 
 
-def put_back(tokens: Tensor, kept: Tensor, slow: Tensor, residual: Tensor | None) -> Tensor:
+def put_back(tokens: Tensor, kept: Tensor, slow: Tensor, residual: Tensor | None, prefix: int = 1) -> Tensor:
     """Return ``tokens.put_back``, Eqs. 6-7."""
-    rows = equations.token_rows(tokens, kept)
+    rows = equations.token_rows(tokens, kept, prefix)
     if records_gradient(tokens, slow, residual):
         return PutBack.apply(tokens, rows, slow, residual)
     return _put_back(tokens, rows, slow, residual)

@@ -39,22 +39,24 @@ class DeferredSelection(NamedTuple):
     kept: Tensor  # (B, k), highest first
     ranks: Tensor  # (B, N) a patch's index in ``kept``, -1 for placeholders
     weights: Tensor  # (B, N) of Eq. 5
+    prefix: int = 1  # number of tokens before the patches
 
     def take(self, tokens: Tensor) -> Tensor:
         """See ``scores.Selection``."""
-        return equations.take_tokens(tokens, self.kept)
+        return equations.take_tokens(tokens, self.kept, self.prefix)
 
     def representative(self, tokens: Tensor) -> Tensor:
         """See ``scores.Selection``; as a sum."""
-        return (self.weights.unsqueeze(2) * tokens[:, 1:]).sum(dim=1, keepdim=True).to(tokens.dtype)
+        patches = tokens[:, self.prefix :]
+        return (self.weights.unsqueeze(2) * patches).sum(dim=1, keepdim=True).to(tokens.dtype)
 
     def put_back(self, tokens: Tensor, slow: Tensor, residual: Tensor | None) -> Tensor:
         """See ``scores.Selection``; in one pass over the tokens."""
-        class_token = torch.zeros_like(self.ranks[:, :1])  # the first row of ``slow``
-        row_in_slow = torch.cat((class_token, self.ranks + 1), dim=1)
+        prefix_rows = torch.arange(self.prefix, device=slow.device).expand(len(slow), -1)  # the first of ``slow``
+        row_in_slow = torch.cat((prefix_rows, self.ranks + self.prefix), dim=1)
         first_row = torch.arange(len(slow), device=slow.device).unsqueeze(1) * slow.shape[1]
         updated = slow.flatten(0, 1)[first_row + row_in_slow]
-        informative = torch.cat((class_token == 0, self.ranks >= 0), dim=1)
+        informative = torch.cat((prefix_rows >= 0, self.ranks >= 0), dim=1)
         rest = tokens if residual is None else tokens + residual
         return torch.where(informative.unsqueeze(2), updated, rest)
 
@@ -66,11 +68,12 @@ class DeferredScores(NamedTuple):
     previous: Tensor | None = None  # (B, N) scores before these blocks; None before the first attention
     ranks: Tensor | None = None  # of the selection whose tokens the blocks ran on; None: all tokens
     rows: tuple[tuple[DeferredRow, float], ...] = ()  # of each block, and alpha
+    prefix: int = 1  # number of tokens before the patches
 
     def update(self, row: Tensor | DeferredRow, alpha: float | Tensor) -> "DeferredScores":
         """See ``scores.Scores``. LeViT's attention matrices are there anyway, so its rows are tensors."""
         if isinstance(row, Tensor):
-            current = patch_scores(row, self.sums_heads, detached=True)
+            current = patch_scores(row, self.sums_heads, True, self.prefix)
             return self.with_values(equations.evolve_scores(self.settle(), current, alpha))
         scores = self if self.ranks is None else self.with_values(self.settle())
         return scores._with_row(row, alpha)
@@ -85,7 +88,8 @@ class DeferredScores(NamedTuple):
         queries = [row.query for row, _ in self.rows]
         keys = [row.keys for row, _ in self.rows]
         alphas = [float(alpha) for _, alpha in self.rows]
-        return DeferredSelection(*kernels.choose(self.previous, self.ranks, queries, keys, alphas, scale, factor, k))
+        chosen = kernels.choose(self.previous, self.ranks, queries, keys, alphas, scale, factor, k, self.prefix)
+        return DeferredSelection(*chosen, self.prefix)
 
     def update_kept(
         self, selection: DeferredSelection, row: Tensor | DeferredRow, alpha: float | Tensor
@@ -93,10 +97,11 @@ class DeferredScores(NamedTuple):
         """See ``scores.Scores``."""
         if isinstance(row, Tensor):
             previous = self.settle()
-            of_kept = patch_scores(row, self.sums_heads, detached=True)
+            of_kept = patch_scores(row, self.sums_heads, True, self.prefix)
             current = torch.where(selection.ranks >= 0, of_kept.gather(1, selection.ranks.clamp_min(0)), previous)
             return self.with_values(equations.evolve_scores(previous, current, alpha))
-        return DeferredScores(self.sums_heads, self.previous, selection.ranks, self.rows)._with_row(row, alpha)
+        scores = DeferredScores(self.sums_heads, self.previous, selection.ranks, self.rows, self.prefix)
+        return scores._with_row(row, alpha)
 
     def settle(self) -> Tensor | None:
         """See ``scores.Scores``."""
@@ -104,11 +109,12 @@ class DeferredScores(NamedTuple):
 
     def with_values(self, values: Tensor | None) -> "DeferredScores":
         """See ``scores.Scores``."""
-        return DeferredScores(self.sums_heads, values)
+        return DeferredScores(self.sums_heads, values, prefix=self.prefix)
 
     def _with_row(self, row: DeferredRow, alpha: float) -> "DeferredScores":
         """Return the scores after one more block; if it is one too many for a launch, the others are computed."""
         scores = self
         if len(self.rows) == kernels.MOST_BLOCKS:
-            scores = DeferredScores(self.sums_heads, self.settle(), self.ranks)
-        return DeferredScores(self.sums_heads, scores.previous, scores.ranks, (*scores.rows, (row, alpha)))
+            scores = DeferredScores(self.sums_heads, self.settle(), self.ranks, prefix=self.prefix)
+        rows = (*scores.rows, (row, alpha))
+        return DeferredScores(self.sums_heads, scores.previous, scores.ranks, rows, self.prefix)

@@ -31,6 +31,7 @@ def choose(
     scale: float,
     factor: float,
     k: int,
+    prefix: int = 1,
 ) -> Chosen:
     """Evolve scores by the class attention of blocks (Eqs. 3 and 4), then select k tokens.
 
@@ -38,11 +39,12 @@ def choose(
         previous: scores (B, N) before these blocks; None at the first one.
         ranks: (B, N) the index of a patch among the blocks' patch tokens; -1 for a patch that is not
             among them and keeps its score; None: all are, in order.
-        queries, keys: of each block the class token's (B, H, D), and (B, L, C) with the class token first.
+        queries, keys: of each block the class token's (B, H, D), and (B, L, C) with ``prefix`` tokens first.
         alphas: alpha of Eq. 4 for each block.
         scale: factor on the products of queries and keys, of all blocks.
         factor: on the sum over the heads, of all blocks; 1 / H for their mean.
         k: tokens to keep; 0 only evolves.
+        prefix: number of tokens before the patches.
 
     Returns:
         scores (B, N) in float32 at least; kept positions (B, k), highest first; the index (B, N) of each
@@ -50,9 +52,9 @@ def choose(
     """
     first = _first(previous, queries)
     if triton is None or not first.is_cuda or first.dtype == torch.float64:
-        return reference(previous, ranks, queries, keys, alphas, scale, factor, k)
+        return reference(previous, ranks, queries, keys, alphas, scale, factor, k, prefix)
     with torch.cuda.device(first.device):
-        return _launch(previous, ranks, queries, keys, alphas, scale, factor, k)
+        return _launch(previous, ranks, queries, keys, alphas, scale, factor, k, prefix)
 
 
 def _first(previous: Tensor | None, queries: Sequence[Tensor]) -> Tensor:
@@ -64,14 +66,14 @@ def _dtype(first: Tensor) -> torch.dtype:
     return torch.promote_types(first.dtype, torch.float32)
 
 
-def _num_patches(previous: Tensor | None, keys: Sequence[Tensor]) -> int:
-    return keys[0].shape[1] - 1 if previous is None else previous.shape[1]
+def _num_patches(previous: Tensor | None, keys: Sequence[Tensor], prefix: int) -> int:
+    return keys[0].shape[1] - prefix if previous is None else previous.shape[1]
 
 
 @choose.register_fake
-def _(previous, ranks, queries, keys, alphas, scale, factor, k) -> Chosen:
+def _(previous, ranks, queries, keys, alphas, scale, factor, k, prefix=1) -> Chosen:
     first = _first(previous, queries)
-    return _outputs(first, _num_patches(previous, keys), k)
+    return _outputs(first, _num_patches(previous, keys, prefix), k)
 
 
 def _outputs(like: Tensor, num_patches: int, k: int) -> Chosen:
@@ -82,14 +84,14 @@ def _outputs(like: Tensor, num_patches: int, k: int) -> Chosen:
     return scores, empty(k, torch.int64), empty(num_patches, torch.int64), weights
 
 
-def reference(previous, ranks, queries, keys, alphas, scale, factor, k) -> Chosen:
+def reference(previous, ranks, queries, keys, alphas, scale, factor, k, prefix=1) -> Chosen:
     """Compute with torch's operations what the kernels compute."""
     dtype = _dtype(_first(previous, queries))
     scores = None if previous is None else previous.to(dtype)
     for query, key, alpha in zip(queries, keys, alphas, strict=True):
         heads = key.to(dtype).unflatten(2, query.shape[1:])
         products = (query.to(dtype) * scale).unsqueeze(1) * heads
-        row = products.sum(dim=3).softmax(dim=1)[:, 1:].sum(dim=2) * factor
+        row = products.sum(dim=3).softmax(dim=1)[:, prefix:].sum(dim=2) * factor
         if ranks is not None:
             row = torch.where(ranks >= 0, row.gather(1, ranks.clamp_min(0)), scores)
         scores = row if scores is None else torch.lerp(row, scores, alpha)
@@ -113,7 +115,7 @@ def _warps(block: int) -> int:
     return min(16, max(4, block // 64))
 
 
-def _launch(previous, ranks, queries, keys, alphas, scale, factor, k) -> Chosen:
+def _launch(previous, ranks, queries, keys, alphas, scale, factor, k, prefix) -> Chosen:
     previous = None if previous is None else previous.contiguous()
     ranks = None if ranks is None else ranks.contiguous()
     queries = _in_one_layout(queries)
@@ -121,7 +123,7 @@ def _launch(previous, ranks, queries, keys, alphas, scale, factor, k) -> Chosen:
     count = len(queries)
     first = _first(previous, queries)
     batch = len(first)
-    num_patches = _num_patches(previous, keys)
+    num_patches = _num_patches(previous, keys, prefix)
     scores, kept, new_ranks, weights = _outputs(first, num_patches, k)
     rows, heads, length = scores, 1, 1  # never read where there are no blocks
     if count:
@@ -141,7 +143,7 @@ def _launch(previous, ranks, queries, keys, alphas, scale, factor, k) -> Chosen:
     _choose[(batch,)](
         scores if previous is None else previous, kept if ranks is None else ranks, rows,
         scores, kept, new_ranks, weights, *alphas, factor, k, length,
-        PATCHES=num_patches, HEADS=heads, COUNT=count, PREVIOUS=previous is not None,
+        PATCHES=num_patches, PREFIX=prefix, HEADS=heads, COUNT=count, PREVIOUS=previous is not None,
         RANKS=ranks is not None, BLOCK=block, CHUNK=CHUNK, num_warps=_warps(block),
     )  # fmt: skip
     return scores, kept, new_ranks, weights
@@ -180,8 +182,8 @@ if triton is not None:
     def _choose(
         previous, ranks, rows, scores, kept, new_ranks, weights,
         alpha_0, alpha_1, alpha_2, alpha_3, factor, k, length,
-        PATCHES: tl.constexpr, HEADS: tl.constexpr, COUNT: tl.constexpr, PREVIOUS: tl.constexpr,
-        RANKS: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+        PATCHES: tl.constexpr, PREFIX: tl.constexpr, HEADS: tl.constexpr, COUNT: tl.constexpr,
+        PREVIOUS: tl.constexpr, RANKS: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
     ):  # fmt: skip
         """Eq. 4, ranks and the weights of Eq. 5 of one image."""
         image, patch = tl.program_id(0), tl.arange(0, BLOCK)
@@ -196,7 +198,7 @@ if triton is not None:
             score = tl.load(previous + first + patch, mask=inside, other=0.0).to(tl.float32)
         for block in tl.static_range(COUNT):
             row = tl.zeros([BLOCK], tl.float32)
-            start = (block * tl.num_programs(0) + image) * HEADS * length + 1
+            start = (block * tl.num_programs(0) + image) * HEADS * length + PREFIX
             for head in tl.static_range(HEADS):
                 row += tl.load(rows + start + head * length + token, mask=scored, other=0.0)
             row *= factor

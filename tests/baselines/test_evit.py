@@ -155,7 +155,7 @@ def test_a_plain_deit_loads_as_it_is():
         (dict(reduction_blocks=(6, 3)), "must ascend within 0..11"),
         (dict(reduction_blocks=(3, 12)), "must ascend within 0..11"),
         (dict(patch_drop_rate=0.1), "leave patch_drop_rate out"),
-        (dict(global_pool="avg"), "predicts from its class token"),
+        (dict(class_token=False, global_pool="avg"), "needs one class token"),
     ],
 )
 def test_what_is_refused(kwargs, sentence):

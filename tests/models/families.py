@@ -5,8 +5,9 @@ from typing import NamedTuple
 import timm
 import torch
 
-import baselines  # noqa: F401 (registers its models)
-import evovit  # noqa: F401
+import baselines
+import evovit  # noqa: F401 (registers its models)
+from tests.models import hosts
 
 
 class Family(NamedTuple):
@@ -22,6 +23,8 @@ class Family(NamedTuple):
     first_layer: str = "patch_embed.proj.weight"
     blocks: tuple[str, str] = ("blocks.0.norm1.weight", "blocks.11.norm1.weight")
     maps: tuple[int, ...] = ()  # side of each feature map; none: it has no maps
+    prefix: int = 1  # number of tokens before the patches
+    method: str | None = None  # of baselines.from_timm; the example is then its host, ``small`` its keywords
 
 
 DEIT = dict(img_size=32, patch_size=8, embed_dim=24, num_heads=3, depth=12, num_classes=5)
@@ -68,12 +71,36 @@ FAMILIES = {
         ("cls_token", *POSITIONS), "stem.conv1.linear.weight", LEVIT_BLOCKS, (8, 4, 2),
     ),
 }  # fmt: skip
+HOST_BLOCKS = ("blocks.0.norm1.weight", "blocks.5.norm1.weight")
+HOSTED = {  # models that from_timm makes of a host; registered are none of them
+    "evit of map": Family("attention pooling", {}, 32, 32, 10, blocks=HOST_BLOCKS, maps=(4,) * 6, method="evit"),
+    "topk of avg": Family("average pooling", {}, 32, 32, 6, blocks=HOST_BLOCKS, maps=(4,) * 6, method="topk"),
+    "tome of registers": Family(
+        "dinov2 with registers",
+        {"r": 2},
+        32,
+        32,
+        9,
+        no_decay=("cls_token", "pos_embed", "reg_token"),
+        blocks=HOST_BLOCKS,
+        maps=(4,) * 6,
+        prefix=5,
+        method="tome",
+    ),
+    "ats of clip": Family("clip", {}, 32, 32, 7, blocks=HOST_BLOCKS, maps=(4,) * 6, method="ats"),
+    "dpcknn of deit3": Family("deit3", {}, 32, 32, 6, blocks=HOST_BLOCKS, maps=(4,) * 6, method="dpcknn"),
+}
+EVERY = {**FAMILIES, **HOSTED}
 NAMES = {name: key for key in FAMILIES for name in timm.list_models(f"{key}_*")}
 
 
 def build(key: str, **kwargs):
     """The small example of a family, its weights away from values that hide mistakes."""
     torch.manual_seed(0)
+    if key in HOSTED:
+        family = HOSTED[key]
+        host = hosts.build(family.example, torch.float32, **kwargs).train()
+        return baselines.from_timm(host, family.method, **family.small)
     model = timm.create_model(FAMILIES[key].example, **{**FAMILIES[key].small, **kwargs})
     for name, parameter in model.named_parameters():
         if name.endswith("bn.weight"):  # LeViT's residuals start at zero
@@ -81,11 +108,11 @@ def build(key: str, **kwargs):
     return model
 
 
-def fixed_scores(x: torch.Tensor) -> torch.Tensor:
-    """Numbers (B, n) for tokens x (B, 1 + n, C) in place of ``topk.draw_scores``: the same in every pass."""
-    return torch.arange(x.shape[1] - 1, device=x.device).sin().expand(x.shape[0], -1)
+def fixed_scores(x: torch.Tensor, prefix: int) -> torch.Tensor:
+    """Numbers (B, n) for tokens x (B, P + n, C) in place of ``topk.draw_scores``: the same in every pass."""
+    return torch.arange(x.shape[1] - prefix, device=x.device).sin().expand(x.shape[0], -1)
 
 
 def images(key: str, batch: int = 2, channels: int = 3) -> torch.Tensor:
-    side = FAMILIES[key].size
+    side = EVERY[key].size
     return torch.randn(batch, channels, side, side, generator=torch.Generator().manual_seed(1))

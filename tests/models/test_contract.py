@@ -8,7 +8,7 @@ import torch
 from timm.models import group_parameters
 from torch.testing import assert_close
 
-from tests.models.families import FAMILIES, NAMES, build, images
+from tests.models.families import EVERY, FAMILIES, NAMES, build, images
 
 MAPPED = [key for key, family in FAMILIES.items() if family.maps]
 DEITS = [key for key in FAMILIES if key.endswith("deit")]
@@ -70,10 +70,10 @@ def test_384_pixels_on_levit(name):
     }[name.split("_")[2]]  # fmt: skip
 
 
-@pytest.mark.parametrize("key", FAMILIES)
+@pytest.mark.parametrize("key", EVERY)
 @pytest.mark.parametrize("training", [False, True])
 def test_forward_in_two_steps(key, training):
-    family, model = FAMILIES[key], build(key, in_chans=1).train(training)
+    family, model = EVERY[key], build(key, in_chans=1).train(training)
     batch = images(key, channels=1)
     torch.manual_seed(1)
     whole = model(batch)
@@ -86,9 +86,9 @@ def test_forward_in_two_steps(key, training):
     assert whole.shape == (2, 5)
 
 
-@pytest.mark.parametrize("key", FAMILIES)
+@pytest.mark.parametrize("key", EVERY)
 def test_reset_classifier(key):
-    family, model = FAMILIES[key], build(key).eval()
+    family, model = EVERY[key], build(key).eval()
     model.reset_classifier(7)
     assert model(images(key)).shape == (2, 7)
     for name in family.heads:
@@ -102,9 +102,9 @@ def test_reset_classifier(key):
     assert build(key, num_classes=0).eval()(images(key)).shape == (2, family.width)
 
 
-@pytest.mark.parametrize("key", FAMILIES)
+@pytest.mark.parametrize("key", EVERY)
 def test_set_input_size_resamples_positions(key):
-    family, model = FAMILIES[key], build(key).eval()
+    family, model = EVERY[key], build(key).eval()
     name = next(name for name in family.no_decay if name != "cls_token")
     before = model.get_parameter(name).detach().clone()
     larger = 3 * family.size // 2
@@ -122,9 +122,9 @@ def test_set_input_size_resamples_positions(key):
     assert torch.equal(other(probe), model(probe))
 
 
-@pytest.mark.parametrize("key", FAMILIES)
+@pytest.mark.parametrize("key", EVERY)
 def test_optimizer_groups(key):
-    family, model = FAMILIES[key], build(key)
+    family, model = EVERY[key], build(key)
     names = {name for name, _ in model.named_parameters()}
     assert model.no_weight_decay() & names == set(family.no_decay)
     layers = group_parameters(model, model.group_matcher(), reverse=True)
@@ -152,7 +152,7 @@ def test_drop_path_is_one_rate_for_all_of_levit(key):
     assert sum(type(m).__name__ == "DropPath" for m in model.modules()) == 2 * 7 + 2
 
 
-@pytest.mark.parametrize("key", FAMILIES)
+@pytest.mark.parametrize("key", EVERY)
 def test_recomputed_activations_give_the_same_gradients(key):
     grads = []
     for recompute in (False, True):
@@ -161,7 +161,7 @@ def test_recomputed_activations_give_the_same_gradients(key):
         torch.manual_seed(2)  # DynamicViT samples its decisions
         model(images(key)).square().sum().backward()
         grads.append({k: p.grad for k, p in model.named_parameters() if p.grad is not None})
-    assert grads[0][FAMILIES[key].first_layer].abs().max() > 0
+    assert grads[0][EVERY[key].first_layer].abs().max() > 0
     assert_close(grads[1], grads[0])
 
 

@@ -6,7 +6,8 @@ import onnxruntime
 import pytest
 import torch
 
-from tests.models import families
+import baselines
+from tests.models import families, hosts
 
 pytestmark = pytest.mark.integration  # minutes, all in all
 
@@ -24,16 +25,31 @@ SHALLOW = {
     "dpcknn_deit": dict(depth=3, reduction_blocks=(1, 2)),
     "plain_levit": dict(embed_dim=(16, 24), num_heads=(2, 2), depth=(1, 1)),
 }
+ON_HOSTS = {  # by from_timm: the host, the method and its keywords
+    "evit of map": ("attention pooling", "evit", {}),
+    "topk of registers": ("dinov2 with registers", "topk", {}),
+    "tome of avg": ("average pooling", "tome", dict(r=3)),
+    "tome of registers": ("dinov2 with registers", "tome", dict(r=3)),
+    "ats of registers": ("dinov2 with registers", "ats", dict(keep_profile=[0.8, 0.5, 0.25])),
+    "dpcknn of avg": ("average pooling", "dpcknn", {}),
+}
 DROPPING = ("dynamic_deit", "ps_deit", "ia_red2_deit", "ats_deit", "evit_deit", "topk_deit")
 
 
 def build(key, **kwargs):
+    if key in ON_HOSTS:
+        name, method, keywords = ON_HOSTS[key]
+        return baselines.from_timm(hosts.build(name, torch.float32, depth=3), method, **keywords)
     return families.build(key, **{**SHALLOW[key], **kwargs}).eval()
+
+
+def example(key, model, batch):
+    return hosts.images(model, batch) if key in ON_HOSTS else families.images(key, batch)
 
 
 def check(key, model, run):
     for batch in (1, 2, 5):
-        images = families.images(key, batch)
+        images = example(key, model, batch)
         with torch.no_grad():
             expected = model(images)
         assert (run(images) - expected).abs().max() <= 1e-4 * expected.abs().max(), batch
@@ -62,20 +78,20 @@ def in_onnx_runtime(model_bytes):
     return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
 
 
-@pytest.mark.parametrize("key", SHALLOW)
+@pytest.mark.parametrize("key", [*SHALLOW, *ON_HOSTS])
 def test_traced(key):
     model, file = build(key), io.BytesIO()
     with torch.no_grad():
-        torch.jit.save(torch.jit.trace(model, families.images(key, 3)), file)
+        torch.jit.save(torch.jit.trace(model, example(key, model, 3)), file)
     file.seek(0)
     check(key, model, torch.jit.load(file))
 
 
-@pytest.mark.parametrize("key", SHALLOW)
+@pytest.mark.parametrize("key", [*SHALLOW, *ON_HOSTS])
 def test_onnx(key):
     model, file = build(key), io.BytesIO()
     torch.onnx.export(
-        model, (families.images(key, 3),), file, input_names=["images"],
+        model, (example(key, model, 3),), file, input_names=["images"],
         dynamic_axes={"images": {0: "batch"}}, dynamo=False,
     )  # fmt: skip
     check(key, model, in_onnx_runtime(file.getvalue()))
@@ -83,10 +99,10 @@ def test_onnx(key):
 
 def exported(key, model, strict):
     with torch.no_grad():
-        return torch.export.export(model, (families.images(key, 3),), dynamic_shapes=dynamic_batch(key), strict=strict)
+        return torch.export.export(model, (example(key, model, 3),), dynamic_shapes=dynamic_batch(key), strict=strict)
 
 
-@pytest.mark.parametrize("key", SHALLOW)
+@pytest.mark.parametrize("key", [*SHALLOW, *ON_HOSTS])
 def test_torch_export(key):
     model = build(key)
     check(key, model, exported(key, model, strict=True).module())

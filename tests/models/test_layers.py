@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from tests.models import families
 
-VARIANTS = {key: (key, {}) for key in families.FAMILIES}
+VARIANTS = {key: (key, {}) for key in families.EVERY}
 VARIANTS["ia_red2_deit, fixed counts"] = ("ia_red2_deit", dict(keep_profile=[0.8, 0.5, 0.25]))
 VARIANTS["svite_deit, official"] = ("svite_deit", dict(variant="official"))
 VARIANTS["svite_deit, single weights"] = ("svite_deit", dict(sparsity="unstructured"))

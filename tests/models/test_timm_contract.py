@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from torch.utils._pytree import tree_leaves
 
 from evovit.features import fill_grid
-from tests.models.families import FAMILIES, NAMES, build, images
+from tests.models.families import EVERY, FAMILIES, HOSTED, NAMES, build, images
 
 pytestmark = pytest.mark.integration  # minutes, all in all
 
@@ -35,11 +35,12 @@ OPTIONS = {  # other options of the families; FAMILIES has the defaults
     "evo_levit, learned": ("evo_levit", dict(alpha="learned", schedule="layer")),
 }
 FORMS = {**{key: (key, {}) for key in FAMILIES}, **OPTIONS}
+EVERY_FORM = {**FORMS, **{key: (key, {}) for key in HOSTED}}
 DEIT_FORMS = [form for form, (key, _) in FORMS.items() if key in DEITS]
 
 
 def make(form, **kwargs):
-    key, options = FORMS[form]
+    key, options = EVERY_FORM[form]
     return build(key, **{**options, **kwargs})
 
 
@@ -53,9 +54,9 @@ def classifiers(model):
     return heads if isinstance(heads, tuple) else (heads,)
 
 
-@pytest.mark.parametrize("form", sorted(FORMS))
+@pytest.mark.parametrize("form", sorted(EVERY_FORM))
 def test_forward_is_finite_and_recomputation_changes_nothing(form):
-    model, batch = make(form).eval(), images(FORMS[form][0])
+    model, batch = make(form).eval(), images(EVERY_FORM[form][0])
     out = model(batch)
     assert out.shape == (2, 5)
     assert out.isfinite().all()
@@ -63,10 +64,10 @@ def test_forward_is_finite_and_recomputation_changes_nothing(form):
     assert_close(model(batch), out)
 
 
-@pytest.mark.parametrize("form", sorted(FORMS))
+@pytest.mark.parametrize("form", sorted(EVERY_FORM))
 def test_every_parameter_gets_a_gradient_from_a_plain_loss(form):
     model = make(form, num_classes=7).train()
-    out = model(images(FORMS[form][0]))
+    out = model(images(EVERY_FORM[form][0]))
     out.square().mean().backward()
     assert out.shape == (2, 7)
     assert out.isfinite().all()
@@ -114,14 +115,17 @@ def test_parameter_groups_and_arguments(key):
         build(key, no_such_argument=1)
 
 
-@pytest.mark.parametrize("key", FAMILIES)
+@pytest.mark.parametrize("key", EVERY)
 def test_without_pooling_all_tokens_come_out(key):
     model = build(key).eval()
     pooled = model(images(key))
     tokens = model.forward_features(images(key))
     model.reset_classifier(0, "")
+    if key in HOSTED:  # whose norm may come after the pooling
+        tokens = model.fc_norm(tokens)
     assert_close(model(images(key)), tokens)
-    assert build(key, num_classes=0, global_pool="").eval()(images(key)).shape == tokens.shape
+    if key in FAMILIES:
+        assert build(key, num_classes=0, global_pool="").eval()(images(key)).shape == tokens.shape
     model.reset_classifier(5, "avg" if "evo" in key or "levit" in key else "token")
     assert model(images(key)).shape == pooled.shape
 
@@ -131,7 +135,7 @@ def test_heads_of_evo_levit_need_one_vector():
         build("evo_levit", global_pool="")
 
 
-@pytest.mark.parametrize("key", FAMILIES)
+@pytest.mark.parametrize("key", EVERY)
 @pytest.mark.parametrize("training", [False, True])
 def test_a_new_classifier_has_the_mode_device_and_dtype_of_its_model(key, training):
     model = build(key).train(training)
@@ -144,15 +148,15 @@ def test_a_new_classifier_has_the_mode_device_and_dtype_of_its_model(key, traini
     assert {module.training for module in model.modules()} == {training}
 
 
-@pytest.mark.parametrize("key", FAMILIES)
+@pytest.mark.parametrize("key", EVERY)
 def test_frozen_parameters_stay_frozen(key):
     model = build(key).requires_grad_(False)
     model.reset_classifier(0)
-    model.set_input_size(img_size=(2 * FAMILIES[key].size,) * 2)
+    model.set_input_size(img_size=(2 * EVERY[key].size,) * 2)
     assert not [name for name, p in model.named_parameters() if p.requires_grad]
     model = build(key)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    model.set_input_size(img_size=2 * FAMILIES[key].size)
+    model.set_input_size(img_size=2 * EVERY[key].size)
     assert {name for name, p in model.named_parameters() if p.requires_grad} == trained
 
 
@@ -238,7 +242,7 @@ INTERMEDIATES = (
 )
 
 
-@pytest.mark.parametrize("key", sorted(FAMILIES))
+@pytest.mark.parametrize("key", sorted(EVERY))
 def test_an_empty_batch_gives_empty_logits(key):
     model, nothing = build(key).eval(), images(key)[:0]
     assert model(nothing).shape == (0, 5)
@@ -253,12 +257,12 @@ def test_an_empty_batch_gives_empty_logits(key):
     assert all(buffer.isfinite().all() for buffer in model.buffers())
 
 
-@pytest.mark.parametrize("key", sorted(FAMILIES))
+@pytest.mark.parametrize("key", sorted(EVERY))
 def test_an_empty_batch_gives_empty_intermediates(key):
     fixed = {"keep_profile": PROFILE} if key == "ia_red2_deit" else {}  # else images say how many
     model = build(key, **fixed).eval()
     options = [{}] if key in LEVITS else [{}, *INTERMEDIATES]
-    if key == "ats_deit":  # the images decide how many tokens come out, but not the size of the maps
+    if key.startswith("ats"):  # the images decide how many tokens come out, but not the size of the maps
         options = [{**kwargs, "intermediates_only": True} for kwargs in options]
     for kwargs in options:
         some, none = (model.forward_intermediates(images(key)[:n], **kwargs) for n in (1, 0))
@@ -324,15 +328,15 @@ def test_images_of_any_size(form):
     assert last.shape[-2:] == ((3, 4) if form.startswith("pooled") else (6, 8))
 
 
-@pytest.mark.parametrize("form", sorted(FORMS))
+@pytest.mark.parametrize("form", sorted(EVERY_FORM))
 def test_forward_intermediates(form):
-    key = FORMS[form][0]
+    key = EVERY_FORM[form][0]
     model, batch = make(form).eval(), images(key)
     count = len(model.feature_info)
     final, maps = model.forward_intermediates(batch)
     assert_close(final, model.forward_features(batch))
     for info, feature in zip(model.feature_info, maps, strict=True):
-        side = FAMILIES[key].size // info["reduction"]
+        side = EVERY[key].size // info["reduction"]
         assert feature.shape == (2, info["num_chs"], side, side)
         assert feature.isfinite().all()
     assert_close(model.forward_intermediates(batch, intermediates_only=True), maps)
@@ -349,16 +353,17 @@ def test_forward_intermediates(form):
     assert_close(model.forward_intermediates(batch), (final, maps))
 
 
-@pytest.mark.parametrize("form", sorted(DEIT_FORMS))
+@pytest.mark.parametrize("form", sorted([*DEIT_FORMS, *HOSTED]))
 def test_intermediates_in_other_forms(form):
-    model, batch = make(form).eval(), images(FORMS[form][0])
+    key = EVERY_FORM[form][0]
+    model, batch = make(form).eval(), images(key)
     final, maps = model.forward_intermediates(batch, norm=True)
     pairs = model.forward_intermediates(
         batch, norm=True, output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True
     )
     for (patches, prefix), feature in zip(pairs, maps, strict=True):
         assert_close(patches, feature.flatten(2).mT)
-        assert prefix.shape == (2, 1, 24)
+        assert prefix.shape == (2, EVERY[key].prefix, EVERY[key].width)
     result = model.forward_intermediates(batch, norm=True, output_dict=True, return_prefix_tokens=True)
     assert_close(result["image_intermediates"], maps)
     assert_close(result["image_intermediates_prefix"], [prefix for _, prefix in pairs])
@@ -401,9 +406,9 @@ def test_features_only(form):
     assert sides == [feature.shape[-1] for feature in features]
 
 
-@pytest.mark.parametrize("form", sorted(FORMS))
+@pytest.mark.parametrize("form", sorted(EVERY_FORM))
 def test_pruning_leaves_out_what_the_features_do_not_need(form):
-    key = FORMS[form][0]
+    key = EVERY_FORM[form][0]
     model, batch = make(form).eval(), images(key)
     last = len(model.feature_info) - 1
     taps = model.forward_intermediates(batch, intermediates_only=True)
@@ -429,10 +434,10 @@ ALL_STAY = "evo_deit, last class"  # its last block ranks the patches, so nothin
 
 @pytest.mark.parametrize(
     "form",
-    sorted(FORMS.keys() - {ALL_STAY}),
+    sorted(EVERY_FORM.keys() - {ALL_STAY}),
 )
 def test_no_parameter_is_left_without_a_gradient_after_pruning(form):
-    key, last = FORMS[form][0], len(make(form).feature_info) - 1
+    key, last = EVERY_FORM[form][0], len(make(form).feature_info) - 1
     for index in {0, last // 2, last}:
         pruned = make(form)
         taken = pruned.prune_intermediate_layers([index], prune_norm=True)
