@@ -7,7 +7,7 @@ method when they are built, so that both ways lead to one implementation.
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from timm.layers import Attention
@@ -44,6 +44,11 @@ class FromHost(Mixin):
     training_parts: tuple[str, ...] = ()
     _added: Sequence[tuple[str, str]] = ()  # module paths and names of the attributes that ``configure`` added
 
+    @property
+    def is_converted(self) -> bool:
+        """Return whether ``convert`` made the model of a host, so that timm can't build it by its name."""
+        return "host_class" in vars(self)
+
     def configure(self, *args: Any, **options: Any) -> None:
         """Check the keywords of the class and store what follows from them; no weights are made here."""
         raise NotImplementedError
@@ -62,7 +67,7 @@ def pop_options(cls: type[FromHost], keywords: dict[str, Any]) -> dict[str, Any]
         name
         for base in cls.__mro__
         if "configure" in vars(base)
-        for name, parameter in inspect.signature(base.configure).parameters.items()
+        for name, parameter in inspect.signature(vars(base)["configure"]).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
     return {name: keywords.pop(name) for name in list(keywords) if name in names}
@@ -133,69 +138,46 @@ def check_host(model: Any, what: str) -> None:
     Raises:
         ValueError: for a model that is no host, with the reason and what would work.
     """
-    for reason, applies in REFUSALS:
-        if applies(model):
-            raise ValueError(f"{what} can't be made of {type(model).__name__}: {reason}")
+    reason = _reason_against_class(model) or _reason_against_layers(model)
+    if reason is not None:
+        raise ValueError(f"{what} can't be made of {type(model).__name__}: {reason}")
 
 
-def _timm_module(model: Any) -> str:
-    """Return the name of timm's module that defines the model's class, such as "levit"; "" for other classes."""
+def _reason_against_class(model: Any) -> str | None:
+    """Return why the class of a model makes it no host, and what would work; None if it may be one."""
+    if type(model) in HOST_CLASSES:
+        return None
+    if isinstance(model, FromHost):
+        return "it reduces tokens already; call evovit.to_dense(model) first"
+    if hasattr(model, "_orig_mod") or isinstance(getattr(model, "module", None), nn.Module):
+        return (
+            "it is compiled or wrapped; unwrap it first (model._orig_mod of torch.compile, model.module of DDP), "
+            "and compile or wrap the result"
+        )
+    if hasattr(model, "dist_token"):
+        return f"it has a distillation token with a second head; {WHAT_WORKS}"
     module = type(model).__module__
-    return module.removeprefix("timm.models.") if module.startswith("timm.models.") else ""
+    if module == "timm.models._features":
+        return "it gives features alone; build it without features_only, and call forward_intermediates of the result"
+    if module == "timm.models.levit":
+        return "LeViT's grid shrinks between its stages; use the registered evo_levit_* models instead"
+    if module == "timm.models.eva":
+        return f"EVA's blocks have their own attention (rotary positions, SwiGLU); {WHAT_WORKS}"
+    if module.startswith("timm.models."):
+        return f"its windows, stages or blocks are not those of a plain ViT; {WHAT_WORKS}"
+    return f"it is not a model of timm; {WHAT_WORKS}"
 
 
-def _blocks(model: Any) -> list[nn.Module]:
-    return list(model.blocks)
-
-
-REFUSALS: list[tuple[str, Callable[[Any], bool]]] = [  # the first that applies is given
-    (
-        "it is compiled or wrapped; unwrap it first (model._orig_mod of torch.compile, model.module of DDP), "
-        "and compile or wrap the result",
-        lambda model: hasattr(model, "_orig_mod") or isinstance(getattr(model, "module", None), nn.Module),
-    ),
-    (
-        "it reduces tokens already; call evovit.to_dense(model) first",
-        lambda model: isinstance(model, FromHost),
-    ),
-    (
-        "it gives features alone; build it without features_only, and call forward_intermediates of the result",
-        lambda model: _timm_module(model) == "_features",
-    ),
-    (
-        "LeViT's grid shrinks between its stages; use the registered evo_levit_* models instead",
-        lambda model: _timm_module(model) == "levit",
-    ),
-    (
-        f"EVA's blocks have their own attention (rotary positions, SwiGLU); {WHAT_WORKS}",
-        lambda model: _timm_module(model) == "eva",
-    ),
-    (
-        f"it has a distillation token with a second head; {WHAT_WORKS}",
-        lambda model: hasattr(model, "dist_token"),
-    ),
-    (
-        f"it is a model of timm, but its windows, stages or blocks are not those of a plain ViT; {WHAT_WORKS}",
-        lambda model: bool(_timm_module(model)) and type(model) not in HOST_CLASSES,
-    ),
-    (
-        f"it is not a model of timm; {WHAT_WORKS}",
-        lambda model: type(model) not in HOST_CLASSES,
-    ),
-    (
-        f"it has no class token, whose attention ranks the patches; {WHAT_WORKS}",
-        lambda model: not model.has_class_token,
-    ),
-    (
-        "it drops patches at random in training; build it without patch_drop_rate",
-        lambda model: not isinstance(model.patch_drop, nn.Identity),
-    ),
-    (
-        f"its blocks are not timm's Block (parallel blocks or norms after the residual, for example); {WHAT_WORKS}",
-        lambda model: any(type(block) is not Block for block in _blocks(model)),
-    ),
-    (
-        f"its attention is not timm's plain Attention; {WHAT_WORKS}",
-        lambda model: any(type(block.attn) is not Attention or block.attn.gate is not None for block in _blocks(model)),
-    ),
-]
+def _reason_against_layers(model: VisionTransformer) -> str | None:
+    """Return why the layers of a model of a host's class make it no host, and what would work; None if it is one."""
+    if not model.has_class_token:
+        return f"it has no class token, whose attention ranks the patches; {WHAT_WORKS}"
+    if not isinstance(model.patch_drop, nn.Identity):
+        return "it drops patches at random in training; build it without patch_drop_rate"
+    for block in model.blocks:
+        if type(block) is not Block:
+            kinds = "parallel blocks or norms after the residual, for example"
+            return f"its blocks are not timm's Block ({kinds}); {WHAT_WORKS}"
+        if type(block.attn) is not Attention or block.attn.gate is not None:
+            return f"its attention is not timm's plain Attention; {WHAT_WORKS}"
+    return None

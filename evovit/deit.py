@@ -1,4 +1,4 @@
-"""Evo-DeiT: Evo-ViT on the flat (DeiT) host, registered as ``evo_deit_*`` in timm."""
+"""Evo-ViT on a flat host: ``from_timm`` makes it of any timm ViT, and ``evo_deit_*`` are registered in timm."""
 
 import copy
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from .checkpoint import deit_from_official, filter_deit
+from .conversion import FromHost, check_host, convert, pop_options
 from .fast.autograd import class_attention
 from .fast.deferred import DeferredRow, DeferredScores
 from .features import TokenPooling, fill_grid, pack_intermediates
@@ -77,70 +78,31 @@ class EvoBlock(Block):
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), row
 
 
-class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
+class EvoVisionTransformer(EvoHost, FromHost, TokenPooling, VisionTransformer):
     """Vision Transformer with structure-preserving token selection and slow-fast updating.
 
     Modifications of timm's VisionTransformer:
     - the options of ``evovit.options``; blocks run by ``evovit.slow_fast``,
-    - prediction from the mean of the patch tokens; for Eq. 8 ``set_training_outputs`` adds a norm
-      and a head for the class token. Without them the state dict has the plain model's keys.
+    - prediction from the mean of the patch tokens, unless ``head="host"``; for Eq. 8 ``set_training_outputs``
+      adds a norm and a head for the class token. Without them the state dict has the plain model's keys.
 
-    Args (besides timm's; docs/switches.md has their symbols):
-        variant: "paper" (the text) or "official" (the authors' code).
-        keep_ratio: share of informative tokens, a number or one per block (1 before start_block).
-        start_block: first selecting block, counted from 0; the paper's fifth layer is 4.
-        alpha: alpha of Eq. 4, weight of the previous score, a number or one per block; 0.5.
-        schedule: "stage" or "layer". Given, a checkpoint of the other schedule is refused; left
-            out, it is "stage" until a checkpoint says otherwise.
-        placeholders: "update" (Eqs. 5-7; default of the paper's variant), "keep" (default of the
-            official one) or "drop".
-        scores: "global" (Eq. 4), "class" (no memory), "random" (torch's global generator),
-            "last_class" (the last block's class attention, from a first pass without selection) or
-            "column_mean" (of the attention matrix, no memory).
-        blocks_per_stage: blocks that share a selection stage-wise.
-        pool_placeholders: False leaves the last placeholders out of the pooled mean.
-        tile: keep a few tokens fewer, so that blocks run on a multiple of ``tile`` tokens (8 or 16 suit
-            matrix units); the paper's 98 of 196 are 100 tokens with class and representative token.
+    Keywords are timm's, and those of ``configure``.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        variant: str = "paper",
-        keep_ratio: float | Sequence[float] = 0.5,
-        start_block: int = 4,
-        alpha: float | str | Sequence[float] | None = None,
-        schedule: str | None = None,
-        placeholders: str | None = None,
-        scores: str = "global",
-        blocks_per_stage: int = 4,
-        pool_placeholders: bool = True,
-        tile: int = 1,
-        **kwargs: Any,
-    ):
+    def __init__(self, *args: Any, **kwargs: Any):
+        options = pop_options(EvoVisionTransformer, kwargs)
         weight_init = kwargs.pop("weight_init", "")
-        if kwargs.get("fc_norm"):
-            raise ValueError(
-                "fc_norm=True: variant decides where Evo-ViT norms, before the mean of the "
-                "patches (paper) or after it (official); leave fc_norm out"
-            )
-        kwargs = {"global_pool": "avg", **kwargs, "fc_norm": False}  # None: timm would choose
+        if options.get("head", "average") == "average":
+            if kwargs.get("fc_norm"):
+                raise ValueError(
+                    "fc_norm=True: variant decides where Evo-ViT norms, before the mean of the "
+                    "patches (paper) or after it (official); leave fc_norm out"
+                )
+            kwargs = {"global_pool": "avg", **kwargs, "fc_norm": False}  # None: timm would choose
         super().__init__(*args, block_fn=EvoBlock, attn_layer=EvoAttention, **kwargs, weight_init="skip")
-        self._refuse_unsupported(kwargs)
-        checked = check_options(
-            Host(len(self.blocks)),
-            variant,
-            keep_ratio,
-            start_block,
-            alpha,
-            placeholders,
-            scores,
-            blocks_per_stage,
-            pool_placeholders,
-            tile,
-        )
-        self.set_options(checked, schedule)
-        self._check_grid()
+        if options.get("head", "average") == "average":
+            _refuse_pool(self.global_pool)
+        self.configure_host(options)
         # Drawn and discarded: the class token's head was made here once, and a seed must go on giving the
         # weights that it gave, because recorded trainings are identified by their seed.
         self._classifier()
@@ -152,6 +114,99 @@ class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
     blocks: nn.Sequential
     from_official = staticmethod(deit_from_official)
 
+    def configure(
+        self,
+        *,
+        variant: str = "paper",
+        keep_ratio: float | Sequence[float] = 0.5,
+        start_block: int | None = 4,
+        alpha: float | str | Sequence[float] | None = None,
+        schedule: str | None = None,
+        placeholders: str | None = None,
+        scores: str = "global",
+        blocks_per_stage: int | None = 4,
+        pool_placeholders: bool = True,
+        tile: int = 1,
+        head: str = "average",
+    ) -> None:
+        """Check and store the options; docs/switches.md has their symbols.
+
+        Args:
+            variant: "paper" (the text) or "official" (the authors' code).
+            keep_ratio: share of informative tokens, a number or one per block (1 before start_block).
+            start_block: first selecting block, counted from 0; the paper's fifth layer is 4. None: a third
+                of the depth.
+            alpha: alpha of Eq. 4, weight of the previous score, a number or one per block; 0.5.
+            schedule: "stage" or "layer". Given, a checkpoint of the other schedule is refused; left
+                out, it is "stage" until a checkpoint says otherwise.
+            placeholders: "update" (Eqs. 5-7; default of the paper's variant), "keep" (default of the
+                official one) or "drop".
+            scores: "global" (Eq. 4), "class" (no memory), "random" (torch's global generator),
+                "last_class" (the last block's class attention, from a first pass without selection) or
+                "column_mean" (of the attention matrix, no memory).
+            blocks_per_stage: blocks that share a selection stage-wise. None: a third of the depth.
+            pool_placeholders: False leaves the last placeholders out of the pooled mean.
+            tile: keep a few tokens fewer, so that blocks run on a multiple of ``tile`` tokens (8 or 16 suit
+                matrix units); the paper's 98 of 196 are 100 tokens with class and representative token.
+            head: "average" predicts from the mean of the patches, as the paper does, or "host" from what timm's
+                own pooling, norm and head make of the tokens.
+
+        Raises:
+            ValueError: for a value out of range or a combination that makes no sense, with the reason.
+        """
+        if not self.has_class_token:
+            raise ValueError("Evo-ViT needs the class token, whose attention is the score")
+        if not isinstance(self.patch_drop, nn.Identity):
+            raise ValueError("patch_drop_rate drops tokens at random; Evo-ViT keeps the grid whole")
+        if head not in ("average", "host"):
+            raise ValueError(f"head={head!r} is not one of average, host")
+        self.predicts_average = head == "average"
+        if self.predicts_average:
+            self._refuse_other_heads()
+        depth = len(self.blocks)
+        third = max(1, round(depth / 3))
+        checked = check_options(
+            Host(depth, prefix=self.num_prefix_tokens),
+            variant,
+            keep_ratio,
+            third if start_block is None else start_block,
+            alpha,
+            placeholders,
+            scores,
+            third if blocks_per_stage is None else blocks_per_stage,
+            pool_placeholders,
+            tile,
+        )
+        self.set_options(checked, schedule)
+        self._check_grid()
+
+    def _refuse_other_heads(self) -> None:
+        """Refuse the averaged prediction where the host has layers that it would leave out."""
+        if self.attn_pool is not None or self.global_pool not in ("token", "avg", ""):
+            raise ValueError(
+                f"head='average' predicts from the mean of the patches, but the host has global_pool="
+                f"{self.global_pool!r}: use head='host'"
+            )
+        if not isinstance(self.fc_norm, nn.Identity):
+            raise ValueError(
+                "head='average' norms each patch before the mean, but the host norms the mean itself (fc_norm): "
+                "use head='host', which predicts from the mean as well"
+            )
+
+    def note_arguments(self, **arguments: Any) -> None:
+        """Note arguments as EvoHost does; not those of a converted host, which timm builds without them."""
+        if not self.is_converted:
+            super().note_arguments(**arguments)
+
+    def set_training_outputs(self, enable: bool = True) -> None:
+        """Do what EvoHost's method does; Eq. 8 trains the averaged prediction, so head="host" is refused."""
+        if enable and not self.predicts_average:
+            raise ValueError(
+                "Eq. 8 trains the averaged prediction and that of the class token: make the model with head='average', "
+                "or train it as timm's own (task 'classification')"
+            )
+        super().set_training_outputs(enable)
+
     def _make_training_parts(self) -> dict[str, nn.Module]:
         head = nn.Identity()
         if self.num_classes > 0:  # drawn once, by timm's function below
@@ -161,13 +216,6 @@ class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
         for name, part in parts.items():
             named_apply(get_init_weights_vit(self.weight_init_mode), part, name, include_root=True)
         return parts
-
-    def _refuse_unsupported(self, kwargs: dict[str, Any]) -> None:
-        _refuse_pool(self.global_pool)
-        if not self.has_class_token or self.num_reg_tokens:
-            raise ValueError("Evo-ViT needs the class token, whose attention is the score, and no other prefix token")
-        if kwargs.get("patch_drop_rate"):
-            raise ValueError("patch_drop_rate drops tokens at random; Evo-ViT keeps the grid whole")
 
     def _block(self, index: int, x: Tensor, observed: bool, kind: str) -> tuple[Tensor, Tensor | DeferredRow | None]:
         """Run block ``index`` on (B, L, C).
@@ -186,9 +234,9 @@ class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
         return (out, None) if scores is None else out
 
     def _run_blocks(self, images: Tensor, observer: list[Observation] | None = None, end: int | None = None) -> Tensor:
-        """Return tokens (B, 1 + n, C) after all blocks, or those before ``end``; not normed."""
+        """Return tokens (B, prefix + n, C) after all blocks, or those before ``end``; not normed."""
         embedded = self.norm_pre(self._pos_embed(self.patch_embed(images)))
-        num_patches = embedded.shape[1] - 1
+        num_patches = embedded.shape[1] - self.num_prefix_tokens
         scores = self.new_scores(embedded)
         kind = "class"
         if self.options.scores == "column_mean":
@@ -214,7 +262,9 @@ class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
         return self.new_scores(x).update(row, 0.0).settle()
 
     def forward_features(self, x: Tensor, attn_mask=None, is_causal=False) -> Tensor:
-        """Return the tokens (B, 1 + N, C) of images in raster order; normed in the paper's variant.
+        """Return the tokens (B, prefix + N, C) of images: those before the patches, then the patches in raster order.
+
+        They are normed, except in the official variant with head="average".
 
         With dropped or unpooled placeholders only the informative patches remain, in no order.
         """
@@ -227,17 +277,23 @@ class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
             raise ValueError("Evo-ViT ranks all tokens by class attention: no attention masks")
 
     def _normed(self, x: Tensor) -> Tensor:
-        """Return normed tokens in the paper's variant; the official one norms their mean."""
-        return self.norm(x) if self.options.variant == "paper" else x
+        """Return normed tokens; with head="average" the official variant norms their mean instead."""
+        return x if self._norms_mean else self.norm(x)
+
+    @property
+    def _norms_mean(self) -> bool:
+        return self.predicts_average and self.options.variant == "official"
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits of tokens from ``forward_features``: the mean of the patches is classified.
 
         The paper averages the tokens' predictions, that is their normed features; the authors'
-        code averages the features and norms the mean.
+        code averages the features and norms the mean. With head="host" this is timm's method.
         """
-        x = self.pool(x)
-        x = self.head_drop(x if self.options.variant == "paper" else self.norm(x))
+        if not self.predicts_average:
+            return super().forward_head(x, pre_logits)
+        x = self.pool(x, "avg" if self.global_pool else "")
+        x = self.head_drop(self.norm(x) if self._norms_mean else x)
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor, attn_mask=None, is_causal=False) -> Any:
@@ -270,11 +326,11 @@ class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
         grid = self.patch_embed.dynamic_feat_size(x.shape[-2:])
         observed: list[Observation] = []
         final = self._run_blocks(x, observed, last + 1 if stop_early else None)
-        after = [observed[0].tokens]  # all tokens (B, 1 + N, C) after each block
+        after = [observed[0].tokens]  # all tokens (B, prefix + N, C) after each block
         for observation in observed[1:]:
             tokens = observation.tokens
             if tokens.shape[1] < after[-1].shape[1]:
-                tokens = fill_grid(tokens, observation.kept, after[-1])
+                tokens = fill_grid(tokens, observation.kept, after[-1], self.num_prefix_tokens)
             after.append(tokens)
         return pack_intermediates(
             [self.norm(after[i]) if norm else after[i] for i in taken],
@@ -284,6 +340,7 @@ class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
             return_prefix_tokens=return_prefix_tokens,
             intermediates_only=intermediates_only,
             output_dict=output_dict,
+            prefix=self.num_prefix_tokens,
         )
 
     def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True) -> list[int]:
@@ -297,7 +354,8 @@ class EvoVisionTransformer(EvoHost, TokenPooling, VisionTransformer):
         return taken
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        _refuse_pool(global_pool or self.global_pool)
+        if self.predicts_average and global_pool is not None:
+            _refuse_pool(global_pool)
         super().reset_classifier(num_classes, global_pool)
         if self.training_outputs:
             self.head_cls = self._classifier()
@@ -322,6 +380,37 @@ def _refuse_pool(global_pool: str) -> None:
         raise ValueError(
             f"global_pool={global_pool!r}: Evo-ViT predicts from the mean, so it is 'avg', or '' for all tokens"
         )
+
+
+def from_timm(
+    model: VisionTransformer,
+    *,
+    head: str = "host",
+    start_block: int | None = None,
+    blocks_per_stage: int | None = None,
+    **keywords: Any,
+) -> EvoVisionTransformer:
+    """Return Evo-ViT made of a timm Vision Transformer, trained or not; nothing needs to be trained again.
+
+    The result shares the parameters of ``model``, which stays as it is and usable. State dicts have the same keys,
+    so that checkpoints go both ways. It has the mode, dtype and device of ``model``.
+
+    Args:
+        model: a timm VisionTransformer with a class token.
+        head: "host" keeps the model's own pooling, norm and head; "average" is the paper's prediction.
+        start_block: first selecting block, counted from 0; None: a third of the depth.
+        blocks_per_stage: blocks that share a selection; None: a third of the depth.
+        keywords: the others of ``EvoVisionTransformer.configure``, such as ``keep_ratio``.
+
+    Raises:
+        ValueError: for a model that is no such host, and for keywords that make no sense, with the reason.
+    """
+    check_host(model, "Evo-ViT")
+    refuse_old_keywords(keywords)
+    options = {"head": head, "start_block": start_block, "blocks_per_stage": blocks_per_stage, **keywords}
+    evo = convert(model, EvoVisionTransformer, EvoBlock, EvoAttention)
+    evo.configure_host(options)
+    return evo
 
 
 def _cfg(size: int) -> dict[str, Any]:

@@ -49,13 +49,17 @@ class EvoHost(NoSymbolicGraph):
         self._scoring = options.scoring_blocks(self.options, self._groups)
         self.schedule = schedule
         self._schedule_was_given = False  # whoever calls this manages the schedule from here on
-        update_model_args(self, schedule=schedule)
+        self.note_arguments(schedule=schedule)
 
     def set_selecting(self, enable: bool) -> None:
         """Switch token selection on or off; off, every block runs on all tokens."""
         if enable != self.selecting:  # a model built with these arguments computes the same
-            update_model_args(self, keep_ratio=list(self.options.keep_ratio) if enable else 1.0)
+            self.note_arguments(keep_ratio=list(self.options.keep_ratio) if enable else 1.0)
         self.selecting = enable
+
+    def note_arguments(self, **arguments: Any) -> None:
+        """Note keywords among timm's model arguments, by which it builds the model anew."""
+        update_model_args(self, **arguments)
 
     @property
     def groups(self) -> tuple[tuple[int, int], ...]:

@@ -88,8 +88,10 @@ class DeferredScores(NamedTuple):
         queries = [row.query for row, _ in self.rows]
         keys = [row.keys for row, _ in self.rows]
         alphas = [float(alpha) for _, alpha in self.rows]
-        chosen = kernels.choose(self.previous, self.ranks, queries, keys, alphas, scale, factor, k, self.prefix)
-        return DeferredSelection(*chosen, self.prefix)
+        scores, kept, ranks, weights = kernels.choose(
+            self.previous, self.ranks, queries, keys, alphas, scale, factor, k, self.prefix
+        )
+        return DeferredSelection(scores, kept, ranks, weights, self.prefix)
 
     def update_kept(
         self, selection: DeferredSelection, row: Tensor | DeferredRow, alpha: float | Tensor

@@ -115,7 +115,7 @@ def _warps(block: int) -> int:
     return min(16, max(4, block // 64))
 
 
-def _launch(previous, ranks, queries, keys, alphas, scale, factor, k, prefix) -> Chosen:
+def _launch(previous, ranks, queries, keys, alphas, scale, factor, k, prefix=1) -> Chosen:
     previous = None if previous is None else previous.contiguous()
     ranks = None if ranks is None else ranks.contiguous()
     queries = _in_one_layout(queries)

@@ -4,9 +4,9 @@ import torch
 
 
 def deit(model, image, schedule, blocks_per_stage=2):
-    """Normed tokens (1 + N, C) in raster order of image (1, 3, H, W); kept sets per event."""
+    """Normed tokens (prefix + N, C) in raster order of image (1, 3, H, W); kept sets per event."""
     start = model.options.start_block
-    x = model._pos_embed(model.patch_embed(image))[0]
+    x = model.norm_pre(model._pos_embed(model.patch_embed(image)))[0]
     every = 1 if schedule == "layer" else blocks_per_stage
     selecting = [i for i in range(start, len(model.blocks)) if (i - start) % every == 0]
     alphas = model.options.alphas
@@ -38,12 +38,13 @@ def levit(model, image, schedule, merge=False):
 
 
 def slow_fast(x, scores, blocks, selecting, start, alphas, options, run):
-    """Blocks on the tokens x (1 + N, C) of one grid: dense before ``start``, slow-fast after."""
-    num_patches, events = len(x) - 1, []
+    """Blocks on the tokens x (prefix + N, C) of one grid: dense before ``start``, slow-fast after."""
+    prefix = options.host.prefix
+    num_patches, events = len(x) - prefix, []
     for i, block in blocks:
         if i < start:
             x, attention = run(block, x)
-            scores = mix(scores, attention, range(num_patches), alphas[i])
+            scores = mix(scores, attention[prefix - 1 :], range(num_patches), alphas[i])
             continue
         if i in selecting:
             ranked = sorted(range(num_patches), key=lambda j: -scores[j].item())
@@ -52,17 +53,17 @@ def slow_fast(x, scores, blocks, selecting, start, alphas, options, run):
             weighted_by = scores
             events.append(informative)
         total = sum(weighted_by[j] for j in placeholders)
-        representative = sum(weighted_by[j] / total * x[1 + j] for j in placeholders)  # Eq. 5
-        own = [x[0], *(x[1 + j] for j in informative), representative]
+        representative = sum(weighted_by[j] / total * x[prefix + j] for j in placeholders)  # Eq. 5
+        own = [*x[:prefix], *(x[prefix + j] for j in informative), representative]
         out, attention = run(block, torch.stack(own))
         x = x.clone()
         residual = out[-1] - representative  # x_rep^(1) + x_rep^(2), Eq. 6
         for place, j in enumerate(informative):
-            x[1 + j] = out[1 + place]
+            x[prefix + j] = out[prefix + place]
         for j in placeholders:
-            x[1 + j] = x[1 + j] + residual  # Eq. 7
-        x[0] = out[0]
-        scores = mix(scores, attention, informative, alphas[i])
+            x[prefix + j] = x[prefix + j] + residual  # Eq. 7
+        x[:prefix] = out[:prefix]
+        scores = mix(scores, attention[prefix - 1 :], informative, alphas[i])
     return x, scores, events
 
 
@@ -75,11 +76,12 @@ def mix(scores, attention, positions, alpha):
     return torch.stack(mixed)
 
 
-def attend(q, k, v, heads, scale):
+def attend(q, k, v, heads, scale, norms=(lambda q: q, lambda k: k)):
     """Eq. 2 head by head on (Lq, H * D), (L, H * D), (L, H * Dv); class attention without class."""
     outputs, rows = [], []
     for q_head, k_head, v_head in zip(*(part.chunk(heads, dim=-1) for part in (q, k, v)),
                                       strict=True):  # fmt: skip
+        q_head, k_head = norms[0](q_head), norms[1](k_head)
         weights = torch.softmax(q_head @ k_head.T * scale, dim=-1)
         outputs.append(weights @ v_head)
         rows.append(weights[0, 1:])  # Eq. 3
@@ -90,9 +92,9 @@ def deit_block(block, x):
     """One block on tokens (L, C)."""
     attn = block.attn
     q, k, v = attn.qkv(block.norm1(x)).chunk(3, dim=-1)
-    out, row = attend(q, k, v, attn.num_heads, attn.head_dim**-0.5)
-    x = x + attn.proj(out)
-    return x + block.mlp(block.norm2(x)), row
+    out, row = attend(q, k, v, attn.num_heads, attn.head_dim**-0.5, (attn.q_norm, attn.k_norm))
+    x = x + block.ls1(attn.proj(out))
+    return x + block.ls2(block.mlp(block.norm2(x))), row
 
 
 def levit_block(block, x):

@@ -21,8 +21,8 @@ from evovit.task import AssistedDistillationTask, AssistedTokenTask
 from workflow.campaign import targets
 from workflow.storage import records
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/cluster.md", "docs/paper.md", "docs/switches.md",
-             "docs/throughput.md", "docs/training.md")  # fmt: skip
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/any-vit.md", "docs/cluster.md", "docs/paper.md",
+             "docs/switches.md", "docs/throughput.md", "docs/training.md")  # fmt: skip
 NAMING = ("README.md", "docs/paper.md")  # those that are full of targets
 VALUED = {"--profile", "--report", "--set-resources"}  # options whose values are no targets
 MODELS = ("evo_deit_tiny_patch16_224", "evo_levit_128s", "dynamic_deit_tiny_patch16_224",
@@ -105,7 +105,8 @@ def test_every_switch_is_documented():
     text = text_of("docs/switches.md")
     wanted = set()
     for name in MODELS:
-        wanted |= keywords(type(timm.create_model(name)).__init__)
+        cls = type(timm.create_model(name))
+        wanted |= keywords(cls.__init__) | keywords(getattr(cls, "configure", cls.__init__))
     for task in TASKS:
         wanted |= keywords(task.__init__)
     shapes = yaml.safe_load((Path(records.ROOT) / "workflow/config/schema.yaml").read_text())

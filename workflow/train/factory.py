@@ -69,7 +69,9 @@ def _arguments(name: str) -> set[str]:
         parameter
         for base in cls.__mro__
         if issubclass(base, nn.Module) and base is not nn.Module
-        for parameter in inspect.signature(base.__init__).parameters  # type: ignore[misc]  # of a class
+        for method in ("__init__", "configure")
+        if method in vars(base)
+        for parameter in inspect.signature(getattr(base, method)).parameters
     } - {"self"}
 
 

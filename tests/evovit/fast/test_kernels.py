@@ -52,7 +52,7 @@ def arguments(blocks, before, some, k, dtype):
 
 
 def awkward():
-    """More patches than are compared at a time, with ties; not a number; other layouts."""
+    """More patches than are compared at a time, with ties; not a number; other layouts; registers."""
     ties = drawn(BATCH, 70, seed=60).float().round(decimals=1)
     yield ties, None, [], [], [], 1.0, 1.0, 33
     lost = ties.clone()
@@ -63,6 +63,9 @@ def awkward():
     keys[1] = keys[1].contiguous()
     yield previous, ranks.T.contiguous().T, queries, keys, *rest
     yield previous, ranks, queries, [k.mT.contiguous().mT for k in keys], *rest
+    four_registers = [row(PATCHES + 5, seed) for seed in (70, 71)]
+    queries, keys = ([made[i].float() for made in four_registers] for i in range(2))
+    yield None, None, queries, keys, [0.5, 0.25], SCALE, 1 / HEADS, 4, 5
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -107,7 +110,7 @@ def test_the_kernels_can_be_built_for_gpus(capability):
     signature |= dict.fromkeys(("ranks", "kept", "new_ranks"), "*i64")
     signature |= dict.fromkeys([f"alpha_{i}" for i in range(4)] + ["factor"], "fp32")
     signature |= {"k": "i32", "length": "i32"}
-    constants = {"PATCHES": 196, "HEADS": 6, "COUNT": 4, "PREVIOUS": True, "RANKS": True}
+    constants = {"PATCHES": 196, "PREFIX": 1, "HEADS": 6, "COUNT": 4, "PREVIOUS": True, "RANKS": True}
     constants |= {"BLOCK": 256, "CHUNK": 32}
     build(compile, ASTSource, kernels._choose, signature, constants, target)
 
