@@ -121,8 +121,8 @@ def references(config: Config) -> Iterator[tuple[str, str, str, Collection[str]]
             for group in (*request["train"], *request["time"]):
                 yield "settings", f"{name}.measure.{item}", group, config.sections_of(item)
         for group in setting["throughput"]["batch_size_of"]:
-            yield "settings", f"{name}.throughput.batch_size_of", group, items["sections"]
-        for part in ("checkpoints", "models"):
+            yield "settings", f"{name}.throughput.batch_size_of", group, [*items["sections"], benchmarks.OFFTHESHELF]
+        for part in ("checkpoints", "models", "hosts"):
             for run in setting.get(part, {}):
                 yield "settings", f"{name}.{part}", run, runs
         for key, evaluation in setting.get("evaluations", {}).items():
