@@ -23,6 +23,7 @@ def test_all_targets_are_ones(config):
         ("results/demo/runs/evo_deit_tiny", "results/demo/runs/evo_deit_tiny/train.json"),
         ("results/demo/offtheshelf/deit_tny.json", "results/demo/offtheshelf/deit_tiny.json"),
         ("results/weights/deit_small_patch16_224.fb_in1.json", "results/weights/deit_small_patch16_224.fb_in1k.json"),
+        ("results/demo/offteshelf.csv", "results/demo/offtheshelf.csv"),
         ("results/demo/figure7.png", "results/demo/figure6.png"),
         ("results/demo/analyses/ska.json", "results/demo/analyses/cka.json"),
         ("results/throughput/deit_smal/cuda-paper-fp32-b256.json",

@@ -9,7 +9,7 @@ from pathlib import Path
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
-from workflow.campaign import benchmarks, specs
+from workflow.campaign import benchmarks, kinds, specs
 from workflow.campaign.config import CLAIMS, CONFIG, FILES, Config, ConfigError, nearest, read_yaml, run_name
 
 SCHEMA = CONFIG / "schema.yaml"
@@ -109,6 +109,8 @@ def references(config: Config) -> Iterator[tuple[str, str, str, Collection[str]]
         yield "items", f"analyses.{name}.run", analysis["run"], runs
     for table in items["ours"]:
         yield "items", "ours", table, items["tables"]
+    for table, kind in items["compiled"].items():
+        yield "items", f"compiled.{table}", kind, kinds.KINDS
     for figure in items["figures"]:
         for name in config.analyses(figure):
             yield "items", f"figures.{figure}.analyses", name, items["analyses"]
