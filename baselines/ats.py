@@ -13,7 +13,7 @@ as inference does; the choice itself has no gradient. ``keep_profile`` turns the
 measurement before anything is trained: fresh weights attend to all patches alike, so that nearly all stay.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -257,6 +257,10 @@ class AdaptiveSamplingVisionTransformer(AnyHostTransformer):
             maps.keep(sampled.kept)
             maps.record(index, sampled.tokens, sampled.keys)
         return sampled.tokens, sampled.keys
+
+    def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the authors' weights under our keys: without ``out_zero_mask``, parameters that stay zero."""
+        return {key: value for key, value in state_dict.items() if not key.endswith(".out_zero_mask")}
 
     def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True) -> list[int]:
         """Remove what no block up to the last of ``indices`` needs, as timm's method."""

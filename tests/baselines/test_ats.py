@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from baselines.ats import Sampled, sample_ranks
+from evovit.checkpoint import load_official
 from tests.golden import reference
 from tests.models import families
 
@@ -62,6 +63,18 @@ def test_golden(name, fused):
         assert [len(kept) for kept in theirs] == expected["n_kept_single"][:, image].tolist()
         assert grid_positions(sampled, 0) == theirs
         assert grid_positions(together, image) == theirs
+
+
+def test_the_authors_files_hold_parameters_that_stay_zero():
+    about, _ = reference.case(reference.names("ats_official")[0])
+    sizes = ("img_size", "patch_size", "embed_dim", "num_heads", "num_classes")
+    model = timm.create_model("ats_deit_tiny_patch16_224", **{k: about["ctor"][k] for k in sizes})
+    weights = reference.weights(about["shapes"], torch.float32)
+    zeros = {f"blocks.{block}.attn.out_zero_mask": torch.zeros(1, 26, 48) for block in about["ats_blocks"]}
+    load_official(model, weights | zeros)
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    with pytest.raises(ValueError, match=r"unexpected head_dist\.weight"):
+        load_official(model, weights | zeros | {"head_dist.weight": torch.zeros(16, 48)})
 
 
 def hit_one_by_one(scores, points):
@@ -177,9 +190,10 @@ def block_macs(before, after, width, heads):
     return 3 * before * width**2 + heads * before * width + 2 * before * after * width + 9 * after * width**2
 
 
+@pytest.mark.parametrize("profile", [None, [0.7, 0.49, 0.343]])
 @pytest.mark.parametrize(("size", "width"), [("tiny", 192), ("small", 384)])
-def test_macs(size, width):
-    model = timm.create_model(f"ats_deit_{size}_patch16_224").eval()
+def test_macs(size, width, profile):
+    model = timm.create_model(f"ats_deit_{size}_patch16_224", keep_profile=profile).eval()
     for block in model.blocks:
         block.attn.fused_attn = False
     sampled = record(model)
@@ -190,6 +204,7 @@ def test_macs(size, width):
         if block in (3, 6, 9):
             after = sampled[block // 3 - 1].tokens.shape[1]
             assert 1 < after < length
+            assert profile is None or after == 1 + int(profile[block // 3 - 1] * 196)
             total += block_macs(length, after, width, width // 64)
             length = after
         else:

@@ -30,6 +30,42 @@ def test_extends_takes_the_parents_values_first(config):
     assert recipe["lr"] == config.recipes["deit"]["lr"]
 
 
+SHRINKING = {"shrink_start": 10, "shrink_epochs": 100}
+AUTHORS = [  # of a method: its drop path, and what its recipe says
+    ("deit_tiny", 0.1, dict(epochs=300, batch_size=1024)),
+    ("deit_tiny-matched", None, dict(epochs=300, batch_size=2048, task="classification")),
+    ("deit_tiny-convolution", None, dict(epochs=300, batch_size=2048, task="classification")),
+    ("deit_tiny-global_attention", None, dict(epochs=300, batch_size=2048, task="assisted_tokens")),
+    ("dynamic_deit_small", None, dict(epochs=30, task_args={"freeze_epochs": 5})),
+    ("dynamic_deit_base", 0.2, dict(epochs=30, task_args={"freeze_epochs": 5, "ratio_weight": 5.0})),
+    ("svite_deit_tiny", 0.1, dict(epochs=300, batch_size=512, task_args={"updates": 40})),
+    ("svite_deit_base", 0.1, dict(epochs=300, batch_size=1024, task_args={"updates": 40})),
+    ("svite_deit_small-600epochs", 0.1, dict(epochs=600, batch_size=512, task_args={"updates": 80})),
+    ("svite_deit_base-600epochs", 0.1, dict(epochs=600, batch_size=1024, task_args={"updates": 80})),
+    ("ia_red2_deit_small", None, dict(epochs=30, mixup=0.8, cutmix=1.0, task_args={"tau": 1.0})),
+    ("ia_red2_deit_small-90epochs", None, dict(epochs=90, mixup=0.8, cutmix=1.0, task_args={"tau": 1.0})),
+    ("levit_256_384px", None, dict(batch_size=1024, clip_mode="agc")),
+    ("evo_levit_384_384px", 0.1, dict(batch_size=1024, clip_mode="agc")),
+    ("evit_deit_small", 0.1, dict(epochs=300, batch_size=2048, warmup_epochs=5, task_args=SHRINKING)),
+    ("evit_deit_small-finetuned", 0.1,
+     dict(epochs=30, batch_size=2048, lr=2e-5, lr_base_batch=512, min_lr=2e-6, weight_decay=1e-6, warmup_epochs=0)),
+    ("tome_deit_tiny", 0.1,
+     dict(epochs=30, batch_size=1024, lr=1e-3, lr_base_batch=1024, min_lr=1e-5, weight_decay=0.05, warmup_epochs=20)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("run", "drop_path", "values"), AUTHORS)
+def test_a_method_is_trained_as_its_authors_do(config, run, drop_path, values):
+    spec = specs.train_spec(config, "imagenet", run)
+    assert spec["model"]["kwargs"].get("drop_path_rate") == drop_path
+    assert {name: spec["recipe"][name] for name in values} == values
+
+
+@pytest.mark.parametrize(("run", "epsilon"), [("ps_deit_small", 0.01), ("ps_deit_small-published", 0.02)])
+def test_ps_vit_is_searched_at_both_of_its_authors_tolerances(config, run, epsilon):
+    assert specs.recipe_of(config, "imagenet", run)["search"]["task_args"]["epsilon"] == epsilon
+
+
 def test_imagenet_keeps_the_papers_size_and_the_demo_shrinks_it(config):
     full = specs.train_spec(config, "imagenet", "deit_tiny")["model"]["kwargs"]
     small = specs.train_spec(config, "demo", "deit_tiny")["model"]["kwargs"]

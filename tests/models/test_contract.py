@@ -31,12 +31,14 @@ def test_all_names_are_registered():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_full_size_and_pretrained_cfg(name):
+    """test_timm_contract.py's test_default_configuration passes images through every size, but for ATS."""
     size = 384 if name.endswith("_384") and "deit" in name else 224
     # shapes depend on the images: ATS's but with a profile, and IA-RED2's but in training, where it masks
     counts = {"keep_profile": [0.7, 0.5, 0.3]} if name.startswith("ats") else {}
     with torch.device("meta"):
         model = timm.create_model(name, **counts).train(name.startswith("ia_red2"))
-        assert model(torch.zeros(2, 3, size, size)).shape == (2, 1000)
+        if name == FAMILIES[NAMES[name]].example or name.startswith("ats"):
+            assert model(torch.zeros(2, 3, size, size)).shape == (2, 1000)
     cfg = model.pretrained_cfg
     assert cfg["input_size"] == (3, size, size)
     assert (cfg["mean"], cfg["std"]) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -49,14 +51,9 @@ def test_full_size_and_pretrained_cfg(name):
         layer = model.get_submodule(classifier)
         assert isinstance(layer, torch.nn.Linear)  # timm leaves its weights out for other classes
         assert layer.out_features == 1000
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if "deit" in name])
-def test_widths_of_deit(name):
-    with torch.device("meta"):
-        model = timm.create_model(name)
-    width = {"tiny": 192, "small": 384, "base": 768}[name.split("_")[-3]]
-    assert (model.embed_dim, model.blocks[0].attn.head_dim) == (width, 64)
+    if "deit" in name:
+        width = {"tiny": 192, "small": 384, "base": 768}[name.split("_")[-3]]
+        assert (model.embed_dim, model.blocks[0].attn.head_dim) == (width, 64)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "levit" in name])

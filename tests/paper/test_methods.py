@@ -2,8 +2,12 @@
 
 import pandas as pd
 import pytest
+import timm
+import torch
 from matplotlib import pyplot as plt
 
+import baselines  # noqa: F401 (registers its models)
+import evovit  # noqa: F401
 from tests.paper.ledger import compile_table
 from workflow.campaign import kinds, schema, specs, targets
 from workflow.paper import methods_pareto, printed, results, style, tables
@@ -58,6 +62,18 @@ def test_both_sizes_have_every_method_by_both_protocols(config):
         own = of_size[of_size["protocol"] == "own"]
         assert set(common["method"]) == METHODS | {"Baseline"}
         assert set(own["method"]) == {"Baseline", "Evo-ViT", "DynamicViT", "SViTE", "IA-RED2", "PS-ViT", "EViT"}
+
+
+def test_who_needs_training_has_other_parts_or_predicts_from_other_tokens_than_a_dense_model(config):
+    rows = config.items["tables"]["methods"]
+    needed = {row["method"]: row["needs_training"] for row in rows}
+    assert all(row["needs_training"] == needed[row["method"]] for row in rows)
+    for row in rows:
+        if row["backbone"] == "DeiT-T" and row["protocol"] == "common":
+            with torch.device("meta"):
+                model = timm.create_model(config.runs[row["run"]]["model"])
+            as_it_is = model.global_pool == "token" and not getattr(model, "fresh_keys", ())
+            assert (row["needs_training"] == "no") is as_it_is, row["run"]
 
 
 def test_the_common_protocol_differs_only_in_the_task(config):

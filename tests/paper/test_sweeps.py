@@ -78,6 +78,8 @@ def demo(tmp_path, monkeypatch, config):
     monkeypatch.chdir(tmp_path)
 
     def write(figure: str) -> Records:
+        if figure == "figureS1a":
+            monkeypatch.setitem(config.settings["demo"]["measure"][figure], "seeds", 3)
         requested, spread = config.request("demo", figure), [90.0, 92.0, 94.0]
         for row in config.rows(figure):
             names = [run_name(row["run"], seed) for seed in config.seeds(row["run"])]

@@ -197,6 +197,8 @@ class TestWithThroughput:
         assert "- timed on a CPU: mode fused, fp32, batch 32" in text
         assert "| 50.0 (40 to 60) |" in text
         assert "- accuracies are of one seed where" in text
+        assert "- printed: the best epoch's accuracy" in text
+        assert "printed images/s have it, which come from different papers" in text
         assert ". printed 51.5 % but its img/s give 48.3 %" in text
         lines = [line for line in text.splitlines() if line.startswith("|")]
         assert len(lines) == 2 + 21

@@ -13,6 +13,7 @@ import yaml
 import baselines  # noqa: F401 (registers its models)
 import evovit  # noqa: F401 (registers its models)
 from baselines.dynamicvit import DynamicViTTask
+from baselines.evit import EViTTask
 from baselines.iared2 import IARED2Task
 from baselines.levit import HardDistillationTask
 from baselines.psvit import TopDownSearch
@@ -27,8 +28,10 @@ NAMING = ("README.md", "docs/paper.md")  # those that are full of targets
 VALUED = {"--profile", "--report", "--set-resources"}  # options whose values are no targets
 MODELS = ("evo_deit_tiny_patch16_224", "evo_levit_128s", "dynamic_deit_tiny_patch16_224",
           "svite_deit_tiny_patch16_224", "ia_red2_deit_tiny_patch16_224",
-          "ps_deit_tiny_patch16_224", "pooled_deit_tiny_patch16_224")  # fmt: skip
-TASKS = (AssistedTokenTask, AssistedDistillationTask, DynamicViTTask, SViTETask, IARED2Task,
+          "ps_deit_tiny_patch16_224", "pooled_deit_tiny_patch16_224", "evit_deit_tiny_patch16_224",
+          "tome_deit_tiny_patch16_224", "topk_deit_tiny_patch16_224", "random_deit_tiny_patch16_224",
+          "ats_deit_tiny_patch16_224", "dpcknn_deit_tiny_patch16_224")  # fmt: skip
+TASKS = (AssistedTokenTask, AssistedDistillationTask, DynamicViTTask, EViTTask, SViTETask, IARED2Task,
          HardDistillationTask, TopDownSearch)  # fmt: skip
 HANDED = {"self", "model", "args", "kwargs", "teacher", "images", "seed"}  # not by a user
 SIZES = {"img_size", "in_chans", "num_classes", "embed_dim", "key_dim", "depth", "num_heads",

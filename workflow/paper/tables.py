@@ -342,6 +342,10 @@ def remarks(rows: list[Row]) -> list[str]:
     texts = list(dict.fromkeys(row.source(with_epoch_time=False) for row in measured))
     if any(row.accuracy.top1 is not None for row in measured):
         texts.append("accuracies are of one seed where no n is given")
+        if any(row.of_print("top1") for row in rows):
+            texts.append(
+                "printed: the best epoch's accuracy, as the authors' code has it; trained here: the last one's"
+            )
     texts.append("over the dense: the dense model, or LeViT, with which a row is timed in interleaved rounds")
     speeds = [row.speed for row in measured if row.speed.throughput is not None]
     if speeds:
@@ -350,7 +354,7 @@ def remarks(rows: list[Row]) -> list[str]:
             "round, with its 95 % interval; not the quotient of the two images/s"
         )
     if any(row.printed for row in rows):
-        texts.append("printed speed-up: as the printed images/s have it")
+        texts.append("printed speed-up: as the printed images/s have it, which come from different papers")
     for device, mode, precision, size in dict.fromkeys(
         (speed.device, speed.mode, speed.precision, speed.batch_size) for speed in speeds
     ):
