@@ -148,16 +148,13 @@ class Ending:
         os.kill(os.getpid(), self.number)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("number", "sentence"),
     [
         (signal.SIGKILL, "A loader process was killed (signal 9), as the kernel does"),
-        pytest.param(
-            signal.SIGBUS,
-            "The loader processes found no room in shared memory (/dev/shm has ",
-            marks=pytest.mark.integration,
-        ),
-        pytest.param(0, "A loader process ended with code 3", marks=pytest.mark.integration),
+        (signal.SIGBUS, "The loader processes found no room in shared memory (/dev/shm has "),
+        (0, "A loader process ended with code 3"),
     ],
 )
 def test_a_lost_process_of_a_training_is_one_sentence(number, sentence, site, tiny_spec, monkeypatch, started):
@@ -170,6 +167,7 @@ def test_a_lost_process_of_a_training_is_one_sentence(number, sentence, site, ti
     assert "workers" in str(raised.value)
 
 
+@pytest.mark.integration
 def test_a_lost_process_of_the_data_job_is_one_sentence(site, config, monkeypatch, started):
     monkeypatch.setattr(check.Decoding, "__getitem__", lambda *a: Ending(signal.SIGKILL)(None))
     monkeypatch.setattr(layout, "check", lambda *a: None)

@@ -127,6 +127,7 @@ def test_what_is_wrong_is_said_in_a_sentence(tmp_path, monkeypatch):
         call(tmp_path, image)
 
 
+@pytest.mark.integration
 def test_the_program_itself(tmp_path):
     image, checkpoint = photograph(tmp_path / "cat.jpg"), weights(tmp_path, num_classes=5)
     options = ["--model", NAME, "--checkpoint", str(checkpoint), "--img-size", "64", "--rounds", "1"]

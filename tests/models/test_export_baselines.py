@@ -56,7 +56,7 @@ def check(key, model, run):
 
 
 def dynamic_batch(key):
-    limit = {"max": 64} if key == "plain_levit" else {}  # slices in timm's layers need one
+    limit = {"max": 64} if key in ("plain_levit", "evit of map") else {}  # slices in timm's layers need one
     return ({0: torch.export.Dim("batch", **limit)},)
 
 

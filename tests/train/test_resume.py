@@ -81,7 +81,7 @@ def assert_same_end(site, run, first, second):
     ("run", "epochs", "kills"),
     [
         ("evo_deit_tiny", 2, (1, 2, 4, 5, 6, 8)),
-        ("levit_128s", 2, (2, 5, 8)),
+        pytest.param("levit_128s", 2, (2, 5, 8), marks=pytest.mark.integration),
         pytest.param("svite_deit_tiny", 4, (1, 4, 5, 8, 12), marks=pytest.mark.integration),
         pytest.param("ia_red2_deit_tiny", 2, (1, 4, 5, 8), marks=pytest.mark.integration),
         pytest.param("dynamic_deit_tiny", 2, (1, 4, 5, 8), marks=pytest.mark.integration),
@@ -99,6 +99,7 @@ def test_killed_at_any_step_it_ends_with_the_same_bits(run, epochs, kills, site,
         assert_same_end(site, run, 1, number)
 
 
+@pytest.mark.integration
 def test_killed_again_and_again_between_checkpoints(site, tiny_spec, run_and_kill):
     """Checkpoints of epochs alone, five kills: work is repeated, nothing is changed."""
     spec, run = spec_of(tiny_spec, epochs=3), "evo_deit_tiny"
