@@ -136,3 +136,39 @@ def test_a_damaged_note_of_the_device_says_what_to_do(machine, config, content):
     path.write_text(content)
     with pytest.raises(ConfigError, match=r"^results/demo/device.json names no device.*or delete it"):
         shown_device(config)
+
+
+# -- methods off the shelf ----------------------------------------------------------------------
+
+
+def test_methods_off_the_shelf_have_four_strengths_each_and_their_host_first(config):
+    spec = benchmarks.offtheshelf_spec(config, "demo", "deit_tiny")
+    first, *others = spec["models"]
+    assert first == {"run": "dense", "method": None, "kwargs": {}}
+    assert len(others) == 4 * len(config.items["offtheshelf"])
+    assert len({model["run"] for model in spec["models"]}) == len(spec["models"])
+    assert {"run": "evo-0.5", "method": "evo", "kwargs": {"keep_ratio": 0.5}} in others
+    assert {"run": "tome-13", "method": "tome", "kwargs": {"r": 13}} in others
+    assert spec["batch_size"] == 256
+    shown = benchmarks.throughput_configuration(config, "demo", "offtheshelf")
+    assert spec["rounds"] == shown["rounds"]
+
+
+def test_a_host_off_the_shelf_is_trained_here_or_given(config, monkeypatch):
+    trained = benchmarks.offtheshelf_spec(config, "demo", "deit_tiny")
+    assert trained["start"] == specs.reference(specs.train_spec(config, "demo", "deit_tiny"))
+    assert specs.needed_records(trained) == ["runs/deit_tiny/train.json"]
+    given = benchmarks.offtheshelf_spec(config, "imagenet", "deit_small")
+    assert given["checkpoint"] == {"timm": "deit_small_patch16_224.fb_in1k"}
+    assert "start" not in given
+    assert specs.needed_records(given) == ["weights/deit_small_patch16_224.fb_in1k.json"]
+    # the host's weights are the table's alone: the campaign's own run is trained as ever
+    assert specs.train_spec(config, "imagenet", "deit_small")["kind"] == "train"
+
+
+def test_weights_that_two_places_name_are_fetched_once(config, monkeypatch):
+    tag = "deit_tiny_patch16_224.fb_in1k"
+    monkeypatch.setitem(config.settings["imagenet"]["checkpoints"], "deit_tiny", {"timm": tag})
+    tags = [names["tag"] for names in kinds.KINDS["fetch"].jobs(config, "imagenet")]
+    assert tags.count(tag) == 1
+    assert len(tags) == 4

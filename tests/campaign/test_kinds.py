@@ -20,7 +20,7 @@ def test_which_jobs_are_alone_go_on_or_are_several_processes():
     def those(flag: str) -> set[str]:
         return {name for name, kind in KINDS.items() if getattr(kind, flag)}
 
-    assert those("exclusive") == {"throughput", "training_cost"}
+    assert those("exclusive") == {"throughput", "training_cost", "offtheshelf"}
     assert those("resumable") == {"train", "search"}
     assert those("distributed") == {"train", "evaluate"}
     assert {kind.device_share for kind in KINDS.values()} == {1, 100}
@@ -35,6 +35,7 @@ def test_which_jobs_are_alone_go_on_or_are_several_processes():
         ("analysis", "analyses/*"),
         ("throughput", "throughput/*/*"),
         ("training_cost", "training/*/*"),
+        ("offtheshelf", "offtheshelf/*"),
     ],
 )
 def test_mlflow_finds_the_jobs_of_all_kinds_that_it_shows(name, folders):
@@ -71,6 +72,7 @@ def test_every_target_is_derived_as_its_path_says(config):
         ("search", {"run": "deit_tiny"}),
         ("evaluate", {"evaluation": "x"}),
         ("analysis", {"analysis": "x"}),
+        ("offtheshelf", {"host": "deit_small"}),
         ("fetch", {"tag": "x"}),
         ("throughput", {"group": "x", "configuration": "cpu-fused-fp32-b32"}),
     ],

@@ -178,6 +178,26 @@ CASES = {
         lambda c: c["deit_tiny"].update(snapshots=[1.5]),
         r"runs.yaml: deit_tiny.snapshots.0: 1.5 is greater than the maximum of 1",
     ),
+    "unknown host": (
+        "settings",
+        lambda c: c["demo"]["hosts"].update(deit_tny="trained"),
+        r"settings.yaml: demo.hosts names 'deit_tny'; did you mean 'deit_tiny'\?",
+    ),
+    "weights of a host that are none": (
+        "settings",
+        lambda c: c["demo"].update(hosts={"deit_tiny": "traind"}),
+        r"settings.yaml: demo.hosts.deit_tiny is 'traind'; did you mean 'trained'\?",
+    ),
+    "no host": (
+        "settings",
+        lambda c: c["demo"].pop("hosts"),
+        r"settings.yaml: demo lacks the key 'hosts'",
+    ),
+    "unknown method off the shelf": (
+        "items",
+        lambda c: c["offtheshelf"].update(svite={"method": "SViTE", "keep_ratio": [0.5]}),
+        r"items.yaml: offtheshelf is 'svite'; did you mean 'evit'\?",
+    ),
     "row without a run": (
         "items",
         lambda c: c["tables"]["table1"][0].update(run="deit_tin"),

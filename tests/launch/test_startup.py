@@ -71,6 +71,14 @@ def test_missing_data_stop_before_any_job_with_key_and_layout(here):
         begin(["results/table1.csv", *LOCAL])
 
 
+@pytest.mark.parametrize("part", ["checkpoints", "hosts"])
+def test_weights_that_are_named_must_be_there_before_any_job(here, config, part):
+    given = {"data": {"name": "digits", "root": "digits"}, part: {"deit_tiny": {"file": "none.pth"}}}
+    with pytest.raises(SystemExit, match=rf"No file none.pth \(workflow/config/settings.yaml, demo.{part}.deit_tiny\)"):
+        startup.check_data("demo", given)
+    startup.check_data("demo", config.settings["demo"])  # whose host is trained
+
+
 def test_only_the_requested_settings_data_must_exist(here):
     assert begin(["results/demo/table1.csv", *LOCAL])
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from workflow.campaign import specs
+from workflow.campaign import benchmarks, specs
 from workflow.storage import records
 from workflow.storage.journal import Journal
 from workflow.tracking import runs, sync
@@ -61,6 +61,23 @@ def test_an_evaluation_is_a_run_of_its_name(described, config):
     assert run.params["checkpoint.file"] == "deit.pth"
     points = {metric.key: metric.value for metric in run.metrics}
     assert points["final_top1"] == 72.25
+
+
+def test_methods_off_the_shelf_show_accuracy_and_speed(described, config):
+    spec = benchmarks.offtheshelf_spec(config, "demo", "deit_tiny")
+    timed = {"run": "evo-0.5", "top1": 90.5, "changed": 7, "images_per_s": 20.0, "speedup": 1.5}
+    refused = {"run": "topk-0.3", "refused": "too few patches"}
+    methods = [{**method, "out_of_memory": False} for method in (timed, refused)]
+    run = described("../offtheshelf/deit_tiny", spec, {"methods": methods, "val_images": 599})
+    assert run.name == "offtheshelf/deit_tiny"
+    assert run.tags["ours"] == "offtheshelf"
+    assert "table" not in run.tags
+    points = {metric.key: metric.value for metric in run.metrics}
+    assert points["top1.evo-0.5"] == 90.5
+    assert points["changed.evo-0.5"] == 7
+    assert points["speedup_pct.evo-0.5"] == 50.0
+    assert "top1.topk-0.3" not in points
+    assert "--forcerun results/demo/offtheshelf/deit_tiny.json" in run.tags[runs.NOTE]
 
 
 def test_a_runs_page_says_what_how_where_how_long_and_how_to_make_it_again(described, config):

@@ -38,6 +38,7 @@ from workflow.train import checkpoints, factory
 MEASUREMENTS = {
     "throughput": ("workflow.bench.throughput", "measure_group"),
     "training_cost": ("workflow.bench.training_step", "measure_cost"),
+    "offtheshelf": ("workflow.bench.offtheshelf", "measure"),
     "training_speed": ("workflow.bench.training_step", "measure_speed"),
 }
 ALLOCATOR = {

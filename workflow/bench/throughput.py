@@ -89,14 +89,34 @@ def measure_batch_size(spec: dict, site: dict | None, device: torch.device, mach
     """
     modules = [modes.make_model(model, device, site) for model in spec["models"]]
     inputs, names = make_inputs(modules, spec, site, device)
-    methods = []
+    with torch.inference_mode():
+        methods = [describe(*described) for described in zip(spec["models"], modules, inputs, strict=True)]
+    results = time_models(methods, modules, inputs, spec, machine)
+    if names:
+        results["images"] = names
+    return results
+
+
+def time_models(
+    methods: list[dict],
+    modules: list[nn.Module],
+    inputs: list[Tensor],
+    spec: dict,
+    machine: dict,
+    timing_s: float | None = None,
+) -> dict:
+    """Time modules on their images, at one batch size; each module is changed into the mode's format.
+
+    `methods` are what is known of the models, and are completed; the first is the baseline. A model's timing in a round
+    takes about `timing_s`, TIMING_S if None. Returns the methods, what the monitor observed, and the warnings about all
+    of them.
+    """
+    device = inputs[0].device
     timed: list[TimedModel] = []
     with torch.inference_mode():
-        for model, module, images in zip(spec["models"], modules, inputs, strict=True):
-            method = describe(model, module, images)
-            methods.append(method)
+        for method, module, images in zip(methods, modules, inputs, strict=True):
             try:
-                prepared = prepare(module, images, spec)
+                prepared = prepare(module, images, spec, timing_s)
             except modes.Refused as error:
                 if method is methods[0]:
                     raise
@@ -112,14 +132,10 @@ def measure_batch_size(spec: dict, site: dict | None, device: torch.device, mach
                 timed.append(prepared)
             devices.free()  # here, where no error holds its frames and their tensors any more
         watch = time_in_rounds(timed, spec["rounds"], device)
-    if timed:
-        summarise(timed, watch, methods[0], spec, machine)
-        results = {"methods": methods, **observations(timed, watch, device)}
-    else:
-        results = {"methods": methods, "warnings": []}
-    if names:
-        results["images"] = names
-    return results
+    if not timed:
+        return {"methods": methods, "warnings": []}
+    summarise(timed, watch, methods[0], spec, machine)
+    return {"methods": methods, **observations(timed, watch, device)}
 
 
 def nothing_fits(spec: dict) -> dict:
@@ -188,6 +204,7 @@ class TimedModel:
     images: Tensor
     method: dict = field(default_factory=dict)  # its entry in the record
     operations: list[tuple[str, int, int]] = field(default_factory=list)  # of a pass, for the roofline
+    timing_s: float | None = None  # about how long its timing in a round is, TIMING_S if None
     passes: int = 1  # in its timing of a round
     rates: list[float] = field(default_factory=list)  # images per second, of each timing
     latencies: list[float] = field(default_factory=list)  # seconds, at batch 1: of each pass
@@ -205,7 +222,7 @@ class TimedModel:
         if self.device.type == "cuda":
             self.launch_s = min(self.time_launch() for _ in range(LAUNCHES))
         seconds = self.time_passes(WARM_UP_PASSES) / WARM_UP_PASSES
-        self.passes = min(MOST_PASSES, max(1, round(TIMING_S / seconds)))
+        self.passes = min(MOST_PASSES, max(1, round((self.timing_s or TIMING_S) / seconds)))
 
     def time_once(self) -> None:
         """Time the model once, and keep its rate, its span and, at batch 1, each pass's latency."""
@@ -262,8 +279,8 @@ class TimedModel:
         return seconds
 
 
-def prepare(module: nn.Module, images: Tensor, spec: dict) -> TimedModel:
-    """Return the model ready to be timed.
+def prepare(module: nn.Module, images: Tensor, spec: dict, timing_s: float | None = None) -> TimedModel:
+    """Return the model ready to be timed, for about `timing_s` (None: TIMING_S) in each round.
 
     Raises MeasurementError for outputs that are not the reference's, modes.Refused, torch.OutOfMemoryError.
     """
@@ -285,7 +302,7 @@ def prepare(module: nn.Module, images: Tensor, spec: dict) -> TimedModel:
     if reference is not None:
         outputs = seeded(run, images)
         method["check"] = compare(outputs, reference, spec["precision"], module)
-    model = TimedModel(run, images, method, operations)
+    model = TimedModel(run, images, method, operations, timing_s)
     model.warm_up()
     return model
 

@@ -19,13 +19,23 @@ import subprocess
 from pathlib import Path
 
 from workflow.campaign.config import Config, ConfigError
-from workflow.campaign.specs import ROLES, data_of, model_of, recipe_of, reference, train_spec
+from workflow.campaign.specs import (
+    EVALUATED,
+    ROLES,
+    TRAINED,
+    data_of,
+    model_of,
+    recipe_of,
+    reference,
+    train_spec,
+)
 from workflow.storage import files
 
 DEVICES = ("cpu", "cuda")
 MODES = ("paper", "fused", "amp", "compiled")
 TRAINING_MODES = ("paper", "fused")  # of a training step
 PRECISIONS = ("fp32", "bf16", "fp16")
+OFFTHESHELF = "offtheshelf"  # by which `batch_size_of` calls it among the sections
 SWEEP = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
 
 
@@ -168,6 +178,38 @@ def parse_training_cost(text: str, rest: dict) -> dict:
     if not match:
         raise BenchmarkError(f"{text} is no <device>-<mode>-<precision> in which a model trains.")
     return rest | match.groupdict()
+
+
+# -- off the shelf: methods on a trained dense model as it is
+
+
+def offtheshelf_spec(config: Config, setting: str, host: str) -> dict:
+    """Return the spec of the methods of items.yaml's `offtheshelf` on one of the setting's `hosts`.
+
+    They are evaluated without a training, and timed against the host in the configuration of the setting's throughput.
+    Raises KeyError for a model that is no host of the setting.
+    """
+    weights = config.settings[setting]["hosts"][host]
+    recipe = recipe_of(config, setting, host)
+    models = [{"run": "dense", "method": None, "kwargs": {}}]
+    for method, entry in config.items[OFFTHESHELF].items():
+        for option in ("keep_ratio", "r"):
+            for value in entry.get(option, []):
+                models.append({"run": f"{method}-{value:g}", "method": method, "kwargs": {option: value}})
+    spec = {
+        "kind": OFFTHESHELF,
+        "run": host,
+        "row": host,
+        "setting": setting,
+        "model": model_of(config, host, setting),
+        "data": data_of(config, setting),
+        "recipe": {key: recipe[key] for key in EVALUATED if key not in ("name", "threads")},
+        "models": models,
+        **throughput_configuration(config, setting, OFFTHESHELF),
+    }
+    if weights == TRAINED:
+        return spec | {"start": reference(train_spec(config, setting, host))}
+    return spec | {"checkpoint": weights}
 
 
 # -- the device of `auto`

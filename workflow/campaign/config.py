@@ -105,13 +105,18 @@ class Config:
         return self.runs[row].get("seeds", SEEDS)
 
     def rows(self, item: str) -> list[dict]:
-        """Return the rows of a table, of a figure that shows runs (of others none), or of the paper's tables for its
+        """Return the rows of a table or a figure that shows runs (of others none), or of the paper's tables for its
         claims.
         """
         tables, figures = self.items["tables"], self.items["figures"]
         if item == CLAIMS:
             return [row for table in self.paper_tables for row in tables[table]]
-        return tables[item] if item in tables else figures[item].get("rows", [])
+        return tables[item] if item in tables else figures.get(item, {}).get("rows", [])
+
+    @property
+    def tables(self) -> list[str]:
+        """All tables: those of runs, and those that are compiled from the records of a kind of job."""
+        return [*self.items["tables"], *self.items["compiled"]]
 
     @property
     def paper_tables(self) -> list[str]:

@@ -89,6 +89,11 @@ def record(config: Config, kind: str, setting: str, **names: str) -> Record:
     return config.records[path]
 
 
+def records_of(config: Config, kind: str, setting: str) -> list[Record]:
+    """Return the records of all jobs of a kind that the setting has."""
+    return [record(config, kind, setting, **names) for names in KINDS[kind].jobs(config, setting)]
+
+
 def throughput_record(config: Config, setting: str, group: str) -> Record:
     """Return the record of the throughput that the setting's tables show of a benchmark group."""
     return record(config, "throughput", setting, **_throughput_names(config, setting, group))
@@ -145,7 +150,8 @@ def _searches(config: Config, setting: str) -> list[dict[str, str]]:
 
 
 def _downloads(config: Config, setting: str) -> list[dict[str, str]]:
-    return [{"tag": entry["timm"]} for entry in specs.checkpoints(config, setting) if "timm" in entry]
+    tags = [entry["timm"] for entry in specs.checkpoints(config, setting) if "timm" in entry]
+    return [{"tag": tag} for tag in dict.fromkeys(tags)]
 
 
 def _evaluations(config: Config, setting: str) -> list[dict[str, str]]:
@@ -154,6 +160,10 @@ def _evaluations(config: Config, setting: str) -> list[dict[str, str]]:
 
 def _analyses(config: Config, setting: str) -> list[dict[str, str]]:
     return [{"analysis": name} for name in config.items["analyses"]]
+
+
+def _hosts(config: Config, setting: str) -> list[dict[str, str]]:
+    return [{"host": host} for host in config.settings[setting]["hosts"]]
 
 
 def _throughput_names(config: Config, setting: str, group: str) -> dict[str, str]:
@@ -215,6 +225,15 @@ def _training_cost(results: dict) -> Metrics:
         for size in method["sizes"]:
             for key in ("step_s_first", "step_s_last", "bytes", "out_of_memory"):
                 yield f"{key}.b{size['batch_size']}.{method['run']}", size.get(key), None
+
+
+def _offtheshelf(results: dict) -> Metrics:
+    """Yield accuracy and speed of each model."""
+    yield "val_images", results["val_images"], None
+    for method in results["methods"]:
+        for key in ("top1", "changed", "worse", "better"):
+            yield f"{key}.{method['run']}", method.get(key), None
+    yield from _throughput(results)
 
 
 KINDS = {
@@ -317,6 +336,17 @@ KINDS = {
             after=("preflight.json",),
             exclusive=True,
             metrics=_training_cost,
+        ),
+        Kind(
+            "offtheshelf",
+            rule="offtheshelf",
+            target="offtheshelf/{host}.json",
+            spec=benchmarks.offtheshelf_spec,
+            jobs=_hosts,
+            module="workflow.bench.offtheshelf",
+            title="Reduction without training",
+            exclusive=True,
+            metrics=_offtheshelf,
         ),
     )
 }

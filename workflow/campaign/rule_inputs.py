@@ -58,7 +58,7 @@ class Plan:
         names = {name: "[^/]+" for kind in kinds.KINDS.values() for name in kind.pattern.groupindex}
         return names | {
             "root": one_of(setting["results"] for setting in self.config.settings.values()),
-            "table": one_of(self.config.items["tables"]),
+            "table": one_of(self.config.tables),
             "figure": one_of(self.config.items["figures"]),
         }
 

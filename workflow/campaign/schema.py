@@ -9,7 +9,7 @@ from pathlib import Path
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
-from workflow.campaign import benchmarks, specs
+from workflow.campaign import benchmarks, kinds, specs
 from workflow.campaign.config import CLAIMS, CONFIG, FILES, Config, ConfigError, nearest, read_yaml, run_name
 
 SCHEMA = CONFIG / "schema.yaml"
@@ -109,6 +109,8 @@ def references(config: Config) -> Iterator[tuple[str, str, str, Collection[str]]
         yield "items", f"analyses.{name}.run", analysis["run"], runs
     for table in items["ours"]:
         yield "items", "ours", table, items["tables"]
+    for table, kind in items["compiled"].items():
+        yield "items", f"compiled.{table}", kind, kinds.KINDS
     for figure in items["figures"]:
         for name in config.analyses(figure):
             yield "items", f"figures.{figure}.analyses", name, items["analyses"]
@@ -121,8 +123,8 @@ def references(config: Config) -> Iterator[tuple[str, str, str, Collection[str]]
             for group in (*request["train"], *request["time"]):
                 yield "settings", f"{name}.measure.{item}", group, config.sections_of(item)
         for group in setting["throughput"]["batch_size_of"]:
-            yield "settings", f"{name}.throughput.batch_size_of", group, items["sections"]
-        for part in ("checkpoints", "models"):
+            yield "settings", f"{name}.throughput.batch_size_of", group, [*items["sections"], benchmarks.OFFTHESHELF]
+        for part in ("checkpoints", "models", "hosts"):
             for run in setting.get(part, {}):
                 yield "settings", f"{name}.{part}", run, runs
         for key, evaluation in setting.get("evaluations", {}).items():

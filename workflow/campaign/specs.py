@@ -15,7 +15,8 @@ ROLES = ("start", "teacher")  # whose weights a run starts from, and learns from
 EVALUATED = ("name", "batch_size", "threads", "amp", "interpolation", "crop_pct")
 SAMPLE_IMAGES = "scikit-learn"  # instead of a folder of photographs: the two that it comes with
 NAMED = ("optimizer", "auto_augment")  # of a recipe's values those that are timm's names
-TRAINED = (*ROLES, "snapshots")  # what only a training has
+OF_TRAININGS = (*ROLES, "snapshots")  # what only a training has
+TRAINED = "trained"  # instead of a checkpoint: the weights that the setting's own training ended with
 
 
 def spec_hash(spec: dict) -> str:
@@ -93,7 +94,7 @@ def train_spec(config: Config, setting: str, run: str) -> dict:
 def evaluate_spec(config: Config, setting: str, run: str, checkpoint: dict) -> dict:
     """Return the spec of the evaluation of a checkpoint, which replaces a training."""
     training = _run_spec(config, setting, run)
-    spec = {key: value for key, value in training.items() if key not in TRAINED}
+    spec = {key: value for key, value in training.items() if key not in OF_TRAININGS}
     recipe = {key: spec["recipe"][key] for key in EVALUATED}
     return spec | {"kind": "evaluate", "recipe": recipe, "checkpoint": checkpoint}
 
@@ -115,10 +116,11 @@ def fetch_spec(checkpoint: dict) -> dict:
 
 
 def checkpoints(config: Config, setting: str) -> list[dict]:
-    """Return the weights that the setting's `checkpoints` and `evaluations` name."""
+    """Return the weights that the setting's `checkpoints`, `evaluations` and `hosts` name."""
     scale = config.settings[setting]
     evaluated = [entry["checkpoint"] for entry in scale.get("evaluations", {}).values()]
-    return [*scale.get("checkpoints", {}).values(), *evaluated]
+    hosts = [weights for weights in scale["hosts"].values() if weights != TRAINED]
+    return [*scale.get("checkpoints", {}).values(), *evaluated, *hosts]
 
 
 def search_spec(config: Config, setting: str, run: str) -> dict:

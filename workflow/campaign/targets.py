@@ -96,12 +96,14 @@ def item_records(config: Config, root: str, item: str) -> list[str]:
         if group in measured["time"]:
             paths.append(kinds.training_cost_record(config, setting, group).path)
     paths += [kinds.record(config, "analysis", setting, analysis=name).path for name in analyses]
+    if item in config.items["compiled"]:
+        paths += [record.path for record in kinds.records_of(config, config.items["compiled"][item], setting)]
     return list(dict.fromkeys(paths))
 
 
 def whole(config: Config) -> list[str]:
     """Return the files of all items and of the claims, below a setting's results."""
-    tables = [f"{name}.csv" for name in config.items["tables"]]
+    tables = [f"{name}.csv" for name in config.tables]
     figures = [f"{name}.png" for name in config.items["figures"]]
     return [*tables, *figures, f"{CLAIMS}.csv"]
 
@@ -118,7 +120,7 @@ def every(config: Config) -> list[str]:
 
 def item_files(config: Config) -> list[str]:
     """Return the files of all tables and figures, of the claims and the whole, below a setting's results."""
-    tables, figures = [*config.items["tables"], CLAIMS], config.items["figures"]
+    tables, figures = [*config.tables, CLAIMS], config.items["figures"]
     ends = ("csv", "md", "html", "partial.csv", "partial.md", "partial.html")
     files = [f"{table}.{end}" for table in tables for end in ends]
     return [WHOLE, *files, *(f"{figure}.{end}" for figure in figures for end in ("png", "svg", "csv"))]
@@ -138,7 +140,7 @@ def caption(config: Config, root: str, output: str) -> str:
     )
     if ".partial." in output:
         return f"{text}, from the records that were there."
-    trained, timed, steps = [], [], []
+    trained, timed, steps, compiled = [], [], [], []
     for path in item_records(config, root, item):
         name = Path(path).parent.name
         if "/runs/" in path:
@@ -147,7 +149,11 @@ def caption(config: Config, root: str, output: str) -> str:
             timed.append(name)
         elif "/training/" in path:
             steps.append(name)
+        elif "/analyses/" not in path:
+            compiled.append(path)
     analysed = [config.items["analyses"][name]["run"] for name in config.analyses(item)]
+    if compiled:
+        return f"{text}. It is made of {', '.join(compiled)}."
     text += f". Trained for it: {', '.join([*trained, *analysed]) or 'nothing'}."
     text += f" Timed for it: {', '.join(timed) or 'nothing'}."
     if steps:

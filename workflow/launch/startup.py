@@ -208,13 +208,14 @@ def check_data(setting: str, scale: dict) -> None:
         root = layout.expand(data["root"], f"settings.yaml, {setting}.data.root")
         if data["name"] != "digits":  # written by the workflow itself
             layout.check(setting, {**data, "root": str(root)})
-        for run, checkpoint in scale.get("checkpoints", {}).items():
-            key = f"{setting}.checkpoints.{run}"
-            if "file" in checkpoint and not layout.expand(checkpoint["file"], f"settings.yaml, {key}").is_file():
-                sys.exit(
-                    f"No file {checkpoint['file']} (workflow/config/settings.yaml, {key}); download it "
-                    "there, or correct the path."
-                )
+        for part in ("checkpoints", "hosts"):
+            for run, checkpoint in scale.get(part, {}).items():
+                key = f"{setting}.{part}.{run}"
+                if "file" in checkpoint and not layout.expand(checkpoint["file"], f"settings.yaml, {key}").is_file():
+                    sys.exit(
+                        f"No file {checkpoint['file']} (workflow/config/settings.yaml, {key}); download it "
+                        "there, or correct the path."
+                    )
     except layout.DataError as error:
         sys.exit(str(error))
 

@@ -52,7 +52,7 @@ def make(arguments: argparse.Namespace) -> None:
     output = arguments.output
     item, *partial = output.stem.split(".")
     config = Config.load()
-    known = [*config.items["tables"], *config.items["figures"], CLAIMS]
+    known = [*config.tables, *config.items["figures"], CLAIMS]
     if item not in known:
         raise ConfigError(f"{FILES['items']} has no {item}{nearest(item, known)}")
     reader = Records(config, str(output.parent), partial=bool(partial))
@@ -66,7 +66,10 @@ def make(arguments: argparse.Namespace) -> None:
         return
     from workflow.paper import claims, sheet, tables
 
-    if item == CLAIMS:
+    if item in config.items["compiled"]:
+        frame, shown = function_of(config, item)(reader)
+        sheet.write(output, frame.round(3), shown)
+    elif item == CLAIMS:
         frame = claims.make(config, reader.root, reader.partial).round(3)
         sheet.write(output, frame, claims.sheet_of(frame))
     else:
@@ -75,24 +78,25 @@ def make(arguments: argparse.Namespace) -> None:
         sheet.write(output, frame, tables.sheet_of(item, rows, frame, config))
 
 
-def function_of(config: Config, figure: str) -> Callable:
-    """Return the function that draws a figure: from records to a matplotlib figure and a DataFrame of its numbers.
+def function_of(config: Config, item: str) -> Callable:
+    """Return the function that makes a figure or a compiled table of records.
 
-    It has the figure's name, and is in the file of that name without a last letter: figure4a in figure4.py. A figure
-    whose entry has an `xlabel` is a sweep over one parameter, and needs none. Raises ConfigError where there is none.
+    Of a figure it returns a matplotlib figure and a DataFrame of its numbers, of a table a DataFrame and a Sheet. It
+    has the item's name, and is in the file of that name without a last letter: figure4a in figure4.py. A figure whose
+    entry has an `xlabel` is a sweep over one parameter, and needs none. Raises ConfigError where there is none.
     """
-    if "xlabel" in config.items["figures"].get(figure, {}):
+    if "xlabel" in config.items["figures"].get(item, {}):
         from workflow.paper import sweeps
 
-        return functools.partial(sweeps.draw, figure)
-    file = re.sub(r"(?<=\d)[a-z]$", "", figure)
+        return functools.partial(sweeps.draw, item)
+    file = re.sub(r"(?<=\d)[a-z]$", "", item)
     name = f"workflow.paper.{file}"
-    if figure in config.items["figures"] and importlib.util.find_spec(name):
-        function = getattr(importlib.import_module(name), figure, None)
+    if item in (*config.items["figures"], *config.items["compiled"]) and importlib.util.find_spec(name):
+        function = getattr(importlib.import_module(name), item, None)
         if function is not None:
             return function
     raise ConfigError(
-        f"{FILES['items']}: nothing draws {figure}; write a function {figure}(records) in workflow/paper/{file}.py, or "
+        f"{FILES['items']}: nothing makes {item}; write a function {item}(records) in workflow/paper/{file}.py, or "
         "give a figure of one parameter an `xlabel`."
     )
 

@@ -109,7 +109,7 @@ class Results:
         """Yield tables, the ledger of claims, and figures."""
         for name, setting in self.config.settings.items():
             items = [f"{figure}.png" for figure in self.config.items["figures"]]
-            for table in (*self.config.items["tables"], CLAIMS):
+            for table in (*self.config.tables, CLAIMS):
                 items += [f"{table}.csv", f"{table}.partial.csv"]
             for item in items:
                 path = self.root / setting["results"] / item
@@ -201,7 +201,7 @@ class Results:
         if item == CLAIMS:
             tags = {"kind": CLAIMS}
         else:
-            kind = "table" if item in config.items["tables"] else "figure"
+            kind = "table" if item in config.tables else "figure"
             tags = {"kind": kind, kind: item.removeprefix(kind)}
         results = config.settings[source.setting]["results"]
         tags[NOTE] = targets.caption(config, results, str(path.relative_to(self.root))).replace("``", "`")
@@ -270,6 +270,9 @@ def item_tags(config: Config, spec: dict) -> dict[str, str]:
     figures = config.items["figures"]
     if "analysis" in spec:
         return _numbers("figure", (name for name in figures if spec["analysis"] in config.analyses(name)))
+    compiled = [table for table, kind in config.items["compiled"].items() if kind == spec["kind"]]
+    if compiled:
+        return _numbers("ours", compiled)
     if "row" in spec:
         column, value = "run", spec["row"]
     else:

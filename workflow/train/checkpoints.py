@@ -296,6 +296,8 @@ def external_file(spec: dict, site: dict) -> tuple[Path, str, str]:
     if "file" in checkpoint:
         if "evaluation" in spec:
             source = f"settings.yaml, {spec['setting']}.evaluations.{spec['evaluation']}"
+        elif spec.get("kind") == "offtheshelf":
+            source = f"settings.yaml, {spec['setting']}.hosts.{spec['run']}"
         else:
             source = f"settings.yaml, {spec['setting']}.checkpoints.{spec['run']}"
         return layout.expand(checkpoint["file"], source), checkpoint["sha256"], source

@@ -13,8 +13,8 @@ from timm.task import TrainingTask
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-import baselines  # noqa: F401 (registers its models with timm, and its tasks)
-import evovit  # noqa: F401
+import baselines  # registers its models with timm, and its tasks
+import evovit
 from evovit.task import TASKS, AssistedTokenTask
 from workflow.campaign.config import nearest
 from workflow.runtime.device import check_precision
@@ -99,6 +99,19 @@ def load_start(model: nn.Module, spec: dict, site: dict) -> nn.Module:
         else:
             model.load_pretrained_dense(weights)
     return model
+
+
+def reduced(model: nn.Module, method: str, kwargs: dict) -> nn.Module:
+    """Return a dense model with its tokens reduced by "evo" or a method of baselines.from_timm; both share the weights.
+
+    Raises SpecError, with its own sentence, if from_timm refuses the model or the arguments.
+    """
+    try:
+        if method == "evo":
+            return evovit.from_timm(model, **kwargs)
+        return baselines.from_timm(model, method, **kwargs)
+    except ValueError as error:
+        raise SpecError(str(error)) from error
 
 
 def make_task(spec: dict, cls: type, *arguments, **kwargs):
