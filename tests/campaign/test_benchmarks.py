@@ -171,4 +171,4 @@ def test_weights_that_two_places_name_are_fetched_once(config, monkeypatch):
     monkeypatch.setitem(config.settings["imagenet"]["checkpoints"], "deit_tiny", {"timm": tag})
     tags = [names["tag"] for names in kinds.KINDS["fetch"].jobs(config, "imagenet")]
     assert tags.count(tag) == 1
-    assert len(tags) == 4
+    assert len(tags) == len(set(tags))

@@ -21,7 +21,7 @@ TAG = "regnety_160.deit_in1k"
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Answers for one file as huggingface.co does; `server.says` is the sha256 it names."""
+    """Answers for the one file `server.file` as huggingface.co does; `server.says` is the sha256 it names."""
 
     def do_HEAD(self):
         self.answer()
@@ -30,10 +30,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.answer(CONTENT)
 
     def answer(self, body: bytes = b""):
-        known = self.path.endswith(f"/timm/{TAG}/resolve/main/model.safetensors") or (
-            self.path.endswith("/resolve/c0ffee/model.safetensors")
+        known = self.path.endswith(f"/timm/{TAG}/resolve/main/{self.server.file}") or (
+            self.path.endswith(f"/resolve/c0ffee/{self.server.file}")
         )
         self.send_response(200 if known else 404)
+        if not known:
+            self.send_header("X-Error-Code", "EntryNotFound")
         self.send_header("X-Repo-Commit", "c0ffee")
         self.send_header("ETag", f'"{self.server.says}"')
         self.send_header("Content-Length", str(len(CONTENT)))
@@ -47,7 +49,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def hub():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.says = SHA256
+    server.file, server.says = "model.safetensors", SHA256
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -88,6 +90,21 @@ def test_what_is_fetched_is_found_by_the_job(hub, fetch, tmp_path):
     path, sha256, _ = checkpoints.external_file(spec, {"root": str(tmp_path)})
     assert (path.read_bytes(), sha256) == (CONTENT, SHA256)
     assert specs.needed_records(spec) == [f"weights/{TAG}.json"]
+
+
+def test_a_repository_without_safetensors_has_a_pickled_file(hub, fetch, tmp_path):
+    hub.file = "pytorch_model.bin"
+    code, output = fetch(address(hub))
+    assert code == 0, output
+    path, sha256, _ = checkpoints.external_file({"checkpoint": {"timm": TAG}}, {"root": str(tmp_path)})
+    assert (path.name, path.read_bytes(), sha256) == ("pytorch_model.bin", CONTENT, SHA256)
+
+
+def test_a_repository_without_weights_is_an_error(hub, fetch):
+    hub.file = "README.md"
+    code, output = fetch(address(hub))
+    assert code == 1
+    assert "download model.safetensors or pytorch_model.bin yourself" in output
 
 
 @pytest.mark.parametrize(("says", "pinned"), [("f" * 64, None), (SHA256, "e" * 64)])

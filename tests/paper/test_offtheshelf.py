@@ -156,7 +156,7 @@ def test_its_target_needs_a_record_for_each_of_the_settings_dense_models(config)
     assert "results/weights/deit_base_patch16_224.fb_in1k.json" in needed
     assert not [path for path in needed if "/runs/" in path]  # nothing is trained for it
     assert "results/demo/runs/deit_tiny/train.json" in targets.needed(config, "results/demo/offtheshelf.csv")
-    assert {"offtheshelf.csv", "offtheshelf_pareto.png"} <= set(targets.whole(config))
+    assert {"offtheshelf.csv", "offtheshelf_pareto.png"} <= set(targets.whole(config, "demo"))
     caption = targets.caption(config, "results/demo", "results/demo/offtheshelf.csv")
     assert caption.endswith("It is made of results/demo/offtheshelf/deit_tiny.json.")
 

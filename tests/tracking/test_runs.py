@@ -58,9 +58,16 @@ def test_an_evaluation_is_a_run_of_its_name(described, config):
     run = described("deit_tiny", spec, {"top1": 72.25, "top5": 91.0, "val_loss": 1.5})
     assert run.name == "deit_tiny"
     assert run.tags["kind"] == "evaluate"
+    assert run.tags["table"] == "1,3"  # it takes the place of a training
     assert run.params["checkpoint.file"] == "deit.pth"
     points = {metric.key: metric.value for metric in run.metrics}
     assert points["final_top1"] == 72.25
+
+
+def test_weights_that_others_published_are_of_their_table(config):
+    spec = specs.evaluation_spec(config, "imagenet", "timm_deit_tiny")
+    assert runs.item_tags(config, spec) == {"ours": "published"}
+    assert runs.item_tags(config, spec | {"setting": "demo"}) == {}  # which has no such table
 
 
 def test_methods_off_the_shelf_show_accuracy_and_speed(described, config):

@@ -16,9 +16,9 @@ HASHES = Path(__file__).with_suffix(".json")
 def spec_hashes() -> dict[str, str]:
     """Return the hash of every record that any setting's ``whole`` needs, by the record's path."""
     config, specs_by_path = Config.load(), {}
-    for setting in config.settings.values():
+    for name, setting in config.settings.items():
         root = setting["results"]
-        pending = [path for item in targets.whole(config) for path in records_of(config, root, item)]
+        pending = [path for item in targets.whole(config, name) for path in records_of(config, root, item)]
         while pending:
             path = pending.pop()
             if path not in specs_by_path:

@@ -118,6 +118,11 @@ class Config:
         """All tables: those of runs, and those that are compiled from the records of a kind of job."""
         return [*self.items["tables"], *self.items["compiled"]]
 
+    def tables_of(self, setting: str) -> list[str]:
+        """Return the tables that a setting has: all but those that are only of other images."""
+        images = self.settings[setting]["data"]["name"]
+        return [table for table in self.tables if self.items["only_of"].get(table, images) == images]
+
     @property
     def paper_tables(self) -> list[str]:
         """The tables that the paper has, too."""

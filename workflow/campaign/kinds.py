@@ -90,8 +90,15 @@ def record(config: Config, kind: str, setting: str, **names: str) -> Record:
 
 
 def records_of(config: Config, kind: str, setting: str) -> list[Record]:
-    """Return the records of all jobs of a kind that the setting has."""
-    return [record(config, kind, setting, **names) for names in KINDS[kind].jobs(config, setting)]
+    """Return the records of all jobs of a kind that the setting has.
+
+    Those of the kind `evaluate` include the evaluations of `checkpoints`, which have the targets of trainings.
+    """
+    records = [record(config, kind, setting, **names) for names in KINDS[kind].jobs(config, setting)]
+    if kind == "evaluate":
+        given = config.settings[setting].get("checkpoints", {})
+        records += [record(config, "train", setting, run=run) for run in given]
+    return records
 
 
 def throughput_record(config: Config, setting: str, group: str) -> Record:

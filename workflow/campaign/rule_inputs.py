@@ -130,7 +130,8 @@ class Plan:
 
     def whole_inputs(self, wildcards) -> list[str]:
         """Return all tables and figures of the setting, and the ledger of claims."""
-        return [f"{wildcards.root}/{name}" for name in targets.whole(self.config)]
+        setting = self.config.setting_of(wildcards.root)
+        return [f"{wildcards.root}/{name}" for name in targets.whole(self.config, setting)]
 
     def caption(self, wildcards, output) -> str:
         """Return what the report says below an item."""

@@ -111,6 +111,11 @@ def references(config: Config) -> Iterator[tuple[str, str, str, Collection[str]]
         yield "items", "ours", table, items["tables"]
     for table, kind in items["compiled"].items():
         yield "items", f"compiled.{table}", kind, kinds.KINDS
+    for table, images in items["only_of"].items():
+        yield "items", "only_of", table, config.tables
+        yield "items", f"only_of.{table}", images, {setting["data"]["name"] for setting in settings.values()}
+    for name, entry in items["published"].items():
+        yield "items", f"published.{name}.run", entry["run"], runs
     for figure in items["figures"]:
         for name in config.analyses(figure):
             yield "items", f"figures.{figure}.analyses", name, items["analyses"]
@@ -268,6 +273,16 @@ def faults_of_settings(config: Config) -> Iterator[tuple[str, str]]:
                     "settings",
                     f"{name}.measure.{item}.seeds is {request['seeds']}, but its rows have {most}; ask for fewer, or "
                     f"give them more in {FILES['runs']} (`seeds`).",
+                )
+        for key, evaluation in setting.get("evaluations", {}).items():
+            published = config.items["published"].get(key, evaluation)
+            needed = {"run": published["run"], "kwargs": published.get("kwargs", {})}
+            given = {"run": evaluation["run"], "kwargs": evaluation.get("kwargs", {})}
+            if given["run"] != needed["run"] or not given["kwargs"].items() >= needed["kwargs"].items():
+                yield (
+                    "settings",
+                    f"{name}.evaluations.{key} has {given}, but {FILES['items']} (published.{key}) says {needed}; take "
+                    "these, or give the evaluation another name.",
                 )
         try:
             benchmarks.check(setting["throughput"])

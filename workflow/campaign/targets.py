@@ -33,8 +33,11 @@ def split_root(config: Config, target: str) -> tuple[str, str, str]:
 def spec_of(config: Config, target: str) -> dict | None:
     """Return the spec of the record at this path; None for a table, a figure and the like. Raises TargetError."""
     setting, _, name = split_root(config, target)
-    if name in item_files(config):
+    if name in item_files(config, setting):
         return None
+    images = config.items["only_of"].get(name.partition(".")[0])
+    if images is not None:
+        raise TargetError.of(config, target, f" (it is only of {images}, not of the images of {setting})")
     for kind in kinds.KINDS.values():
         match = kind.pattern.fullmatch(name)
         if match:
@@ -52,10 +55,10 @@ def needed(config: Config, target: str) -> dict[str, dict]:
 
     Raises TargetError for a target that nothing makes.
     """
-    _, root, name = split_root(config, target)
+    setting, root, name = split_root(config, target)
     spec = spec_of(config, target)
     if name == WHOLE:
-        first = [f"{root}/{item}" for item in whole(config)]
+        first = [f"{root}/{item}" for item in whole(config, setting)]
     elif spec is None:
         first = item_records(config, root, name.partition(".")[0])
     else:
@@ -101,9 +104,9 @@ def item_records(config: Config, root: str, item: str) -> list[str]:
     return list(dict.fromkeys(paths))
 
 
-def whole(config: Config) -> list[str]:
-    """Return the files of all items and of the claims, below a setting's results."""
-    tables = [f"{name}.csv" for name in config.tables]
+def whole(config: Config, setting: str) -> list[str]:
+    """Return the files of all items and of the claims that a setting has, below its results."""
+    tables = [f"{name}.csv" for name in config.tables_of(setting)]
     figures = [f"{name}.png" for name in config.items["figures"]]
     return [*tables, *figures, f"{CLAIMS}.csv"]
 
@@ -112,15 +115,15 @@ def every(config: Config) -> list[str]:
     """Return all targets; of measurements those that the settings' tables show."""
     targets = []
     for name, setting in config.settings.items():
-        targets += [f"{setting['results']}/{item}" for item in item_files(config)]
+        targets += [f"{setting['results']}/{item}" for item in item_files(config, name)]
         for kind in kinds.KINDS.values():
             targets += [f"{setting['results']}/{kind.target.format(**names)}" for names in kind.jobs(config, name)]
     return targets
 
 
-def item_files(config: Config) -> list[str]:
-    """Return the files of all tables and figures, of the claims and the whole, below a setting's results."""
-    tables, figures = [*config.tables, CLAIMS], config.items["figures"]
+def item_files(config: Config, setting: str) -> list[str]:
+    """Return the files of a setting's tables and figures, of the claims and the whole, below its results."""
+    tables, figures = [*config.tables_of(setting), CLAIMS], config.items["figures"]
     ends = ("csv", "md", "html", "partial.csv", "partial.md", "partial.html")
     files = [f"{table}.{end}" for table in tables for end in ends]
     return [WHOLE, *files, *(f"{figure}.{end}" for figure in figures for end in ("png", "svg", "csv"))]

@@ -5,13 +5,14 @@ import sys
 import time
 from pathlib import Path
 
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub import HfFileMetadata, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import EntryNotFoundError
 
 from workflow import command_line
 from workflow.launch.progress import Log
 from workflow.storage import provenance, records
 
-FILE = "model.safetensors"
+FILES = ("model.safetensors", "pytorch_model.bin")  # the first that the repository has; LeViT's have only the second
 
 
 class FetchError(RuntimeError):
@@ -26,13 +27,13 @@ def fetch(spec: dict, folder: Path) -> dict:
     """
     repository = f"timm/{spec['timm']}"
     try:
-        known = get_hf_file_metadata(hf_hub_url(repository, FILE))
-        path = hf_hub_download(repository, FILE, revision=known.commit_hash, local_dir=folder / spec["timm"])
+        file, known = find_file(repository)
+        path = hf_hub_download(repository, file, revision=known.commit_hash, local_dir=folder / spec["timm"])
     except Exception as error:  # the hub's client lets through what its HTTP library raises
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FetchError(
             f"{repository} could not be fetched ({reason}). Try again where there is a network, or "
-            f"download {FILE} yourself and name it in workflow/config/settings.yaml instead of "
+            f"download {' or '.join(FILES)} yourself and name it in workflow/config/settings.yaml instead of "
             f"`timm: {spec['timm']}`: {{file: <path>, sha256: <what sha256sum says>}}."
         ) from error
     sha256 = records.sha256(path)
@@ -41,11 +42,21 @@ def fetch(spec: dict, folder: Path) -> dict:
             Path(path).unlink()
             raise FetchError(f"{path} has the sha256 {sha256}, but {source} says {expected}; it is removed.")
     return {
-        "path": f"weights/{spec['timm']}/{FILE}",
+        "path": f"weights/{spec['timm']}/{file}",
         "sha256": sha256,
         "repository": repository,
         "revision": known.commit_hash,
     }
+
+
+def find_file(repository: str) -> tuple[str, HfFileMetadata]:
+    """Return the first of FILES that the repository has, and what the hub says of it."""
+    for file in FILES[:-1]:
+        try:
+            return file, get_hf_file_metadata(hf_hub_url(repository, file))
+        except EntryNotFoundError:
+            continue
+    return FILES[-1], get_hf_file_metadata(hf_hub_url(repository, FILES[-1]))
 
 
 def main() -> None:

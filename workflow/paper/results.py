@@ -212,11 +212,14 @@ def describe_training(record: dict, config: Config) -> str:
 
 
 def describe_size(spec: dict, config: Config) -> str:
-    """Say whether a spec's model has the paper's size or a setting's."""
+    """Say whether a spec's model has the paper's size or a setting's, and which arguments an evaluation gives it."""
+    evaluations = config.settings[spec["setting"]].get("evaluations", {})
+    given = evaluations.get(spec.get("evaluation"), {}).get("kwargs", {})
     paper = specs.model_of(config, spec["row"])["kwargs"]
     kwargs = spec["model"]["kwargs"]
-    if {key: value for key, value in kwargs.items() if key != "num_classes"} == paper:
-        return FULL_SIZE
+    if kwargs | {"num_classes": None} == paper | given | {"num_classes": None}:
+        values = ", ".join(f"{name}={value}" for name, value in given.items())
+        return f"the model of {spec['row']} with {values}" if given else FULL_SIZE
     if "img_size" not in kwargs:
         return "a reduced model"
     return f"a reduced model at {kwargs['img_size']} px, width {kwargs.get('embed_dim')}"

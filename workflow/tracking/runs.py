@@ -265,14 +265,12 @@ def _flatten(prefix: str, value) -> dict[str, str]:
 
 def item_tags(config: Config, spec: dict) -> dict[str, str]:
     """Return which tables and figures show the record, and under which backbone, method and strategy."""
-    if "evaluation" in spec:
-        return {}
     figures = config.items["figures"]
     if "analysis" in spec:
         return _numbers("figure", (name for name in figures if spec["analysis"] in config.analyses(name)))
-    compiled = [table for table, kind in config.items["compiled"].items() if kind == spec["kind"]]
-    if compiled:
-        return _numbers("ours", compiled)
+    if "evaluation" in spec or spec["kind"] == "offtheshelf":
+        tables = config.tables_of(spec["setting"])
+        return _numbers("ours", (table for table in tables if config.items["compiled"].get(table) == spec["kind"]))
     if "row" in spec:
         column, value = "run", spec["row"]
     else:
