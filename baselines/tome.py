@@ -54,7 +54,7 @@ def match(keys: Tensor, r: int, prefix: int = 1) -> Matching:
     order = best.argsort(dim=1, descending=True)
     merged = order[..., :r]
     unmerged = order[..., r:].sort(dim=1).values
-    first = 2 * unmerged + prefix + 1
+    first = 2 * unmerged + (prefix + 1)  # one addition of tensors
     if prefix == 1:
         first = F.pad(first, (1, 0))  # the class token's place is 0
     else:
@@ -63,7 +63,7 @@ def match(keys: Tensor, r: int, prefix: int = 1) -> Matching:
     second = first[..., :1] + torch.arange(prefix, keys.shape[1], 2, device=keys.device)
     return Matching(
         kept=torch.cat((first, second), dim=1),
-        merged=2 * merged + prefix + 1,
+        merged=2 * merged + (prefix + 1),
         into=partner.gather(1, merged) + first.shape[1],
     )
 

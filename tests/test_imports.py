@@ -13,7 +13,7 @@ HEAVY = {"torch", "timm", "mlflow", "pandas", "seaborn", "matplotlib"}
 # package or file -> third-party packages that it may import; the longest prefix counts
 LIBRARIES = {
     "evovit": {"torch", "timm"},
-    "evovit/__main__.py": {"torch", "timm", "PIL", "tqdm"},  # both of which come with timm
+    "evovit/__main__.py": {"torch", "timm", "PIL", "tqdm"},  # timm brings PIL and tqdm
     "evovit/fast/kernels.py": {"torch", "triton"},  # which comes with torch where there are GPUs
     "baselines": {"torch", "timm"},
     "workflow": set(),
