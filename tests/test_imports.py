@@ -30,6 +30,7 @@ LIBRARIES = {
     "workflow/bench": {"torch", "timm", "numpy", "psutil", "yaml"},
     "workflow/analysis": {"torch", "timm", "numpy", "PIL", "sklearn"},
     "workflow/analysis/hooks.py": {"torch", "timm", "captum"},
+    "workflow/analysis/probe.py": {"torch", "timm", "numpy", "sklearn", "tabulate", "tqdm"},  # a command line
     "workflow/paper": {"numpy", "pandas", "seaborn", "matplotlib", "scipy", "tabulate"},
 }
 # package -> own packages that it may import
@@ -50,7 +51,8 @@ OWN = {
         *("workflow.campaign", "workflow.storage", "workflow.runtime", "workflow.data", "workflow.train"),
     },
     "workflow.analysis": {
-        *("workflow.campaign", "workflow.storage", "workflow.runtime", "workflow.data", "workflow.train", "evovit"),
+        *("workflow.campaign", "workflow.storage", "workflow.runtime", "workflow.data", "workflow.train"),
+        *("evovit", "baselines"),
     },
 }
 # modules that every package of the workflow may import
