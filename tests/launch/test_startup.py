@@ -138,7 +138,7 @@ def test_the_forecast_names_the_table(here, config, capsys, monkeypatch):
     path = "results/demo/runs/deit_tiny/train.json"
     other = "results/demo/runs/deit_small/train.json"
     costs = [forecast.Cost(word, 20.0, "GPU", "") for word in (path, other)]
-    monkeypatch.setattr(forecast, "of_trainings", lambda config, specs: costs)
+    monkeypatch.setattr(forecast, "of_jobs", lambda config, specs: costs)
     items = [
         SimpleNamespace(rule=SimpleNamespace(name=rule), output=[f"results/demo/{output}"])
         for rule, output in (("table", "table1.csv"), ("figure", "figureS1a.png"),

@@ -202,7 +202,7 @@ def test_a_download_is_a_job_too(place, config):
 def test_costs_follow_from_measured_epochs(attempt, spec, config):
     """Two GPUs, 36 s an epoch, of which 5 are done."""
     epochs(attempt, 5)
-    (cost,) = forecast.of_trainings(config, {RECORD: spec})
+    (cost,) = forecast.of_jobs(config, {RECORD: spec})
     hours = (spec["recipe"]["epochs"] - 5) * 36 * 2 / 3600
     assert cost.hours == pytest.approx(hours)
     assert cost.device == "GPU"
@@ -243,7 +243,7 @@ def test_costs_follow_from_measured_steps_of_the_row_or_by_macs_of_another(place
         records.write_json(f"{root}/throughput/deit_tiny/cuda-paper-fp32-b1.json", speed)
     paths = [f"results/runs/{run}/train.json" for run in ("deit_tiny", "evo_deit_tiny")]
     specs_by_path = {path: targets.spec_of(config, path) for path in paths}
-    mine, scaled = forecast.of_trainings(config, specs_by_path)
+    mine, scaled = forecast.of_jobs(config, specs_by_path)
     hours = 1.1 / 10 * 1_281_167 * 300 / 3600
     assert mine.hours == pytest.approx(hours)
     assert scaled.hours == pytest.approx(hours / 2)
@@ -252,5 +252,33 @@ def test_costs_follow_from_measured_steps_of_the_row_or_by_macs_of_another(place
         "(1 from measured steps; 1 from other rows' steps, scaled by MACs)."
     )
     # the demo's models are smaller than those that were measured
-    (shrunk,) = forecast.of_trainings(config, {RECORD: targets.spec_of(config, RECORD)})
+    (shrunk,) = forecast.of_jobs(config, {RECORD: targets.spec_of(config, RECORD)})
     assert shrunk.hours is None
+
+
+def test_methods_off_the_shelf_cost_what_the_dense_model_takes_for_the_validation_images(place, config):
+    path = "results/offtheshelf/deit_small.json"
+    spec = targets.spec_of(config, path)
+    (unknown,) = forecast.of_jobs(config, {path: spec})
+    assert "No estimate for 1 evaluation(s) (deit_small): its dense model was not timed yet" in forecast.by_target(
+        [unknown], {}
+    )[0]  # fmt: skip
+    timed = {
+        "spec": {"device": "cuda"},
+        "results": {"methods": [{"run": "deit_small", "images_per_s": 1000.0, "macs_g": 4.6}]},
+    }
+    slow = {
+        "spec": {"device": "cpu"},
+        "results": {"methods": [{"run": "deit_small", "images_per_s": 10.0, "macs_g": 4.6}]},
+    }
+    records.write_json("results/throughput/deit_small/cuda-paper-fp32-b256.json", timed)
+    records.write_json("results/throughput/deit_small/cpu-fused-fp32-b32.json", slow)
+    (uncounted,) = forecast.of_jobs(config, {path: spec})
+    assert uncounted.basis == forecast.UNCOUNTED
+    records.write_json("results/data.json", {"results": {"splits": {"val": {"images": 50_000}}}})
+    (cost,) = forecast.of_jobs(config, {path: spec})
+    models = 1 + 7 * 4  # the dense model, and seven methods at four strengths
+    assert cost.hours == pytest.approx(models * 50_000 / 1000 / 3600)
+    assert forecast.by_target([cost], {})[0].startswith(
+        "Estimate, these targets: 1 evaluation(s), about 0.40 GPU-hours"
+    )

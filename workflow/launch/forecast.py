@@ -1,4 +1,7 @@
-"""What trainings to come will cost, from step times that were measured here; always an estimate."""
+"""What jobs to come will cost, from step times and speeds that were measured here; always an estimate.
+
+Estimated are trainings, and evaluations of methods off the shelf.
+"""
 
 import statistics
 from collections import Counter
@@ -17,32 +20,38 @@ LAYERWISE = 2 / 3  # of a training, before its schedule becomes stage-wise
 EPOCHS = "epochs of the run or another seed"
 STEPS = "measured steps"
 SCALED = "other rows' steps, scaled by MACs"
+DENSE = "images/s of the dense model, which is the slowest, without loading"
+# what an estimate is of
+TRAINING, EVALUATION = "training(s)", "evaluation(s)"
 # why there is none, and what would give one
 NOTHING = "no step was measured yet"
+NO_SPEED = "its dense model was not timed yet"
 UNCOUNTED = "the images are not counted yet"
 REMEDIES = {
     NOTHING: "targets like results/training/deit_small/cuda-paper-fp16.json measure those of a benchmark group",
+    NO_SPEED: "targets like results/throughput/deit_small/cuda-paper-fp32-b256.json time a benchmark group",
     UNCOUNTED: "the target data.json of the same results folder counts them",
 }
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Device-hours that a training still needs, None if nothing was measured, and the basis: one of the above."""
+    """Device-hours that a job still needs, None if nothing was measured, and the basis: one of the above."""
 
     path: str
     hours: float | None
     device: str
     basis: str
+    what: str = TRAINING
 
 
 # -- what a user reads ----------------------------------------------------------------------------
 
 
 def by_target(costs: list[Cost], needed: dict[str, list[str]]) -> list[str]:
-    """Return the summaries of the targets, whose records are `needed`, and of trainings that no target needs.
+    """Return the summaries of the targets, whose records are `needed`, and of jobs that no target needs.
 
-    A training that several targets need is counted in each; a last line then counts all together.
+    A job that several targets need is counted in each; a last line then counts all together.
     """
     groups = {target: [cost for cost in costs if cost.path in paths] for target, paths in needed.items()}
     others = [cost for cost in costs if not any(cost.path in paths for paths in needed.values())]
@@ -55,45 +64,54 @@ def by_target(costs: list[Cost], needed: dict[str, list[str]]) -> list[str]:
 
 
 def _estimates(name: str, costs: list[Cost]) -> Iterator[str]:
-    """Yield the hours of a group of trainings, one line for each kind of device."""
+    """Yield the hours of a group of jobs, one line for each kind of device."""
     for device in ("GPU", "machine"):
         known = [cost for cost in costs if cost.hours is not None and cost.device == device]
         if known:
             hours = sum(cost.hours for cost in known)
             amount = f"{hours:,.0f}" if hours >= 10 else f"{hours:.2f}"
             counts = Counter(cost.basis for cost in known)
-            bases = "; ".join(f"{counts[basis]} from {basis}" for basis in (EPOCHS, STEPS, SCALED) if counts[basis])
-            yield f"Estimate, {name}: {len(known)} training(s), about {amount} {device}-hours ({bases})."
+            bases = "; ".join(
+                f"{counts[basis]} from {basis}" for basis in (EPOCHS, STEPS, SCALED, DENSE) if counts[basis]
+            )
+            yield f"Estimate, {name}: {_count(known)}, about {amount} {device}-hours ({bases})."
+
+
+def _count(costs: list[Cost]) -> str:
+    """Say how many trainings and evaluations these are."""
+    counts = Counter(cost.what for cost in costs)
+    return " and ".join(f"{counts[what]} {what}" for what in (TRAINING, EVALUATION) if counts[what])
 
 
 def _unknown(costs: list[Cost]) -> Iterator[str]:
-    """Yield for which trainings there is no estimate, and what would give one."""
+    """Yield for which jobs there is no estimate, and what would give one."""
     for reason, remedy in REMEDIES.items():
-        paths = [cost.path for cost in costs if cost.hours is None and cost.basis == reason]
-        runs = [Path(path).parent.name for path in paths]
+        unknown = [cost for cost in costs if cost.hours is None and cost.basis == reason]
+        runs = [job_folder(cost.path).name for cost in unknown]
         if runs:
             names = ", ".join(runs[:4]) + (", ..." if len(runs) > 4 else "")
-            yield f"No estimate for {len(runs)} training(s) ({names}): {reason}; {remedy}."
+            yield f"No estimate for {_count(unknown)} ({names}): {reason}; {remedy}."
 
 
 # -- estimates ------------------------------------------------------------------------------------
 
 
-def of_trainings(config: Config, records: dict[str, dict]) -> list[Cost]:
-    """Return the costs of the trainings among the records, whose specs are given by path."""
+def of_jobs(config: Config, records: dict[str, dict]) -> list[Cost]:
+    """Return the costs of the trainings, and of methods off the shelf, among the records; their specs are by path."""
     forecasts: dict[str, Forecast] = {}
     costs = []
     for path, spec in records.items():
-        if spec["kind"] == "train":
+        if spec["kind"] in ("train", "offtheshelf"):
             root = split_root(config, path)[1]
             if root not in forecasts:
                 forecasts[root] = Forecast(config, root)
-            costs.append(forecasts[root].of(path, spec))
+            of = forecasts[root].of_training if spec["kind"] == "train" else forecasts[root].of_evaluation
+            costs.append(of(path, spec))
     return costs
 
 
 class Forecast:
-    """What was measured below one results folder, and what follows from it for a training."""
+    """What was measured below one results folder, and what follows from it for a job."""
 
     def __init__(self, config: Config, root: str):
         self.root = Path(root)
@@ -102,12 +120,14 @@ class Forecast:
         splits = read_json(self.root / "data.json").get("results", {}).get("splits", {})
         # the record may be of another split; the YAML's then is counted anew before any training
         self.images = splits.get(data["train"], {}).get("images", data.get("train_images"))
+        self.val_images = splits.get(data["val"], {}).get("images")
         # steps are measured at the paper's size, so they say nothing of a shrunk setting's
         shrunk = config.settings[setting]["shrink"]
         self.steps = {} if shrunk else dict(_measured_steps(self.root))
+        self.speeds = {} if shrunk else dict(_measured_speeds(self.root))
         self.macs_g = dict(_measured_macs(self.root))
 
-    def of(self, path: str, spec: dict) -> Cost:
+    def of_training(self, path: str, spec: dict) -> Cost:
         """Estimate from the epochs of the row's trainings, its measured steps, or those of another row."""
         cost = _from_epochs(path, spec)
         if cost is not None:
@@ -121,6 +141,16 @@ class Forecast:
             near = min(others, key=lambda other: abs(self.macs_g[other] - self.macs_g[row]))
             return self._from_steps(path, spec, near, self.macs_g[row] / self.macs_g[near], SCALED)
         return Cost(path, None, "", NOTHING)
+
+    def of_evaluation(self, path: str, spec: dict) -> Cost:
+        """Estimate from the dense model's images/s: each model of the spec evaluates all validation images once."""
+        if spec["run"] not in self.speeds:
+            return Cost(path, None, "", NO_SPEED, EVALUATION)
+        if self.val_images is None:
+            return Cost(path, None, "", UNCOUNTED, EVALUATION)
+        images_per_s, device = self.speeds[spec["run"]]
+        hours = len(spec["models"]) * self.val_images / images_per_s / 3600
+        return Cost(path, hours, device, DENSE, EVALUATION)
 
     def _from_steps(self, path: str, spec: dict, row: str, factor: float, basis: str) -> Cost:
         if self.images is None:
@@ -165,6 +195,22 @@ def _measured_steps(root: Path) -> Iterator[tuple[str, tuple[float, str]]]:
                 size = max(sizes, key=lambda size: size["batch_size"])
                 step_s = LAYERWISE * size["step_s_first"] + (1 - LAYERWISE) * size["step_s_last"]
                 yield method["run"], (step_s / size["batch_size"], device)
+
+
+def _measured_speeds(root: Path) -> Iterator[tuple[str, tuple[float, str]]]:
+    """Yield (row, (images/s, device)) from the folder's measurements of one batch size.
+
+    The slowest comes last, as an estimate should rather be too long; a GPU's replace a CPU's.
+    """
+    timed = []
+    for path in sorted(root.glob("throughput/*/*.json")):
+        record = read_json(path)
+        for method in record.get("results", {}).get("methods", []):
+            if method.get("images_per_s"):
+                on_gpu = record["spec"]["device"] == "cuda"
+                timed.append((on_gpu, -method["images_per_s"], method["run"]))
+    for on_gpu, slowness, run in sorted(timed):
+        yield run, (-slowness, "GPU" if on_gpu else "machine")
 
 
 def _measured_macs(root: Path) -> Iterator[tuple[str, float]]:

@@ -329,15 +329,15 @@ def check_rights(jobs) -> None:
 
 
 def announce(plan: Plan, jobs) -> None:
-    """Print what the trainings to come may cost, target by target, before anything is submitted.
+    """Print what the jobs to come may cost, target by target, before anything is submitted.
 
-    Trainings without an estimate are named on a cluster only: there hours are somebody's.
+    Jobs without an estimate are named on a cluster only: there hours are somebody's.
     """
     jobs = list(jobs)
-    trainings = [job for job in jobs if job.rule.name == "train"]
-    paths = [str(job.output[0]) for job in trainings]
-    costs = forecast.of_trainings(plan.config, {path: targets.spec_of(plan.config, path) for path in paths})
-    if not any(job.resources.get("launcher") == "slurm" for job in trainings):
+    estimated = [job for job in jobs if job.rule.name in ("train", "offtheshelf")]
+    paths = [str(job.output[0]) for job in estimated]
+    costs = forecast.of_jobs(plan.config, {path: targets.spec_of(plan.config, path) for path in paths})
+    if not any(job.resources.get("launcher") == "slurm" for job in estimated):
         costs = [cost for cost in costs if cost.hours is not None]
     items = [str(job.output[0]) for job in jobs if job.rule.name in ITEMS]
     needed = {item: list(targets.needed(plan.config, item)) for item in items}

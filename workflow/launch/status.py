@@ -147,7 +147,7 @@ def report(config: Config, names: list[str]) -> list[Row]:
         is_open = {row.job: row.state != "done" for row in rows_of_target}
         open_paths[target] = [path for path in records if is_open[path]]
         open_specs |= {path: records[path] for path in open_paths[target]}
-    for line in forecast.by_target(forecast.of_trainings(config, open_specs), open_paths):
+    for line in forecast.by_target(forecast.of_jobs(config, open_specs), open_paths):
         print(line)
     return rows
 
