@@ -392,8 +392,9 @@ def test_the_full_ledgers_inputs_are_all_that_it_reads(config, monkeypatch, root
 def test_a_setting_may_time_a_section_for_the_claims_alone(config):
     for item, wanted in ((CLAIMS, True), ("table1", False)):
         asked = targets.item_records(config, "results/demo", item)
-        assert any("/throughput/deit_base/" in path for path in asked) == wanted
-    assert Measured(config, "results/demo", partial=False)._is_timed("deit_base")
+        assert any("/throughput/deit_small/" in path for path in asked) == wanted
+    assert Measured(config, "results/demo", partial=False)._is_timed("deit_small")
+    assert not Measured(config, "results/demo", partial=False)._is_timed("deit_base")
 
 
 def test_every_order_of_accuracies_has_a_tolerance(config):
