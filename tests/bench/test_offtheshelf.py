@@ -11,7 +11,7 @@ from workflow.bench import offtheshelf
 from workflow.bench.process import MeasurementError
 from workflow.campaign import benchmarks, specs
 from workflow.storage import records
-from workflow.train import trainer
+from workflow.train import factory, trainer
 
 MODELS = ("dense", "evo-0.5", "tome-16", "topk-0.7", "topk-0.3", "random-0.5", "ats-0.7")
 
@@ -108,7 +108,7 @@ def test_predictions_depend_on_no_other_model(spec, site, folder):
 
 
 def test_the_host_stays_as_it_is(spec, site):
-    host = offtheshelf.load_host(spec, site).eval()
+    host = factory.build_host(spec, site).eval()
     before = {key: value.clone() for key, value in host.state_dict().items()}
     _, modules = offtheshelf.make_models(host, spec)
     assert modules["evo-0.5"].blocks[0].attn.qkv.weight is host.blocks[0].attn.qkv.weight

@@ -36,6 +36,7 @@ def test_which_jobs_are_alone_go_on_or_are_several_processes():
         ("throughput", "throughput/*/*"),
         ("training_cost", "training/*/*"),
         ("offtheshelf", "offtheshelf/*"),
+        ("dense_prediction", "dense_prediction/*"),
     ],
 )
 def test_mlflow_finds_the_jobs_of_all_kinds_that_it_shows(name, folders):
@@ -73,6 +74,7 @@ def test_every_target_is_derived_as_its_path_says(config):
         ("evaluate", {"evaluation": "x"}),
         ("analysis", {"analysis": "x"}),
         ("offtheshelf", {"host": "deit_small"}),
+        ("dense_prediction", {"host": "deit_small"}),
         ("fetch", {"tag": "x"}),
         ("throughput", {"group": "x", "configuration": "cpu-fused-fp32-b32"}),
     ],

@@ -198,6 +198,16 @@ CASES = {
         lambda c: c["offtheshelf"].update(svite={"method": "SViTE", "keep_ratio": [0.5]}),
         r"items.yaml: offtheshelf is 'svite'; did you mean 'evit'\?",
     ),
+    "scenes without an image": (
+        "items",
+        lambda c: c["dense_prediction"]["scenes"].update(empty=4),
+        r"items.yaml: dense_prediction.scenes.empty is 4 of 4 cells, so that no image is shown; lower it",
+    ),
+    "a method whose strength nothing chooses": (
+        "items",
+        lambda c: c["dense_prediction"]["matched"].append("ats"),
+        r"items.yaml: dense_prediction.matched.3 is 'ats'",
+    ),
     "row without a run": (
         "items",
         lambda c: c["tables"]["table1"][0].update(run="deit_tin"),

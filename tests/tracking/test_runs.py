@@ -87,6 +87,20 @@ def test_methods_off_the_shelf_show_accuracy_and_speed(described, config):
     assert "--forcerun results/demo/offtheshelf/deit_tiny.json" in run.tags[runs.NOTE]
 
 
+def test_dense_prediction_shows_right_patches_and_macs(described, config):
+    spec = specs.dense_prediction_spec(config, "demo", "deit_tiny")
+    tested = {"run": "evo", "right": [3, 4], "macs_g": 0.5, "refused": None}
+    refused = {"run": "topk", "macs_g": None, "refused": "no strength has these MACs"}
+    results = {"methods": [tested, refused], "val_images": 6, "scenes": 2, "patches": 4}
+    run = described("../dense_prediction/deit_tiny", spec, results)
+    assert run.tags["ours"] == "dense"
+    points = {metric.key: metric.value for metric in run.metrics}
+    assert points["patches_right_pct.evo"] == 87.5
+    assert points["macs_g.evo"] == 0.5
+    assert "patches_right_pct.topk" not in points
+    assert "macs_g.topk" not in points
+
+
 def test_a_runs_page_says_what_how_where_how_long_and_how_to_make_it_again(described, config):
     spec = specs.train_spec(config, "demo", "dynamic_deit_tiny")
     note = described("dynamic_deit_tiny", spec, {"top1": 95.5, "val_images": 599}).tags[runs.NOTE]

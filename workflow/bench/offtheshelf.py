@@ -49,7 +49,7 @@ def measure(spec: dict, site: dict, folder: Path) -> dict:
     device = modes.set_up(spec)
     partial_results = PartialResults(folder, spec, devices.describe(device))
     machine = partial_results.get("machine", partial(roofline.measure_machine, spec["precision"], device))
-    host = load_host(spec, site).to(device).eval()
+    host = factory.build_host(spec, site).to(device).eval()
     methods, modules = make_models(host, spec)
     config = factory.data_config(host)
     source = loaders.ImageSource(spec["data"], site, spec["recipe"], config, DistributedContext(device))
@@ -74,15 +74,6 @@ def measure(spec: dict, site: dict, folder: Path) -> dict:
 
 
 # -- the models ---------------------------------------------------------------------------------
-
-
-def load_host(spec: dict, site: dict) -> nn.Module:
-    """Return the dense model with the weights that its training ended with, or those of a file."""
-    if "start" in spec:
-        return factory.build_started(spec, site)
-    model = factory.build_model(spec["model"])
-    checkpoints.load_external(model, spec, site)
-    return model
 
 
 def make_models(host: nn.Module, spec: dict) -> tuple[list[dict], dict[str, nn.Module]]:

@@ -22,8 +22,8 @@ from workflow.campaign.config import Config, ConfigError
 from workflow.campaign.specs import (
     EVALUATED,
     ROLES,
-    TRAINED,
     data_of,
+    host_of,
     model_of,
     recipe_of,
     reference,
@@ -189,27 +189,19 @@ def offtheshelf_spec(config: Config, setting: str, host: str) -> dict:
     They are evaluated without a training, and timed against the host in the configuration of the setting's throughput.
     Raises KeyError for a model that is no host of the setting.
     """
-    weights = config.settings[setting]["hosts"][host]
     recipe = recipe_of(config, setting, host)
     models = [{"run": "dense", "method": None, "kwargs": {}}]
     for method, entry in config.items[OFFTHESHELF].items():
         for option in ("keep_ratio", "r"):
             for value in entry.get(option, []):
                 models.append({"run": f"{method}-{value:g}", "method": method, "kwargs": {option: value}})
-    spec = {
+    return {
         "kind": OFFTHESHELF,
-        "run": host,
-        "row": host,
-        "setting": setting,
-        "model": model_of(config, host, setting),
-        "data": data_of(config, setting),
+        **host_of(config, setting, host),
         "recipe": {key: recipe[key] for key in EVALUATED if key not in ("name", "threads")},
         "models": models,
         **throughput_configuration(config, setting, OFFTHESHELF),
     }
-    if weights == TRAINED:
-        return spec | {"start": reference(train_spec(config, setting, host))}
-    return spec | {"checkpoint": weights}
 
 
 # -- the device of `auto`

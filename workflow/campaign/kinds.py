@@ -243,6 +243,16 @@ def _offtheshelf(results: dict) -> Metrics:
     yield from _throughput(results)
 
 
+def _dense_prediction(results: dict) -> Metrics:
+    """Yield each model's share of patches that are predicted right, in %, and its MACs."""
+    yield "val_images", results["val_images"], None
+    patches = results["scenes"] * results["patches"]
+    for method in results["methods"]:
+        if "right" in method:
+            yield f"patches_right_pct.{method['run']}", 100 * sum(method["right"]) / patches, None
+        yield f"macs_g.{method['run']}", method["macs_g"], None
+
+
 KINDS = {
     kind.name: kind
     for kind in (
@@ -354,6 +364,16 @@ KINDS = {
             title="Reduction without training",
             exclusive=True,
             metrics=_offtheshelf,
+        ),
+        Kind(
+            "dense_prediction",
+            rule="dense_prediction",
+            target="dense_prediction/{host}.json",
+            spec=specs.dense_prediction_spec,
+            jobs=_hosts,
+            module="workflow.analysis.dense_prediction",
+            title="Prediction of every patch",
+            metrics=_dense_prediction,
         ),
     )
 }

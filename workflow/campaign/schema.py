@@ -237,7 +237,9 @@ def circle_of(config: Config, chain: list[str]) -> list[str] | None:
 
 
 def faults_of_items(config: Config) -> Iterator[tuple[str, str]]:
-    """Yield faults unless an item's rows all have the same keys, and a figure's choice is one of its values."""
+    """Yield faults unless an item's rows all have the same keys, a figure's choice is one of its values, and scenes
+    show images.
+    """
     first: dict[str, dict] = {}
     for location, row in rows_by_location(config):
         keys = first.setdefault(location.rpartition(".")[0], row)
@@ -255,6 +257,13 @@ def faults_of_items(config: Config) -> Iterator[tuple[str, str]]:
                 f"figures.{figure}.chosen is {content['chosen']!r}, which is no row's x; "
                 f"choose among {', '.join(map(str, values))}.",
             )
+    scenes = config.items["dense_prediction"]["scenes"]
+    if scenes["empty"] >= scenes["side"] ** 2:
+        yield (
+            "items",
+            f"dense_prediction.scenes.empty is {scenes['empty']} of {scenes['side'] ** 2} cells, so that no image is "
+            "shown; lower it.",
+        )
 
 
 def faults_of_settings(config: Config) -> Iterator[tuple[str, str]]:

@@ -16,6 +16,7 @@ EVALUATED = ("name", "batch_size", "threads", "amp", "interpolation", "crop_pct"
 SAMPLE_IMAGES = "scikit-learn"  # instead of a folder of photographs: the two that it comes with
 NAMED = ("optimizer", "auto_augment")  # of a recipe's values those that are timm's names
 OF_TRAININGS = (*ROLES, "snapshots")  # what only a training has
+OF_HOSTS = ("offtheshelf", "dense_prediction")  # kinds of jobs that reduce a setting's `hosts` as they are
 TRAINED = "trained"  # instead of a checkpoint: the weights that the setting's own training ended with
 
 
@@ -175,6 +176,39 @@ def analysis_spec(config: Config, setting: str, analysis: str) -> dict:
         "recipe": {key: training["recipe"][key] for key in shown},
         "images": images,
         "start": reference(training),
+    }
+
+
+def host_of(config: Config, setting: str, host: str) -> dict:
+    """Return what a spec says of one of the setting's `hosts`: the model, the images, and where the weights are from.
+
+    Raises KeyError for a model that is no host of the setting.
+    """
+    weights = config.settings[setting]["hosts"][host]
+    spec = {
+        "run": host,
+        "row": host,
+        "setting": setting,
+        "model": model_of(config, host, setting),
+        "data": data_of(config, setting),
+    }
+    if weights == TRAINED:
+        return spec | {"start": reference(train_spec(config, setting, host))}
+    return spec | {"checkpoint": weights}
+
+
+def dense_prediction_spec(config: Config, setting: str, host: str) -> dict:
+    """Return the spec of the prediction of patches by one of the setting's `hosts` and by methods that reduce it.
+
+    Raises KeyError for a model that is no host of the setting.
+    """
+    recipe = recipe_of(config, setting, host)
+    entry = config.items["dense_prediction"]
+    return {
+        "kind": "dense_prediction",
+        **host_of(config, setting, host),
+        "recipe": {key: recipe[key] for key in ("threads", "interpolation", "crop_pct")},
+        **{key: entry[key] for key in ("scenes", "keep_ratio", "matched")},
     }
 
 

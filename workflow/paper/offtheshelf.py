@@ -5,7 +5,7 @@ import pandas as pd
 from workflow.campaign.config import Config
 from workflow.paper import results, sheet
 from workflow.paper.results import NOT_TIMED, Records
-from workflow.paper.tables import ceilings_cell, number, or_dash, speedup_cell
+from workflow.paper.tables import ceilings_cell, change_cell, number, or_dash, speedup_cell
 
 DENSE = "dense"
 COLUMNS = [
@@ -81,7 +81,13 @@ def sheet_of(frame: pd.DataFrame, contents: list[dict]) -> sheet.Sheet:
     notes = list(dict.fromkeys(frame["flags"].dropna()))
     lines = []
     for _, line in frame.iterrows():
-        cells = [line["host"], line["method"], strength_cell(line), number(line, "top1", 2), change_cell(line)]
+        cells = [
+            line["host"],
+            line["method"],
+            strength_cell(line),
+            number(line, "top1", 2),
+            change_cell(line, "top1_change"),
+        ]
         cells += [number(line, "changed_pct", 1), number(line, "macs_g", 3), number(line, "throughput", 1)]
         cells += [speedup_cell(line), ceilings_cell(line)]
         cells.append("" if pd.isna(line["flags"]) else str(notes.index(line["flags"]) + 1))
@@ -94,14 +100,6 @@ def strength_cell(line: pd.Series) -> str:
     if pd.isna(line["strength"]) or line["strength"] == line["applied"]:
         return or_dash(line["strength"])
     return f"{line['strength']}, here {line['applied']}"
-
-
-def change_cell(line: pd.Series) -> str:
-    """Show a change of top-1 in points with its 95 % interval."""
-    if pd.isna(line["top1_change"]):
-        return "-"
-    low, high = (number(line, f"top1_change_{end}", 2) for end in ("low", "high"))
-    return f"{line['top1_change']:.2f} ({low} to {high})"
 
 
 def remarks(frame: pd.DataFrame, contents: list[dict]) -> list[str]:

@@ -177,6 +177,14 @@ def or_dash(value) -> str:
     return "-" if pd.isna(value) else str(value)
 
 
+def change_cell(line: pd.Series, column: str) -> str:
+    """Show a change of an accuracy in points with its 95 % interval."""
+    if pd.isna(line[column]):
+        return "-"
+    low, high = (number(line, f"{column}_{end}", 2) for end in ("low", "high"))
+    return f"{line[column]:.2f} ({low} to {high})"
+
+
 def accuracy_cell(line: pd.Series) -> str:
     """Show top-1 and, where it is the mean over several seeds, their number and spread."""
     top1 = number(line, "top1", 2)

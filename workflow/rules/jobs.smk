@@ -1,5 +1,5 @@
 # Rules that start a job. All have one shape, which the kinds of jobs fill (workflow/campaign/kinds.py); their names are
-# prepare_data, preflight, search, train, evaluate, analyse, throughput, training_cost and offtheshelf.
+# prepare_data, preflight, search, train, evaluate, analyse, throughput, training_cost, offtheshelf and dense_prediction.
 
 for kind in filter(lambda kind: kind.module, kinds.KINDS.values()):
 

@@ -268,7 +268,7 @@ def item_tags(config: Config, spec: dict) -> dict[str, str]:
     figures = config.items["figures"]
     if "analysis" in spec:
         return _numbers("figure", (name for name in figures if spec["analysis"] in config.analyses(name)))
-    if "evaluation" in spec or spec["kind"] == "offtheshelf":
+    if "evaluation" in spec or spec["kind"] in specs.OF_HOSTS:
         tables = config.tables_of(spec["setting"])
         return _numbers("ours", (table for table in tables if config.items["compiled"].get(table) == spec["kind"]))
     if "row" in spec:

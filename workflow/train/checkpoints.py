@@ -296,7 +296,7 @@ def external_file(spec: dict, site: dict) -> tuple[Path, str, str]:
     if "file" in checkpoint:
         if "evaluation" in spec:
             source = f"settings.yaml, {spec['setting']}.evaluations.{spec['evaluation']}"
-        elif spec.get("kind") == "offtheshelf":
+        elif spec.get("kind") in specs.OF_HOSTS:
             source = f"settings.yaml, {spec['setting']}.hosts.{spec['run']}"
         else:
             source = f"settings.yaml, {spec['setting']}.checkpoints.{spec['run']}"

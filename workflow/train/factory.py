@@ -101,6 +101,15 @@ def load_start(model: nn.Module, spec: dict, site: dict) -> nn.Module:
     return model
 
 
+def build_host(spec: dict, site: dict) -> nn.Module:
+    """Build one of a setting's `hosts`, with the weights that its training ended with or those of a file."""
+    if "start" in spec:
+        return build_started(spec, site)
+    model = build_model(spec["model"])
+    checkpoints.load_external(model, spec, site)
+    return model
+
+
 def reduced(model: nn.Module, method: str, kwargs: dict) -> nn.Module:
     """Return a dense model with its tokens reduced by "evo" or a method of baselines.from_timm; both share the weights.
 
