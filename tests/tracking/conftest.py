@@ -83,9 +83,9 @@ def shown(root: Path) -> dict:
     from mlflow import MlflowClient
 
     client = MlflowClient(sync.tracking_uri(root))
-    experiment = client.get_experiment_by_name("demo").experiment_id
-    runs = {}
-    for run in client.search_runs([experiment]):
+    experiment = client.get_experiment_by_name("demo")
+    runs: dict = {}
+    for run in client.search_runs([experiment.experiment_id]) if experiment else ():
         points: dict = {}
         for key in run.data.metrics:
             for point in client.get_metric_history(run.info.run_id, key):

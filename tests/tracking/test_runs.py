@@ -39,7 +39,7 @@ def test_a_search_shows_patches_and_error_of_each_layer(described, config):
     run = described("ps_deit_tiny/search", spec, results, *events, events[0])
     assert run.name == "ps_deit_tiny/search"
     assert run.status == "FINISHED"
-    assert run.tags["table"] == "1"
+    assert run.tags["table1"] == "yes"
     assert run.tags["method"] == "PS-ViT"
     assert run.params["recipe.task_args.epsilon"] == "0.01"
     assert run.params["start.run"] == "deit_tiny"
@@ -58,7 +58,7 @@ def test_an_evaluation_is_a_run_of_its_name(described, config):
     run = described("deit_tiny", spec, {"top1": 72.25, "top5": 91.0, "val_loss": 1.5})
     assert run.name == "deit_tiny"
     assert run.tags["kind"] == "evaluate"
-    assert run.tags["table"] == "1,3"  # it takes the place of a training
+    assert run.tags.items() >= {"table1": "yes", "table3": "yes"}.items()  # it takes the place of a training
     assert run.params["checkpoint.file"] == "deit.pth"
     points = {metric.key: metric.value for metric in run.metrics}
     assert points["final_top1"] == 72.25
@@ -66,7 +66,7 @@ def test_an_evaluation_is_a_run_of_its_name(described, config):
 
 def test_weights_that_others_published_are_of_their_table(config):
     spec = specs.evaluation_spec(config, "imagenet", "timm_deit_tiny")
-    assert runs.item_tags(config, spec) == {"ours": "published"}
+    assert runs.item_tags(config, spec) == {"published": "yes"}
     assert runs.item_tags(config, spec | {"setting": "demo"}) == {}  # which has no such table
 
 
@@ -77,8 +77,8 @@ def test_methods_off_the_shelf_show_accuracy_and_speed(described, config):
     methods = [{**method, "out_of_memory": False} for method in (timed, refused)]
     run = described("../offtheshelf/deit_tiny", spec, {"methods": methods, "val_images": 599})
     assert run.name == "offtheshelf/deit_tiny"
-    assert run.tags["ours"] == "offtheshelf"
-    assert "table" not in run.tags
+    assert run.tags["offtheshelf"] == "yes"
+    assert "table1" not in run.tags
     points = {metric.key: metric.value for metric in run.metrics}
     assert points["top1.evo-0.5"] == 90.5
     assert points["changed.evo-0.5"] == 7
@@ -93,7 +93,7 @@ def test_dense_prediction_shows_right_patches_and_macs(described, config):
     refused = {"run": "topk", "macs_g": None, "refused": "no strength has these MACs"}
     results = {"methods": [tested, refused], "val_images": 6, "scenes": 2, "patches": 4}
     run = described("../dense_prediction/deit_tiny", spec, results)
-    assert run.tags["ours"] == "dense"
+    assert run.tags["dense"] == "yes"
     points = {metric.key: metric.value for metric in run.metrics}
     assert points["patches_right_pct.evo"] == 87.5
     assert points["macs_g.evo"] == 0.5
@@ -139,7 +139,7 @@ def test_figures_and_claims_are_shown_beside_tables(tmp_path, config):
     files = {name: [path.name for path in run.artifacts] for name, run in shown.items()}
     assert files == {"table1": ["table1.csv", "table1.md"], "claims": ["claims.csv", "claims.html"],
                      "pareto": ["pareto.png", "pareto.svg", "pareto.csv"]}  # fmt: skip
-    assert shown["table1"].tags["table"] == "1"
+    assert shown["table1"].tags["table1"] == "yes"
     note = shown["pareto"].tags[runs.NOTE]
     assert "`snakemake --profile demo results/demo/pareto.png`" in note
     assert "Trained for it: deit_tiny, " in note
@@ -158,3 +158,23 @@ def test_a_run_without_a_record_shows_the_code_of_its_last_start(tmp_path, confi
     tags = disk.describe(source).tags
     assert (tags["commit"], tags["dirty"]) == ("unknown", "unknown")
     assert tags["commit_reason"] == unknown["reason"]
+
+
+def test_mlflows_own_columns_say_command_user_and_commit(described, config):
+    spec = specs.train_spec(config, "demo", "deit_tiny")
+    run = described("deit_tiny", spec, {"top1": 95.5, "weights": {"path": "attempts/1/weights.pt", "sha256": "ab"}})
+    made_by = run.tags["mlflow.source.name"]
+    assert made_by.startswith("snakemake results/demo/runs/deit_tiny/train.json --profile demo")
+    assert run.tags["mlflow.user"] == Path(__file__).owner()
+    assert run.tags["weights"] == "results/demo/runs/deit_tiny/attempts/1/weights.pt"
+    assert run.tags["weights_sha256"] == "ab"
+
+
+def test_a_run_names_the_images_that_it_used(config):
+    record = {"kind": "train", "spec": specs.train_spec(config, "demo", "deit_tiny"), "provenance": {"manifest": "d3"}}
+    assert runs.datasets_of(record) == [
+        runs.Dataset("digits", "d3", "train", "training"),
+        runs.Dataset("digits", "d3", "val", "validation"),
+    ]
+    assert runs.datasets_of(record | {"kind": "evaluate"}) == [runs.Dataset("digits", "d3", "val", "validation")]
+    assert runs.datasets_of(record | {"provenance": {}}) == []

@@ -65,7 +65,9 @@ def open_ui(root: Path) -> None:
     if uri.startswith("http"):
         print(f"MLFLOW_TRACKING_URI names a server; every run is on {sync.without_password(uri)}")
         return
-    ui = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--backend-store-uri", uri]
+    ui = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--workers", "1", "--backend-store-uri", uri]
+    # one process answers one user; MLflow's own jobs (of its pages for generative AI) would start more
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     os.execv(ui[0], ui)
 
 

@@ -3,6 +3,7 @@
 Nothing here knows MLflow; sync.py sends what is described here. Standard library and yaml only.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -10,7 +11,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from workflow.launch.slurm import Queue
 from workflow.storage import journal, provenance, records
 from workflow.storage.attempts import Attempt
 
+SHOWN = "yes"  # the value of the tags that are named as tables and figures are
 NOTE = "mlflow.note.content"  # MLflow's tag with the text on top of a run's page
 # An older version wrote the second file; the runs of its attempts must not be made twice.
 ID_FILES = (".mlflow-id", ".mirror-id")
@@ -33,6 +35,15 @@ ANALYSIS_PARAMS = ("run", "computes", "images")
 RECIPE = ("epochs", "batch_size", "optimizer", "lr", "amp", "images")  # the keys that the page shows
 SIGNED = ("spec.json", "job.json", "journal.jsonl", "record.json", "published")  # and error-rank*.json
 FILES_OF_AN_ITEM = {".csv": (".md", ".html"), ".png": (".svg", ".csv")}
+
+
+class Dataset(NamedTuple):
+    """One split of the images that a run used: the data set's name, the digest of its listing, split, and what for."""
+
+    name: str
+    digest: str
+    split: str
+    context: str
 
 
 class Metric(NamedTuple):
@@ -56,6 +67,7 @@ class Run:
     params: dict[str, str] = field(default_factory=dict)
     metrics: list[Metric] = field(default_factory=list)
     artifacts: list[Path] = field(default_factory=list)
+    datasets: list[Dataset] = field(default_factory=list)
     status: str = "RUNNING"
     ended_ms: int | None = None
     settled: bool = True  # its files say everything; otherwise it is described again in the next pass
@@ -148,6 +160,7 @@ class Results:
                 "attempt": source.path.name,
                 "spec_hash": specs.spec_hash(spec),
                 **item_tags(self.config, spec),
+                **source_tags(command(self.config, source.setting, folder.relative_to(self.root)), source.path),
             },
         )
         if "seed" in spec:
@@ -163,7 +176,8 @@ class Results:
         if repeated:
             run.tags["done_twice"] = ",".join(map(str, repeated))
         if record:
-            run.tags |= provenance_tags(record)
+            run.tags |= provenance_tags(record) | weights_tags(record, folder.relative_to(self.root))
+            run.datasets = datasets_of(record)
             run.metrics += _metrics_of_record(record, run.ended_ms)
             files = [source.path / "spec.json", attempt.record, *source.path.glob("*.npz"), *folder.glob("*.log")]
             run.artifacts = [path for path in files if path.exists()]
@@ -198,12 +212,13 @@ class Results:
         path, config = source.path, self.config
         name = path.name.removesuffix(path.suffix)
         item, now = name.partition(".")[0], round(1000 * time.time())
+        tags = {"kind": "table" if item in config.tables else "figure", item: SHOWN}
         if item == CLAIMS:
-            tags = {"kind": CLAIMS}
-        else:
-            kind = "table" if item in config.tables else "figure"
-            tags = {"kind": kind, kind: item.removeprefix(kind)}
+            tags["kind"] = CLAIMS
         results = config.settings[source.setting]["results"]
+        tags |= source_tags(
+            f"snakemake {results}/{path.name} --profile {targets.profile(config, source.setting)}", path
+        )
         tags[NOTE] = targets.caption(config, results, str(path.relative_to(self.root))).replace("``", "`")
         files = [path, *(path.with_name(f"{name}{other}") for other in FILES_OF_AN_ITEM[path.suffix])]
         return Run(
@@ -264,22 +279,24 @@ def _flatten(prefix: str, value) -> dict[str, str]:
 
 
 def item_tags(config: Config, spec: dict) -> dict[str, str]:
-    """Return which tables and figures show the record, and under which backbone, method and strategy."""
+    """Return a tag for each table and figure that shows the record, named as the item is (`tags.table1 = 'yes'`).
+
+    The tags `backbone`, `method` and `strategy` say under which names tables show it, where they agree.
+    """
     figures = config.items["figures"]
     if "analysis" in spec:
-        return _numbers("figure", (name for name in figures if spec["analysis"] in config.analyses(name)))
+        return dict.fromkeys((name for name in figures if spec["analysis"] in config.analyses(name)), SHOWN)
     if "evaluation" in spec or spec["kind"] in specs.OF_HOSTS:
+        compiled = config.items["compiled"]
         tables = config.tables_of(spec["setting"])
-        return _numbers("ours", (table for table in tables if config.items["compiled"].get(table) == spec["kind"]))
+        return dict.fromkeys((table for table in tables if compiled.get(table) == spec["kind"]), SHOWN)
     if "row" in spec:
         column, value = "run", spec["row"]
     else:
         column, value = "section", spec["section"]
     rows = {table: [row for row in rows if row[column] == value] for table, rows in config.items["tables"].items()}
-    shown = [table for table in rows if rows[table]]
-    tags = _numbers("table", (table for table in shown if table in config.paper_tables))
-    tags |= _numbers("ours", (table for table in shown if table in config.items["ours"]))  # not the paper's
-    tags |= _numbers("figure", (name for name in figures if any(row[column] == value for row in config.rows(name))))
+    tags = dict.fromkeys((table for table in rows if rows[table]), SHOWN)
+    tags |= dict.fromkeys((name for name in figures if any(row[column] == value for row in config.rows(name))), SHOWN)
     for key in ("backbone", "method", "strategy"):  # each table has some of them
         values = {row[key] for table in rows for row in rows[table] if key in row}
         if len(values) == 1:
@@ -287,10 +304,29 @@ def item_tags(config: Config, spec: dict) -> dict[str, str]:
     return tags
 
 
-def _numbers(kind: str, names: Iterable[str]) -> dict[str, str]:
-    """Return {"table": "1,3"} for table1 and table3; nothing for no names."""
-    numbers = ",".join(name.removeprefix(kind) for name in names)
-    return {kind: numbers} if numbers else {}
+def source_tags(made_by: str, path: Path) -> dict[str, str]:
+    """Return MLflow's own tags of the command that makes a result, and of the user to whom its files belong."""
+    tags = {"mlflow.source.name": made_by, "mlflow.source.type": "LOCAL"}
+    with contextlib.suppress(KeyError, OSError):  # a user that this machine does not know
+        tags["mlflow.user"] = path.owner()
+    return tags
+
+
+def weights_tags(record: dict, folder: Path) -> dict[str, str]:
+    """Return where the final weights of a training are, below the project's root, and their hash."""
+    weights = record["results"].get("weights")
+    return {"weights": str(folder / weights["path"]), "weights_sha256": weights["sha256"]} if weights else {}
+
+
+def datasets_of(record: dict) -> list[Dataset]:
+    """Return the images that a record's job used, where it noted the digest of their listing."""
+    data, digest = record["spec"].get("data"), record["provenance"].get("manifest")
+    if not data or not digest:
+        return []
+    uses = [(data["val"], "validation")]
+    if record["kind"] in ("train", "search"):
+        uses.insert(0, (data["train"], "training"))
+    return [Dataset(data["name"], digest, split, context) for split, context in uses]
 
 
 def provenance_tags(record: dict) -> dict[str, str]:
@@ -309,6 +345,8 @@ def _code_tags(known: dict) -> dict[str, str]:
     tags = {}
     for key in ("commit", "dirty"):
         tags[key] = "unknown" if known.get(key) is None else str(known[key])
+    if known.get("commit") not in (None, provenance.MIXED):
+        tags["mlflow.source.git.commit"] = known["commit"]
     for key, text in (("commit_reason", provenance.unknown_reason(known)), ("code", provenance.spans(known))):
         if text:
             tags[key] = text
@@ -430,3 +468,17 @@ def command(config: Config, setting: str, folder: Path) -> str:
     """Return the command that makes a job's record again, although it exists."""
     record = folder / "train.json" if folder.parent.name == "runs" else folder.with_name(f"{folder.name}.json")
     return f"snakemake {record} --profile {targets.profile(config, setting)} --forcerun {record}"
+
+
+def experiment_tags(config: Config, setting: str) -> dict[str, str]:
+    """Return the tags of a setting's experiment: its description, and that it holds trainings of models.
+
+    MLflow 3 opens an experiment without the second on its pages for generative AI.
+    """
+    data, results = config.settings[setting]["data"], config.settings[setting]["results"]
+    text = (
+        f"Everything below `{results}/`: the setting `{setting}` of `workflow/config/settings.yaml` "
+        f"(images: {data['name']}). Each attempt of a job is a run, and so is each table and figure. "
+        "Rows of Table 1: search `tags.table1 = 'yes'`; of a figure, `tags.figureS1a = 'yes'`."
+    )
+    return {NOTE: text, "mlflow.experimentKind": "custom_model_development"}

@@ -10,6 +10,7 @@ process imports mlflow.
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import re
@@ -28,7 +29,7 @@ from workflow import job_environment
 from workflow.campaign.config import ConfigError
 from workflow.launch import follow
 from workflow.storage import files, records
-from workflow.tracking.runs import Results, Run, Source
+from workflow.tracking.runs import Dataset, Results, Run, Source, experiment_tags
 
 LOG = ".snakemake/log/mlflow.log"
 SQLITE = "sqlite:///"
@@ -209,7 +210,7 @@ class Sync:
         return not self.troubles
 
     def _connect(self) -> None:
-        """Open or make the database, with an experiment for each setting, and read which runs it holds."""
+        """Open or make the database, and read which runs it holds of the settings' experiments."""
         for key, value in QUIET.items():
             os.environ.setdefault(key, value)
         for name in ("alembic", "mlflow"):
@@ -227,15 +228,14 @@ class Sync:
             experiment = client.get_experiment_by_name(setting)
             if experiment:
                 self.experiments[setting] = experiment.experiment_id
-            else:
-                location = None  # a server has its own folder for artifacts
-                if "://" in self.uri and not self.uri.startswith("http"):
-                    location = artifact_location(self.root, setting)
-                self.experiments[setting] = client.create_experiment(setting, artifact_location=location)
+                active = experiment.lifecycle_stage == "active"
+                for key, value in experiment_tags(self.results.config, setting).items():
+                    if active and key not in experiment.tags:  # a user's own text stays
+                        client.set_experiment_tag(experiment.experiment_id, key, value)
         if self.database:
             move_artifacts_with_clone(self.database, self.root, self.experiments)
         self.stored, self.sent, token = {}, {}, None
-        while token != "":
+        while token != "" and self.experiments:
             page = client.search_runs(
                 list(self.experiments.values()),
                 run_view_type=ViewType.ALL,  # a run that the user deleted is not made again
@@ -248,6 +248,16 @@ class Sync:
                     self.stored[key] = Stored(run)
             token = page.token or ""
         self.client = client
+
+    def _experiment(self, setting: str) -> str:
+        """Return the number of a setting's experiment, which is made for its first run."""
+        if setting not in self.experiments:
+            location = None  # a server has its own folder for artifacts
+            if "://" in self.uri and not self.uri.startswith("http"):
+                location = artifact_location(self.root, setting)
+            tags = experiment_tags(self.results.config, setting)
+            self.experiments[setting] = self.client.create_experiment(setting, artifact_location=location, tags=tags)
+        return self.experiments[setting]
 
     def _send_source(self, source: Source) -> None:
         from mlflow.exceptions import MlflowException
@@ -283,6 +293,8 @@ class Sync:
                 keep_artifacts_in_clone(self.database, self.root, run.experiment, stored)
             for path in run.artifacts:
                 self.client.log_artifact(stored.run_id, str(path))
+            if run.datasets:
+                self.client.log_inputs(stored.run_id, [dataset_input(dataset) for dataset in run.datasets])
             self.client.set_terminated(stored.run_id, run.status, run.ended_ms)
             self.client.set_tag(stored.run_id, SYNCED, signature)
         elif stored.status != run.status:
@@ -294,7 +306,7 @@ class Sync:
         stored = self.stored.get(run.key)
         if stored is None or any(stored.tags.get(key) != value for key, value in run.identity.items()):
             made = self.client.create_run(
-                self.experiments[run.experiment],
+                self._experiment(run.experiment),
                 start_time=run.started_ms,
                 tags=run.identity | run.tags,
                 run_name=run.name,
@@ -328,7 +340,7 @@ class Sync:
 
     def _experiment_is_deleted(self, source: Source) -> bool:
         """Ask MLflow whether somebody deleted the source's experiment in its UI, and say how it is restored."""
-        number = self.experiments[source.setting]
+        number = self._experiment(source.setting)
         if self.client.get_experiment(number).lifecycle_stage != "deleted":
             return False
         self._trouble(
@@ -363,6 +375,15 @@ class Sync:
         if text not in self.troubles.values():
             self.say(text)
         self.troubles[key] = text
+
+
+def dataset_input(dataset: Dataset):
+    """Return MLflow's form of the images that a run used."""
+    from mlflow import entities
+
+    source = json.dumps({"split": dataset.split})
+    content = entities.Dataset(f"{dataset.name}/{dataset.split}", dataset.digest, "local", source)
+    return entities.DatasetInput(content, [entities.InputTag("mlflow.data.context", dataset.context)])
 
 
 # -- troubles -------------------------------------------------------------------------------------
