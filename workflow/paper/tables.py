@@ -40,14 +40,12 @@ class Row:
     def is_measured(self) -> bool:
         return bool(self.accuracy.sources or self.step.sources or self.speed.sources)
 
-    def source(self, with_epoch_time: bool = True) -> str:
-        """Say where the row's numbers come from."""
+    @property
+    def source(self) -> str:
+        """Where the row's numbers come from."""
         if not self.is_measured:
             return "paper"
-        parts = [*self.accuracy.sources]
-        if self.epoch_time and with_epoch_time:
-            parts.append(self.epoch_time)
-        return f"measured ({'; '.join([*parts, *self.step.sources, *self.speed.sources])})"
+        return f"measured ({'; '.join([*self.accuracy.sources, *self.step.sources, *self.speed.sources])})"
 
     @property
     def flags(self) -> str | None:
@@ -280,7 +278,8 @@ COLUMNS = [
     Column("seeds", lambda row: row.accuracy.seeds),
     Column("recipe", lambda row: row.recipe, "recipe", cell=lambda line: or_dash(line["recipe"]), only_with="protocol"),
     Column("epochs", lambda row: row.epochs, "epochs", cell=lambda line: or_dash(line["epochs"])),
-    Column("source", lambda row: row.source()),
+    Column("epoch_time", lambda row: row.epoch_time),
+    Column("source", lambda row: row.source),
     Column("flags", lambda row: row.flags),
     Column("run", lambda row: row.run if row.is_measured else None),
 ]
@@ -340,8 +339,7 @@ def remarks(rows: list[Row]) -> list[str]:
     measured = [row for row in rows if row.is_measured]
     if not measured:
         return ["Nothing of it was measured: all numbers are printed in the paper."]
-    # each training took its own time; the CSV has it for each row
-    texts = list(dict.fromkeys(row.source(with_epoch_time=False) for row in measured))
+    texts = list(dict.fromkeys(row.source for row in measured))
     if any(row.accuracy.top1 is not None for row in measured):
         texts.append("accuracies are of one seed where no n is given")
         if any(row.of_print("top1") for row in rows):
