@@ -78,7 +78,7 @@ def test_why_a_job_failed_is_said_with_its_log_at_once_and_again_at_the_end(proj
     code, lines = on_a_terminal(project, *DEMO, TABLE)
     assert code == 1
     log = project / "results/demo/logs/table1.log"
-    reason = log.read_text().splitlines()[-1]
+    reason = f"it failed; the last line of its log: {log.read_text().splitlines()[-1]}"
     assert lines.count(f"{TABLE}: {reason}") == 2
     assert f"{TABLE} failed; its log: results/demo/logs/table1.log" in lines
     end = next(number for number, line in enumerate(lines) if line.startswith("0 of 1 jobs are done, in "))

@@ -238,3 +238,16 @@ def test_jobs_are_called_by_their_folders_and_items_by_their_files():
 )
 def test_durations_are_in_the_units_that_people_would_use(seconds, words):
     assert progress.duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([], "it failed, and its log is empty"),
+        (["epoch 1/2", "ERROR: no space."], "no space."),
+        (["epoch 1/2", "Interrupted: job 7 is ended"], "Interrupted: job 7 is ended"),
+        (["epoch 1/2"], "it failed; the last line of its log: epoch 1/2"),  # the launcher was killed
+    ],
+)
+def test_the_reason_of_a_failure_is_a_launchers_last_sentence(lines, said):
+    assert display.reason(lines) == said

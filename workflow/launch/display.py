@@ -121,11 +121,11 @@ class Display(logging.Handler):
         event = getattr(record, "event", None)
         try:
             if event == compat.LogEvent.JOB_STARTED:
-                for jobid in record.jobs:
+                for jobid in filter(self.jobs.__contains__, record.jobs):
                     self.start(jobid)
-            elif event == compat.LogEvent.JOB_FINISHED:
+            elif event == compat.LogEvent.JOB_FINISHED and record.job_id in self.jobs:
                 self.finish(record.job_id)
-            elif event == compat.LogEvent.JOB_ERROR:
+            elif event == compat.LogEvent.JOB_ERROR and record.jobid in self.jobs:
                 self.fail(record.jobid)
             elif not compat.is_chatter(record) and self.own.filter(record):
                 self.say(self.own.decorate(record, self.own.format(record)))
@@ -157,7 +157,7 @@ class Display(logging.Handler):
         self._stop(jobid)
         job = self.jobs[jobid]
         lines = last_lines(job.log)
-        self.failures[jobid] = lines[-1].removeprefix(progress.ERROR) if lines else "it failed without a word"
+        self.failures[jobid] = reason(lines)
         if self.draws:
             indented = []  # of a traceback, or of the log of a process
             for line in reversed(lines[:-1]):
@@ -231,6 +231,15 @@ class Display(logging.Handler):
             spent += sum(running)
         at_once = max(1.0, spent / max(now - self.begun, 1e-9))
         return remaining / at_once
+
+
+def reason(lines: list[str]) -> str:
+    """Return why a job failed, by the last lines of its log; a program that broke has written no sentence on that."""
+    if not lines:
+        return "it failed, and its log is empty"
+    if lines[-1].startswith((progress.ERROR, progress.INTERRUPTED)):
+        return lines[-1].removeprefix(progress.ERROR)
+    return f"it failed; the last line of its log: {lines[-1]}"
 
 
 def last_lines(log: Path) -> list[str]:

@@ -13,6 +13,7 @@ TIME = "%Y-%m-%d %H:%M:%S "
 STAMP = len("2026-01-01 00:00:00 ")
 DISPLAY = "EVOVIT_DISPLAY"  # set where display.py draws the last line of each log, so that launchers print nothing
 ERROR = "ERROR: "  # begins the last line of a launcher that failed
+INTERRUPTED = "Interrupted"  # begins that of one that Ctrl-C ended
 
 
 class Log:
