@@ -65,7 +65,7 @@ def install(runs_jobs: bool, options) -> "Display":
 class Display(logging.Handler):
     """Prints what Snakemake's messages say of jobs; `own` is the handler that it replaces, None for no display."""
 
-    def __init__(self, own: logging.StreamHandler | None):
+    def __init__(self, own: compat.ColorizingTextHandler | None):
         super().__init__()
         self.own = own
         self.draws = own is not None and own.stream.isatty() and os.environ.get("TERM") != "dumb"
@@ -118,15 +118,16 @@ class Display(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take in what the message says of jobs, and print what else a person should read."""
-        event = getattr(record, "event", None)
+        told = vars(record)
+        event = told.get("event")
         try:
             if event == compat.LogEvent.JOB_STARTED:
-                for jobid in filter(self.jobs.__contains__, record.jobs):
+                for jobid in told["jobs"]:
                     self.start(jobid)
-            elif event == compat.LogEvent.JOB_FINISHED and record.job_id in self.jobs:
-                self.finish(record.job_id)
-            elif event == compat.LogEvent.JOB_ERROR and record.jobid in self.jobs:
-                self.fail(record.jobid)
+            elif event == compat.LogEvent.JOB_FINISHED:
+                self.finish(told["job_id"])
+            elif event == compat.LogEvent.JOB_ERROR:
+                self.fail(told["jobid"])
             elif not compat.is_chatter(record) and self.own.filter(record):
                 self.say(self.own.decorate(record, self.own.format(record)))
         except OSError:  # the terminal is gone
@@ -136,6 +137,8 @@ class Display(logging.Handler):
 
     def start(self, jobid: int) -> None:
         """Give a job a line, on a terminal."""
+        if jobid not in self.jobs:
+            return
         self.started[jobid] = time.monotonic()
         if self.whole is not None:
             self.lines[jobid] = tqdm(bar_format="{desc}", file=self.own.stream, dynamic_ncols=True, leave=False)
@@ -143,6 +146,8 @@ class Display(logging.Handler):
 
     def finish(self, jobid: int) -> None:
         """Count a job that is done."""
+        if jobid not in self.jobs:
+            return
         duration = self._stop(jobid)
         job = self.jobs[jobid]
         self.durations[job.rule].append(duration)
@@ -152,14 +157,14 @@ class Display(logging.Handler):
 
     def fail(self, jobid: int) -> None:
         """Say why a job failed; elsewhere than on a terminal, its launcher has printed more than the last line."""
-        if jobid in self.failures:
+        if jobid not in self.jobs or jobid in self.failures:
             return
         self._stop(jobid)
         job = self.jobs[jobid]
         lines = last_lines(job.log)
         self.failures[jobid] = reason(lines)
         if self.draws:
-            indented = []  # of a traceback, or of the log of a process
+            indented: list[str] = []  # of a traceback, or of the log of a process
             for line in reversed(lines[:-1]):
                 if not line.startswith("  "):
                     break
