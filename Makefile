@@ -38,9 +38,9 @@ help: ## this list
 	@echo 'With PYTHON=python3.12 the set-up takes another interpreter, and with LOCK=requirements-cuda13.lock'
 	@echo 'the current torch, for newer GPUs and Python 3.14: make demo LOCK=requirements-cuda13.lock'
 
-setup: $(VENV)/.device ## the environment in .venv, as on a cluster's login node; the others set it up, too
+setup: $(VENV)/.device ## the environment in .venv, as on a cluster's login node; the others do it, too
 
-demo: $(VENV)/.device ## Table 1 at a small scale: trainings on handwritten digits, speeds of the real models
+demo: $(VENV)/.device ## Table 1 at a small scale: trainings on digits, speeds of the real models
 	@$(RUN) snakemake --profile demo results/demo/table1.csv
 	@$(RUN) python -m workflow.paper print results/demo/table1.csv
 
