@@ -115,7 +115,7 @@ def test_a_launcher_whose_terminal_is_gone_goes_on(tmp_path):
     [
         (["mesure", "--rounds", "3"], "argument COMMAND: 'mesure' is unknown; did you mean 'measure'?"),
         (["measure", "--model", "x", "--round-s", "3"], "there is no option --round-s; did you mean '--rounds'?"),
-        (["measure", "--modle=x"], "there is no option --modle; did you mean '--model'?"),  # it is required
+        (["measure", "--mdoel=x"], "there is no option --mdoel; did you mean '--model'?"),  # it is required
         (["measure", "--model", "x", "--mode", "fusd"], "argument --mode: 'fusd' is unknown; did you mean 'fused'?"),
         (["measure", "--model", "x", "--mode", "?"], "argument --mode: '?' is unknown; known are paper, fused."),
     ],
