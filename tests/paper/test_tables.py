@@ -320,7 +320,7 @@ def test_every_table_fits_into_a_terminal(table, config, shown_on_a_terminal):
     assert ("out of" in text) == (table == "tableS1")
     assert "- timed on an accelerator with a long name: mode paper, fp32, batch 256" in text
     assert "left out" not in text
-    assert f"All rows and columns: results/demo/{table}.csv (as .md and .html, too)" in shown
+    assert f"All rows and columns: results/demo/{table}.csv (.md, .html)" in shown
 
 
 def test_a_terminal_shows_what_was_measured(config, demo, shown_on_a_terminal):

@@ -116,7 +116,7 @@ def print_table(arguments: argparse.Namespace) -> None:
     if not path.exists():
         raise records.RecordError(f"{path} was not made yet; ask snakemake for it by that name.")
     print(f"\n{brief_of(config, item, sheet.read(path)).terminal()}")
-    print(f"All rows and columns: {os.path.relpath(path)} (as .md and .html, too)")
+    print(f"All rows and columns: {os.path.relpath(path)} (.md, .html)")
     print("Every run in MLflow: make ui, then http://127.0.0.1:5000, Model training at the left")
 
 

@@ -79,7 +79,8 @@ class Sheet:
         rows = [[row[column] for column in columns] for row in (self.head, *self.rows)]
         widths = []
         for head, *cells in zip(*rows, strict=True):
-            widths.append(max(map(len, [*head.split(), *cells])))
+            words = [head] if len(head) <= NARROWEST else head.split()  # a longer heading may be wrapped
+            widths.append(max(map(len, [*words, *cells])))
         while True:
             lines = self._plain(rows, columns, widths).splitlines()
             excess = max(map(len, lines)) - WIDTH
