@@ -100,6 +100,13 @@ def test_each_job_and_the_whole_have_a_line(screen, logs):
         assert len(seen) == 5
 
 
+def test_the_line_of_a_job_that_is_done_leaves_no_gap(screen):
+    tell(screen, LogEvent.JOB_STARTED, jobs=[1, 2])
+    tell(screen, LogEvent.JOB_FINISHED, job_id=1)
+    tell(screen, LogEvent.JOB_STARTED, jobs=[3])
+    assert {jobid: line.pos for jobid, line in screen.lines.items()} == ({2: 1, 3: 2} if screen.draws else {})
+
+
 def test_launchers_print_nothing_while_their_logs_are_drawn(screen, tmp_path, capsys):
     with progress.Log(tmp_path / "x.log", "x") as log:
         log.say("drawn")

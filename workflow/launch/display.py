@@ -174,10 +174,14 @@ class Display(logging.Handler):
         self._draw()
 
     def _stop(self, jobid: int) -> float:
-        """Take a job's line away, and return for how long it ran."""
+        """Take a job's line away, move up those below it, and return for how long the job ran."""
         line = self.lines.pop(jobid, None)
         if line is not None:
             line.close()
+        for position, below in enumerate(self.lines.values(), 1):
+            if below.pos != position:
+                below.clear()
+                below.pos = position
         now = time.monotonic()
         return now - self.started.pop(jobid, now)
 
