@@ -1,10 +1,4 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Each does its own set-up.
-#
-#   make setup                                 only the set-up, as on a cluster's login node
-#   make demo LOCK=requirements-cuda13.lock    the current torch: newer GPUs, Python 3.14
-#   make demo PYTHON=python3.12                another interpreter
-#   make demo-full                             every table and figure, not only Table 1 (an hour and a half)
-#   make test-unit                             only the unit tests
+# `make` lists the targets, which are described by what follows ## here. Each does its own set-up.
 #
 # Tests of a real Slurm need slurm-wlm and munge, those in a browser chromium and chromium-driver; they
 # are skipped without.
@@ -35,28 +29,35 @@ ifneq ($(shell test -w "$$HOME" && echo yes),yes)
 export HOME := $(abspath $(VENV))/home
 endif
 
-.PHONY: moved setup demo demo-full test test-unit test-whole test-computing test-jobs test-waiting ui lint locks
+TARGETS = help setup demo demo-full test test-unit test-whole test-computing test-jobs test-waiting ui lint locks
+.PHONY: moved $(TARGETS)
 
-setup: $(VENV)/.device
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo 'With PYTHON=python3.12 the set-up takes another interpreter, and with LOCK=requirements-cuda13.lock'
+	@echo 'the current torch, for newer GPUs and Python 3.14: make demo LOCK=requirements-cuda13.lock'
 
-demo: $(VENV)/.device
+setup: $(VENV)/.device ## the environment in .venv, as on a cluster's login node; the others do it, too
+
+demo: $(VENV)/.device ## Table 1 at a small scale: trainings on digits, speeds of the real models
 	@$(RUN) snakemake --profile demo results/demo/table1.csv
 	@$(RUN) python -m workflow.paper print results/demo/table1.csv
 
-# Every table and figure at the demo's scale; stopped and started again, it goes on.
-demo-full: $(VENV)/.device
+# Stopped and started again, it goes on.
+demo-full: $(VENV)/.device ## every table and figure at that scale, and a report (an hour and a half)
 	@$(RUN) snakemake --profile demo results/demo/whole
 	@$(RUN) snakemake --profile demo results/demo/whole --report results/demo/report.html
 
-test: test-unit test-whole
+test: test-unit test-whole ## all tests
 
 # Tests are dealt out one by one, and who is ready takes over from the other: whole files left one core idle at the end.
-test-unit: $(INSTALLED)
+test-unit: $(INSTALLED) ## the unit tests alone (minutes)
 	@$(RUN) python -m pytest -n 2 --dist worksteal -m "not integration" $(TESTS)
 
 # The jobs' tests start jobs on this machine, so one after another: two at once starved each other's jobs on two cores.
 # Beside them run those that mostly wait, three files at once; CI ends them after half an hour (ATMOST).
-test-whole: test-computing
+test-whole: test-computing ## the tests that start jobs, Slurm or a browser
 	@$(MAKE) --no-print-directory -j 2 $(SYNCHRONISED) test-jobs test-waiting
 
 test-computing: $(INSTALLED)
@@ -68,10 +69,10 @@ test-jobs: $(INSTALLED)
 test-waiting: $(INSTALLED)
 	@$(RUN) $(ATMOST) python -m pytest -n 3 --dist loadfile --durations 10 -m integration $(WAITING) $(TESTS)
 
-ui: $(INSTALLED)
+ui: $(INSTALLED) ## every run in MLflow, at http://127.0.0.1:5000
 	@$(RUN) python -m workflow.tracking --ui
 
-lint: $(INSTALLED)
+lint: $(INSTALLED) ## style, types and rules
 	@$(RUN) ruff check
 	@$(RUN) ruff format --check
 	@$(RUN) mypy
@@ -80,7 +81,7 @@ lint: $(INSTALLED)
 
 # The locks name no host, so that any package index serves. 2.7.1 is the last torch whose common wheel
 # carries kernels for the paper's V100.
-locks: $(INSTALLED)
+locks: $(INSTALLED) ## both lists of pinned packages anew, from pyproject.toml
 	echo 'torch==2.7.1' | $(RUN) uv pip compile --universal --python-version 3.11 --extra dev \
 	    --no-header --no-annotate --upgrade --constraint - pyproject.toml -o requirements.lock
 	$(RUN) uv pip compile --universal --python-version 3.11 --extra dev \
@@ -97,6 +98,13 @@ $(INSTALLED): $(LOCK) $(MOVED)
 	@$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(VENV)/bin/python --requirement $(LOCK)
 	@$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --no-deps --editable .
 	@touch $@
+
+# Whatever has no rule and is no file was mistyped: a target or a lock.
+.DEFAULT:
+	@test -e '$@' || $(PYTHON) -c 'import difflib, sys; name, *known = sys.argv[1:]; \
+	    near = difflib.get_close_matches(name, known, 1); \
+	    sys.exit(f"make: no {name} here; " + (f"did you mean {near[0]}?" if near else "make lists the targets."))' \
+	    '$@' $(TARGETS) $(wildcard *.lock)
 
 moved:
 	@echo "$(VENV) was set up in another folder, where this clone was moved or copied from."

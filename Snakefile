@@ -13,7 +13,7 @@ sys.path.insert(0, str(workflow.basedir))
 
 from workflow.command_line import check_folder, name_user
 from workflow.campaign import kinds, rule_inputs, targets
-from workflow.launch import startup
+from workflow.launch import display, startup
 from workflow.tracking import sync
 
 min_version("9.0")
@@ -42,13 +42,16 @@ onstart:
     startup.check_rights(workflow.dag.needrun_jobs())
     startup.announce(plan, workflow.dag.needrun_jobs())
     follower.append(sync.start())
+    screen.begin(display.jobs_of(workflow.dag))
 
 
 onsuccess:
+    screen.end()
     sync.finish(follower.pop())
 
 
 onerror:
+    screen.end()
     sync.finish(follower.pop())
 
 
@@ -59,3 +62,4 @@ rule all:
 
 
 startup.start(workflow, plan, command_line, held)
+screen = display.install(plan.runs_jobs, command_line.options)

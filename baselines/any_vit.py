@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from evovit.conversion import check_host, convert, to_dense
+from evovit.options import did_you_mean
 
 from .ats import AdaptiveSamplingVisionTransformer
 from .dpcknn import ClusteringVisionTransformer
@@ -52,10 +53,11 @@ def from_timm(model: nn.Module, method: str, **keywords: Any) -> AnyHostTransfor
             keywords that make no sense.
     """
     if method not in METHODS:
-        raise ValueError(
-            f"method={method!r} is not one of {', '.join(METHODS)}; the other methods make weights of their own, so "
-            "build and train their registered models, such as dynamic_deit_small_patch16_224"
+        remedy = did_you_mean(method, METHODS) or (
+            "; the other methods make weights of their own, so build and train their registered models, such as "
+            "dynamic_deit_small_patch16_224"
         )
+        raise ValueError(f"method={method!r} is not one of {', '.join(METHODS)}{remedy}")
     model_cls = METHODS[method]
     check_host(model, f"a {method} model")
     reduced = convert(model, model_cls, model_cls.block_cls, model_cls.attn_cls)

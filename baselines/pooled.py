@@ -22,6 +22,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from evovit.features import pack_intermediates
+from evovit.options import check_choice
 
 from .deit import BASE, SMALL, TINY, DeitVariant, create_deit, pretrained_cfg
 from .weights import complete_dense
@@ -78,8 +79,7 @@ class PooledVisionTransformer(DeitVariant):
 
     def __init__(self, *args: Any, pooling: str = "average", pool_block: int = 7, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling={pooling!r} is not one of {', '.join(POOLINGS)}")
+        check_choice("pooling", pooling, POOLINGS)
         if not 0 <= pool_block < len(self.blocks):
             raise ValueError(f"pool_block={pool_block} must lie in 0..{len(self.blocks) - 1}")
         if not self.has_class_token or self.num_reg_tokens:

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from evovit.checkpoint import load_exactly
 from evovit.features import of_no_images
-from evovit.options import VARIANTS
+from evovit.options import VARIANTS, check_choice
 from evovit.task import register_task
 
 from .deit import BASE, SMALL, TINY, DeitVariant, create_deit, pretrained_cfg
@@ -312,10 +312,8 @@ class SparseVisionTransformer(DeitVariant):
         weight_ratio: float = 0.5,
         **kwargs: Any,
     ):
-        if sparsity not in SPARSITIES:
-            raise ValueError(f"sparsity={sparsity!r} is not one of {', '.join(SPARSITIES)}")
-        if variant not in VARIANTS:
-            raise ValueError(f"variant={variant!r} is not one of {', '.join(VARIANTS)}")
+        check_choice("sparsity", sparsity, SPARSITIES)
+        check_choice("variant", variant, VARIANTS)
         super().__init__(*args, attn_layer=GatedAttention, mlp_layer=GatedMlp, **kwargs)
         dd = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
         for block in self.blocks:

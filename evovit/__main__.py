@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from .checkpoint import load_file
 from .deit import EvoVisionTransformer, from_timm
+from .options import did_you_mean
 from .slow_fast import trace
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
@@ -100,12 +101,22 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, help="default: 64 on a GPU, else 8")
     parser.add_argument("--rounds", type=int, default=11, help="of the measurement of speed (default: 11)")
     parser.add_argument("--output", type=Path, default=Path("kept_tokens"), help="folder (default: kept_tokens)")
+    refuse_unknown_options(parser, sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(arguments)
     for name in ("rounds", "batch_size", "img_size"):
         value = getattr(options, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} {value} must be at least 1")
     return options
+
+
+def refuse_unknown_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """End the program for an option that the parser does not have, and name the nearest that it has."""
+    known = list(parser._option_string_actions)
+    for word in words:
+        option = word.partition("=")[0]
+        if option.startswith("--") and not any(name.startswith(option) for name in known):
+            parser.error(f"there is no option {option}{did_you_mean(option, known)}")
 
 
 def find_images(path: Path) -> list[Path]:
@@ -128,7 +139,9 @@ def build(name: str, checkpoint: Path | None, img_size: int | None) -> nn.Module
         ValueError: for an unknown name, and where the weights can't be had or don't fit.
     """
     if ":" not in name and not timm.is_model(name):
-        raise ValueError(f"--model {name}: timm has no such model; timm.list_models('vit_*') lists some that work")
+        remedy = did_you_mean(name.partition(".")[0], timm.list_models())
+        remedy = remedy or "; timm.list_models('vit_*') lists some that work"
+        raise ValueError(f"--model {name}: timm has no such model{remedy}")
     sizes = {} if img_size is None else {"img_size": img_size}
     if checkpoint is None:
         try:

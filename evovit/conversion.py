@@ -14,6 +14,8 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
+from .options import did_you_mean
+
 if TYPE_CHECKING:  # a class that is mixed into a module uses what modules have
     from torch.nn import Module as Mixin
 else:
@@ -54,7 +56,16 @@ class FromHost(Mixin):
         raise NotImplementedError
 
     def configure_host(self, options: Mapping[str, Any]) -> None:
-        """Call ``configure`` and note which attributes it added, so that ``to_dense`` can remove them."""
+        """Call ``configure`` and note which attributes it added, so that ``to_dense`` can remove them.
+
+        Raises:
+            TypeError: for a keyword that the class does not have, with the nearest that it has.
+        """
+        known = sorted(_option_names(type(self)))
+        for name in options:
+            if name not in known:
+                remedy = f"it has {', '.join(known)}{did_you_mean(name, known)}"
+                raise TypeError(f"{type(self).__name__} has no keyword {name!r}; {remedy}")
         before = set(_attributes(self))
         self.configure(**options)
         modules = {path for path, _ in before}  # what is inside a module that was added goes with it
@@ -63,14 +74,19 @@ class FromHost(Mixin):
 
 def pop_options(cls: type[FromHost], keywords: dict[str, Any]) -> dict[str, Any]:
     """Take the keywords of ``configure``, those of base classes included, out of the keywords of ``__init__``."""
-    names = {
+    names = _option_names(cls)
+    return {name: keywords.pop(name) for name in list(keywords) if name in names}
+
+
+def _option_names(cls: type[FromHost]) -> set[str]:
+    """Return the keywords of ``configure``, those of base classes included."""
+    return {
         name
         for base in cls.__mro__
         if "configure" in vars(base)
         for name, parameter in inspect.signature(vars(base)["configure"]).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
-    return {name: keywords.pop(name) for name in list(keywords) if name in names}
 
 
 def convert(

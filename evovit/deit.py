@@ -27,7 +27,7 @@ from .fast.autograd import class_attention
 from .fast.deferred import DeferredRow, DeferredScores
 from .features import TokenPooling, fill_grid, pack_intermediates
 from .host import EvoHost
-from .options import Host, check_options, refuse_old_keywords
+from .options import Host, check_choice, check_options, refuse_old_keywords
 from .scores import attention_scores
 from .slow_fast import Observation, SlowFast, State
 
@@ -158,8 +158,7 @@ class EvoVisionTransformer(EvoHost, FromHost, TokenPooling, VisionTransformer):
             raise ValueError("Evo-ViT needs the class token, whose attention is the score")
         if not isinstance(self.patch_drop, nn.Identity):
             raise ValueError("patch_drop_rate drops tokens at random; Evo-ViT keeps the grid whole")
-        if head not in ("average", "host"):
-            raise ValueError(f"head={head!r} is not one of average, host")
+        check_choice("head", head, ("average", "host"))
         self.predicts_average = head == "average"
         if self.predicts_average:
             self._refuse_other_heads()

@@ -28,7 +28,7 @@ from .checkpoint import add_saved_metadata, levit_from_official
 from .fast.autograd import records_gradient
 from .features import refuse_empty_training
 from .host import EvoHost
-from .options import Host, check_options, refuse_old_keywords
+from .options import Host, check_choice, check_options, refuse_old_keywords
 from .scores import attention_scores, patch_scores
 from .slow_fast import Observation, SlowFast, State
 
@@ -222,8 +222,7 @@ class EvoLevit(EvoHost, nn.Module):
     ):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        if subsample not in ("stride", "average"):
-            raise ValueError(f"subsample={subsample!r} is not one of stride, average")
+        check_choice("subsample", subsample, ("stride", "average"))
         self.num_classes, self.in_chans = num_classes, in_chans
         self.embed_dim, self.drop_rate = tuple(embed_dim), drop_rate
         self.num_features = self.head_hidden_size = embed_dim[-1]

@@ -1,6 +1,7 @@
 """The options of Evo-ViT, checked once when a model is built, and what follows from them."""
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -96,12 +97,12 @@ def check_options(
     Raises:
         ValueError: for a value out of range or a combination that makes no sense, with the reason.
     """
-    _check_choice("variant", variant, VARIANTS)
-    _check_choice("scores", scores, SCORES)
+    check_choice("variant", variant, VARIANTS)
+    check_choice("scores", scores, SCORES)
     authors_deit = variant == "official" and not host.subsamples
     if placeholders is None:
         placeholders = "keep" if authors_deit else "update"
-    _check_choice("placeholders", placeholders, PLACEHOLDERS)
+    check_choice("placeholders", placeholders, PLACEHOLDERS)
     if not 1 <= start_block < host.depth:
         raise ValueError(
             f"start_block={start_block}: a selecting block uses the score of the block before it, "
@@ -164,7 +165,7 @@ def selection_groups(options: Options, schedule: str) -> tuple[tuple[int, int], 
     Raises:
         ValueError: for an unknown schedule, or stage-wise with unequal ratios inside a stage.
     """
-    _check_choice("schedule", schedule, SCHEDULES)
+    check_choice("schedule", schedule, SCHEDULES)
     depth = options.host.depth
     layers = range(options.start_block, depth)
     starts = layers if schedule == "layer" else options.stage_starts
@@ -194,9 +195,21 @@ def scoring_blocks(options: Options, groups: Sequence[tuple[int, int]]) -> froze
     return frozenset(needed)
 
 
-def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+def check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
+    """Refuse a value that is not allowed.
+
+    Raises:
+        ValueError: with all values that are, and the nearest one where it was mistyped.
+    """
+    allowed = tuple(allowed)
     if value not in allowed:
-        raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}{did_you_mean(value, allowed)}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the end of a sentence that refuses a name: the known one that is most like it, or nothing."""
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _check_length(name: str, value: Sequence[float], count: int, of: str) -> tuple[float, ...]:

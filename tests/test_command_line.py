@@ -108,3 +108,33 @@ def test_a_launcher_whose_terminal_is_gone_goes_on(tmp_path):
                    check=True)  # fmt: skip
     os.close(writing)
     assert (tmp_path / "x.log").read_text().count("line") == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["mesure", "--rounds", "3"], "argument COMMAND: 'mesure' is unknown; did you mean 'measure'?"),
+        (["measure", "--model", "x", "--round-s", "3"], "there is no option --round-s; did you mean '--rounds'?"),
+        (["measure", "--mdoel=x"], "there is no option --mdoel; did you mean '--model'?"),  # it is required
+        (["measure", "--model", "x", "--mode", "fusd"], "argument --mode: 'fusd' is unknown; did you mean 'fused'?"),
+        (["measure", "--model", "x", "--mode", "?"], "argument --mode: '?' is unknown; known are paper, fused."),
+    ],
+)
+def test_a_mistyped_word_of_a_command_line_names_the_nearest(words, said, capsys):
+    parser = command_line.parser("A program.", prog="program")
+    command = parser.add_subparsers(required=True, metavar="COMMAND").add_parser("measure")
+    command.add_argument("--model", required=True)
+    command.add_argument("--rounds", type=int)
+    command.add_argument("--mode", choices=("paper", "fused"))
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(words)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: {said}")
+
+
+def test_abbreviated_options_and_words_after_two_dashes_are_taken():
+    parser = command_line.parser("A program.")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("words", nargs="*")
+    arguments = parser.parse_args(["--round=3", "--", "--modle"])
+    assert (arguments.rounds, arguments.words) == (3, ["--modle"])

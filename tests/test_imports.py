@@ -19,6 +19,7 @@ LIBRARIES = {
     "workflow": set(),
     "workflow/campaign": {"yaml", "jsonschema", "snakemake"},
     "workflow/launch": {"snakemake", "psutil"},
+    "workflow/launch/display.py": {"tqdm"},
     "workflow/launch/submit.py": {"submitit", "psutil"},
     "workflow/launch/fetch_weights.py": {"huggingface_hub"},
     "workflow/tracking/sync.py": {"mlflow"},

@@ -337,7 +337,9 @@ def test_what_is_no_host_is_refused():
         baselines.from_timm(build("attention pooling"), "ats")
     with pytest.raises(ValueError, match=r"keep_ratio=\(1.5,"):
         baselines.from_timm(host, "topk", keep_ratio=1.5)
-    with pytest.raises(TypeError, match="'ratio'"):
+    with pytest.raises(ValueError, match="did you mean 'dpcknn'"):
+        baselines.from_timm(host, "dpc-knn")
+    with pytest.raises(TypeError, match=r"no keyword 'ratio'; it has keep_ratio, .*did you mean 'keep_ratio'"):
         baselines.from_timm(host, "topk", ratio=0.5)
     with pytest.raises(ValueError, match="to_dense undoes from_timm"):
         baselines.to_dense(host)

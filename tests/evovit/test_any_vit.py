@@ -164,6 +164,10 @@ def test_heads_that_do_not_fit_are_refused():
         evovit.from_timm(hosts.build("augreg"), tradeoff=0.5)
     with pytest.raises(TypeError, match="no_such_option"):
         evovit.from_timm(hosts.build("augreg"), no_such_option=1)
+    with pytest.raises(TypeError, match=r"no keyword 'keep_ration'; it has alpha, .*did you mean 'keep_ratio'"):
+        evovit.from_timm(hosts.build("augreg"), keep_ration=0.5)
+    with pytest.raises(ValueError, match="schedule='stages' is not one of layer, stage; did you mean 'stage'"):
+        evovit.from_timm(hosts.build("augreg"), schedule="stages")
 
 
 TINY = dict(img_size=32, embed_dim=32, num_heads=2, depth=3, num_classes=5)

@@ -138,3 +138,21 @@ def test_the_program_itself(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "times as fast" in done.stdout
     assert (tmp_path / "cat.jpg.tokens.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["x.jpg", "--modle", NAME], "error: there is no option --modle; did you mean '--model'?"),
+        (["x.jpg", "--model", NAME, "--schedule", "stages"], "invalid choice: 'stages'"),
+    ],
+)
+def test_mistyped_options_are_refused(words, said, capsys):
+    with pytest.raises(SystemExit):
+        command.parse(words)
+    assert said in capsys.readouterr().err
+
+
+def test_a_mistyped_model_names_the_nearest():
+    with pytest.raises(ValueError, match=r"no such model; did you mean 'deit_small_patch16_224'"):
+        command.build("deit_smal_patch16_224.fb_in1k", None, None)

@@ -1,7 +1,12 @@
 """What of Snakemake's inner parts this workflow leans on."""
 
+import logging
+
 import pytest
+from snakemake.logging import ColorizingTextHandler, LoggerManager
 from snakemake.resources import Resources
+from snakemake.settings.enums import Quietness
+from snakemake.settings.types import OutputSettings
 
 from tests.launch.test_startup import begin, here  # noqa: F401 (a fixture)
 from workflow.launch import snakemake_compat
@@ -117,3 +122,19 @@ def test_jobs_below_an_ancient_input_are_looked_at():
     assert list(search(None, edges, "data")) == ["data", "table", "whole"]
     assert list(search(None, edges, "train")) == ["train", "table", "whole"]
     assert list(search(None, edges, "train", stop=lambda job: job == "table")) == ["train"]
+
+
+def test_snakemakes_handler_of_messages_can_be_replaced():
+    logger = logging.getLogger("snakemake.logging")
+    before = list(logger.handlers)
+    settings = OutputSettings(quiet={Quietness.RULES})
+    try:
+        LoggerManager(logger, settings)
+        own = snakemake_compat.stream_handler()
+        assert isinstance(own, ColorizingTextHandler)
+        new = logging.NullHandler()
+        snakemake_compat.replace_handler(own, new)
+        assert logger.handlers == [new]
+        assert snakemake_compat.stream_handler() is None
+    finally:
+        logger.handlers[:] = before

@@ -58,6 +58,24 @@ def test_without_records_nothing_is_judged_and_nothing_fails(config, root):
     assert "not measured" in claims.sheet_of(frame.reset_index()).markdown()
 
 
+def test_a_terminal_shows_the_decided_claims_in_lines_that_fit(config, timed, shown_on_a_terminal):
+    timed("deit_tiny", setting="demo", mode="fused", evo_deit_tiny=(1.5, 0.01), svite_deit_tiny=(1.2, 0.01))
+    frame = ledger(config, "results/demo").reset_index()
+    decided = frame[frame["verdict"] != NOT_RUN]
+    assert len(decided)
+    shown = shown_on_a_terminal("claims", frame)
+    assert max(map(len, shown)) <= 100
+    assert shown[1].startswith(f"{len(frame)} claims: ")
+    lines = [line for line in shown if line.startswith(("confirmed ", "refuted "))]
+    assert len(lines) == len(decided)
+
+
+def test_a_terminal_says_how_many_claims_are_undecided(config, root, shown_on_a_terminal):
+    frame = ledger(config).reset_index()
+    shown = shown_on_a_terminal("claims", frame)
+    assert shown[1] == f"{len(frame)} claims: 0 confirmed, 0 refuted, {len(frame)} not run at this scale."
+
+
 def test_the_full_ledger_refuses_to_be_made_without_its_records(config, root):
     with pytest.raises(records.RecordError, match="is missing"):
         claims.make(config, "results", partial=False)

@@ -76,7 +76,7 @@ def test_a_sweep_has_a_row_for_each_batch_size(config, write, tmp_path):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (["--configurations", "fused-fp23"], "has no record at fused-fp23."),
+        (["--configurations", "fused-fp23"], "has no record at fused-fp23; did you mean 'fused-fp32"),
         ([], "has no sweep; name the configurations to show, such as --configurations fused-fp32"),
     ],
 )

@@ -101,6 +101,17 @@ def test_it_shows_every_method_at_every_strength_below_its_dense_model(measured)
     assert second["source"] == "measured (a reduced model at 24 px, width 48 on digits, 600 validation images)"
 
 
+def test_a_terminal_shows_every_strength(measured, shown_on_a_terminal):
+    frame, _ = offtheshelf.offtheshelf(measured)
+    shown = shown_on_a_terminal("offtheshelf", frame)
+    assert max(map(len, shown)) <= 100
+    lines = [line.split() for line in shown if line.startswith("deit_tiny ")]
+    assert len(lines) == len(frame)
+    assert [line[1:3] for line in lines if "*" in line[1]] == [["Top-K*", "keep_ratio=0.3"]]
+    assert ["deit_tiny", "Evo-ViT", "keep_ratio=0.7", "93.0"] in [line[:4] for line in lines]
+    assert "- timed on a CPU: mode fused, fp32, batch 256" in shown
+
+
 def test_a_strength_that_is_not_possible_says_why(measured):
     frame, shown = offtheshelf.offtheshelf(measured)
     line = frame[(frame["method"] == "Top-K") & (frame["strength"] == "keep_ratio=0.3")].iloc[0]

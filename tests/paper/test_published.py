@@ -227,6 +227,16 @@ def test_records_that_are_not_there_are_needed_but_not_for_a_partial_table(confi
     assert shown.remarks[0].startswith("nothing of it was evaluated")
 
 
+def test_a_terminal_shows_the_weights_that_were_evaluated(measured, shown_on_a_terminal):
+    frame, _ = published.published(measured)
+    shown = shown_on_a_terminal("published", frame)
+    assert max(map(len, shown)) <= 100
+    evaluated = int(frame["top1"].notna().sum())
+    assert sum("75.50" in line for line in shown) == evaluated
+    assert "- evaluated on 50000 validation images" in shown
+    assert f"- rows without a measured number are left out: {len(frame) - evaluated}" in shown
+
+
 def test_it_is_made_by_its_name(measured, monkeypatch, tmp_path):
     monkeypatch.setattr(__main__, "Records", lambda *arguments, **options: measured)
     output = tmp_path / "results/published.csv"

@@ -1,10 +1,11 @@
 """A table for people, as Markdown and as a page: the same cells, and none is taken for HTML."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
-from workflow.paper.sheet import Sheet
+from workflow.paper.sheet import WIDTH, Sheet
 
 
 @pytest.fixture
@@ -36,3 +37,27 @@ def test_a_page_has_the_same_cells_as_text(sheet):
     assert "<ul><li>seen on a &lt; b</li></ul>" in page
     assert "<ol><li>first</li><li>second</li></ol>" in page
     assert "http" not in page  # nothing is fetched from elsewhere
+
+
+def test_a_terminal_has_it_without_empty_columns(sheet):
+    rows = [[*row, "-"] for row in sheet.rows]
+    shown = replace(sheet, head=[*sheet.head, "nothing"], rows=rows).terminal()
+    assert [" ".join(line.split()) for line in shown.splitlines() if not line.startswith("---")] == [
+        "2 claims.", "", "name n verdict", "<b> 1.50 (1 to 2) refuted", "c 2 confirmed", "",
+        "- seen on a < b", "", "1. first", "2. second",
+    ]  # fmt: skip
+
+
+def test_a_terminal_shows_all_words_in_lines_that_fit():
+    claims = ["a claim in so many words " * 10, "another that is short"]
+    rows = [["confirmed", claim, "12.5", "13.1 (12 to 14)"] for claim in claims]
+    head = ["verdict", "claim", "the printed number", "ours"]
+    shown = Sheet(head, rows, left=2, lead="words " * 30, remarks=["a remark " * 30], notes=["a note " * 30]).terminal()
+    assert WIDTH - 10 < max(map(len, shown.splitlines())) <= WIDTH
+    assert shown.count("confirmed") == shown.count("13.1 (12 to 14)") == 2
+    for word, number in (("words", 40), ("remark", 30), ("note", 30)):
+        assert len(re.findall(rf"\b{word}\b", shown)) == number
+
+
+def test_a_terminal_shows_a_sheet_without_rows():
+    assert Sheet(["a"], [], remarks=["nothing was measured"]).terminal() == "- nothing was measured\n"

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,7 @@ import timm
 import evovit  # noqa: F401 (registers its models)
 from tests.paper.ledger import compile_table
 from workflow.campaign import benchmarks, kinds, specs, targets
-from workflow.paper import __main__, printed, results, tables
+from workflow.paper import __main__, printed, results, sheet, tables
 from workflow.paper.results import Accuracy, Records, interval
 from workflow.storage import records
 from workflow.storage.records import RecordError
@@ -23,7 +24,7 @@ ISSUE_COLUMNS = (
     "top1_gain_paper throughput throughput_paper speedup_pct "
     "speedup_pct_low speedup_pct_high ceiling_macs_pct ceiling_roofline_pct speedup_pct_paper "
     "speedup_delta macs_g params_m batch_size precision "
-    "mode device seeds epochs source flags run"
+    "mode device seeds epochs epoch_time source flags run"
 )
 NUMBERS = {"macs_g": 1.0, "params_m": 5.0, "resolution": 224, "weights": "random"}
 NUMBERS |= {"speedup": 1.5, "speedup_interval": [1.4, 1.6], "warnings": []}
@@ -130,7 +131,7 @@ class TestWithThroughput:
         assert evo["device"] == "a CPU"
         assert evo["ceiling_macs_pct"] == pytest.approx(55)
         assert evo["ceiling_roofline_pct"] == pytest.approx(60)
-        assert evo["top1_delta"] == pytest.approx(96.123456 - 72.0)
+        assert pd.isna(evo["top1_delta"])  # digits are not ImageNet
         assert pd.isna(row(compiled(self.config), "DeiT-T", "Baseline")["speedup_pct"])
 
     def test_the_source_says_which_model_each_number_is_of(self):
@@ -205,6 +206,21 @@ class TestWithThroughput:
         assert len({line.count("|") for line in lines}) == 1
 
 
+def test_accuracies_are_compared_with_printed_ones_on_the_same_data_only(config, trained):
+    accuracies = {"deit_tiny": 72.5, "evo_deit_tiny": 71.9}
+    for setting in ("imagenet", "demo"):
+        trained(setting, **accuracies)
+    on_imagenet = row(compile_table("table1", Records(config, "results", partial=True)), "DeiT-T", "Evo-ViT")
+    assert on_imagenet["top1_delta"] == pytest.approx(71.9 - 72.0)
+    assert on_imagenet["top1_gain"] == pytest.approx(71.9 - 72.5)
+    on_digits = row(compile_table("table1", Records(config, ROOT, partial=True)), "DeiT-T", "Evo-ViT")
+    assert pd.isna(on_digits["top1_delta"])
+    assert on_digits["top1_gain"] == pytest.approx(71.9 - 72.5)  # over our own dense model
+    said = "printed accuracies are on ImageNet, so none is compared"
+    assert said in markdown("table1", Records(config, ROOT, partial=True))
+    assert said not in markdown("table1", Records(config, "results", partial=True))
+
+
 def trained_record(run: str, seconds: list[float], macs_g: float, **provenance) -> dict:
     results = {"history": [{"train_s": s} for s in seconds], "macs_g": macs_g}
     origin = {"device": "a GPU", "world_size": 8, **provenance}
@@ -262,23 +278,80 @@ def test_an_error_of_the_command_is_one_sentence():
     assert "Traceback" not in shown.stderr
 
 
-def test_people_read_where_numbers_come_from_once_and_not_how_long_each_epoch_took():
+def test_people_read_where_numbers_come_from_once():
+    """How long an epoch took differs from row to row, and is a column of its own."""
     rows = [
         tables.Row(("DeiT-T",), accuracy=Accuracy(sources=("top1: digits",)), epoch_time=f"epochs of {seconds} s")
         for seconds in (4.8, 5.1)
     ]
-    assert [row.source() for row in rows][1] == "measured (top1: digits; epochs of 5.1 s)"
+    assert {row.source for row in rows} == {"measured (top1: digits)"}
     assert tables.remarks(rows)[0] == "measured (top1: digits)"
     assert len(tables.remarks(rows)) == 2
 
 
-def test_a_table_that_was_made_is_printed(tmp_path, monkeypatch, capsys):
-    (tmp_path / "table1.md").write_text("| a | b |\n")
-    monkeypatch.setattr(sys, "argv", ["paper", "print", str(tmp_path / "table1.csv")])
-    __main__.main()
-    shown = capsys.readouterr().out
-    assert "| a | b |" in shown
-    assert f"The table: {tmp_path}/table1.csv and table1.md" in shown
+# -- on a terminal --------------------------------------------------------------------------
+
+LONG_SPEED = results.Speed(
+    throughput=12345.6, speedup_pct=63.4, speedup_pct_low=60.0, speedup_pct_high=67.0, ceiling_macs_pct=80.1,
+    ceiling_roofline_pct=70.2, macs_g=17.5, params_m=86.5, resolution=384, batch_size=256, precision="fp32",
+    mode="paper", device="an accelerator with a long name", sources=("throughput: the paper's model at full size",),
+    flags=("profile=assumed",),
+)  # fmt: skip
+LONG_ACCURACY = Accuracy(81.2345, 0.123, 81.0, 81.5, 81.3, 3, 50000, "imagenet", ("top1: the paper's model",))
+LONG_STEP = results.TrainingStep(fits=False, bytes=133 * 2**30, sources=("memory: counted",))
+
+
+@pytest.mark.parametrize("table", [*TABLES, "methods"])
+def test_every_table_fits_into_a_terminal(table, config, shown_on_a_terminal):
+    lines, known = printed.read(config, table), printed.names(config, table)
+    step = LONG_STEP if table == "tableS1" else results.NOT_STEPPED
+    seeds = 1 if table == "tableS1" else 3  # it has most columns
+    accuracy = replace(LONG_ACCURACY, seeds=seeds)
+    rows = []
+    for entry in config.items["tables"][table]:
+        key = tuple(entry[name] for name in known)
+        row = tables.Row(key, entry["run"], lines.get(key), accuracy=accuracy, speed=LONG_SPEED, step=step)
+        rows.append(row)
+    shown = shown_on_a_terminal(table, tables.frame_of(table, rows, config))
+    assert max(map(len, shown)) <= sheet.WIDTH
+    text = "\n".join(shown)
+    assert text.count("*") == len(rows) + 1  # all have a flag; what the mark means is said once
+    assert text.count("81.23") == text.count("63.4 (60 to 67)") == text.count("80.1 / 70.2") == len(rows)
+    assert ("out of" in text) == (table == "tableS1")
+    assert "- timed on an accelerator with a long name: mode paper, fp32, batch 256" in text
+    assert "left out" not in text
+    assert f"All rows and columns: results/demo/{table}.csv (.md, .html)" in shown
+
+
+def test_a_terminal_shows_what_was_measured(config, demo, shown_on_a_terminal):
+    demo("deit_tiny", "evo_deit_tiny")
+    shown = shown_on_a_terminal("table1", compiled(config, partial=True))
+    start = next(number for number, line in enumerate(shown) if line.startswith("Baseline"))
+    assert [line.split() for line in shown[start : start + 3]] == [
+        ["Baseline", "DeiT-T", "224", "96.12", "-"],
+        ["Evo-ViT", "DeiT-T", "224", "96.12", "58.8"],  # printed
+        [],
+    ]
+    assert "on digits, 599 validation images" in "\n".join(shown)
+    assert "- rows without a measured number are left out: 18" in shown
+    assert not any("DeiT-S" in line or "22.8" in line for line in shown)
+
+
+def test_a_terminal_shows_nothing_of_a_table_that_was_not_measured(config, empty, shown_on_a_terminal):
+    shown = shown_on_a_terminal("table1", compile_table("table1", empty))
+    assert "- rows without a measured number are left out: 20" in shown
+    assert not any("DeiT" in line for line in shown)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("results/demo/tabel1.csv", "did you mean 'table1'"), ("results/demo/table2.csv", "was not made yet")],
+)
+def test_a_table_that_is_not_there_is_refused_in_one_sentence(path, said, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["paper", "print", path])
+    with pytest.raises(SystemExit, match=f"^ERROR: {path}.*{said}"):
+        __main__.main()
 
 
 # -- every table ----------------------------------------------------------------------------

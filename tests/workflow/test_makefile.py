@@ -64,3 +64,37 @@ def test_a_user_without_a_home_gets_one(clone, home):
     done = subprocess.run(command, cwd=clone, env=environment,
                           capture_output=True, text=True, check=True)  # fmt: skip
     assert done.stdout.strip() == f"{clone}/.venv/home"
+
+
+def make(*words: str, folder: Path) -> subprocess.CompletedProcess:
+    command = ["make", "--no-print-directory", f"PYTHON={sys.executable}", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_make_lists_the_targets(clone):
+    """A line for each, but for the parts of `test-whole`, and none that a terminal breaks."""
+    listed = make(folder=clone).stdout
+    lines = [line.split(maxsplit=2) for line in listed.splitlines() if line.startswith("make ")]
+    targets = {"help", "setup", "demo", "demo-full", "test", "test-unit", "test-whole", "ui", "lint", "locks"}
+    assert {target for _, target, _ in lines} == targets
+    assert max(map(len, listed.splitlines())) <= 100
+    assert make("help", folder=clone).stdout == listed
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["demo-ful"], "make: no demo-ful here; did you mean demo-full?"),
+        (["xyz"], "make: no xyz here; make lists the targets."),
+        (["setup", "LOCK=requirement.lock"], "make: no requirement.lock here; did you mean requirements.lock?"),
+    ],
+)
+def test_a_mistyped_target_or_lock_names_the_nearest(clone, words, said):
+    done = make(*words, folder=clone)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == said
+
+
+def test_files_without_a_rule_are_not_refused(clone):
+    done = make("--always-make", "--dry-run", "setup", folder=clone)
+    assert done.returncode == 0, done.stderr

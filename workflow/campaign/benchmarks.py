@@ -68,7 +68,10 @@ def parse(text: str, rest: dict) -> dict:
     """
     match = THROUGHPUT.fullmatch(text)
     if not match:
-        raise BenchmarkError(f"{text} is no <device>-<mode>-<precision>-b<batch size> (or -sweep).")
+        raise BenchmarkError(
+            f"{text} is no <device>-<mode>-<precision>-b<batch size> (or -sweep); modes are {', '.join(MODES)}, "
+            f"precisions {', '.join(PRECISIONS)}."
+        )
     named = match.groupdict()
     size = named.pop("batch_size")
     named["channels_last"] = named.pop("layout") is not None

@@ -3,13 +3,13 @@
 Standard library and yaml only: launchers import this.
 """
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from workflow.command_line import nearest
 
 CONFIG = Path(__file__).parent.parent / "config"
 SEEDS = [0, 1, 2]  # of a row that names none
@@ -17,20 +17,8 @@ CLAIMS = "claims"  # the ledger, by which it is called among tables and figures
 FILES = {name: CONFIG / f"{name}.yaml" for name in ("settings", "recipes", "runs", "items")}
 
 
-MOST_LISTED = 40  # names in one sentence
-
-
 class ConfigError(ValueError):
     """A mistake in the YAML; the message names file, key, value and remedy."""
-
-
-def nearest(name: str, known: Iterable[str], most: int = 1) -> str:
-    """Return the end of a sentence about an unknown name: the known names that are most like it, or all of them."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=most, cutoff=0.5)
-    if close:
-        return f"; did you mean {' or '.join(map(repr, close))}?"
-    return f"; known are {', '.join(known)}." if len(known) <= MOST_LISTED else "."
 
 
 # libyaml's, where PyYAML was built with it: these files are read at each start

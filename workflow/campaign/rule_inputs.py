@@ -31,7 +31,9 @@ PRINTED = sorted(map(str, Path("results/paper").glob("*.csv")))
 PAPER_CODE = sorted(map(str, Path("workflow/paper").glob("*.py")))
 NOT_OURS = ("tmpdir", "disk", "disk_mb", "disk_mib", "mem", "mem_mib")  # Snakemake's own
 
-MAKE_ITEM = f"{PYTHON} -m workflow.paper make {{output.first:q}} > {{log:q}} 2>&1 || (cat {{log:q}} >&2; exit 1)"
+# where workflow/launch/display.py draws, it shows the log
+SHOW_LOG = 'test -n "${{EVOVIT_DISPLAY:-}}" || cat {log:q} >&2'
+MAKE_ITEM = f"{PYTHON} -m workflow.paper make {{output.first:q}} > {{log:q}} 2>&1 || ({SHOW_LOG}; exit 1)"
 
 
 def own_resources(resources) -> dict:

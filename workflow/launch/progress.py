@@ -1,6 +1,8 @@
 """What a person reads while a job runs: its journal as lines, on the terminal and in the rule's log."""
 
 import contextlib
+import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -9,11 +11,13 @@ from workflow.storage import journal
 
 TIME = "%Y-%m-%d %H:%M:%S "
 STAMP = len("2026-01-01 00:00:00 ")
+DISPLAY = "EVOVIT_DISPLAY"  # set where display.py draws the last line of each log, so that launchers print nothing
 ERROR = "ERROR: "  # begins the last line of a launcher that failed
+INTERRUPTED = "Interrupted"  # begins that of one that Ctrl-C ended
 
 
 class Log:
-    """Writes each line to the terminal, with the job's name, and to the rule's log.
+    """Writes each line to the rule's log and, with the job's name, to the terminal unless snakemake draws there.
 
     A terminal that is gone (a lost connection, `snakemake 2>&1 | head`) stops no job.
     """
@@ -31,8 +35,9 @@ class Log:
 
     def say(self, text: str) -> None:
         for line in text.splitlines():
-            with contextlib.suppress(OSError):
-                print(f"[{self.name}] {line}", file=sys.stderr, flush=True)
+            if not os.environ.get(DISPLAY):
+                with contextlib.suppress(OSError):
+                    print(f"[{self.name}] {line}", file=sys.stderr, flush=True)
             print(time.strftime(TIME) + line, file=self._stream, flush=True)
 
 
@@ -80,7 +85,19 @@ class Follower:
 
     def _time_left(self, done: float) -> str:
         """Return how long the epochs after the `done` ones will take."""
-        seconds = round((self.epochs - done) * (self.epoch_s or 0))
-        if seconds < 120:
-            return f"{seconds} s left"
-        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min left"
+        return f"{duration((self.epochs - done) * (self.epoch_s or 0))} left"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words: "90 s", "12 min", "2 h 05 min"."""
+    seconds = round(seconds)
+    if seconds < 120:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def without_time(line: str) -> str:
+    """Return a line of a rule's log without the time that Log wrote in front of it."""
+    return line[STAMP:] if re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) else line

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import functools
 import io
+import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,11 +16,21 @@ from pathlib import Path
 
 from snakemake import cli
 from snakemake.dag import DAG
+from snakemake.logging import ColorizingTextHandler, LogEvent, logger
 from snakemake.profiles import ProfileConfigFileParser
 from snakemake.resources import Resources
 
 from workflow.campaign.config import ConfigError, read_yaml
 
+STREAM_HANDLER = "DefaultStreamHandler"
+CHATTER = (
+    *(LogEvent.JOB_INFO, LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEvent.JOB_ERROR, LogEvent.SHELLCMD),
+    *(LogEvent.PROGRESS, LogEvent.RESOURCES_INFO, LogEvent.RUN_INFO, LogEvent.WORKFLOW_STARTED, LogEvent.RULEGRAPH),
+)
+CHATTER_BEGINS = (
+    *("Building DAG of jobs", "Using shell: ", "Conda environments: ignored", "Select jobs to execute"),
+    *("Complete log(s): ", "Elapsed time: "),
+)
 LISTS = ("+", "*")  # argparse's `nargs` of options that take many values
 
 
@@ -231,3 +242,25 @@ def requested_resource(job, name: str) -> int | str | None:
             async_run=job.rule.workflow.async_run,
         )
     return resource.value
+
+
+def stream_handler() -> ColorizingTextHandler | None:
+    """Return the handler that prints Snakemake's messages; None where a logger plugin does."""
+    return next((handler for handler in logger.handlers if handler.name == STREAM_HANDLER), None)
+
+
+def replace_handler(old: logging.Handler, new: logging.Handler) -> None:
+    """Let another handler have all messages of Snakemake that `old` had."""
+    logger.removeHandler(old)
+    logger.addHandler(new)
+
+
+def is_chatter(record: logging.LogRecord) -> bool:
+    """Return whether nobody misses a message of Snakemake: it is about its own work, or about a job.
+
+    The message that a launcher's command has failed comes with the whole command, in addition to JOB_ERROR.
+    """
+    event, text = getattr(record, "event", None), record.getMessage()
+    if event == LogEvent.ERROR:
+        return "CalledProcessError" in text and "returned non-zero exit status" in text
+    return event in CHATTER or (record.levelno < logging.WARNING and text.startswith(CHATTER_BEGINS))

@@ -221,15 +221,15 @@ class Launcher:
         """End the job or let it go on after an interrupt, as the profile says, and report which."""
         attempt, job = self.attempt, self.attempt.job()
         if job is None or not follow.is_alive(job, attempt.folder):
-            self.say("Interrupted; no job of this attempt waits or runs.")
+            self.say(f"{progress.INTERRUPTED}; no job of this attempt waits or runs.")
         elif self.resources.get("on_interrupt") == "cancel":
             error = follow.cancel(job, attempt.folder)
             if not error:
                 attempt.note_cancelled()
             end = f"could not be ended ({error})" if error else "is ended"
-            self.say(f"Interrupted: job {job['job_id']} {end}; the next start resumes it.")
+            self.say(f"{progress.INTERRUPTED}: job {job['job_id']} {end}; the next start resumes it.")
         else:
-            self.say(f"Interrupted: job {job['job_id']} goes on; the next start re-attaches to it.")
+            self.say(f"{progress.INTERRUPTED}: job {job['job_id']} goes on; the next start re-attaches to it.")
 
 
 def patiently(act, trouble: str, say) -> str:

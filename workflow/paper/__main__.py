@@ -12,13 +12,17 @@ import argparse
 import functools
 import importlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
+
 from workflow import command_line
 from workflow.campaign.config import CLAIMS, FILES, Config, ConfigError, nearest
+from workflow.paper import sheet
 from workflow.paper.results import Records
 from workflow.storage import files, records
 
@@ -64,7 +68,7 @@ def make(arguments: argparse.Namespace) -> None:
         style.save(figure, output)
         files.write(output.with_suffix(".csv"), frame.round(3).to_csv(index=False))
         return
-    from workflow.paper import claims, sheet, tables
+    from workflow.paper import claims, tables
 
     if item in config.items["compiled"]:
         frame, shown = function_of(config, item)(reader)
@@ -102,11 +106,29 @@ def function_of(config: Config, item: str) -> Callable:
 
 
 def print_table(arguments: argparse.Namespace) -> None:
-    """Print a table that was made, as people read it, and where it is."""
-    path = arguments.table
-    print(f"\n{path.with_suffix('.md').read_text()}")
-    print(f"The table: {path.resolve()} and {path.with_suffix('.md').name}")
+    """Print what a terminal has room for of a table that was made, and where the rest is."""
+    path = arguments.table.with_suffix(".csv")
+    item = path.name.split(".")[0]
+    config = Config.load()
+    known = [*config.tables, CLAIMS]
+    if item not in known:
+        raise ConfigError(f"{path} is no table{nearest(item, known)}")
+    if not path.exists():
+        raise records.RecordError(f"{path} was not made yet; ask snakemake for it by that name.")
+    print(f"\n{brief_of(config, item, sheet.read(path)).terminal()}")
+    print(f"All rows and columns: {os.path.relpath(path)} (.md, .html)")
     print("Every run in MLflow: make ui, then http://127.0.0.1:5000, Model training at the left")
+
+
+def brief_of(config: Config, item: str, frame: pd.DataFrame) -> sheet.Sheet:
+    """Return what a terminal shows of a table or the ledger, from its CSV."""
+    from workflow.paper import claims, tables
+
+    if item == CLAIMS:
+        return claims.brief_of(frame)
+    if item in config.items["compiled"]:
+        return importlib.import_module(f"workflow.paper.{item}").brief_of(frame)
+    return tables.brief_of(item, frame, config)
 
 
 def compare(arguments: argparse.Namespace) -> None:

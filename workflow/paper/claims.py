@@ -606,15 +606,38 @@ def sheet_of(frame: pd.DataFrame) -> sheet.Sheet:
     notes = list(dict.fromkeys(frame["note"].dropna()))
     lines = []
     for _, row in frame.iterrows():
-        ours = row["ours"] if pd.notna(row["ours"]) else "-"
-        if pd.notna(row["ours_low"]) and row["ours_low"] != row["ours_high"]:
-            digits = 1 if row["unit"] else 3
-            ours += f" ({row['ours_low']:.{digits}f} to {row['ours_high']:.{digits}f})"
+        ours = ours_cell(row)
         stated, n, runs = ("-" if pd.isna(row[key]) else row[key] for key in ("printed", "n", "runs"))
         tolerance = "-" if pd.isna(row["tolerance"]) else f"{row['tolerance']:g}"
         note = "" if pd.isna(row["note"]) else str(notes.index(row["note"]) + 1)
         lines.append([row["where"], row["claim"], stated, ours, row["unit"], tolerance, n, row["verdict"], runs, note])
-    counts = [f"{(frame['verdict'] == verdict).sum()} {verdict}" for verdict in VERDICTS]
     head = ["where", "claim", "printed", "ours", "unit", "tolerance", "n", "verdict", "runs", "notes"]
-    lead = f"{len(frame)} claims: {', '.join(counts)}."
-    return sheet.Sheet(head, lines, left=2, lead=lead, notes=notes)
+    return sheet.Sheet(head, lines, left=2, lead=count(frame), notes=notes)
+
+
+def brief_of(frame: pd.DataFrame) -> sheet.Sheet:
+    """Return what a terminal shows of the ledger's CSV: the claims that are decided."""
+    lines = []
+    for _, row in frame[frame["verdict"] != NOT_RUN].iterrows():
+        stated, unit = ("-" if pd.isna(row[key]) else str(row[key]) for key in ("printed", "unit"))
+        lines.append([row["verdict"], row["claim"], stated, ours_cell(row), unit])
+    lead = f"{count(frame)} Those that are decided:" if lines else count(frame)
+    remarks = ["what the others lack is in the CSV, column `note`"]
+    return sheet.Sheet(["verdict", "claim", "printed", "ours", "unit"], lines, left=2, lead=lead, remarks=remarks)
+
+
+def ours_cell(row: pd.Series) -> str:
+    """Show our number and, where it has one, its 95 % interval."""
+    if pd.isna(row["ours"]):
+        return "-"
+    text = str(row["ours"])
+    if pd.notna(row["ours_low"]) and row["ours_low"] != row["ours_high"]:
+        digits = 3 if pd.isna(row["unit"]) or row["unit"] == "" else 1
+        text += f" ({row['ours_low']:.{digits}f} to {row['ours_high']:.{digits}f})"
+    return text
+
+
+def count(frame: pd.DataFrame) -> str:
+    """Say how many claims there are, and how many have each verdict."""
+    counts = [f"{(frame['verdict'] == verdict).sum()} {verdict}" for verdict in VERDICTS]
+    return f"{len(frame)} claims: {', '.join(counts)}."

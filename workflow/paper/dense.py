@@ -13,7 +13,7 @@ from scipy import stats
 from workflow.campaign.config import Config
 from workflow.paper import results, sheet
 from workflow.paper.results import Records
-from workflow.paper.tables import change_cell, number, or_dash
+from workflow.paper.tables import below, change_cell, marked, number, or_dash
 from workflow.storage import provenance
 
 DENSE, EMBEDDING, EVO = "dense", "embedding", "evo"  # the models of a record that are not matched
@@ -123,6 +123,20 @@ def sheet_of(frame: pd.DataFrame, contents: list[dict]) -> sheet.Sheet:
         cells.append("" if pd.isna(line["flags"]) else str(notes.index(line["flags"]) + 1))
         lines.append(cells)
     return sheet.Sheet(HEAD, lines, left=WORDS, remarks=remarks(contents, frame), notes=notes)
+
+
+def brief_of(frame: pd.DataFrame) -> sheet.Sheet:
+    """Return what a terminal shows of the table's CSV; a method that is not possible was asked for, and is shown."""
+    lines = []
+    for _, line in frame.iterrows():
+        cells = [line["host"], marked(line["method"], line), or_dash(line["strength"]), number(line, "macs_g", 4)]
+        cells += [number(line, "accuracy", 1), change_cell(line, "accuracy_change", 1)]
+        lines.append([*cells, number(line, "accuracy_kept_pct", 1)])
+    head = ["model", "method", "strength", "G MACs", "patches\nright %", "change, points\n(interval)"]
+    head.append("of the dense\nmodel's %")
+    scenes = frame.dropna(subset=["scenes"])[["scenes", "patches"]].drop_duplicates()
+    texts = [f"tested on {line.scenes} scenes of {line.patches} patches" for line in scenes.itertuples()]
+    return sheet.Sheet(head, lines, left=WORDS, remarks=[*texts, *below(frame, frame)])
 
 
 def remarks(contents: list[dict], frame: pd.DataFrame) -> list[str]:

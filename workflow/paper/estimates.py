@@ -15,7 +15,6 @@ from workflow.paper.results import Records
 from workflow.storage import warnings
 from workflow.storage.warnings import Warning
 
-PRINTED_ON = "imagenet"  # the data of the printed accuracies
 BATCH = 256  # of the printed images/s
 PRINTED_AT = ("paper", "cuda", BATCH)  # mode, device and batch size of the printed images/s
 COVERED = {"wide_interval"}  # warnings of what the interval itself shows, so that it still decides an order
@@ -190,7 +189,7 @@ class Measured:
             return None
         accuracy, data = results.accuracy(trained, self.config), trained[0]["spec"]["data"]["name"]
         excluded: tuple[str, ...] = ()
-        if data != PRINTED_ON:
+        if data != printed.DATA:
             excluded = (f"accuracy on {data}; accuracies are judged on ImageNet alone",)
         return Estimate(
             accuracy.top1,
@@ -269,7 +268,7 @@ class Measured:
         half = _at(half_widths, higher) + _at(half_widths, lower)
         data = record["spec"]["data"]["name"]
         excluded: tuple[str, ...] = ()
-        if data != PRINTED_ON:
+        if data != printed.DATA:
             excluded = (f"of a model trained on {data}; such curves are judged on ImageNet alone",)
         return Estimate(
             value,

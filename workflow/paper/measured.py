@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from workflow.campaign import benchmarks
-from workflow.campaign.config import CLAIMS, Config
+from workflow.campaign.config import CLAIMS, Config, nearest
 from workflow.paper import printed
 from workflow.paper.sheet import Sheet
 from workflow.storage import records, warnings
@@ -146,7 +146,9 @@ def texts(config: Config, folder: Path, configurations: list[str]) -> list[str]:
     """
     missing = [name for name in configurations if not paths_of(folder, name)]
     if missing:
-        raise records.RecordError(f"{folder} has no record at {', '.join(missing)}.")
+        stems = [path.stem for path in (folder / "throughput").glob("*/*.json")]
+        known = sorted({stem.partition("-")[2] for stem in stems})  # without the device
+        raise records.RecordError(f"{folder} has no record at {', '.join(missing)}{nearest(missing[0], known)}")
     shown = []
     for table in config.items["tables"]:
         sheet = with_printed(config, table, folder, configurations)

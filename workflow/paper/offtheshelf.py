@@ -5,7 +5,18 @@ import pandas as pd
 from workflow.campaign.config import Config
 from workflow.paper import results, sheet
 from workflow.paper.results import NOT_TIMED, Records
-from workflow.paper.tables import ceilings_cell, change_cell, number, or_dash, speedup_cell
+from workflow.paper.tables import (
+    CEILINGS,
+    INTERVAL,
+    below,
+    ceilings_cell,
+    change_cell,
+    conditions,
+    marked,
+    number,
+    or_dash,
+    speedup_cell,
+)
 
 DENSE = "dense"
 COLUMNS = [
@@ -30,7 +41,7 @@ def offtheshelf(records: Records) -> tuple[pd.DataFrame, sheet.Sheet]:
     """Return the table as its CSV has it, and for people."""
     contents = records.of_kind("offtheshelf")
     frame = frame_of(contents, records.config)
-    return frame, sheet_of(frame, contents)
+    return frame, sheet_of(frame)
 
 
 # -- the CSV --------------------------------------------------------------------------------
@@ -39,8 +50,7 @@ def offtheshelf(records: Records) -> tuple[pd.DataFrame, sheet.Sheet]:
 def frame_of(contents: list[dict], config: Config) -> pd.DataFrame:
     """Return a line for each dense model, followed by one for each strength of each method."""
     lines = [line_of(record, method, config) for record in contents for method in record["results"]["methods"]]
-    frame = pd.DataFrame(lines, columns=COLUMNS)
-    return frame.astype({"resolution": "Int64", "batch_size": "Int64", "val_images": "Int64"})
+    return sheet.with_counts(pd.DataFrame(lines, columns=COLUMNS))
 
 
 def line_of(record: dict, method: dict, config: Config) -> dict:
@@ -76,7 +86,7 @@ def describe(kwargs: dict) -> str:
 # -- for people -----------------------------------------------------------------------------
 
 
-def sheet_of(frame: pd.DataFrame, contents: list[dict]) -> sheet.Sheet:
+def sheet_of(frame: pd.DataFrame) -> sheet.Sheet:
     """Return the table for people; below it what was reduced, how it was timed, and the flags as notes."""
     notes = list(dict.fromkeys(frame["flags"].dropna()))
     lines = []
@@ -92,7 +102,18 @@ def sheet_of(frame: pd.DataFrame, contents: list[dict]) -> sheet.Sheet:
         cells += [speedup_cell(line), ceilings_cell(line)]
         cells.append("" if pd.isna(line["flags"]) else str(notes.index(line["flags"]) + 1))
         lines.append(cells)
-    return sheet.Sheet(HEAD, lines, left=WORDS, remarks=remarks(frame, contents), notes=notes)
+    return sheet.Sheet(HEAD, lines, left=WORDS, remarks=remarks(frame), notes=notes)
+
+
+def brief_of(frame: pd.DataFrame) -> sheet.Sheet:
+    """Return what a terminal shows of the table's CSV; a method that is not possible was asked for, and is shown."""
+    lines = []
+    for _, line in frame.iterrows():
+        cells = [line["host"], marked(line["method"], line), or_dash(line["strength"])]
+        cells += [number(line, "top1", 1), change_cell(line, "top1_change", 1)]
+        lines.append([*cells, speedup_cell(line), ceilings_cell(line)])
+    head = ["model", "method", "strength", "top-1", "change, points\n(interval)", INTERVAL, CEILINGS]
+    return sheet.Sheet(head, lines, left=WORDS, remarks=[*remarks(frame), *below(frame, frame)])
 
 
 def strength_cell(line: pd.Series) -> str:
@@ -102,9 +123,9 @@ def strength_cell(line: pd.Series) -> str:
     return f"{line['strength']}, here {line['applied']}"
 
 
-def remarks(frame: pd.DataFrame, contents: list[dict]) -> list[str]:
+def remarks(frame: pd.DataFrame) -> list[str]:
     """Say what was reduced and evaluated, and how the numbers are meant."""
-    if not contents:
+    if frame.empty:
         return [NOTHING]
     texts = [f"{host}: {text}" for host, text in dict(zip(frame["host"], frame["source"], strict=True)).items()]
     texts += [
@@ -112,7 +133,4 @@ def remarks(frame: pd.DataFrame, contents: list[dict]) -> list[str]:
         "speed-up: the median of the ratios to the dense model's speed just before and after each round, with its 95 % "
         "interval; speeds are of the models that were evaluated, with the same weights, on validation images",
     ]
-    timed = frame.dropna(subset=["throughput"]).drop_duplicates(["device", "mode", "precision", "batch_size"])
-    for line in timed.itertuples():
-        texts.append(f"timed on {line.device}: mode {line.mode}, {line.precision}, batch {line.batch_size}")
-    return texts
+    return texts + conditions(frame)

@@ -10,6 +10,7 @@ from workflow.campaign.config import FILES, Config, ConfigError
 from workflow.storage import records
 
 FOLDER = records.ROOT / "results" / "paper"
+DATA = "imagenet"  # on which the printed accuracies were reached
 OF_A_RUN = ("top1", "throughput", "params_m")  # printed values that are the same wherever a run is shown
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 from workflow.campaign.config import FILES, Config, ConfigError, nearest
 from workflow.paper import printed, results, sheet
 from workflow.paper.results import Records
-from workflow.paper.tables import difference, number, or_dash
+from workflow.paper.tables import below, difference, marked, number, or_dash
 
 COLUMNS = [
     *("model", "published_by", "weights", "top1", "top1_paper", "printed_in", "top1_delta", "top1_authors"),
@@ -54,7 +54,7 @@ def frame_of(records: Records) -> pd.DataFrame:
         line["top1_delta"] = difference(line.get("top1"), line.get("top1_paper"))
         line["top1_delta_authors"] = difference(line.get("top1"), line["top1_authors"])
         lines.append(line | {"flags": "; ".join(flags) or None})
-    return pd.DataFrame(lines, columns=COLUMNS).astype({"val_images": "Int64"})
+    return sheet.with_counts(pd.DataFrame(lines, columns=COLUMNS))
 
 
 def named(config: Config, setting: str) -> dict[str, str]:
@@ -126,6 +126,23 @@ def sheet_of(frame: pd.DataFrame, records: Records) -> sheet.Sheet:
         cells.append("" if pd.isna(line["flags"]) else str(notes.index(line["flags"]) + 1))
         lines.append(cells)
     return sheet.Sheet(HEAD, lines, left=WORDS, remarks=remarks(frame, records), notes=notes)
+
+
+def brief_of(frame: pd.DataFrame) -> sheet.Sheet:
+    """Return what a terminal shows of the table's CSV: the weights that were evaluated."""
+    measured = frame[frame["top1"].notna()]
+    lines = []
+    for _, line in measured.iterrows():
+        cells = [marked(or_dash(line["model"]), line), or_dash(line["published_by"]), number(line, "top1", 2)]
+        cells += [number(line, "top1_paper", 1), number(line, "top1_delta", 2)]
+        cells += [number(line, "top1_authors", 1), number(line, "top1_delta_authors", 2)]
+        lines.append(cells)
+    head = ["model", "published by", "top-1 %", "printed: top-1 %", "here - printed", "its authors say: top-1 %"]
+    head.append("here - authors")
+    texts = [f"evaluated on {images} validation images" for images in measured["val_images"].unique()]
+    if frame["to_evaluate"].notna().any():
+        texts.append("how to evaluate files that are not given is in the CSV, column `to_evaluate`")
+    return sheet.Sheet(head, lines, left=2, remarks=[*texts, *below(frame, measured)])
 
 
 def remarks(frame: pd.DataFrame, records: Records) -> list[str]:

@@ -107,8 +107,8 @@ class Records:
 class Accuracy:
     """Top-1 in % over a row's seeds: mean, standard deviation (of two or more) and 95 % interval.
 
-    `best` is the mean of the seeds' best epochs, `sources` says what was trained on which data, `flags` what a reader
-    should know. NOT_TRAINED has nothing.
+    `best` is the mean of the seeds' best epochs, `data` the name of the images, `sources` says what was trained on
+    them, `flags` what a reader should know. NOT_TRAINED has nothing.
     """
 
     top1: float | None = None
@@ -118,6 +118,7 @@ class Accuracy:
     best: float | None = None
     seeds: int | None = None
     val_images: int | None = None
+    data: str | None = None
     sources: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
 
@@ -149,6 +150,7 @@ def accuracy(trained: list[dict], config: Config) -> Accuracy:
         best=statistics.mean(best) if None not in best else None,
         seeds=len(top1),
         val_images=images,
+        data=trained[0]["spec"]["data"]["name"],
         sources=(f"top1: {'; '.join(ways)}",),
         flags=tuple(dict.fromkeys(flags)),
     )

@@ -1,9 +1,10 @@
-"""A table for people with notes below it: as Markdown that also reads well as plain text, and as an HTML page.
+"""A table for people with notes below it: as Markdown, as an HTML page, and as plain text for a terminal.
 
 Snakemake's report shows pages; of a CSV it shows only a link.
 """
 
 import html
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,11 @@ import pandas as pd
 from tabulate import tabulate
 
 from workflow.storage import files
+
+WIDTH = 100  # columns of a terminal that a sheet must fit into
+NARROWEST = 8  # column of a table, in characters
+EMPTY = ("-", "")  # cells without a value
+COUNTS = ("batch_size", "timed_batch_size", "resolution", "seeds", "val_images")  # columns of whole numbers
 
 STYLE = """
 body { font: 13px/1.4 system-ui, sans-serif; color: #1e293b; margin: 1.2em; }
@@ -54,6 +60,48 @@ class Sheet:
         parts.append("\n".join(f"{number}. {text}" for number, text in enumerate(self.notes, 1)))
         return "\n\n".join(filter(None, parts)) + "\n"
 
+    def terminal(self) -> str:
+        """Return the whole sheet as plain text, without columns that are empty, and no line longer than WIDTH."""
+        parts = [textwrap.fill(self.lead, WIDTH)]
+        if self.rows:
+            parts.append(self._narrow_table())
+        remarks = [textwrap.fill(text, WIDTH, initial_indent="- ", subsequent_indent="  ") for text in self.remarks]
+        notes = [
+            textwrap.fill(text, WIDTH, initial_indent=f"{number}. ", subsequent_indent="   ")
+            for number, text in enumerate(self.notes, 1)
+        ]
+        parts += ["\n".join(remarks), "\n".join(notes)]
+        return "\n\n".join(filter(None, parts)) + "\n"
+
+    def _narrow_table(self) -> str:
+        """Return the table, its widest columns wrapped until no line is longer than WIDTH."""
+        columns = [column for column in range(len(self.head)) if any(row[column] not in EMPTY for row in self.rows)]
+        rows = [[row[column] for column in columns] for row in (self.head, *self.rows)]
+        widths = []
+        for head, *cells in zip(*rows, strict=True):
+            words = [head] if len(head) <= NARROWEST else head.split()  # a longer heading may be wrapped
+            widths.append(max(map(len, [*words, *cells])))
+        while True:
+            lines = self._plain(rows, columns, widths).splitlines()
+            excess = max(map(len, lines)) - WIDTH
+            widest = max(widths)
+            if excess <= 0 or widest <= NARROWEST:
+                break
+            second = sorted([NARROWEST, *widths])[-2]
+            widths[widths.index(widest)] = min(widest - 1, max(second, widest - excess))
+        below_head = len(self._plain(rows[:1], columns, widths).splitlines())
+        rule = "-" * max(map(len, lines))
+        return "\n".join(line.rstrip() for line in (*lines[:below_head], rule, *lines[below_head:]))
+
+    def _plain(self, rows: Sequence[Sequence[str]], columns: Sequence[int], widths: Sequence[int]) -> str:
+        """Return rows, the headings first, in columns of these widths at most.
+
+        tabulate would make each column two characters wider than a heading that is not a row.
+        """
+        sides = ["left" if column < self.left else "right" for column in columns]
+        heights = ["bottom", *["top"] * (len(rows) - 1)]
+        return tabulate(rows, (), "plain", disable_numparse=True, colalign=sides, rowalign=heights, maxcolwidths=widths)
+
     def page(self, title: str) -> str:
         """Return the whole sheet as an HTML page that needs no other file."""
         head = [html.escape(text) for text in self.head]
@@ -70,6 +118,16 @@ class Sheet:
 def _marked(cell: str) -> str:
     """Return a cell's HTML, a verdict in its colour."""
     return f"<span class='{cell}'>{cell}</span>" if cell in ("confirmed", "refuted") else cell
+
+
+def read(path: Path) -> pd.DataFrame:
+    """Return the frame of a CSV that `write` wrote; a word such as "None" is no missing value."""
+    return with_counts(pd.read_csv(path, keep_default_na=False, na_values=[""]))
+
+
+def with_counts(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame with whole numbers in COUNTS, also where some are missing."""
+    return frame.astype({name: "Int64" for name in COUNTS if name in frame})
 
 
 def write(path: Path, frame: pd.DataFrame, sheet: Sheet) -> None:

@@ -92,7 +92,7 @@ def draw(name: str, records: Records) -> tuple[Figure, pd.DataFrame]:
         figure, top = plt.subplots(figsize=(style.COLUMN, 2.5))
         panels = [top]
     data = records.config.settings[records.setting]["data"]["name"]
-    draw_accuracy(top, frame, data == "imagenet")
+    draw_accuracy(top, frame, data == printed.DATA)
     for panel in panels:
         mark_chosen(panel, frame)
         panel.margins(x=0.05, y=0.12)

@@ -14,6 +14,11 @@ from workflow.paper import printed, results, sheet
 from workflow.paper.results import NOT_STEPPED, NOT_TIMED, NOT_TRAINED, Accuracy, Records, Speed, TrainingStep
 
 PERCENT_TOLERANCE = 0.15  # of a printed percentage from the printed images/s, in points
+INTERVAL = "speed-up %\n(interval)"  # headings on a terminal
+CEILINGS = "ceiling %: MACs / roofline"
+BRIEF_NAMES = {"resolution": "px"}  # of columns that name the rows, where a terminal has another heading
+NOT_ON_A_TERMINAL = ("reduction", "needs_training")  # they say what a method is, not which row it is
+FLAGGED = "*: the column `flags` of the CSV says what to know before trusting the row"
 QUOTED = "the paper quotes the printed accuracy from the model's authors"
 
 
@@ -40,14 +45,12 @@ class Row:
     def is_measured(self) -> bool:
         return bool(self.accuracy.sources or self.step.sources or self.speed.sources)
 
-    def source(self, with_epoch_time: bool = True) -> str:
-        """Say where the row's numbers come from."""
+    @property
+    def source(self) -> str:
+        """Where the row's numbers come from."""
         if not self.is_measured:
             return "paper"
-        parts = [*self.accuracy.sources]
-        if self.epoch_time and with_epoch_time:
-            parts.append(self.epoch_time)
-        return f"measured ({'; '.join([*parts, *self.step.sources, *self.speed.sources])})"
+        return f"measured ({'; '.join([*self.accuracy.sources, *self.step.sources, *self.speed.sources])})"
 
     @property
     def flags(self) -> str | None:
@@ -73,6 +76,13 @@ class Row:
         if rate is None or base is None:
             return None
         return results.speedup_pct(rate, base)
+
+    @property
+    def top1_delta(self) -> float | None:
+        """By how many points top-1 is above the printed one; None for an accuracy on other data than the paper's."""
+        if self.accuracy.data != printed.DATA:
+            return None
+        return difference(self.accuracy.top1, self.of_print("top1"))
 
     @property
     def printed_gain(self) -> float | None:
@@ -151,6 +161,7 @@ class Column:
     """A column of the CSV and, where it has a heading, of the table for people.
 
     Attributes:
+        brief: its heading on a terminal, which has room for few columns.
         value: takes a row.
         cell: takes a line of the CSV; without it the number is shown with `digits`.
         only_with: a column that must name the table's rows, or be printed, for this one to be shown.
@@ -160,6 +171,7 @@ class Column:
     name: str
     value: Callable[[Row], object]
     heading: str | None = None
+    brief: str | None = None
     digits: int = 1
     cell: Callable[[pd.Series], str] | None = None
     only_with: str | None = None
@@ -177,12 +189,12 @@ def or_dash(value) -> str:
     return "-" if pd.isna(value) else str(value)
 
 
-def change_cell(line: pd.Series, column: str) -> str:
+def change_cell(line: pd.Series, column: str, digits: int = 2) -> str:
     """Show a change of an accuracy in points with its 95 % interval."""
     if pd.isna(line[column]):
         return "-"
-    low, high = (number(line, f"{column}_{end}", 2) for end in ("low", "high"))
-    return f"{line[column]:.2f} ({low} to {high})"
+    low, high = (number(line, f"{column}_{end}", digits) for end in ("low", "high"))
+    return f"{number(line, column, digits)} ({low} to {high})"
 
 
 def accuracy_cell(line: pd.Series) -> str:
@@ -222,18 +234,13 @@ def fit(out_of_memory) -> str:
 
 
 COLUMNS = [
-    Column("top1", lambda row: row.accuracy.top1, "trained here: top-1 %", cell=accuracy_cell),
+    Column("top1", lambda row: row.accuracy.top1, "trained here: top-1 %", "top-1 %", cell=accuracy_cell),
     Column("top1_sd", lambda row: row.accuracy.sd),
     Column("top1_low", lambda row: row.accuracy.low),
     Column("top1_high", lambda row: row.accuracy.high),
     Column("best_top1", lambda row: row.accuracy.best, "best of its epochs"),
     Column("top1_paper", lambda row: row.of_print("top1"), "printed: top-1 %", compares=True),
-    Column(
-        "top1_delta",
-        lambda row: difference(row.accuracy.top1, row.of_print("top1")),
-        "top-1, here - printed",
-        compares=True,
-    ),
+    Column("top1_delta", lambda row: row.top1_delta, "top-1, here - printed", compares=True),
     Column("top1_gain", lambda row: row.top1_gain, "over the dense", digits=2),
     Column("top1_gain_paper", lambda row: row.printed_gain, "printed: over the dense", compares=True),
     Column("throughput", lambda row: row.speed.throughput, "timed here: images/s"),
@@ -244,14 +251,24 @@ COLUMNS = [
         digits=0,
         compares=True,
     ),
-    Column("speedup_pct", lambda row: row.speed.speedup_pct, "speed-up %", cell=speedup_cell),
+    Column("speedup_pct", lambda row: row.speed.speedup_pct, "speed-up %", INTERVAL, cell=speedup_cell),
     Column("speedup_pct_low", lambda row: row.speed.speedup_pct_low),
     Column("speedup_pct_high", lambda row: row.speed.speedup_pct_high),
     Column(
-        "ceiling_macs_pct", lambda row: row.speed.ceiling_macs_pct, "ceiling by MACs / roofline", cell=ceilings_cell
+        "ceiling_macs_pct",
+        lambda row: row.speed.ceiling_macs_pct,
+        "ceiling by MACs / roofline",
+        CEILINGS,
+        cell=ceilings_cell,
     ),
     Column("ceiling_roofline_pct", lambda row: row.speed.ceiling_roofline_pct),
-    Column("speedup_pct_paper", lambda row: row.printed_speedup_pct, "printed: speed-up %", compares=True),
+    Column(
+        "speedup_pct_paper",
+        lambda row: row.printed_speedup_pct,
+        "printed: speed-up %",
+        "printed: speed-up %",
+        compares=True,
+    ),
     Column(
         "speedup_delta",
         lambda row: difference(row.speed.speedup_pct, row.printed_speedup_pct),
@@ -275,7 +292,14 @@ COLUMNS = [
         cell=lambda line: fit(line["out_of_memory_paper"]),
         only_with="out_of_memory",
     ),
-    Column("memory_gib", lambda row: row.step.gib, "a training step", cell=step_cell, only_with="out_of_memory"),
+    Column(
+        "memory_gib",
+        lambda row: row.step.gib,
+        "a training step",
+        "a training step",
+        cell=step_cell,
+        only_with="out_of_memory",
+    ),
     Column("resolution", lambda row: row.speed.resolution),
     Column("batch_size", lambda row: row.speed.batch_size),
     # where rows are called by the batch size of a training
@@ -286,11 +310,11 @@ COLUMNS = [
     Column("seeds", lambda row: row.accuracy.seeds),
     Column("recipe", lambda row: row.recipe, "recipe", cell=lambda line: or_dash(line["recipe"]), only_with="protocol"),
     Column("epochs", lambda row: row.epochs, "epochs", cell=lambda line: or_dash(line["epochs"])),
-    Column("source", lambda row: row.source()),
+    Column("epoch_time", lambda row: row.epoch_time),
+    Column("source", lambda row: row.source),
     Column("flags", lambda row: row.flags),
     Column("run", lambda row: row.run if row.is_measured else None),
 ]
-COUNTS = {"batch_size", "timed_batch_size", "resolution", "seeds"}
 
 
 def columns_of(table: str, config: Config) -> list[Column]:
@@ -313,7 +337,7 @@ def frame_of(table: str, rows: list[Row], config: Config) -> pd.DataFrame:
         for row in rows
     ]
     frame = pd.DataFrame(lines, columns=[*names, *(column.name for column in columns)])
-    return frame.astype(dict.fromkeys(COUNTS & set(frame.columns), "Int64"))
+    return sheet.with_counts(frame)
 
 
 # -- for people -----------------------------------------------------------------------------
@@ -341,19 +365,62 @@ def sheet_of(table: str, rows: list[Row], frame: pd.DataFrame, config: Config) -
     return sheet.Sheet(head, lines, left=words, remarks=remarks(rows), notes=notes)
 
 
+def brief_of(table: str, frame: pd.DataFrame, config: Config) -> sheet.Sheet:
+    """Return what a terminal shows of a table's CSV: the rows that were measured, with their most important columns."""
+    names = [name for name in printed.names(config, table) if name not in NOT_ON_A_TERMINAL]
+    columns = [column for column in columns_of(table, config) if column.brief]
+    measured = frame[frame["run"].notna()]
+    lines = []
+    for _, line in measured.iterrows():
+        cells = [str(line[name]) for name in names]
+        cells[0] = marked(cells[0], line)
+        lines.append([*cells, *(column.show(line) for column in columns)])
+    head = [BRIEF_NAMES.get(name, name.replace("_", " ")) for name in names]
+    head += [column.brief for column in columns]
+    words = sum(not pd.api.types.is_numeric_dtype(frame[name]) for name in names)
+    texts = list(dict.fromkeys(measured["source"]))
+    texts += conditions(measured, "timed_batch_size" if "timed_batch_size" in frame else "batch_size")
+    return sheet.Sheet(head, lines, left=words, remarks=[*texts, *below(frame, measured)])
+
+
+def marked(name: str, line: pd.Series) -> str:
+    """Return the name of a line of the CSV, with a mark if the line has flags."""
+    return name if pd.isna(line["flags"]) else f"{name}*"
+
+
+def conditions(frame: pd.DataFrame, batch: str = "batch_size") -> list[str]:
+    """Say on which devices and how the lines of a CSV were timed; `batch` is the column of the batch size."""
+    columns = ["device", "mode", "precision", batch]
+    timed = frame.dropna(subset=["throughput"])[columns].drop_duplicates()
+    return [
+        f"timed on {device}: mode {mode}, {precision}, batch {size}"
+        for device, mode, precision, size in timed.itertuples(index=False)
+    ]
+
+
+def below(frame: pd.DataFrame, shown: pd.DataFrame) -> list[str]:
+    """Return what a terminal says below a table: what its marks mean, and how many rows of the CSV it leaves out."""
+    texts = [FLAGGED] if shown["flags"].notna().any() else []
+    left_out = len(frame) - len(shown)
+    if left_out:
+        texts.append(f"rows without a measured number are left out: {left_out}")
+    return texts
+
+
 def remarks(rows: list[Row]) -> list[str]:
     """Say where measured numbers come from, and how the speeds were measured."""
     measured = [row for row in rows if row.is_measured]
     if not measured:
         return ["Nothing of it was measured: all numbers are printed in the paper."]
-    # each training took its own time; the CSV has it for each row
-    texts = list(dict.fromkeys(row.source(with_epoch_time=False) for row in measured))
+    texts = list(dict.fromkeys(row.source for row in measured))
     if any(row.accuracy.top1 is not None for row in measured):
         texts.append("accuracies are of one seed where no n is given")
         if any(row.of_print("top1") for row in rows):
             texts.append(
                 "printed: the best epoch's accuracy, as the authors' code has it; trained here: the last one's"
             )
+            if any(row.accuracy.data not in (None, printed.DATA) for row in measured):
+                texts.append("printed accuracies are on ImageNet, so none is compared with one on other data")
     texts.append("over the dense: the dense model, or LeViT, with which a row is timed in interleaved rounds")
     speeds = [row.speed for row in measured if row.speed.throughput is not None]
     if speeds:
