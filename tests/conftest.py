@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from tests.integration.project import edit, shorten_timings
+from tests.template import with_template
 from workflow.campaign import specs
 from workflow.campaign.config import Config
 from workflow.storage import records
@@ -50,6 +51,12 @@ def loaded_config() -> Config:
 def config(loaded_config) -> Config:
     """The campaign's YAML, of which nothing was derived yet: a test may change a value for itself."""
     return replace(loaded_config)
+
+
+@pytest.fixture(scope="session")
+def uncommented(tmp_path_factory) -> Config:
+    """The campaign's YAML with the template of a user's own setting in it; a test may change a copy."""
+    return with_template(tmp_path_factory.mktemp("uncommented"))
 
 
 @pytest.fixture

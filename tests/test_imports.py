@@ -60,6 +60,7 @@ OWN = {
 SHARED = {"workflow.command_line", "workflow.job_environment"}
 # file -> modules that it may import besides
 BESIDES = {
+    "workflow/campaign/specs.py": {"workflow.data.layout"},  # standard library only
     "workflow/launch/startup.py": {"workflow.data.layout"},
     "workflow/launch/submit.py": {"workflow.data.layout", "workflow.runtime.job"},
     "workflow/runtime/job.py": {"workflow.campaign.kinds", "workflow.data.worker_processes"},

@@ -28,7 +28,7 @@ def test_every_row_of_the_tables_is_measured(config):
         sections = {section for section, configuration in tasks if benchmarks.name(configuration) == at}
         measured = {run for section in sections for run in config.items["sections"][section]}
         for table in config.items["tables"]:
-            assert {row["run"] for row in config.items["tables"][table]} <= measured
+            assert {row["run"] for row in config.rows(table)} <= measured
     assert ("deit_small", "cuda-compiled-bf16-sweep") in [(s, benchmarks.name(p)) for s, p in tasks]
 
 

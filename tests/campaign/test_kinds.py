@@ -77,6 +77,8 @@ def test_every_target_is_derived_as_its_path_says(config):
         ("dense_prediction", {"host": "deit_small"}),
         ("fetch", {"tag": "x"}),
         ("throughput", {"group": "x", "configuration": "cpu-fused-fp32-b32"}),
+        ("throughput", {"group": "methods_host", "configuration": "cpu-fused-fp32-b32"}),
+        ("train", {"run": "host"}),
     ],
 )
 def test_names_that_name_no_job_are_refused(config, kind, names):

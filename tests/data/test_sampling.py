@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from workflow.data.layout import DataError
 from workflow.data.sampling import EpochSampler, SeededDraws
 
 
@@ -71,6 +70,13 @@ def test_the_ranks_of_a_step_share_its_global_batch():
         assert ours == set(alone[8 * step : 8 * step + 8])
 
 
-def test_too_few_images_for_a_batch_is_said():
-    with pytest.raises(DataError, match="less than one global batch of 64"):
-        EpochSampler(50, 64, 0, 1, 0, 1)
+def test_fewer_images_than_a_batch_are_drawn_again_until_it_is_full():
+    (drawn,) = draws(size=5, batch=12)
+    images = [image for _, image in drawn]
+    assert len(images) == 12
+    assert sorted(images[:5]) == sorted(images[5:10]) == list(range(5))
+    assert len({seed for seed, _ in drawn}) == 12  # each draw has an augmentation of its own
+    ranks = draws(size=5, batch=12, world=2)
+    assert sorted(image for rank in ranks for _, image in rank) == sorted(images)
+    (repeated,) = indices(size=5, batch=12, repeats=3)
+    assert {repeated.count(index) for index in set(repeated)} == {3}

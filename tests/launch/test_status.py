@@ -209,6 +209,18 @@ def test_costs_follow_from_measured_epochs(attempt, spec, config):
     assert f"about {hours:.2f} GPU-hours" in forecast.by_target([cost], {})[0]
 
 
+def test_a_method_costs_about_what_its_dense_model_took(place, uncommented):
+    """Before the first step of the method: the host took 36 s an epoch."""
+    config = replace(uncommented)
+    config.classes["mydata"] = 3  # of images that are not there
+    paths = [f"results/mydata/runs/{run}/train.json" for run in ("host", "host-tome", "host-continued")]
+    specs_by_path = {path: targets.spec_of(config, path) for path in paths}
+    epochs(attempts.begin(kinds.job_folder(paths[0]), specs_by_path[paths[0]]), 30)
+    host, *others = forecast.of_trainings(config, specs_by_path)
+    assert host.hours == 0
+    assert [(cost.hours, cost.basis) for cost in others] == [(pytest.approx(30 * 36 / 3600), forecast.DENSE)] * 2
+
+
 def test_each_table_has_its_own_estimate_and_shared_trainings_count_once_in_all():
     costs = [forecast.Cost(f"results/runs/{run}/train.json", 10.0, "GPU", "") for run in "abc"]
     paths = [cost.path for cost in costs]

@@ -56,7 +56,7 @@ def test_it_shows_every_method_by_the_common_protocol(config, measured):
 
 
 def test_both_sizes_have_every_method_by_both_protocols(config):
-    rows = pd.DataFrame(config.items["tables"]["methods"])
+    rows = pd.DataFrame(config.rows("methods"))
     for _, of_size in rows.groupby("backbone"):
         common = of_size[of_size["protocol"] == "common"]
         own = of_size[of_size["protocol"] == "own"]
@@ -65,7 +65,7 @@ def test_both_sizes_have_every_method_by_both_protocols(config):
 
 
 def test_who_needs_training_has_other_parts_or_predicts_from_other_tokens_than_a_dense_model(config):
-    rows = config.items["tables"]["methods"]
+    rows = config.rows("methods")
     needed = {row["method"]: row["needs_training"] for row in rows}
     assert all(row["needs_training"] == needed[row["method"]] for row in rows)
     for row in rows:
@@ -81,7 +81,7 @@ def test_the_common_protocol_differs_only_in_the_task(config):
     expected = {"epochs": 30, "lr": 1e-3, "lr_base_batch": 1024, "batch_size": 1024, "warmup_epochs": 20}
     expected |= {"min_lr": 1e-5, "weight_decay": 0.05, "mixup": 0.8, "auto_augment": "rand-m9-mstd0.5-inc1"}
     assert common.items() >= expected.items()
-    for row in config.items["tables"]["methods"]:
+    for row in config.rows("methods"):
         if row["protocol"] != "common":
             continue
         recipe, run = specs.recipe_of(config, None, row["run"]), config.runs[row["run"]]

@@ -1,5 +1,6 @@
 """What MLflow shows of searches and evaluations, described without MLflow."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,16 @@ def test_a_runs_page_says_what_how_where_how_long_and_how_to_make_it_again(descr
         "results/demo/runs/dynamic_deit_tiny/train.json",
     ):  # fmt: skip
         assert messages in note
+
+
+def test_a_page_says_by_which_method_a_host_is_reduced(uncommented):
+    config = replace(uncommented)
+    config.classes["mydata"] = 3  # of images that are not there
+    spec = specs.train_spec(config, "mydata", "host-tome")
+    note = runs.page(config, "mydata", Path("results/mydata/runs/host-tome"), spec, None)
+    assert "- model: `vit_tiny_patch16_224.augreg_in21k_ft_in1k` (drop_path_rate=0.1, num_classes=3)" in note
+    assert "- reduced by: `tome` (r=13)" in note
+    assert "- starts from `host`" in note
 
 
 def test_the_command_names_the_record_of_every_kind_of_job(config):

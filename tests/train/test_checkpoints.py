@@ -124,7 +124,7 @@ def test_epochs_are_shares_of_the_training_without_its_end():
 
 
 def test_only_the_row_that_asks_for_them_has_them_in_its_spec(config):
-    for row in config.runs:
+    for row in filter(lambda row: config.has_row(row, "demo"), config.runs):
         assert ("snapshots" in specs.train_spec(config, "demo", row)) == (row == RUN)
     given = {"file": "a.pth", "sha256": "0" * 64}
     assert "snapshots" not in specs.evaluate_spec(config, "demo", RUN, given)

@@ -22,7 +22,6 @@ from workflow.runtime import device as devices
 from workflow.runtime.distributed import DistributedContext
 from workflow.train import checkpoints, factory, macs
 
-PATCHES = 196  # that `r` is meant for
 TIMING_S = 0.2  # of a model in a round; there are four times as many models as in a table's section
 
 
@@ -102,11 +101,9 @@ def arguments(model: dict, patches: int) -> dict:
     `r` is of 196 patches. ATS has no ratio of its own, and here keeps as many of its best patches as Top-K.
     """
     kwargs = model["kwargs"]
-    if "r" in kwargs:
-        return {**kwargs, "r": max(1, round(kwargs["r"] * patches / PATCHES))}
     if model["method"] == "ats":
         return {"keep_profile": [round(kwargs["keep_ratio"] ** times, 6) for times in (1, 2, 3)]}
-    return kwargs
+    return factory.scaled(kwargs, patches)
 
 
 # -- accuracy -----------------------------------------------------------------------------------
@@ -167,7 +164,7 @@ def time_all(
     methods: list[dict], modules: dict[str, nn.Module], source: loaders.ImageSource, spec: dict, machine: dict
 ) -> dict:
     """Time the models on validation images, each with a copy of the weights, as a format may change them in place."""
-    images = timed_images(source, spec["batch_size"])
+    images, _ = source.timed(spec["batch_size"])
     described = []
     copies = []
     for method in methods:
@@ -177,13 +174,6 @@ def time_all(
             copies.append(copy.deepcopy(module))
     inputs = [images] * len(copies)
     return throughput.time_models(described, copies, inputs, spec, machine, TIMING_S)
-
-
-def timed_images(source: loaders.ImageSource, count: int) -> Tensor:
-    """Return validation images (count, 3, H, W), evenly spaced over the split, and again if it has fewer."""
-    available = min(count, len(source.evaluation_set("val")))
-    images, _ = source.spaced(available)
-    return images.repeat(-(-count // available), 1, 1, 1)[:count]
 
 
 def describe(module: nn.Module, images: Tensor, spec: dict) -> dict:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from workflow.bench import modes, monitor, roofline, statistics
@@ -27,7 +26,6 @@ from workflow.storage.warnings import read as read_warnings
 from workflow.storage.warnings import to_json
 from workflow.train import factory, macs
 
-IMAGENET = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
 WARM_UP_PASSES = 2
 HEAT_UP_S = {"cpu": 0.0, "cuda": 3.0}
 LAUNCHES = 3
@@ -159,16 +157,20 @@ def make_inputs(
     Models with trained weights get real images; the others get noise, which has no names.
     """
     names = None
-    of_size = {}
-    for size in {factory.image_size(module) for module in modules}:
-        if "images" in spec:
-            config = {**IMAGENET, "input_size": (3, *size)}
-            images = spec["images"]
-            source = loaders.ImageSource(images["data"], site, images, config, DistributedContext(device))
-            of_size[size], names = source.spaced(spec["batch_size"])
-        else:
-            of_size[size] = torch.randn(spec["batch_size"], 3, *size, device=device)
-    return [of_size[factory.image_size(module)] for module in modules], names
+    of_config: dict[tuple, Tensor] = {}
+    inputs = []
+    for module in modules:
+        config = factory.data_config(module)
+        key = (*config["input_size"], *config["mean"], *config["std"]) if "images" in spec else config["input_size"]
+        if key not in of_config:
+            if "images" in spec:
+                images = spec["images"]
+                source = loaders.ImageSource(images["data"], site, images, config, DistributedContext(device))
+                of_config[key], names = source.timed(spec["batch_size"])
+            else:
+                of_config[key] = torch.randn(spec["batch_size"], *config["input_size"], device=device)
+        inputs.append(of_config[key])
+    return inputs, names
 
 
 def describe(model: dict, module: nn.Module, images: Tensor) -> dict:

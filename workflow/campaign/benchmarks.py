@@ -122,13 +122,14 @@ def throughput_spec(config: Config, setting: str, group: str, configuration: dic
     trained = (weights or config.settings[setting]["throughput"]["weights"]) == "trained"
     models = []
     for row in config.items["sections"][group]:
-        model = {"run": row, **model_of(config, row)}
+        model = {"run": row, **_timed_model(config, setting, row)}
         profile = config.items["profiles"].get(row)
         if profile and trained:
             training = train_spec(config, setting, row)
             model |= training["model"] | {"weights": reference(training)}
         elif profile:
-            model |= {"kwargs": model["kwargs"] | profile, "profile": "assumed"}
+            key = "options" if "method" in model else "kwargs"
+            model |= {key: model[key] | profile, "profile": "assumed"}
         models.append(model)
     spec = {"kind": "throughput", "section": group, "models": models, **configuration}
     if any("weights" in model for model in models):
@@ -136,6 +137,11 @@ def throughput_spec(config: Config, setting: str, group: str, configuration: dic
         shown = {key: recipe[key] for key in ("interpolation", "crop_pct")}
         spec["images"] = {"data": data_of(config, setting), **shown}
     return spec
+
+
+def _timed_model(config: Config, setting: str, row: str) -> dict:
+    """Return a row's model at the paper's size, or as it is if it is of the setting's own host."""
+    return model_of(config, row, setting if config.is_of_host(row) else None)
 
 
 def throughput_path(root: str, group: str, configuration: dict) -> str:
@@ -163,7 +169,7 @@ def training_cost_spec(config: Config, setting: str, group: str, configuration: 
     for row in config.items["sections"][group]:
         recipe = recipe_of(config, None, row) | {"device_batch": None}  # the batch sizes are the configuration's
         if "search" not in recipe and not any(role in config.runs[row] for role in ROLES):
-            models.append({"run": row, "model": model_of(config, row), "recipe": recipe})
+            models.append({"run": row, "model": _timed_model(config, setting, row), "recipe": recipe})
     return {"kind": "training_cost", "section": group, "models": models, **configuration}
 
 

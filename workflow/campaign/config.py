@@ -14,6 +14,8 @@ from workflow.command_line import nearest
 CONFIG = Path(__file__).parent.parent / "config"
 SEEDS = [0, 1, 2]  # of a row that names none
 CLAIMS = "claims"  # the ledger, by which it is called among tables and figures
+HOST = "host"  # a setting's own model: its key in the setting, the model of the rows that are of it, and the first row
+OF_HOST = {"hosts": {HOST: "trained"}, "shrink": {}, "measure": {}}  # what such a setting need not say
 FILES = {name: CONFIG / f"{name}.yaml" for name in ("settings", "recipes", "runs", "items")}
 
 
@@ -59,18 +61,23 @@ def read_yaml(path: Path) -> dict:
 
 @dataclass(frozen=True)
 class Config:
-    """The content of workflow/config/, as read; `records` keeps what kinds.py derived from it."""
+    """The content of workflow/config/, as read; `records` and `classes` keep what kinds.py and specs.py derived."""
 
     settings: dict
     recipes: dict
     runs: dict
     items: dict
     records: dict = field(default_factory=dict, init=False, repr=False, compare=False)
+    classes: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def load(cls, files: dict[str, Path] = FILES) -> "Config":
         """Return the files' content; schema.load also checks it. Raises ConfigError."""
-        return cls(**{name: read_yaml(path) for name, path in files.items()})
+        content = {name: read_yaml(path) for name, path in files.items()}
+        for name, setting in content["settings"].items():
+            if isinstance(setting, dict) and HOST in setting:
+                content["settings"][name] = OF_HOST | setting
+        return cls(**content)
 
     def setting_of(self, root: str) -> str:
         """Return the setting whose results folder is `root` ("results/demo" -> "demo")."""
@@ -92,14 +99,38 @@ class Config:
         """Return the seeds of a row."""
         return self.runs[row].get("seeds", SEEDS)
 
-    def rows(self, item: str) -> list[dict]:
+    def is_of_host(self, row: str) -> bool:
+        """Return whether a row is of the model that a setting names as its `host`."""
+        return self.runs[row]["model"] == HOST
+
+    def has_row(self, row: str, setting: str | None) -> bool:
+        """Return whether a setting has a row; None: whether the row has the paper's size.
+
+        A setting with a `host` has the rows of that, and the others have all the rest.
+        """
+        return self.is_of_host(row) == (setting is not None and HOST in self.settings[setting])
+
+    def sections(self, setting: str) -> list[str]:
+        """Return the benchmark groups that a setting has."""
+        sections = self.items["sections"]
+        return [group for group in sections if self.has_row(sections[group][0], setting)]
+
+    def rows(self, item: str, setting: str | None = None) -> list[dict]:
         """Return the rows of a table or a figure that shows runs (of others none), or of the paper's tables for its
-        claims.
+        claims; of these the ones that the setting has, or without a setting those of the paper's size.
+
+        Rows of a setting's host are called by the host's name.
         """
         tables, figures = self.items["tables"], self.items["figures"]
         if item == CLAIMS:
-            return [row for table in self.paper_tables for row in tables[table]]
-        return tables[item] if item in tables else figures.get(item, {}).get("rows", [])
+            rows = [row for table in self.paper_tables for row in tables[table]]
+        else:
+            rows = tables[item] if item in tables else figures.get(item, {}).get("rows", [])
+        rows = [row for row in rows if self.has_row(row["run"], setting)]
+        if setting is None or HOST not in self.settings[setting]:
+            return rows
+        name = self.settings[setting][HOST]["model"]
+        return [row | {"backbone": name} if row.get("backbone") == HOST else row for row in rows]
 
     @property
     def tables(self) -> list[str]:
@@ -107,9 +138,25 @@ class Config:
         return [*self.items["tables"], *self.items["compiled"]]
 
     def tables_of(self, setting: str) -> list[str]:
-        """Return the tables that a setting has: all but those that are only of other images."""
+        """Return the tables that a setting has: all but those that are only of other images, or of other rows."""
         images = self.settings[setting]["data"]["name"]
-        return [table for table in self.tables if self.items["only_of"].get(table, images) == images]
+        tables = [table for table in self.tables if self.items["only_of"].get(table, images) == images]
+        return [table for table in tables if table in self.items["compiled"] or self.rows(table, setting)]
+
+    def figures_of(self, setting: str) -> list[str]:
+        """Return the figures that a setting has: those that show a table, an analysis or rows that it has."""
+        tables = self.tables_of(setting)
+        figures = []
+        for figure, entry in self.items["figures"].items():
+            runs = [self.items["analyses"][name]["run"] for name in self.analyses(figure)]
+            has_runs = any(self.has_row(run, setting) for run in runs)
+            if has_runs or self.rows(figure, setting) or set(entry.get("tables", [])) & set(tables):
+                figures.append(figure)
+        return figures
+
+    def has_claims(self, setting: str) -> bool:
+        """Return whether a setting has rows that the paper's claims compare."""
+        return bool(self.rows(CLAIMS, setting))
 
     @property
     def paper_tables(self) -> list[str]:
@@ -120,9 +167,9 @@ class Config:
         """Return the analyses of trained models that a figure shows; a table shows none."""
         return self.items["figures"].get(item, {}).get("analyses", [])
 
-    def sections_of(self, item: str) -> list[str]:
-        """Return the benchmark groups of an item's rows, in the rows' order."""
-        return list(dict.fromkeys(row["section"] for row in self.rows(item)))
+    def sections_of(self, item: str, setting: str | None = None) -> list[str]:
+        """Return the benchmark groups of an item's rows, as `rows` has them, in the rows' order."""
+        return list(dict.fromkeys(row["section"] for row in self.rows(item, setting)))
 
     def request(self, setting: str, item: str) -> dict:
         """Return which benchmark groups of an item the setting trains, which it times, and how many seeds of each row.
@@ -134,7 +181,7 @@ class Config:
             return {"seeds": None} | measure[item]
         if item == CLAIMS:  # beyond what tables and figures measure, nothing
             return {"train": [], "time": [], "seeds": None}
-        groups = self.sections_of(item)
+        groups = self.sections_of(item, setting)
         return {"train": groups, "time": groups, "seeds": 1}
 
 

@@ -131,13 +131,21 @@ def _fetch_spec(config: Config, setting: str, tag: str) -> dict:
 
 
 def _throughput_spec(config: Config, setting: str, group: str, configuration: str) -> dict:
+    _check_group(config, setting, group)
     shown = benchmarks.throughput_configuration(config, setting, group)
     return benchmarks.throughput_spec(config, setting, group, benchmarks.parse(configuration, shown))
 
 
 def _training_cost_spec(config: Config, setting: str, group: str, configuration: str) -> dict:
+    _check_group(config, setting, group)
     shown = benchmarks.training_cost_configuration(config, setting)
     return benchmarks.training_cost_spec(config, setting, group, benchmarks.parse_training_cost(configuration, shown))
+
+
+def _check_group(config: Config, setting: str, group: str) -> None:
+    """Raise KeyError for a benchmark group that the setting does not have."""
+    if group not in config.sections(setting):
+        raise KeyError(f"{setting} has no benchmark group {group}")
 
 
 # -- the names of a setting's jobs
@@ -148,11 +156,13 @@ def _single_job(config: Config, setting: str) -> list[dict[str, str]]:
 
 
 def _runs(config: Config, setting: str) -> list[dict[str, str]]:
-    return [{"run": run_name(row, seed)} for row in config.runs for seed in config.seeds(row)]
+    rows = [row for row in config.runs if config.has_row(row, setting)]
+    return [{"run": run_name(row, seed)} for row in rows for seed in config.seeds(row)]
 
 
 def _searches(config: Config, setting: str) -> list[dict[str, str]]:
-    rows = [row for row in config.runs if "search" in specs.recipe_of(config, setting, row)]
+    rows = [row for row in config.runs if config.has_row(row, setting)]
+    rows = [row for row in rows if "search" in specs.recipe_of(config, setting, row)]
     return [{"run": run_name(row, seed)} for row in rows for seed in config.seeds(row)]
 
 
@@ -166,7 +176,8 @@ def _evaluations(config: Config, setting: str) -> list[dict[str, str]]:
 
 
 def _analyses(config: Config, setting: str) -> list[dict[str, str]]:
-    return [{"analysis": name} for name in config.items["analyses"]]
+    analyses = config.items["analyses"].items()
+    return [{"analysis": name} for name, entry in analyses if config.has_row(entry["run"], setting)]
 
 
 def _hosts(config: Config, setting: str) -> list[dict[str, str]]:
@@ -179,7 +190,7 @@ def _throughput_names(config: Config, setting: str, group: str) -> dict[str, str
 
 
 def _throughputs(config: Config, setting: str) -> list[dict[str, str]]:
-    return [_throughput_names(config, setting, group) for group in config.items["sections"]]
+    return [_throughput_names(config, setting, group) for group in config.sections(setting)]
 
 
 def _training_cost_names(config: Config, setting: str, group: str) -> dict[str, str]:
@@ -188,7 +199,7 @@ def _training_cost_names(config: Config, setting: str, group: str) -> dict[str, 
 
 
 def _training_costs(config: Config, setting: str) -> list[dict[str, str]]:
-    return [_training_cost_names(config, setting, group) for group in config.items["sections"]]
+    return [_training_cost_names(config, setting, group) for group in config.sections(setting)]
 
 
 # -- the numbers of a record's results that MLflow shows

@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
 from workflow.campaign import benchmarks, kinds, specs
-from workflow.campaign.config import CLAIMS, CONFIG, FILES, Config, ConfigError, nearest, read_yaml, run_name
+from workflow.campaign.config import CLAIMS, CONFIG, FILES, HOST, Config, ConfigError, nearest, read_yaml, run_name
 
 SCHEMA = CONFIG / "schema.yaml"
 # how timm, evovit and baselines register the names of models (timm's former ones, too), tasks and optimizers
@@ -126,14 +126,15 @@ def references(config: Config) -> Iterator[tuple[str, str, str, Collection[str]]
         for item, request in setting["measure"].items():
             yield "settings", f"{name}.measure", item, [*items["tables"], *items["figures"], CLAIMS]
             for group in (*request["train"], *request["time"]):
-                yield "settings", f"{name}.measure.{item}", group, config.sections_of(item)
+                yield "settings", f"{name}.measure.{item}", group, config.sections_of(item, name)
         for group in setting["throughput"]["batch_size_of"]:
             yield "settings", f"{name}.throughput.batch_size_of", group, [*items["sections"], benchmarks.OFFTHESHELF]
+        rows = [row for row in runs if config.has_row(row, name)]
         for part in ("checkpoints", "models", "hosts"):
             for run in setting.get(part, {}):
-                yield "settings", f"{name}.{part}", run, runs
+                yield "settings", f"{name}.{part}", run, rows
         for key, evaluation in setting.get("evaluations", {}).items():
-            yield "settings", f"{name}.evaluations.{key}.run", evaluation["run"], runs
+            yield "settings", f"{name}.evaluations.{key}.run", evaluation["run"], rows
         for recipe in setting.get("recipes", {}):
             yield "settings", f"{name}.recipes", recipe, recipes
 
@@ -151,6 +152,8 @@ def references_to_code(config: Config) -> Iterator[tuple[str, str, str, Collecti
             changes.append(("settings", f"{name}.recipes.{recipe}", values))
         for row, entry in setting.get("models", {}).items():
             models.append(("settings", f"{name}.models.{row}.model", entry["model"]))
+        if HOST in setting:
+            models.append(("settings", f"{name}.{HOST}.model", setting[HOST]["model"]))
     for file, location, values in changes:
         if "task" in values:
             yield file, f"{location}.task", values["task"], registered("tasks")
@@ -160,6 +163,8 @@ def references_to_code(config: Config) -> Iterator[tuple[str, str, str, Collecti
             optimizer = values["optimizer"].lower().rpartition("_")[2]  # of lookahead_adamw
             yield file, f"{location}.optimizer", optimizer, registered("optim")
     for file, location, model in models:
+        if model == HOST and not location.endswith(f".{HOST}.model"):
+            continue  # the setting's own
         yield file, location, model.partition(".")[0], registered("models")  # without timm's tag
 
 
@@ -184,10 +189,11 @@ def registered(kind: str) -> set[str]:
 
 def rows_by_location(config: Config) -> Iterator[tuple[str, dict]]:
     """Yield every row of the tables and figures with the key where items.yaml has it."""
-    for kind, end in (("tables", ""), ("figures", ".rows")):
-        for item in config.items[kind]:
-            for index, row in enumerate(config.rows(item)):
-                yield f"{kind}.{item}{end}.{index}", row
+    rows = {f"tables.{table}": rows for table, rows in config.items["tables"].items()}
+    rows |= {f"figures.{name}.rows": entry.get("rows", []) for name, entry in config.items["figures"].items()}
+    for location, of_item in rows.items():
+        for index, row in enumerate(of_item):
+            yield f"{location}.{index}", row
 
 
 def faults_of_recipes(config: Config, keys: set[str]) -> Iterator[tuple[str, str]]:
@@ -293,7 +299,21 @@ def faults_of_settings(config: Config) -> Iterator[tuple[str, str]]:
                     f"{name}.evaluations.{key} has {given}, but {FILES['items']} (published.{key}) says {needed}; take "
                     "these, or give the evaluation another name.",
                 )
+        if HOST in setting:
+            yield from (("settings", sentence) for sentence in faults_of_host(name, setting))
         try:
             benchmarks.check(setting["throughput"])
         except benchmarks.BenchmarkError as error:
             yield "settings", f"{name}.throughput: {error}"
+
+
+def faults_of_host(name: str, setting: dict) -> Iterator[str]:
+    """Yield faults of a setting's own model: weights that nothing names, and what only DeiT's rows have."""
+    model = setting[HOST]["model"]
+    if "checkpoint" not in setting[HOST] and HOST not in setting.get("checkpoints", {}) and "." not in model:
+        yield (
+            f"{name}.{HOST}.model is {model!r}, which names no weights; add the tag of those on timm's hub "
+            f"(timm.list_pretrained('{model}*') lists them), or `checkpoint: {{file: <path>, sha256: <its sha256>}}`."
+        )
+    if setting["shrink"]:
+        yield f"{name}.shrink is of DeiT's and LeViT's rows, which a setting with a `{HOST}` lacks; use {HOST}.kwargs."

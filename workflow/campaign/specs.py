@@ -8,14 +8,15 @@ import hashlib
 import json
 from pathlib import Path
 
-from workflow.campaign.config import Config, run_name
+from workflow.campaign.config import HOST, Config, ConfigError, run_name
+from workflow.data import layout
 from workflow.storage import files
 
 ROLES = ("start", "teacher")  # whose weights a run starts from, and learns from
 EVALUATED = ("name", "batch_size", "threads", "amp", "interpolation", "crop_pct")
 SAMPLE_IMAGES = "scikit-learn"  # instead of a folder of photographs: the two that it comes with
 NAMED = ("optimizer", "auto_augment")  # of a recipe's values those that are timm's names
-OF_TRAININGS = (*ROLES, "snapshots")  # what only a training has
+OF_TRAININGS = (*ROLES, "pretrained", "snapshots")  # what only a training has
 OF_HOSTS = ("offtheshelf", "dense_prediction")  # kinds of jobs that reduce a setting's `hosts` as they are
 TRAINED = "trained"  # instead of a checkpoint: the weights that the setting's own training ended with
 
@@ -67,15 +68,37 @@ def model_of(config: Config, row: str, setting: str | None = None) -> dict:
     kwargs = dict(entry.get("kwargs", {}))
     if setting is not None:
         kwargs |= scale["shrink"].get(entry["family"], {})
-        kwargs["num_classes"] = scale["data"]["num_classes"]
-    return {"name": entry["model"], "kwargs": kwargs}
+        kwargs["num_classes"] = num_classes(config, setting)
+    if not config.is_of_host(row):
+        return {"name": entry["model"], "kwargs": kwargs}
+    host = scale[HOST]
+    model = {"name": host["model"], "kwargs": kwargs | host.get("kwargs", {})}
+    if "method" in entry:  # of from_timm, with its keywords
+        model |= {"method": entry["method"], "options": entry.get("options", {})}
+    return model
+
+
+def num_classes(config: Config, setting: str) -> int:
+    """Return how many classes a setting's images have: as it says, or as many as there are class folders.
+
+    Raises ConfigError if there are no such folders.
+    """
+    data = config.settings[setting]["data"]
+    if "num_classes" in data:
+        return data["num_classes"]
+    if setting not in config.classes:
+        try:
+            config.classes[setting] = layout.count_classes(setting, data)
+        except layout.DataError as error:
+            raise ConfigError(str(error)) from None
+    return config.classes[setting]
 
 
 def data_of(config: Config, setting: str) -> dict:
     """Return what the data are, without where they are and how many processes read them."""
     data = config.settings[setting]["data"]
-    named = ("name", "reader", "image_column", "label_column", "train", "val", "num_classes")
-    return {key: data[key] for key in named if key in data}
+    named = ("name", "reader", "image_column", "label_column", "train", "val")
+    return {key: data[key] for key in named if key in data} | {"num_classes": num_classes(config, setting)}
 
 
 def train_spec(config: Config, setting: str, run: str) -> dict:
@@ -117,11 +140,17 @@ def fetch_spec(checkpoint: dict) -> dict:
 
 
 def checkpoints(config: Config, setting: str) -> list[dict]:
-    """Return the weights that the setting's `checkpoints`, `evaluations` and `hosts` name."""
+    """Return the weights that the setting's `checkpoints`, `evaluations`, `hosts` and `host` name."""
     scale = config.settings[setting]
     evaluated = [entry["checkpoint"] for entry in scale.get("evaluations", {}).values()]
     hosts = [weights for weights in scale["hosts"].values() if weights != TRAINED]
-    return [*scale.get("checkpoints", {}).values(), *evaluated, *hosts]
+    pretrained = [host_checkpoint(scale)] if HOST in scale else []
+    return [*scale.get("checkpoints", {}).values(), *evaluated, *hosts, *pretrained]
+
+
+def host_checkpoint(scale: dict) -> dict:
+    """Return the pretrained weights of a setting's host: those that it names, or else those of its name on the hub."""
+    return scale[HOST].get("checkpoint", {"timm": scale[HOST]["model"]})
 
 
 def search_spec(config: Config, setting: str, run: str) -> dict:
@@ -139,6 +168,8 @@ def search_spec(config: Config, setting: str, run: str) -> dict:
 
 def _run_spec(config: Config, setting: str, run: str) -> dict:
     row, seed = config.split_run(run)
+    if not config.has_row(row, setting):
+        raise KeyError(f"{setting} has no {run}")
     spec = {
         "kind": "train",
         "run": run,
@@ -155,6 +186,8 @@ def _run_spec(config: Config, setting: str, run: str) -> dict:
             # the run of the same seed if that row has it, so that seeds stay independent
             other_seed = seed if seed in config.seeds(other) else 0
             spec[role] = reference(train_spec(config, setting, run_name(other, other_seed)))
+    if config.is_of_host(row) and "start" not in config.runs[row]:
+        spec["pretrained"] = host_checkpoint(config.settings[setting])
     if "snapshots" in config.runs[row]:
         spec["snapshots"] = config.runs[row]["snapshots"]
     return spec
@@ -227,9 +260,9 @@ def needed_records(spec: dict) -> list[str]:
     references = [spec[role] for role in ROLES if role in spec]
     references += [model["weights"] for model in spec.get("models", []) if "weights" in model]
     paths = [f"runs/{needed['run']}/{needed['job']}.json" for needed in references]
-    checkpoint = spec.get("checkpoint", {})
-    if "timm" in checkpoint:
-        paths.append(f"weights/{checkpoint['timm']}.json")
+    for key in ("checkpoint", "pretrained"):
+        if "timm" in spec.get(key, {}):
+            paths.append(f"weights/{spec[key]['timm']}.json")
     return list(dict.fromkeys(paths))
 
 
@@ -243,12 +276,15 @@ def data_spec(config: Config, setting: str) -> dict:
 def preflight_spec(config: Config, setting: str) -> dict:
     """Return the spec of the job that builds every model of the setting, and of the paper, without weights, and looks
     up what its recipes name."""
-    models = [model_of(config, row, scale) for scale in (setting, None) for row in config.runs]
-    recipes = [recipe_of(config, setting, row) for row in config.runs]
+    has_host = HOST in config.settings[setting]
+    scales = (setting,) if has_host else (setting, None)  # a host has one size
+    models = [model_of(config, row, scale) for scale in scales for row in config.runs if config.has_row(row, scale)]
+    recipes = [recipe_of(config, setting, row) for row in config.runs if config.has_row(row, setting)]
     named = {key: {recipe.get(key) for recipe in recipes} - {None} for key in NAMED}
     by_text = {json.dumps(model, sort_keys=True): model for model in models}
-    return {
+    spec = {
         "kind": "preflight",
         "models": [by_text[text] for text in sorted(by_text)],  # each once
         "recipes": {key: sorted(names) for key, names in named.items()},
     }
+    return spec | {"source": f"settings.yaml, {setting}.{HOST}"} if has_host else spec

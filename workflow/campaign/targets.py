@@ -6,7 +6,7 @@ Snakemake plans with rules; status and forecast, which write nothing, use this m
 from pathlib import Path
 
 from workflow.campaign import benchmarks, kinds
-from workflow.campaign.config import CLAIMS, Config, nearest, run_name
+from workflow.campaign.config import CLAIMS, HOST, Config, nearest, run_name
 
 DEFAULT = "results/table1.csv"  # where no target is named
 WHOLE = "whole"
@@ -38,6 +38,9 @@ def spec_of(config: Config, target: str) -> dict | None:
     images = config.items["only_of"].get(name.partition(".")[0])
     if images is not None:
         raise TargetError.of(config, target, f" (it is only of {images}, not of the images of {setting})")
+    item = name.partition(".")[0]
+    if HOST in config.settings[setting] and item in (*config.tables, *config.items["figures"], CLAIMS):
+        raise TargetError.of(config, target, f" ({setting} has a host of its own, and no {item})")
     for kind in kinds.KINDS.values():
         match = kind.pattern.fullmatch(name)
         if match:
@@ -79,7 +82,7 @@ def item_records(config: Config, root: str, item: str) -> list[str]:
     measures only for them.
     """
     setting = config.setting_of(root)
-    measured, rows = config.request(setting, item), config.rows(item)
+    measured, rows = config.request(setting, item), config.rows(item, setting)
     others = config.items["figures"].get(item, {}).get("tables", [])
     analyses = config.analyses(item)
     if item == CLAIMS:
@@ -107,8 +110,9 @@ def item_records(config: Config, root: str, item: str) -> list[str]:
 def whole(config: Config, setting: str) -> list[str]:
     """Return the files of all items and of the claims that a setting has, below its results."""
     tables = [f"{name}.csv" for name in config.tables_of(setting)]
-    figures = [f"{name}.png" for name in config.items["figures"]]
-    return [*tables, *figures, f"{CLAIMS}.csv"]
+    figures = [f"{name}.png" for name in config.figures_of(setting)]
+    claims = [f"{CLAIMS}.csv"] if config.has_claims(setting) else []
+    return [*tables, *figures, *claims]
 
 
 def every(config: Config) -> list[str]:
@@ -123,7 +127,9 @@ def every(config: Config) -> list[str]:
 
 def item_files(config: Config, setting: str) -> list[str]:
     """Return the files of a setting's tables and figures, of the claims and the whole, below its results."""
-    tables, figures = [*config.tables_of(setting), CLAIMS], config.items["figures"]
+    tables, figures = config.tables_of(setting), config.figures_of(setting)
+    if config.has_claims(setting):
+        tables = [*tables, CLAIMS]
     ends = ("csv", "md", "html", "partial.csv", "partial.md", "partial.html")
     files = [f"{table}.{end}" for table in tables for end in ends]
     return [WHOLE, *files, *(f"{figure}.{end}" for figure in figures for end in ("png", "svg", "csv"))]
@@ -137,10 +143,11 @@ def profile(config: Config, setting: str) -> str:
 def caption(config: Config, root: str, output: str) -> str:
     """Return what the report says below the item in this file: what it shows, its command, and the runs behind it."""
     item, setting = Path(output).name.partition(".")[0], config.setting_of(root)
-    text = (
-        f"{config.items['captions'].get(item, f'{item}.')} Made in the setting {setting} by ``snakemake "
-        f"--profile {profile(config, setting)} {output}``"
-    )
+    captions = config.items["captions"]
+    shown = captions.get(item, f"{item}.")
+    if HOST in config.settings[setting]:
+        shown = captions.get(f"{item}_{HOST}", shown)
+    text = f"{shown} Made in the setting {setting} by ``snakemake --profile {profile(config, setting)} {output}``"
     if ".partial." in output:
         return f"{text}, from the records that were there."
     trained, timed, steps, compiled = [], [], [], []

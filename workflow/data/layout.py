@@ -207,8 +207,8 @@ def tar_files(split: Path) -> list[Path]:
 def check(setting: str, data: dict) -> None:
     """Raise DataError unless `data["root"]` holds both splits, as tar files or a folder per class.
 
-    `data` is a setting's data block. Only the names of folders are read here; the data job reads the images, tar files,
-    and the data set that `reader` names.
+    `data` is a setting's data block; without `num_classes` any number of classes will do. Only the names of folders are
+    read here; the data job reads the images, tar files, and the data set that `reader` names.
     """
     key = f"settings.yaml, {setting}.data.root: {data['root']}"
     root = Path(data["root"])
@@ -245,7 +245,7 @@ def check(setting: str, data: dict) -> None:
         if missing:
             differences.append(f"{folder} lacks {min(missing)!r}")
     for folder, names in classes.items():
-        if len(names) != data["num_classes"]:
+        if len(names) != data.get("num_classes", len(names)):
             expected = "; ".join([shape, *differences])
             raise DataError(
                 f"{folder} holds {len(names)} class folders, not {data['num_classes']} (workflow/config/{key}); "
@@ -258,9 +258,27 @@ def check(setting: str, data: dict) -> None:
         )
 
 
+def count_classes(setting: str, data: dict) -> int:
+    """Return how many classes a setting's images have whose `data` doesn't say so: that of its class folders.
+
+    Raises DataError for splits that are not in class folders, or not in the same ones.
+    """
+    key = f"settings.yaml, {setting}.data"
+    root = expand(data["root"], f"{key}.root")
+    check(setting, {**data, "root": str(root)})
+    train = root / data["train"]
+    if "reader" in data or tar_files(train):
+        raise DataError(
+            f"workflow/config/{key} lacks num_classes, and only class folders are counted before a start; add it."
+        )
+    return len(class_folders(train))
+
+
 def _flat(folder: Path, train: Path, key: str, shape: str) -> str:
     """Return the sentence about a split without class folders."""
     images = sum(kind == stat.S_IFREG for _, kind in _entries(folder))
+    if images == 0:
+        return f"{folder} is empty (workflow/config/{key}); expected {shape}. Put the images there, or set the folder."
     if images == 50_000 and any(folder.glob("ILSVRC2012_val_*.JPEG")):
         return (
             f"{folder} is the flat ImageNet validation set of 50,000 files (workflow/config/{key}); move each image "

@@ -100,6 +100,13 @@ class ImageSource:
         images = torch.cat([images for images, _ in self.load(dataset, indices, min(count, 256))])
         return images, [dataset.reader.names[index] for index in indices]
 
+    def timed(self, count: int) -> tuple[torch.Tensor, list[str]]:
+        """Return what `spaced` does; where the split has fewer images, they come again and again."""
+        available = min(count, len(self.evaluation_set("val")))
+        images, names = self.spaced(available)
+        times = -(-count // available)
+        return images.repeat(times, 1, 1, 1)[:count], (names * times)[:count]
+
 
 class TrainLoader:
     """One process's batches of the training split, from any step of any epoch.
@@ -111,6 +118,7 @@ class TrainLoader:
         batch_size: images of one process in one pass.
         accumulate: passes per step.
         steps: steps per epoch.
+        remarks: sentences for the user.
     """
 
     def __init__(self, source: ImageSource, seed: int):
@@ -128,6 +136,12 @@ class TrainLoader:
             context.world_size,
         )
         self.steps = self.sampler.steps
+        self.remarks: list[str] = []
+        if len(dataset) < recipe["batch_size"]:
+            self.remarks.append(
+                f"The training split has {len(dataset)} images, fewer than a batch of "
+                f"{recipe['batch_size']}: an epoch is one step, in which images come more than once."
+            )
         loader = Loader(
             SeededDraws(dataset),
             batch_size=self.batch_size,

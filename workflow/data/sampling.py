@@ -13,15 +13,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from workflow.data.layout import DataError
-
 
 class EpochSampler(Sampler[tuple[int, int]]):
     """Yield one rank's draws of one epoch, each (seed of the draw, index of the image).
 
     Each image of the epoch is drawn `repeats` times in a row, spread over the ranks, and the epoch ends after as many
-    draws as the data set has images (repeated augmentation, Hoffer et al. 2020). Only whole global batches are drawn.
-    Iteration begins with step `first` of epoch `epoch`.
+    draws as the data set has images (repeated augmentation, Hoffer et al. 2020). Only whole global batches are drawn; a
+    data set smaller than one is drawn from again and again until the batch is full. Iteration begins with step `first`
+    of epoch `epoch`.
 
     Args:
         size: number of images.
@@ -29,11 +28,6 @@ class EpochSampler(Sampler[tuple[int, int]]):
     """
 
     def __init__(self, size: int, batch_size: int, seed: int, repeats: int, rank: int, world: int):
-        if size < batch_size:
-            raise DataError(
-                f"The training split has {size} images, less than one global batch of "
-                f"{batch_size}; lower `batch_size` in workflow/config/."
-            )
         self.size = size
         self.batch_size = batch_size
         self.seed = seed
@@ -42,13 +36,14 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.world = world
         self.epoch = 0
         self.first = 0
-        self.steps = size // batch_size
+        self.steps = max(1, size // batch_size)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         draws = self.steps * self.batch_size
         images = math.ceil(draws / self.repeats)
         generator = torch.Generator().manual_seed(stream_seed(self.seed, self.epoch, "order"))
-        order = torch.randperm(self.size, generator=generator)[:images]
+        rounds = math.ceil(images / self.size)  # more than one where the batch is larger than the data set
+        order = torch.cat([torch.randperm(self.size, generator=generator) for _ in range(rounds)])[:images]
         order = order.repeat_interleave(self.repeats)[:draws].tolist()
         for position in range(self.first * self.batch_size + self.rank, draws, self.world):
             yield stream_seed(self.seed, self.epoch, position), order[position]

@@ -18,9 +18,10 @@ from workflow.storage.files import read_json
 LAYERWISE = 2 / 3  # of a training, before its schedule becomes stage-wise
 # what an estimate is based on
 EPOCHS = "epochs of the run or another seed"
+DENSE = "epochs of the dense model, which takes about as long"
 STEPS = "measured steps"
 SCALED = "other rows' steps, scaled by MACs"
-DENSE = "images/s of the dense model, which is the slowest, without loading"
+SPEEDS = "images/s of the dense model, which is the slowest, without loading"
 # what an estimate is of
 TRAINING, EVALUATION = "training(s)", "evaluation(s)"
 # why there is none, and what would give one
@@ -72,7 +73,7 @@ def _estimates(name: str, costs: list[Cost]) -> Iterator[str]:
             amount = f"{hours:,.0f}" if hours >= 10 else f"{hours:.2f}"
             counts = Counter(cost.basis for cost in known)
             bases = "; ".join(
-                f"{counts[basis]} from {basis}" for basis in (EPOCHS, STEPS, SCALED, DENSE) if counts[basis]
+                f"{counts[basis]} from {basis}" for basis in (EPOCHS, DENSE, STEPS, SCALED, SPEEDS) if counts[basis]
             )
             yield f"Estimate, {name}: {_count(known)}, about {amount} {device}-hours ({bases})."
 
@@ -128,8 +129,10 @@ class Forecast:
         self.macs_g = dict(_measured_macs(self.root))
 
     def of_training(self, path: str, spec: dict) -> Cost:
-        """Estimate from the epochs of the row's trainings, its measured steps, or those of another row."""
-        cost = _from_epochs(path, spec)
+        """Estimate from the epochs of the row's trainings or of the dense model that it starts from, from its measured
+        steps, or from those of another row.
+        """
+        cost = _from_epochs(path, spec) or _from_dense(path, spec)
         if cost is not None:
             return cost
         row = spec["row"]
@@ -150,7 +153,7 @@ class Forecast:
             return Cost(path, None, "", UNCOUNTED, EVALUATION)
         images_per_s, device = self.speeds[spec["run"]]
         hours = len(spec["models"]) * self.val_images / images_per_s / 3600
-        return Cost(path, hours, device, DENSE, EVALUATION)
+        return Cost(path, hours, device, SPEEDS, EVALUATION)
 
     def _from_steps(self, path: str, spec: dict, row: str, factor: float, basis: str) -> Cost:
         if self.images is None:
@@ -164,19 +167,35 @@ def _from_epochs(path: str, spec: dict) -> Cost | None:
     """Estimate from epochs of this run or another seed's; this run's finished epochs are not paid again."""
     own = job_folder(path)
     seeds = [own, *own.parent.glob(f"{spec['row']}-s[0-9]*"), own.parent / spec["row"]]
-    for folder in seeds:
+    return _from_folders(path, spec, seeds, spec["model"], EPOCHS)
+
+
+def _from_dense(path: str, spec: dict) -> Cost | None:
+    """Estimate from epochs of the model that a run starts from, if it is the same one without a method."""
+    dense = {"name": spec["model"]["name"], "kwargs": spec["model"]["kwargs"]}
+    if spec.get("start", {}).get("model") != dense:
+        return None
+    folder = job_folder(path).parent / spec["start"]["run"]
+    return _from_folders(path, spec, [folder], dense, DENSE)
+
+
+def _from_folders(path: str, spec: dict, folders: list[Path], model: dict, basis: str) -> Cost | None:
+    """Estimate from the first of the folders that has epochs of the model on the spec's images."""
+    own = job_folder(path)
+    wanted = {"model": model, "data": spec["data"]}
+    for folder in folders:
         for attempt in attempts.all_of(folder):
             epochs = journal.epochs(attempt.journal)
             epochs = [epoch for epoch in epochs if "epoch_s" in epoch]  # one whose metrics were lost has no time
             known = read_json(attempt.folder / "spec.json")
-            if not epochs or any(known.get(key) != spec[key] for key in ("model", "data")):
+            if not epochs or any(known.get(key) != value for key, value in wanted.items()):
                 continue
             finished = epochs[-1]["epoch"] if folder == own and known == spec else 0
             resources = read_json(attempt.folder / "job.json").get("resources", {})
             devices = max(1, resources.get("gpus", 0))
             epoch_s = statistics.median(epoch["epoch_s"] for epoch in epochs)
             hours = (spec["recipe"]["epochs"] - finished) * epoch_s * devices / 3600
-            return Cost(path, hours, "GPU" if resources.get("gpus") else "machine", EPOCHS)
+            return Cost(path, hours, "GPU" if resources.get("gpus") else "machine", basis)
     return None
 
 

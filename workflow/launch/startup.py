@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from workflow.campaign import benchmarks, kinds, schema, targets
-from workflow.campaign.config import ConfigError, nearest
+from workflow.campaign import benchmarks, kinds, schema, specs, targets
+from workflow.campaign.config import HOST, ConfigError, nearest
 from workflow.campaign.rule_inputs import NOT_OURS, Plan, own_resources
 from workflow.data import layout
 from workflow.launch import forecast, slurm, snakemake_options
@@ -74,6 +74,8 @@ def start(workflow, plan: Plan, command_line: CommandLine, stack: ExitStack) -> 
     rules = {rule.name: rule for rule in workflow.rules}
     check_resources(command_line, rules)
     requested = check_targets(plan, options, rules)
+    settings = sorted({targets.split_root(plan.config, path)[0] for path in requested})
+    count_classes(plan, settings)
     caps = workflow.global_resources
     compat.plan_jobs(workflow, plan.changed, lambda dag: check_jobs(plan, dag, options, caps))
     if not plan.runs_jobs:
@@ -81,7 +83,6 @@ def start(workflow, plan: Plan, command_line: CommandLine, stack: ExitStack) -> 
     check_profile(command_line.default_resources)
     if requested and all(path.endswith(PARTIAL) for path in requested):
         return  # reads existing records, also while another snakemake works
-    settings = sorted({targets.split_root(plan.config, path)[0] for path in requested})
     for setting in settings:
         check_data(setting, plan.config.settings[setting])
     try:
@@ -157,6 +158,8 @@ def _file(plan: Plan, name: str, rules: dict) -> str:
         targets.spec_of(plan.config, path)
         if os.path.isabs(name):
             sys.exit(f"{name}: targets are named from the clone's folder; say {path} there.")
+    except ConfigError as error:  # classes that can't be counted
+        sys.exit(str(error))
     except targets.TargetError as error:
         if "/" in path:  # every target has a folder
             sys.exit(str(error))
@@ -198,6 +201,15 @@ def check_profile(default_resources) -> None:
 # -- the data -------------------------------------------------------------------------------------
 
 
+def count_classes(plan: Plan, settings: list[str]) -> None:
+    """End snakemake if the classes of a setting, which its specs name, can't be counted."""
+    try:
+        for setting in settings:
+            specs.num_classes(plan.config, setting)
+    except ConfigError as error:
+        sys.exit(str(error))
+
+
 def check_data(setting: str, scale: dict) -> None:
     """End snakemake if the setting's images, or the weights that replace trainings, are missing.
 
@@ -208,14 +220,16 @@ def check_data(setting: str, scale: dict) -> None:
         root = layout.expand(data["root"], f"settings.yaml, {setting}.data.root")
         if data["name"] != "digits":  # written by the workflow itself
             layout.check(setting, {**data, "root": str(root)})
+        named = {"host.checkpoint": scale.get(HOST, {}).get("checkpoint", {})}
         for part in ("checkpoints", "hosts"):
-            for run, checkpoint in scale.get(part, {}).items():
-                key = f"{setting}.{part}.{run}"
-                if "file" in checkpoint and not layout.expand(checkpoint["file"], f"settings.yaml, {key}").is_file():
-                    sys.exit(
-                        f"No file {checkpoint['file']} (workflow/config/settings.yaml, {key}); download it "
-                        "there, or correct the path."
-                    )
+            named |= {f"{part}.{run}": checkpoint for run, checkpoint in scale.get(part, {}).items()}
+        for key, checkpoint in named.items():
+            key = f"{setting}.{key}"
+            if "file" in checkpoint and not layout.expand(checkpoint["file"], f"settings.yaml, {key}").is_file():
+                sys.exit(
+                    f"No file {checkpoint['file']} (workflow/config/settings.yaml, {key}); download it "
+                    "there, or correct the path."
+                )
     except layout.DataError as error:
         sys.exit(str(error))
 

@@ -77,7 +77,7 @@ def with_printed(config: Config, table: str, folder: Path, configurations: list[
     shown_elsewhere = set()
     if table in config.items["ours"]:
         shown_elsewhere = {row["section"] for row in config.rows(CLAIMS)}
-    for row in config.items["tables"][table]:
+    for row in config.rows(table):
         if row["section"] in shown_elsewhere:
             continue
         dense = config.items["sections"][row["section"]][0]

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from workflow.campaign.config import Config
+from workflow.campaign.config import HOST, Config
 from workflow.paper import results, sheet
 from workflow.paper.results import NOT_TIMED, Records
 from workflow.paper.tables import (
@@ -56,7 +56,8 @@ def frame_of(contents: list[dict], config: Config) -> pd.DataFrame:
 def line_of(record: dict, method: dict, config: Config) -> dict:
     """Return what a record says of a method at one strength, or of the dense model."""
     spec, images = record["spec"], record["results"]["val_images"]
-    line = {"host": spec["run"], "method": DENSE, "val_images": images}
+    host = spec["model"]["name"] if config.is_of_host(spec["row"]) else spec["run"]
+    line = {"host": host, "method": DENSE, "val_images": images}
     line["source"] = f"measured ({results.describe_training(record, config)})"
     is_dense = method["method"] is None
     if not is_dense:
@@ -128,8 +129,10 @@ def remarks(frame: pd.DataFrame) -> list[str]:
     if frame.empty:
         return [NOTHING]
     texts = [f"{host}: {text}" for host, text in dict(zip(frame["host"], frame["source"], strict=True)).items()]
+    is_host = (frame["host"] == HOST).any()  # which may have been fine-tuned
     texts += [
-        "nothing was trained for it; intervals are 95 %, over images that all models of a host share",
+        "no method was trained for it" if is_host else "nothing was trained for it",
+        "intervals are 95 %, over images that all models of a host share",
         "speed-up: the median of the ratios to the dense model's speed just before and after each round, with its 95 % "
         "interval; speeds are of the models that were evaluated, with the same weights, on validation images",
     ]

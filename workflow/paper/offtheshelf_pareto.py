@@ -5,6 +5,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from workflow.campaign.config import HOST
 from workflow.paper import offtheshelf, style
 from workflow.paper.results import Records
 
@@ -57,7 +58,9 @@ def titles(frame: pd.DataFrame, records: Records) -> list[str]:
     if frame.empty:
         return []
     data = records.config.settings[records.setting]["data"]["name"]
-    texts = [f"nothing trained; {style.DATA.get(data, data)}, {frame['val_images'].iloc[0]} validation images"]
+    is_host = HOST in records.config.settings[records.setting]  # which was fine-tuned where its classes were others
+    what = "no method trained" if is_host else "nothing trained"
+    texts = [f"{what}; {style.DATA.get(data, data)}, {frame['val_images'].iloc[0]} validation images"]
     for line in frame.dropna(subset=["throughput"]).drop_duplicates(["device", "mode", "batch_size"]).itertuples():
         texts.append(f"{line.device}, {line.mode}, {line.precision}, batch {line.batch_size}")
     return texts

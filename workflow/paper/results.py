@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from workflow.campaign import benchmarks, kinds, specs
-from workflow.campaign.config import Config, run_name
+from workflow.campaign.config import HOST, Config, run_name
 from workflow.storage import provenance, records, warnings
 from workflow.storage.warnings import Warning
 
@@ -40,7 +40,7 @@ class Records:
         With `partial` all of them, since whatever exists is shown.
         """
         if self.partial:
-            groups = self.config.sections_of(item)
+            groups = self.config.sections_of(item, self.setting)
             return {"train": groups, "time": groups, "seeds": None}
         return self.config.request(self.setting, item)
 
@@ -215,6 +215,8 @@ def describe_training(record: dict, config: Config) -> str:
 
 def describe_size(spec: dict, config: Config) -> str:
     """Say whether a spec's model has the paper's size or a setting's, and which arguments an evaluation gives it."""
+    if config.is_of_host(spec["row"]):
+        return _describe_host(spec, config)
     evaluations = config.settings[spec["setting"]].get("evaluations", {})
     given = evaluations.get(spec.get("evaluation"), {}).get("kwargs", {})
     paper = specs.model_of(config, spec["row"])["kwargs"]
@@ -225,6 +227,16 @@ def describe_size(spec: dict, config: Config) -> str:
     if "img_size" not in kwargs:
         return "a reduced model"
     return f"a reduced model at {kwargs['img_size']} px, width {kwargs.get('embed_dim')}"
+
+
+def _describe_host(spec: dict, config: Config) -> str:
+    """Say which model a row of a setting's own host is of, and of the host itself whether it was fine-tuned."""
+    name, scale = spec["model"]["name"], config.settings[spec["setting"]]
+    if spec["row"] != HOST or HOST in scale.get("checkpoints", {}):
+        return name
+    pretrained = specs.host_checkpoint(scale)
+    weights = Path(pretrained["file"]).name if "file" in pretrained else pretrained["timm"]
+    return f"{name}, fine-tuned from {weights} without any reduction,"
 
 
 def count_epochs(run: str, setting: str, config: Config) -> str:
@@ -302,8 +314,8 @@ class Speed:
 NOT_TIMED = Speed()
 
 
-def speed(record: dict | None, run: str) -> Speed:
-    """Return a model's speed from the record of its benchmark group."""
+def speed(record: dict | None, run: str, model: str = f"{FULL_SIZE} at full size") -> Speed:
+    """Return a model's speed from the record of its benchmark group; `model` says in words what was timed."""
     if record is None:
         return NOT_TIMED
     spec, results = record["spec"], record["results"]
@@ -327,10 +339,7 @@ def speed(record: dict | None, run: str) -> Speed:
         if warned:
             flags.append(f"warning: {', '.join(warning.text for warning in warned)}")
     flags += provenance.flags(record)
-    sources = [
-        f"throughput, macs_g, params_m: the paper's model at full size, {method['weights']} weights, "
-        f"{method['resolution']} px"
-    ]
+    sources = [f"throughput, macs_g, params_m: {model}, {method['weights']} weights, {method['resolution']} px"]
     if "macs_per_image" in method:
         spread = method["macs_per_image"]
         sources.append(f"macs_g: mean of {spread['images']} images, sd {spread['sd_g']:.3f}")

@@ -17,7 +17,15 @@ from workflow.storage import files
 WIDTH = 100  # columns of a terminal that a sheet must fit into
 NARROWEST = 8  # column of a table, in characters
 EMPTY = ("-", "")  # cells without a value
-COUNTS = ("batch_size", "timed_batch_size", "resolution", "seeds", "val_images")  # columns of whole numbers
+COUNTS = (
+    "batch_size",
+    "timed_batch_size",
+    "resolution",
+    "seeds",
+    "val_images",
+    "scenes",
+    "patches",
+)  # columns of whole numbers
 
 STYLE = """
 body { font: 13px/1.4 system-ui, sans-serif; color: #1e293b; margin: 1.2em; }

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from workflow.campaign.config import Config
+from workflow.campaign.config import HOST, Config
 from workflow.paper import printed, results, sheet
 from workflow.paper.results import NOT_STEPPED, NOT_TIMED, NOT_TRAINED, Accuracy, Records, Speed, TrainingStep
 
@@ -101,7 +101,7 @@ def rows_of(table: str, reader: Records) -> list[Row]:
     """
     config = reader.config
     names, lines, known = printed.names(config, table), printed.read(config, table), printed.by_run(config)
-    entries = {tuple(entry[name] for name in names): entry for entry in config.items["tables"][table]}
+    entries = {tuple(entry[name] for name in names): entry for entry in config.rows(table, reader.setting)}
     rows = []
     for key, line in lines.items():
         if key not in entries:
@@ -131,7 +131,11 @@ def measured_row(key: tuple, entry: dict, table: str, reader: Records) -> Row:
     requested = reader.requested(table)
     row = Row(key, run)
     if group in requested["time"]:
-        row = replace(row, speed=results.speed(reader.throughput(group), run))
+        timed = reader.throughput(group)
+        if reader.config.is_of_host(run):
+            row = replace(row, speed=results.speed(timed, run, reader.config.settings[reader.setting][HOST]["model"]))
+        else:
+            row = replace(row, speed=results.speed(timed, run))
         if "batch_size" in entry:  # of a training
             step = results.training_step(reader.training_cost(group), run, entry["batch_size"])
             row = replace(row, step=step)

@@ -28,7 +28,7 @@ NOTE = "mlflow.note.content"  # MLflow's tag with the text on top of a run's pag
 # An older version wrote the second file; the runs of its attempts must not be made twice.
 ID_FILES = (".mlflow-id", ".mirror-id")
 PARAMS = (
-    *("model", "data", "recipe", "start", "teacher", "checkpoint"),
+    *("model", "data", "recipe", "start", "teacher", "checkpoint", "pretrained"),
     *("section", "device", "mode", "precision", "batch_size", "threads", "rounds"),
 )
 ANALYSIS_PARAMS = ("run", "computes", "images")
@@ -413,6 +413,9 @@ def page(config: Config, setting: str, folder: Path, spec: dict, record: dict | 
         model = spec["model"]
         options = ", ".join(f"{key}={value}" for key, value in model["kwargs"].items())
         lines.append(f"- model: `{model['name']}`" + (f" ({options})" if options else ""))
+        if "method" in model:
+            keywords = ", ".join(f"{key}={value}" for key, value in model["options"].items())
+            lines.append(f"- reduced by: `{model['method']}`" + (f" ({keywords})" if keywords else ""))
     if "models" in spec:
         names = ", ".join(f"`{model['run']}`" for model in spec["models"])
         sizes = spec.get("batch_sizes") or [spec["batch_size"]]

@@ -12,6 +12,7 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import torch
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
 from evovit.checkpoint import has_own_keys, load_exactly, load_file
@@ -269,12 +270,7 @@ def load_external(model: nn.Module, spec: dict, site: dict) -> None:
 
     Raises WeightsError unless it is the file of that sha256 and every key fits.
     """
-    path, expected, source = external_file(spec, site)
-    if not path.is_file():
-        raise WeightsError(f"{path} ({source}) is missing; download it, or correct the path.")
-    sha256 = records.sha256(path)
-    if sha256 != expected:
-        raise WeightsError(f"{path} has the sha256 {sha256}, but {source} says {expected}.")
+    path, source = _checked_file(spec, site)
     try:
         weights = load_file(path)
         if hasattr(model, "from_official") and not has_own_keys(weights, model):
@@ -282,9 +278,46 @@ def load_external(model: nn.Module, spec: dict, site: dict) -> None:
         load_exactly(model, weights)
         classes = classes_of(path)
     except UNREADABLE as error:
-        reason = textwrap.shorten(first_line(error), 400, placeholder=" ...")
-        raise WeightsError(f"{path} ({source}) does not fit {spec['model']['name']}: {reason}") from None
+        raise _misfit(path, source, spec, error) from None
     check_classes(classes, site, f"{path} ({source})", "name other weights, or restore the images")
+
+
+def load_pretrained(model: nn.Module, spec: dict, site: dict) -> list[str]:
+    """Load the weights that a training's spec names as `pretrained`, in any format that timm reads for its own ViTs.
+
+    Positions are interpolated to the model's grid. A classifier of another number of classes, or none, leaves the
+    model's own, which is fresh. Return the keys that stay fresh. Raises WeightsError as `load_external` does.
+    """
+    path, source = _checked_file(spec, site)
+    try:
+        weights = checkpoint_filter_fn(load_file(path), model)
+        classifier = f"{model.pretrained_cfg['classifier']}."
+        own = model.state_dict()
+        for key in [key for key in weights if key.startswith(classifier)]:
+            if key in own and weights[key].shape != own[key].shape:
+                del weights[key]
+        return load_exactly(model, weights, fresh=(classifier,))
+    except UNREADABLE as error:
+        raise _misfit(path, source, spec, error) from None
+
+
+def _checked_file(spec: dict, site: dict) -> tuple[Path, str]:
+    """Return the path of the weights that a spec names, and what names them.
+
+    Raises WeightsError unless it is the file of that sha256.
+    """
+    path, expected, source = external_file(spec, site)
+    if not path.is_file():
+        raise WeightsError(f"{path} ({source}) is missing; download it, or correct the path.")
+    sha256 = records.sha256(path)
+    if sha256 != expected:
+        raise WeightsError(f"{path} has the sha256 {sha256}, but {source} says {expected}.")
+    return path, source
+
+
+def _misfit(path: Path, source: str, spec: dict, error: BaseException) -> WeightsError:
+    reason = textwrap.shorten(first_line(error), 400, placeholder=" ...")
+    return WeightsError(f"{path} ({source}) does not fit {spec['model']['name']}: {reason}")
 
 
 def external_file(spec: dict, site: dict) -> tuple[Path, str, str]:
@@ -292,9 +325,11 @@ def external_file(spec: dict, site: dict) -> tuple[Path, str, str]:
 
     Raises WeightsError if the weights were not fetched yet.
     """
-    checkpoint = spec["checkpoint"]
+    checkpoint = spec["pretrained"] if "pretrained" in spec else spec["checkpoint"]
     if "file" in checkpoint:
-        if "evaluation" in spec:
+        if "pretrained" in spec:
+            source = f"settings.yaml, {spec['setting']}.host.checkpoint"
+        elif "evaluation" in spec:
             source = f"settings.yaml, {spec['setting']}.evaluations.{spec['evaluation']}"
         elif spec.get("kind") in specs.OF_HOSTS:
             source = f"settings.yaml, {spec['setting']}.hosts.{spec['run']}"
@@ -305,7 +340,7 @@ def external_file(spec: dict, site: dict) -> tuple[Path, str, str]:
     try:
         fetched = records.read(record, specs.spec_hash(specs.fetch_spec(checkpoint)))
     except records.RecordError as error:
-        raise WeightsError(f"This evaluation needs fetched weights: {error}") from None
+        raise WeightsError(f"This job needs fetched weights: {error}") from None
     results = fetched["results"]
     return Path(site["root"]) / results["path"], results["sha256"], str(record)
 

@@ -27,11 +27,22 @@ class SpecError(ValueError):
     """A spec names a model, keyword argument or task that does not exist; says the nearest one."""
 
 
+PATCHES = 196  # that ToMe's `r` is meant for
+
+
 def build_model(model: dict, device: torch.device | str | None = None) -> nn.Module:
-    """Build timm's model of a spec's {"name", "kwargs"}.
+    """Build timm's model of a spec's {"name", "kwargs"}; with a "method", reduced by it with the keywords "options".
 
     Raises SpecError for an unknown model or keyword argument and for values it refuses.
     """
+    built = _build_timm(model, device)
+    if "method" not in model:
+        return built
+    patches = getattr(getattr(built, "patch_embed", None), "num_patches", None)
+    return reduced(built, model["method"], scaled(model["options"], patches or PATCHES))
+
+
+def _build_timm(model: dict, device: torch.device | str | None) -> nn.Module:
     name = model["name"]
     kwargs = model["kwargs"]
     if not timm.is_model(name):
@@ -45,6 +56,18 @@ def build_model(model: dict, device: torch.device | str | None = None) -> nn.Mod
         raise SpecError(f"{name} refuses {kwargs}: {error}{hint}") from error
     except (ValueError, AssertionError) as error:
         raise SpecError(f"{name} refuses {kwargs}: {error}") from error
+    except RuntimeError as error:
+        if "Invalid pretrained tag" not in str(error):
+            raise
+        tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+        raise SpecError(f"timm has no weights called {name!r}{nearest(name, tags)}") from error
+
+
+def scaled(options: dict, patches: int) -> dict:
+    """Return a method's keywords for a host of so many patches: `r` is of 196 patches, and at least 1."""
+    if isinstance(options.get("r"), int) and options["r"] > 0:
+        return {**options, "r": max(1, round(options["r"] * patches / PATCHES))}
+    return options
 
 
 def image_size(model: nn.Module) -> tuple[int, int]:
@@ -92,9 +115,11 @@ def build_started(spec: dict, site: dict) -> nn.Module:
 
 def load_start(model: nn.Module, spec: dict, site: dict) -> nn.Module:
     """Load the weights that the spec's model starts from, if it names any. Return the model."""
+    if "pretrained" in spec:
+        checkpoints.load_pretrained(model, spec, site)
     if "start" in spec:
         weights = checkpoints.final_weights(site, spec["start"])
-        if spec["start"]["model"]["name"] == spec["model"]["name"]:
+        if _kind_of(spec["start"]["model"]) == _kind_of(spec["model"]):
             model.load_state_dict(weights)
         else:
             model.load_pretrained_dense(weights)
@@ -110,6 +135,10 @@ def build_host(spec: dict, site: dict) -> nn.Module:
     return model
 
 
+def _kind_of(model: dict) -> tuple[str, str | None]:
+    return model["name"], model.get("method")
+
+
 def reduced(model: nn.Module, method: str, kwargs: dict) -> nn.Module:
     """Return a dense model with its tokens reduced by "evo" or a method of baselines.from_timm; both share the weights.
 
@@ -119,7 +148,7 @@ def reduced(model: nn.Module, method: str, kwargs: dict) -> nn.Module:
         if method == "evo":
             return evovit.from_timm(model, **kwargs)
         return baselines.from_timm(model, method, **kwargs)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise SpecError(str(error)) from error
 
 

@@ -46,7 +46,7 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
         try:
             module = factory.build_model(model, device="meta")
         except factory.SpecError as error:
-            faults.append(f"{error} (workflow/config/runs.yaml)")
+            faults.append(f"{error} (workflow/config/{spec.get('source', 'runs.yaml')})")
             continue
         parameters = sum(parameter.numel() for parameter in module.parameters())
         sizes.append({**model, "params_m": parameters / 1e6})

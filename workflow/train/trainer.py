@@ -227,7 +227,7 @@ class Trainer:
         if warning:
             self.report(warning)
         if self.update == 0:
-            for text in self.unreached():
+            for text in [*self.unreached(), *self.loader.remarks]:
                 self.report(text)
         while self.epoch < self.recipe["epochs"]:
             try:
