@@ -39,7 +39,7 @@ def test_the_setting_has_the_hosts_rows_and_items_and_no_others(load):
     runs = {names["run"] for names in kinds.KINDS["train"].jobs(config, "mydata")}
     assert {run for run in runs if "-s" not in run} == {"host", "host-continued", *(f"host-{m}" for m in METHODS)}
     assert targets.whole(config, "mydata") == [
-        *("methods.csv", "offtheshelf.csv", "methods_pareto.png", "offtheshelf_pareto.png"),
+        *("methods.csv", "offtheshelf.csv", "dense.csv", "methods_pareto.png", "offtheshelf_pareto.png"),
     ]
     rows = config.rows("methods", "mydata")
     assert {row["backbone"] for row in rows} == {MODEL}

@@ -216,7 +216,7 @@ def test_a_method_costs_about_what_its_dense_model_took(place, uncommented):
     paths = [f"results/mydata/runs/{run}/train.json" for run in ("host", "host-tome", "host-continued")]
     specs_by_path = {path: targets.spec_of(config, path) for path in paths}
     epochs(attempts.begin(kinds.job_folder(paths[0]), specs_by_path[paths[0]]), 30)
-    host, *others = forecast.of_trainings(config, specs_by_path)
+    host, *others = forecast.of_jobs(config, specs_by_path)
     assert host.hours == 0
     assert [(cost.hours, cost.basis) for cost in others] == [(pytest.approx(30 * 36 / 3600), forecast.DENSE)] * 2
 

@@ -183,7 +183,7 @@ def test_mlflow_shows_the_curves_over_the_layers(config, tmp_path):
     content = shown.describe(source)
     assert content.name == "analyses/cka"
     assert content.tags["kind"] == "analysis"
-    assert content.tags["figure"] == "4a"
+    assert content.tags["figure4a"] == "yes"
     assert content.params["images.validation"] == "512"
     points = {(metric.key, metric.step): metric.value for metric in content.metrics}
     assert (points["all", 1], points["all", 2], points["images", 0]) == (0.25, 0.5, 20)

@@ -276,9 +276,9 @@ def strengths_of(method: str, patches: int, depth: int) -> list[dict]:
     return [{"r": [total // depth + (block < total % depth) for block in range(depth)]} for total in totals]
 
 
-def last_features(model: nn.Module, scenes: Tensor) -> Tensor:
+def last_features(vit: nn.Module, scenes: Tensor) -> Tensor:
     """Return the normed features (B, N, C) of all patches of scenes (B, 3, H, W) after the last block."""
-    (features,) = model.forward_intermediates(scenes, indices=1, norm=True, output_fmt="NLC", intermediates_only=True)
+    (features,) = vit.forward_intermediates(scenes, indices=1, norm=True, output_fmt="NLC", intermediates_only=True)
     return features
 
 

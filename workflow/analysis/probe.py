@@ -132,10 +132,10 @@ def load_host(name: str, checkpoint: Path | None, size: int | None) -> nn.Module
     It counts as one that pools patches. A method that gives the patches of a batch different weights in a mean, because
     they are merged or padding, then returns tokens that have the mean that it means.
     """
-    model = build(name, checkpoint, size)
-    evovit.from_timm(model)  # which refuses what is no host
-    model.reset_classifier(0, global_pool="avg")
-    return model
+    vit = build(name, checkpoint, size)
+    evovit.from_timm(vit)  # which refuses what is no host
+    vit.reset_classifier(0, global_pool="avg")
+    return vit
 
 
 def reductions(host: nn.Module, options: argparse.Namespace) -> list[Reduction]:
@@ -230,17 +230,15 @@ def open_splits(folder: Path, host: nn.Module, train: int, test: int) -> tuple[S
 
 
 @torch.inference_mode()
-def features(
-    model: nn.Module, split: Split, options: argparse.Namespace, device: torch.device, title: str
-) -> np.ndarray:
+def features(vit: nn.Module, split: Split, options: argparse.Namespace, device: torch.device, title: str) -> np.ndarray:
     """Return the class token and the mean of the patches (n, 2C) of all images, with a progress bar."""
     rows = []
     loader = DataLoader(split.dataset, options.batch_size, num_workers=options.workers)
     with tqdm(total=len(split.labels), desc=title, unit="image") as progress:
         for number, (images, _) in enumerate(loader):
             torch.manual_seed(number)  # a method that draws does so alike in each call
-            tokens = model.forward_features(images.to(device))
-            mean = tokens[:, model.num_prefix_tokens :].mean(dim=1)
+            tokens = vit.forward_features(images.to(device))
+            mean = tokens[:, vit.num_prefix_tokens :].mean(dim=1)
             rows.append(torch.cat((tokens[:, 0], mean), dim=1).float().cpu().numpy())
             progress.update(len(images))
     return np.concatenate(rows)
@@ -274,8 +272,8 @@ def fit_head(rows: np.ndarray, labels: np.ndarray) -> Pipeline:
     """
     head = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    search = GridSearchCV(head, {"logisticregression__C": PENALTIES}, cv=folds)
-    return search.fit(rows, labels).best_estimator_
+    grid = GridSearchCV(head, {"logisticregression__C": PENALTIES}, cv=folds)
+    return grid.fit(rows, labels).best_estimator_
 
 
 def compare(labels: np.ndarray, dense: np.ndarray, classes: np.ndarray) -> dict:

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from workflow.campaign.config import HOST, Config
+from workflow.campaign.config import Config
 from workflow.paper import results, sheet
 from workflow.paper.results import NOT_TIMED, Records
 from workflow.paper.tables import (
@@ -129,9 +129,8 @@ def remarks(frame: pd.DataFrame) -> list[str]:
     if frame.empty:
         return [NOTHING]
     texts = [f"{host}: {text}" for host, text in dict(zip(frame["host"], frame["source"], strict=True)).items()]
-    is_host = (frame["host"] == HOST).any()  # which may have been fine-tuned
     texts += [
-        "no method was trained for it" if is_host else "nothing was trained for it",
+        "no method was trained for it",
         "intervals are 95 %, over images that all models of a host share",
         "speed-up: the median of the ratios to the dense model's speed just before and after each round, with its 95 % "
         "interval; speeds are of the models that were evaluated, with the same weights, on validation images",
