@@ -92,11 +92,11 @@ def test_each_job_and_the_whole_have_a_line(screen, logs):
     assert [line.partition(":")[0] for line in done] == [logs[number].name for number in (2, 1, 3)]
     if screen.draws:
         assert "results/demo/runs/deit_tiny  epoch 3/18  loss 0.1" in seen
-        assert any(re.match(r"1 of 3 jobs \|.*\| 00:00, about 0 s left", line) for line in seen)
+        assert any(re.match(r"1 of 3 jobs \|.*\| 00:00", line) for line in seen)
         assert max(map(len, seen)) <= 100
     else:
         assert "\x1b" not in shown(screen)
-        assert done[0].endswith("; 1 of 3 jobs, about 0 s left")
+        assert done[0].endswith("; 1 of 3 jobs")
         assert len(seen) == 5
 
 
@@ -188,6 +188,14 @@ def test_the_time_left_is_that_of_jobs_of_the_same_rule(logs, monkeypatch):
     screen.started = {3: 20.0}
     assert screen.time_left(100.0) == 0.0  # late
     screen.end()
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(None, ""), (0.0, ""), (90.0, ", about 90 s left")])
+def test_the_time_left_is_said_once_it_is_known(screen, monkeypatch, seconds, said):
+    monkeypatch.setattr(screen, "time_left", lambda now: seconds)
+    tell(screen, LogEvent.JOB_STARTED, jobs=[1])
+    tell(screen, LogEvent.JOB_FINISHED, job_id=1)
+    assert any(line.endswith(f"00:00{said}" if screen.draws else f"1 of 3 jobs{said}") for line in lines(screen))
 
 
 def options(**changed) -> SimpleNamespace:

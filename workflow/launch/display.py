@@ -216,9 +216,12 @@ class Display(logging.Handler):
         self.whole.refresh()
 
     def _left(self) -> str:
-        """Return how long the other jobs will take, as the end of a sentence; nothing before a job is done."""
+        """Return how long the other jobs will take, as the end of a sentence.
+
+        It is empty before a job is done, and where the others run longer than those before them.
+        """
         seconds = self.time_left(time.monotonic())
-        return "" if seconds is None else f", about {progress.duration(seconds)} left"
+        return f", about {progress.duration(seconds)} left" if seconds and seconds >= 1 else ""
 
     def time_left(self, now: float) -> float | None:
         """Estimate how long the other jobs will take: as those of their rule did, or else as all did.
