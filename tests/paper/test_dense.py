@@ -123,6 +123,13 @@ def test_equal_merges_are_one_number():
     assert dense.describe({}) is None
 
 
+def test_a_terminal_shows_every_model(measured, shown_on_a_terminal):
+    frame, _ = dense.dense(measured)
+    shown = shown_on_a_terminal("dense", frame)
+    assert max(map(len, shown)) <= 100
+    assert sum(line.startswith("deit_tiny ") for line in shown) == len(frame)
+
+
 def test_without_records_a_partial_table_says_so(config, root):
     frame, shown = dense.dense(Records(config, root, partial=True))
     assert frame.empty
