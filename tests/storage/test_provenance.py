@@ -172,7 +172,7 @@ def test_a_commit_after_the_import_is_not_what_ran(tmp_path):
     for name in ("workflow/__init__.py", "workflow/train/__init__.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(records.ROOT / name, tmp_path / name)
-    for package in ("campaign", "storage"):
+    for package in ("campaign", "storage", "data"):
         shutil.copytree(records.ROOT / "workflow" / package, tmp_path / "workflow" / package)
     git(tmp_path, "init")
     head = commit(tmp_path, {".gitignore": "__pycache__\n"})
