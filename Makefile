@@ -45,7 +45,7 @@ demo: $(VENV)/.device ## Table 1 at a small scale: trainings on digits, speeds o
 	@$(RUN) python -m workflow.paper print results/demo/table1.csv
 
 # Stopped and started again, it goes on.
-demo-full: $(VENV)/.device ## every table and figure at that scale, and a report (an hour and a half)
+demo-full: $(VENV)/.device ## every table and figure at that scale, and a report (about 100 minutes)
 	@$(RUN) snakemake --profile demo results/demo/whole
 	@$(RUN) snakemake --profile demo results/demo/whole --report results/demo/report.html
 
