@@ -88,7 +88,7 @@ def test_a_strength_that_the_model_is_too_small_for_is_noted(spec, site, folder)
     ],
 )
 def test_a_strength_is_what_it_means_on_the_host(method, kwargs, patches, expected):
-    assert offtheshelf.arguments({"method": method, "kwargs": kwargs}, patches) == expected
+    assert factory.at_strength(method, kwargs, patches) == expected
 
 
 def test_started_again_it_does_not_evaluate_again(spec, site, folder, monkeypatch):

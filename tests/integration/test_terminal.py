@@ -74,7 +74,7 @@ def test_why_a_job_failed_is_said_with_its_log_at_once_and_again_at_the_end(proj
     for path, spec in needed.items():
         specs.write_spec(project / kinds.job_folder(path) / "spec.json", spec)
     for path, spec in needed.items():
-        records.write_json(project / path, records.make(spec, {}, time.time()))  # of which no table can be made
+        records.write_json(project / path, records.make(spec, {}, time.time()))  # no table can be made of it
     code, lines = on_a_terminal(project, *DEMO, TABLE)
     assert code == 1
     log = project / "results/demo/logs/table1.log"

@@ -174,7 +174,7 @@ def assemble(cells: Tensor) -> Tensor:
 
 
 def spread(labels: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return the labels (n, N) of patches, of which a cell has a `grid`, from the labels of cells (n, side²)."""
+    """Return the labels (n, N) of patches from the labels of cells (n, side²); each cell has a `grid` of patches."""
     side = round(labels.shape[1] ** 0.5)
     rows = labels.unflatten(1, (side, side)).repeat_interleave(grid[0], dim=1)
     return rows.repeat_interleave(grid[1], dim=2).flatten(1)
@@ -266,7 +266,7 @@ def match(host: nn.Module, method: str, wanted: int, size: tuple[int, int, int])
 
 
 def strengths_of(method: str, patches: int, depth: int) -> list[dict]:
-    """Return arguments of a method on a host of so many patches and blocks, from the fewest MACs to the most.
+    """Return arguments of a method on a host with this many patches and blocks, from the fewest MACs to the most.
 
     ToMe's strengths differ by one merge in one block: all blocks merge the same number, the first ones one more.
     """

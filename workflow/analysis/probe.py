@@ -42,14 +42,13 @@ from workflow.data.loaders import spaced
 from workflow.data.readers import StrictImageDataset, open_reader
 from workflow.runtime import device as devices
 from workflow.storage import files, provenance, records
-from workflow.train import macs
+from workflow.train import factory, macs
 
 EVO = "evo"
 ALL_METHODS = (EVO, *METHODS)
 KEEP_RATIOS = (0.9, 0.7, 0.5, 0.3)
-MERGES = (4, 8, 13, 16)  # r of ToMe for PATCHES patches
-PATCHES = 196
-PENALTIES = (0.001, 0.01, 0.1, 1.0)  # C of the logistic regression, of which cross-validation takes one
+MERGES = (4, 8, 13, 16)  # r of ToMe for 196 patches
+PENALTIES = (0.001, 0.01, 0.1, 1.0)  # C of the logistic regression; cross-validation takes one
 FOLDS = 3
 DRAWS = 10_000  # of the bootstrap
 COUNTED = 16  # images, where MACs depend on the image
@@ -141,7 +140,7 @@ def load_host(name: str, checkpoint: Path | None, size: int | None) -> nn.Module
 def reductions(host: nn.Module, options: argparse.Namespace) -> list[Reduction]:
     """Return all methods at all strengths, the weakest of each method first, so that a comparison grows evenly."""
     patches = host.patch_embed.num_patches
-    merges = options.merges or [max(1, round(r * patches / PATCHES)) for r in MERGES]
+    merges = options.merges or [factory.scaled({"r": r}, patches)["r"] for r in MERGES]
     chosen = []
     for number in range(max(len(merges), len(options.keep_ratios))):
         for method in options.methods:
@@ -152,12 +151,10 @@ def reductions(host: nn.Module, options: argparse.Namespace) -> list[Reduction]:
 
 
 def keywords(method: str, strength: float) -> dict[str, Any]:
-    """Return the keywords of from_timm. ATS has no ratio of its own, and keeps as many of its best patches as Top-K."""
+    """Return the keywords of from_timm for a keep_ratio, or for the r of ToMe on this host."""
     if method == "tome":
         return {"r": int(strength)}
-    if method == "ats":
-        return {"keep_profile": [round(strength**times, 6) for times in (1, 2, 3)]}
-    return {"keep_ratio": strength}
+    return factory.at_strength(method, {"keep_ratio": strength}, factory.PATCHES)
 
 
 def reduced_models(host: nn.Module, options: argparse.Namespace) -> list[tuple[Reduction, nn.Module]]:

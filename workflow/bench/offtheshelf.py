@@ -78,12 +78,12 @@ def measure(spec: dict, site: dict, folder: Path) -> dict:
 def make_models(host: nn.Module, spec: dict) -> tuple[list[dict], dict[str, nn.Module]]:
     """Return what is known of each model of the spec, and by their names the models that share the host's weights.
 
-    A model that its method refuses is not among the latter. Raises MeasurementError if that are all.
+    A model that its method refuses is not among the latter. Raises MeasurementError if each method refuses.
     """
     methods = []
     modules: dict[str, nn.Module] = {}
     for model in spec["models"]:
-        kwargs = arguments(model, host.patch_embed.num_patches)
+        kwargs = factory.at_strength(model["method"], model["kwargs"], host.patch_embed.num_patches)
         method: dict[str, Any] = {"run": model["run"], "method": model["method"], "kwargs": kwargs, "refused": None}
         methods.append(method)
         try:
@@ -93,17 +93,6 @@ def make_models(host: nn.Module, spec: dict) -> tuple[list[dict], dict[str, nn.M
     if len(modules) < 2:
         raise MeasurementError(f"No method takes {spec['run']} of {spec['setting']}: {methods[-1]['refused']}")
     return methods, modules
-
-
-def arguments(model: dict, patches: int) -> dict:
-    """Return the arguments of from_timm for a model of the spec, on a host of so many patches.
-
-    `r` is of 196 patches. ATS has no ratio of its own, and here keeps as many of its best patches as Top-K.
-    """
-    kwargs = model["kwargs"]
-    if model["method"] == "ats":
-        return {"keep_profile": [round(kwargs["keep_ratio"] ** times, 6) for times in (1, 2, 3)]}
-    return factory.scaled(kwargs, patches)
 
 
 # -- accuracy -----------------------------------------------------------------------------------
@@ -145,7 +134,8 @@ def predict(modules: list[nn.Module], loader, amp: str | None, device: torch.dev
 def compare(labels: Tensor, dense: Tensor, classes: Tensor) -> dict:
     """Return top-1 in % of predicted `classes` (n,), and how many images differ from the `dense` model's.
 
-    `changed` get another class, of which `worse` were right before and `better` are right now.
+    `changed` counts images that get another class, `worse` those that were right before and are wrong now, and `better`
+    those that were wrong before and are right now.
     """
     was_right = dense == labels
     is_right = classes == labels

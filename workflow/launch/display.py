@@ -117,7 +117,7 @@ class Display(logging.Handler):
     # -- Snakemake's messages -----------------------------------------------------------------
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take in what the message says of jobs, and print what else a person should read."""
+        """Note what the message says of jobs, and print it if it is something else that a person should read."""
         told = vars(record)
         event = told.get("event")
         try:

@@ -51,7 +51,7 @@ def frame_of(contents: list[dict], config: Config) -> pd.DataFrame:
 def line_of(record: dict, method: dict, config: Config) -> dict:
     """Return what a record says of one model."""
     spec, values = record["spec"], record["results"]
-    line = {"host": spec["run"], "method": NAMES.get(method["run"])}
+    line: dict = {"host": results.host_name(spec, config), "method": NAMES.get(method["run"])}
     line |= {name: values[name] for name in ("scenes", "patches", "resolution")}
     line["source"] = f"measured ({results.describe_training(record, config)})"
     if method["method"] is not None:
@@ -80,15 +80,15 @@ def line_of(record: dict, method: dict, config: Config) -> dict:
 
 
 def share(right: Sequence[int], patches: int) -> float:
-    """Return the share, in %, of patches that are right, from their number in each scene of so many patches."""
+    """Return the share, in %, of patches that are right, from their number in each scene; a scene has `patches`."""
     return 100 * sum(right) / (len(right) * patches)
 
 
 def paired_change(before: Sequence[int], after: Sequence[int], patches: int) -> tuple[float, float, float]:
     """Return by how many points accuracy changes between two models on the same scenes, and its 95 % interval.
 
-    The numbers are of right patches in each scene of so many `patches`. Patches of a scene are not independent, but
-    scenes show different images, so the interval is Student's t over the scenes' own changes, as is a jackknife's.
+    The numbers are of right patches in each scene, and a scene has `patches`. Patches of a scene are not independent,
+    but scenes show different images, so the interval is Student's t over the scenes' own changes, as is a jackknife's.
     """
     changes = 100 * (np.array(after) - np.array(before)) / patches
     error = changes.std(ddof=1) / math.sqrt(len(changes))
@@ -97,7 +97,7 @@ def paired_change(before: Sequence[int], after: Sequence[int], patches: int) -> 
 
 
 def describe(kwargs: dict) -> str | None:
-    """Return a method's strength in words; of merges that differ by block their range and their sum."""
+    """Return a method's strength in words; where the last blocks merge fewer patches, both numbers."""
     merges = kwargs.get("r")
     if merges is None:
         return ", ".join(f"{name}={value}" for name, value in kwargs.items()) or None
@@ -144,10 +144,10 @@ def remarks(contents: list[dict], frame: pd.DataFrame) -> list[str]:
     if not contents:
         return [NOTHING]
     texts = [f"{host}: {text}" for host, text in dict(zip(frame["host"], frame["source"], strict=True)).items()]
-    for record in contents:
+    for host, record in zip(frame["host"].unique(), contents, strict=True):
         plan, values = record["spec"]["scenes"], record["results"]
         texts.append(
-            f"{record['spec']['run']}: probes fitted to {values['train_scenes']} scenes of training images and tested "
+            f"{host}: probes fitted to {values['train_scenes']} scenes of training images and tested "
             f"on {values['scenes']} of validation images; a scene has {plan['side']} x {plan['side']} cells, "
             f"{plan['empty']} of them empty, {values['resolution']} px and {values['patches']} patches, and its images "
             f"are of {len(values['classes'])} classes"

@@ -56,8 +56,7 @@ def frame_of(contents: list[dict], config: Config) -> pd.DataFrame:
 def line_of(record: dict, method: dict, config: Config) -> dict:
     """Return what a record says of a method at one strength, or of the dense model."""
     spec, images = record["spec"], record["results"]["val_images"]
-    host = spec["model"]["name"] if config.is_of_host(spec["row"]) else spec["run"]
-    line = {"host": host, "method": DENSE, "val_images": images}
+    line = {"host": results.host_name(spec, config), "method": DENSE, "val_images": images}
     line["source"] = f"measured ({results.describe_training(record, config)})"
     is_dense = method["method"] is None
     if not is_dense:

@@ -213,6 +213,11 @@ def describe_training(record: dict, config: Config) -> str:
     return f"{size} on {spec['data']['name']}, {results['val_images']} validation images"
 
 
+def host_name(spec: dict, config: Config) -> str:
+    """Return what tables call a dense model that methods reduce: its row, or the name of a setting's own host."""
+    return spec["model"]["name"] if config.is_of_host(spec["row"]) else spec["run"]
+
+
 def describe_size(spec: dict, config: Config) -> str:
     """Say whether a spec's model has the paper's size or a setting's, and which arguments an evaluation gives it."""
     if config.is_of_host(spec["row"]):

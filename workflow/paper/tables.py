@@ -165,8 +165,8 @@ class Column:
     """A column of the CSV and, where it has a heading, of the table for people.
 
     Attributes:
-        brief: its heading on a terminal, which has room for few columns.
         value: takes a row.
+        brief: its heading on a terminal, which has room for few columns.
         cell: takes a line of the CSV; without it the number is shown with `digits`.
         only_with: a column that must name the table's rows, or be printed, for this one to be shown.
         compares: whether it shows what the paper prints; a table that the paper does not have lacks it.

@@ -305,7 +305,7 @@ def item_tags(config: Config, spec: dict) -> dict[str, str]:
 
 
 def source_tags(made_by: str, path: Path) -> dict[str, str]:
-    """Return MLflow's own tags of the command that makes a result, and of the user to whom its files belong."""
+    """Return MLflow's own tags: the command that makes a result, and the user who owns its files."""
     tags = {"mlflow.source.name": made_by, "mlflow.source.type": "LOCAL"}
     with contextlib.suppress(KeyError, OSError):  # a user that this machine does not know
         tags["mlflow.user"] = path.owner()

@@ -63,8 +63,18 @@ def _build_timm(model: dict, device: torch.device | str | None) -> nn.Module:
         raise SpecError(f"timm has no weights called {name!r}{nearest(name, tags)}") from error
 
 
+def at_strength(method: str, options: dict, patches: int) -> dict:
+    """Return the keywords of from_timm for a method's `keep_ratio` or `r`, on a host with this number of patches.
+
+    `r` is of 196 patches. ATS has no ratio of its own, and here keeps as many of its best patches as Top-K.
+    """
+    if method == "ats":
+        return {"keep_profile": [round(options["keep_ratio"] ** times, 6) for times in (1, 2, 3)]}
+    return scaled(options, patches)
+
+
 def scaled(options: dict, patches: int) -> dict:
-    """Return a method's keywords for a host of so many patches: `r` is of 196 patches, and at least 1."""
+    """Return a method's keywords for a host with this number of patches: `r` is of 196 patches, and at least 1."""
     if isinstance(options.get("r"), int) and options["r"] > 0:
         return {**options, "r": max(1, round(options["r"] * patches / PATCHES))}
     return options
