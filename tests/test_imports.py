@@ -29,6 +29,7 @@ LIBRARIES = {
     "workflow/data/layout.py": set(),
     "workflow/train": {"torch", "timm"},
     "workflow/bench": {"torch", "timm", "numpy", "psutil", "yaml"},
+    "workflow/bench/latency.py": {"torch", "onnxruntime"},
     "workflow/analysis": {"torch", "timm", "numpy", "PIL", "sklearn"},
     "workflow/analysis/hooks.py": {"torch", "timm", "captum"},
     "workflow/analysis/probe.py": {"torch", "timm", "numpy", "sklearn", "tabulate", "tqdm"},  # a command line

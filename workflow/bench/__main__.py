@@ -7,6 +7,7 @@
     python -m workflow.bench suite --device cuda --output measured
     python -m workflow.bench import measured --root results
     python -m workflow.bench bars --device cpu
+    python -m workflow.bench latency --output latency.csv
 
 All but `import` need only torch and timm, so they run on any GPU machine.
 """
@@ -21,7 +22,7 @@ from pathlib import Path
 import torch
 
 from workflow import command_line
-from workflow.bench import bars, monitor, process, profile, suite, throughput
+from workflow.bench import bars, latency, monitor, process, profile, suite, throughput
 from workflow.bench.statistics import LEAST_ROUNDS
 from workflow.campaign import benchmarks
 from workflow.storage import records
@@ -55,6 +56,9 @@ def main() -> None:
     importing.add_argument("--root", default="results", help="the setting's results folder")
 
     bars.add_arguments(add("bars", "Compare speed-ups with benchmarks/speed_bars.yaml", bars.main))
+
+    purpose = "Time single images in PyTorch eager, compiled, and in ONNX Runtime"
+    latency.add_arguments(add("latency", purpose, latency.main))
 
     arguments = parser.parse_args()
     rounds = getattr(arguments, "rounds", None)

@@ -165,11 +165,11 @@ def make_run(module: nn.Module, images: Tensor, spec: dict) -> Run:
 
 @contextlib.contextmanager
 def refused(module: nn.Module, verb: str) -> Iterator[None]:
-    """Raise errors of the compiler, Triton and CUDA, except those of memory, as Refused."""
+    """Raise errors of the compiler, Triton, CUDA and ONNX Runtime, except those of memory, as Refused."""
     try:
         yield
     except Exception as error:
-        of_tools = isinstance(error, RuntimeError) or type(error).__module__.startswith("triton")
+        of_tools = isinstance(error, RuntimeError) or type(error).__module__.startswith(("triton", "onnxruntime"))
         if devices.is_out_of_memory(error) or not of_tools:
             raise
         reason = checkpoints.first_line(error)

@@ -39,6 +39,7 @@ MEASUREMENTS = {
     "throughput": ("workflow.bench.throughput", "measure_group"),
     "training_cost": ("workflow.bench.training_step", "measure_cost"),
     "offtheshelf": ("workflow.bench.offtheshelf", "measure"),
+    "latency": ("workflow.bench.latency", "measure"),
     "training_speed": ("workflow.bench.training_step", "measure_speed"),
 }
 ALLOCATOR = {
