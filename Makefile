@@ -11,7 +11,7 @@ endif
 NEWEST_PYTHON = $(if $(findstring cuda13,$(LOCK)),14,13)
 
 # tests that compute in their own process; those that mostly wait for Slurm or MLflow
-COMPUTING = tests/train tests/models tests/evovit tests/baselines tests/bench tests/data
+COMPUTING = tests/train tests/models tests/evovit tests/baselines tests/bench tests/benchmarks tests/data
 WAITING = tests/slurm tests/tracking
 ATMOST =
 # what two targets at once print: first all of the one, then all of the other, where make can do so (macOS has 3.81)
