@@ -23,8 +23,9 @@ from evovit.task import AssistedDistillationTask, AssistedTokenTask
 from workflow.campaign import targets
 from workflow.storage import records
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/any-vit.md", "docs/cluster.md", "docs/paper.md",
-             "docs/switches.md", "docs/throughput.md", "docs/training.md", "docs/your-data.md")  # fmt: skip
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "benchmarks/gpu/README.md", "docs/any-vit.md", "docs/cluster.md",
+             "docs/paper.md", "docs/switches.md", "docs/throughput.md", "docs/training.md",
+             "docs/your-data.md")  # fmt: skip
 NAMED = {"README.md": 5, "docs/paper.md": 15}  # the least number of targets
 VALUED = {"--profile", "--report", "--set-resources"}  # options whose values are no targets
 MODELS = ("evo_deit_tiny_patch16_224", "evo_levit_128s", "dynamic_deit_tiny_patch16_224",
