@@ -21,7 +21,7 @@ ROOT = "results/demo"
 TABLES = ("table1", "table2", "table3", "table4", "tableS1")
 ISSUE_COLUMNS = (
     "method backbone resolution top1 top1_sd top1_low top1_high best_top1 top1_paper top1_delta top1_gain "
-    "top1_gain_paper throughput throughput_paper speedup_pct "
+    "top1_gain_low top1_gain_high paired_seeds top1_gain_paper throughput throughput_paper speedup_pct "
     "speedup_pct_low speedup_pct_high ceiling_macs_pct ceiling_roofline_pct speedup_pct_paper "
     "speedup_delta macs_g params_m batch_size precision "
     "mode device seeds epochs epoch_time source flags run"
@@ -298,6 +298,7 @@ LONG_SPEED = results.Speed(
     flags=("profile=assumed",),
 )  # fmt: skip
 LONG_ACCURACY = Accuracy(81.2345, 0.123, 81.0, 81.5, 81.3, 3, 50000, "imagenet", ("top1: the paper's model",))
+LONG_GAIN = results.Change(-1.234, -2.345, -0.123, 3, 50000)
 LONG_STEP = results.TrainingStep(fits=False, bytes=133 * 2**30, sources=("memory: counted",))
 
 
@@ -311,7 +312,7 @@ def test_every_table_fits_into_a_terminal(table, config, shown_on_a_terminal):
     for entry in config.items["tables"][table]:
         key = tuple(entry[name] for name in known)
         row = tables.Row(key, entry["run"], lines.get(key), accuracy=accuracy, speed=LONG_SPEED, step=step)
-        rows.append(row)
+        rows.append(replace(row, gain=LONG_GAIN))
     shown = shown_on_a_terminal(table, tables.frame_of(table, rows, config))
     assert max(map(len, shown)) <= sheet.WIDTH
     text = "\n".join(shown)

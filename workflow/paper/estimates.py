@@ -172,8 +172,8 @@ class Measured:
 
     # -- accuracy -------------------------------------------------------------------------------
 
-    def accuracy(self, run: str) -> Estimate | None:
-        """Return a run's top-1 in %, over the largest number of seeds that an item asks for."""
+    def _trained(self, run: str) -> list[dict]:
+        """Return the records of a run's trainings, of the largest number of seeds that an item asks for."""
         if run not in self.config.runs:
             raise ConfigError(
                 f"{FILES['runs']} has no row {run}, which a claim compares; restore it or drop the claim."
@@ -182,9 +182,13 @@ class Measured:
         if not self.partial:
             counts = [request["seeds"] for row, request in self._requested("train") if row["run"] == run]
             if not counts:
-                return None
+                return []
             seeds = None if None in counts else max(counts)
-        trained = self.records.trained(run, seeds)
+        return self.records.trained(run, seeds)
+
+    def accuracy(self, run: str) -> Estimate | None:
+        """Return a run's top-1 in %, over its seeds."""
+        trained = self._trained(run)
         if not trained:
             return None
         accuracy, data = results.accuracy(trained, self.config), trained[0]["spec"]["data"]["name"]
@@ -202,9 +206,20 @@ class Measured:
         )
 
     def accuracy_gap(self, run: str, other: str) -> Estimate | None:
-        """Return how many points of top-1 a run is above another."""
+        """Return how many points of top-1 a run is above another.
+
+        It is over the same images and seeds where at least two seeds of both allow that; one pair of trainings would
+        say nothing of how much trainings differ. Else the two accuracies count as independent.
+        """
         accuracy, other_accuracy = self.accuracy(run), self.accuracy(other)
-        return None if accuracy is None or other_accuracy is None else accuracy - other_accuracy
+        if accuracy is None or other_accuracy is None:
+            return None
+        gap = accuracy - other_accuracy
+        change = results.paired(self._trained(run), self._trained(other))
+        if change is None or change.seeds < 2:
+            return gap
+        n = (f"{change.seeds} paired seeds, {change.val_images} images",)
+        return replace(gap, value=change.points, low=change.low, high=change.high, n=n)
 
     # -- speed ----------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ COUNTS = (
     "timed_batch_size",
     "resolution",
     "seeds",
+    "paired_seeds",
     "val_images",
     "scenes",
     "patches",

@@ -4,6 +4,7 @@ A row of a table holds what was measured of a run and what the paper prints of i
 once, with its name, its value in a row and how people read it (`COLUMNS`).
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -11,11 +12,23 @@ import pandas as pd
 
 from workflow.campaign.config import HOST, Config
 from workflow.paper import printed, results, sheet
-from workflow.paper.results import NOT_STEPPED, NOT_TIMED, NOT_TRAINED, Accuracy, Records, Speed, TrainingStep
+from workflow.paper.results import (
+    NOT_COMPARED,
+    NOT_STEPPED,
+    NOT_TIMED,
+    NOT_TRAINED,
+    Accuracy,
+    Change,
+    Records,
+    Speed,
+    TrainingStep,
+)
 
 PERCENT_TOLERANCE = 0.15  # of a printed percentage from the printed images/s, in points
 INTERVAL = "speed-up %\n(interval)"  # headings on a terminal
 CEILINGS = "ceiling %: MACs / roofline"
+OVER_DENSE = "over the dense: the dense model, or LeViT, with which a row is timed in interleaved rounds"
+PAIRED = "its 95 % interval is over seeds and validation images that both have, with one seed over the images alone"
 BRIEF_NAMES = {"resolution": "px"}  # of columns that name the rows, where a terminal has another heading
 NOT_ON_A_TERMINAL = ("reduction", "needs_training")  # they say what a method is, not which row it is
 FLAGGED = "*: the column `flags` of the CSV says what to know before trusting the row"
@@ -34,7 +47,7 @@ class Row:
     printed: dict | None = None  # None: the paper does not have the row
     printed_base: dict | None = None  # None for a model that others are timed against
     accuracy: Accuracy = NOT_TRAINED
-    top1_gain: float | None = None  # over the dense model, in points
+    gain: Change = NOT_COMPARED  # of the accuracy over the dense model's
     recipe: str | None = None  # of its training
     epochs: str | None = None  # of its training, after those of the run that it starts from: "300+30"
     epoch_time: str | None = None
@@ -149,12 +162,24 @@ def measured_row(key: tuple, entry: dict, table: str, reader: Records) -> Row:
             row = replace(
                 row,
                 accuracy=accuracy,
-                top1_gain=difference(accuracy.top1, results.accuracy(base_trained, reader.config).top1),
+                gain=gain_of(trained, base_trained, reader.config),
                 recipe=reader.config.runs[run]["recipe"],
                 epochs=results.count_epochs(run, reader.setting, reader.config),
                 epoch_time=results.describe_epoch_time(trained, base_trained),
             )
     return row
+
+
+def gain_of(trained: list[dict], base_trained: list[dict], config: Config) -> Change:
+    """Return how far a row is above its dense model, from their records.
+
+    It is over the same images and seeds where their records allow that, else the difference of the means.
+    """
+    change = results.paired(trained, base_trained)
+    if change is not None:
+        return change
+    accuracy, base_accuracy = (results.accuracy(contents, config) for contents in (trained, base_trained))
+    return Change(difference(accuracy.top1, base_accuracy.top1))
 
 
 # -- columns --------------------------------------------------------------------------------
@@ -168,7 +193,9 @@ class Column:
         value: takes a row.
         brief: its heading on a terminal, which has room for few columns.
         cell: takes a line of the CSV; without it the number is shown with `digits`.
+        brief_cell: the same for a terminal, where that shows less.
         only_with: a column that must name the table's rows, or be printed, for this one to be shown.
+        brief_with: a column that must name the table's rows for a terminal to show this one.
         compares: whether it shows what the paper prints; a table that the paper does not have lacks it.
     """
 
@@ -178,11 +205,16 @@ class Column:
     brief: str | None = None
     digits: int = 1
     cell: Callable[[pd.Series], str] | None = None
+    brief_cell: Callable[[pd.Series], str] | None = None
     only_with: str | None = None
+    brief_with: str | None = None
     compares: bool = False
 
     def show(self, line: pd.Series) -> str:
         return self.cell(line) if self.cell else number(line, self.name, self.digits)
+
+    def show_brief(self, line: pd.Series) -> str:
+        return self.brief_cell(line) if self.brief_cell else self.show(line)
 
 
 def number(line: pd.Series, column: str, digits: int) -> str:
@@ -207,6 +239,13 @@ def accuracy_cell(line: pd.Series) -> str:
     if pd.isna(line["seeds"]) or line["seeds"] == 1:
         return top1
     return f"{top1} (n={line['seeds']}, sd {line['top1_sd']:.2f})"
+
+
+def gain_cell(line: pd.Series, digits: int = 2) -> str:
+    """Show how far a row is above the dense model, with the interval if it is over images and seeds that both share."""
+    if pd.isna(line.get("top1_gain_low")):  # CSVs of older code lack it
+        return number(line, "top1_gain", digits)
+    return change_cell(line, "top1_gain", digits)
 
 
 def speedup_cell(line: pd.Series) -> str:
@@ -245,7 +284,18 @@ COLUMNS = [
     Column("best_top1", lambda row: row.accuracy.best, "best of its epochs"),
     Column("top1_paper", lambda row: row.of_print("top1"), "printed: top-1 %", compares=True),
     Column("top1_delta", lambda row: row.top1_delta, "top-1, here - printed", compares=True),
-    Column("top1_gain", lambda row: row.top1_gain, "over the dense", digits=2),
+    Column(
+        "top1_gain",
+        lambda row: row.gain.points,
+        "over the dense",
+        "over the dense\n(interval)",
+        cell=gain_cell,
+        brief_cell=functools.partial(gain_cell, digits=1),
+        brief_with="protocol",
+    ),
+    Column("top1_gain_low", lambda row: row.gain.low),
+    Column("top1_gain_high", lambda row: row.gain.high),
+    Column("paired_seeds", lambda row: row.gain.seeds),
     Column("top1_gain_paper", lambda row: row.printed_gain, "printed: over the dense", compares=True),
     Column("throughput", lambda row: row.speed.throughput, "timed here: images/s"),
     Column(
@@ -372,13 +422,13 @@ def sheet_of(table: str, rows: list[Row], frame: pd.DataFrame, config: Config) -
 def brief_of(table: str, frame: pd.DataFrame, config: Config) -> sheet.Sheet:
     """Return what a terminal shows of a table's CSV: the rows that were measured, with their most important columns."""
     names = [name for name in printed.names(config, table) if name not in NOT_ON_A_TERMINAL]
-    columns = [column for column in columns_of(table, config) if column.brief]
+    columns = [column for column in columns_of(table, config) if column.brief and column.brief_with in (None, *names)]
     measured = frame[frame["run"].notna()]
     lines = []
     for _, line in measured.iterrows():
         cells = [str(line[name]) for name in names]
         cells[0] = marked(cells[0], line)
-        lines.append([*cells, *(column.show(line) for column in columns)])
+        lines.append([*cells, *(column.show_brief(line) for column in columns)])
     head = [BRIEF_NAMES.get(name, name.replace("_", " ")) for name in names]
     head += [column.brief for column in columns]
     words = sum(not pd.api.types.is_numeric_dtype(frame[name]) for name in names)
@@ -425,7 +475,8 @@ def remarks(rows: list[Row]) -> list[str]:
             )
             if any(row.accuracy.data not in (None, printed.DATA) for row in measured):
                 texts.append("printed accuracies are on ImageNet, so none is compared with one on other data")
-    texts.append("over the dense: the dense model, or LeViT, with which a row is timed in interleaved rounds")
+    is_paired = any(row.gain.seeds for row in measured)
+    texts.append(f"{OVER_DENSE}; {PAIRED}" if is_paired else OVER_DENSE)
     speeds = [row.speed for row in measured if row.speed.throughput is not None]
     if speeds:
         texts.append(
