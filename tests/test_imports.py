@@ -27,7 +27,7 @@ LIBRARIES = {
     "workflow/runtime/job.py": {"submitit"},
     "workflow/data": {"torch", "timm", "numpy", "PIL", "sklearn", "datasets"},
     "workflow/data/layout.py": set(),
-    "workflow/train": {"torch", "timm"},
+    "workflow/train": {"torch", "timm", "numpy"},
     "workflow/bench": {"torch", "timm", "numpy", "psutil", "yaml"},
     "workflow/bench/latency.py": {"torch", "onnxruntime"},
     "workflow/analysis": {"torch", "timm", "numpy", "PIL", "sklearn"},

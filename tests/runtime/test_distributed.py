@@ -1,4 +1,4 @@
-"""Two processes over gloo: the same losses as one, the same bits after a kill."""
+"""Several processes over gloo: the same losses as one, the same bits after a kill, each image evaluated once."""
 
 import json
 import os
@@ -10,15 +10,16 @@ import torch
 import torch.multiprocessing as processes
 
 from tests import forked
+from workflow.campaign import specs
 from workflow.storage import journal, records
-from workflow.train import trainer
+from workflow.train import evaluate, trainer
 from workflow.train.trainer import Trainer
 
 KILLED = 7
 
 
 def work(rank: int, world: int, port: int, spec: dict, site: dict, folder: str, steps: int | None):
-    """One process of a training; killed before its `steps` + 1st step."""
+    """One process of a training, killed before its `steps` + 1st step, or of an evaluation."""
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world),
         "RANK": str(rank), "LOCAL_RANK": str(rank),
@@ -33,7 +34,8 @@ def work(rank: int, world: int, port: int, spec: dict, site: dict, folder: str, 
             done.append(self.update)
 
         Trainer.train_step = killing
-    record = trainer.run(spec, site, Path(folder))
+    job = evaluate if spec["kind"] == "evaluate" else trainer
+    record = job.run(spec, site, Path(folder))
     if rank == 0:
         records.write_json(Path(folder) / "record.json", record)
     else:
@@ -41,7 +43,7 @@ def work(rank: int, world: int, port: int, spec: dict, site: dict, folder: str, 
 
 
 def together(spec: dict, site: dict, folder: Path, world: int = 2, steps: int | None = None):
-    """Train with so many processes; -> the record, None if they were killed."""
+    """Train or evaluate with so many processes; -> the record, None if they were killed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -90,6 +92,22 @@ def test_two_processes_have_the_losses_of_one(run, most, site, tiny_spec, with_n
         assert double["top1"] == single["top1"]
     assert both["provenance"]["world_size"] == 2
     assert both["results"]["val_images"] == 20  # each once
+    for key in ("right", "val_listing"):
+        assert both["results"][key] == alone["results"][key]
+
+
+@pytest.mark.integration
+def test_processes_with_unequal_numbers_of_images_say_of_each_whether_it_is_right(site, tiny_spec, config):
+    run = "deit_tiny"
+    alone = trainer.run(tiny_spec(run, epochs=3), site, attempt(site, run, 1))
+    path = attempt(site, run, 1) / "weights.pt"
+    checkpoint = {"file": str(path), "sha256": records.sha256(path)}
+    spec = specs.evaluate_spec(config, "demo", run, checkpoint) | {"model": alone["spec"]["model"]}
+    spec["recipe"] = spec["recipe"] | {"batch_size": 4}  # 2 images in a pass
+    of_three = together(spec, site, attempt(site, run, 2), world=3)  # 7, 7 and 6 images
+    assert of_three["provenance"]["world_size"] == 3
+    for key in ("top1", "right", "val_images", "val_listing"):
+        assert of_three["results"][key] == alone["results"][key]
 
 
 @pytest.mark.integration
@@ -106,6 +124,8 @@ def test_two_processes_killed_at_any_step_end_with_the_same_bits(run, site, tiny
         if isinstance(value, torch.Tensor):
             assert torch.equal(value, weights(attempt(site, run, 2))[key]), key
     timed = {"train_s", "epoch_s"}
+    for key in ("right", "ema_right"):
+        assert whole["results"][key] == resumed["results"][key]
     for one, two in zip(whole["results"]["history"], resumed["results"]["history"], strict=True):
         assert {k: v for k, v in one.items() if k not in timed} == {k: v for k, v in two.items() if k not in timed}
     events = [e for e, _ in journal.read(attempt(site, run, 2) / "journal.jsonl")]

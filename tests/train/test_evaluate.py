@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from timm.task import ClassificationEvaluator
 
 from baselines.levit import PlainLevit
 from tests.models import families
 from workflow.campaign import specs
+from workflow.data import loaders
+from workflow.paper.results import right_images
 from workflow.storage import records
 from workflow.train import checkpoints, evaluate, factory, trainer
 from workflow.train.checkpoints import WeightsError
@@ -47,9 +50,38 @@ def given(config, trained, site, tmp_path):
 @pytest.mark.parametrize("name", ["deit.pth", "deit.safetensors"])
 def test_given_weights_have_the_accuracy_they_were_trained_to(given, trained, site, name):
     record = evaluate.run(given(name), site, attempt(site, 2))
-    for key in ("top1", "top5", "val_images"):
+    for key in ("top1", "top5", "val_images", "val_listing", "right"):
         assert record["results"][key] == trained["results"][key]
     assert record["results"]["val_loss"] == pytest.approx(trained["results"]["val_loss"])
+
+
+def test_the_record_says_of_each_image_whether_it_is_right(site, tiny_spec):
+    """Also by the averaged weights, and in the order of the split, whatever the batches."""
+    spec = tiny_spec("deit_tiny", epochs=6, ema=0.5, lr=3e-3)
+    record = trainer.run(spec, site, attempt(site))
+    results = record["results"]
+    model = factory.build_model(spec["model"]).eval()
+    config = factory.data_config(model)
+    dataset = loaders.ImageSource(spec["data"], site, spec["recipe"], config, None).evaluation_set("val")
+    checkpoint = torch.load(max((attempt(site) / "checkpoints").glob("step-*.pt")))
+    mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    for key, top1, weights in (("right", "top1", "state_dict"), ("ema_right", "ema_top1", "state_dict_ema")):
+        model.load_state_dict(checkpoint[weights])
+        expected = []
+        for image, label in dataset:
+            pixels = (image[None] / 255 - mean) / std
+            expected.append(int(model(pixels).argmax() == label))
+        right = right_images(results | {"right": results[key]})
+        assert right.tolist() == expected
+        assert results[top1] == pytest.approx(5 * sum(expected))  # of 20 images
+        assert 0 < sum(expected) < 20
+
+
+def test_of_equal_outputs_it_counts_the_one_that_the_evaluator_counts():
+    output, target = torch.zeros(10, 10), torch.arange(10)
+    evaluator = ClassificationEvaluator()
+    evaluator.update(output, target)
+    assert evaluate.is_right(output, target).sum() == evaluator.counts[1] == 1
 
 
 def test_another_run_starts_from_given_weights(given, site, tiny_spec):

@@ -92,11 +92,35 @@ def test_killed_at_any_step_it_ends_with_the_same_bits(run, epochs, kills, site,
     spec = with_needed(spec_of(tiny_spec, run, epochs=epochs))
     if run == "evo_levit_128s":
         spec["model"]["kwargs"]["alpha"] = "learned"  # from the schedule's switch on
-    trainer.run(spec, site, attempt(site, run, 1))
+    whole = trainer.run(spec, site, attempt(site, run, 1))
     for number, step in enumerate(kills, 2):
         run_and_kill(spec, attempt(site, run, number), step)
-        trainer.run(spec, site, attempt(site, run, number))
+        resumed = trainer.run(spec, site, attempt(site, run, number))
         assert_same_end(site, run, 1, number)
+        for key in ("right", "ema_right"):
+            assert resumed["results"][key] == whole["results"][key]
+
+
+def test_after_the_last_epoch_it_still_knows_which_images_were_right(site, tiny_spec, monkeypatch):
+    """Killed between the last checkpoint and the record, it evaluates nothing more."""
+    spec, folder = spec_of(tiny_spec), attempt(site, "evo_deit_tiny", 1)
+    whole = trainer.run(spec, site, folder)["results"]
+    monkeypatch.setattr(Trainer, "evaluate", None)
+    resumed = trainer.run(spec, site, folder)["results"]
+    for key in ("right", "ema_right", "val_listing"):
+        assert resumed[key] == whole[key]
+
+
+def test_a_checkpoint_of_older_code_has_a_record_that_does_not_say_which_images_were_right(site, tiny_spec):
+    spec, folder = spec_of(tiny_spec), attempt(site, "evo_deit_tiny", 1)
+    whole = trainer.run(spec, site, folder)["results"]
+    path = max((folder / "checkpoints").glob("step-*.pt"))
+    state = torch.load(path)
+    del state["right"]
+    torch.save(state, path)
+    resumed = trainer.run(spec, site, folder)["results"]
+    assert "right" not in resumed
+    assert resumed["top1"] == whole["top1"]
 
 
 @pytest.mark.integration

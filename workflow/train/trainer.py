@@ -127,7 +127,7 @@ def train(spec: dict, site: dict, folder: Path, context: DistributedContext) -> 
         results["snapshots"] = describe_snapshots(checkpoints.folder, spec)
     results["deviations"] = trainer.deviations()
     results["unreached"] = trainer.unreached()
-    results["val_images"] = len(trainer.val_loader.loader.dataset)
+    results |= evaluate.describe_split(trainer.val_loader) | trainer.right
     if getattr(model, "cost_varies", False):
         sample, _ = trainer.images.spaced(min(MACS_IMAGES, results["val_images"]))
         results["macs_per_image"] = macs.per_image(model, sample)
@@ -163,6 +163,8 @@ class Trainer:
         skipped: updates (steps of the whole training) that were left out because their loss was not finite.
         unchecked_losses: losses, by update, that were not yet checked for being finite.
         history: the metrics of each completed epoch.
+        right: which validation images were right after the last one, for the record: by the weights as `right`, by
+            their moving average as `ema_right`.
         code: the versions of the code that trained so far.
     """
 
@@ -202,6 +204,7 @@ class Trainer:
         self.skipped: list[int] = []
         self.unchecked_losses: dict[int, torch.Tensor] = {}
         self.history: list[dict] = []
+        self.right: dict[str, str] = {}
         self.code = provenance.extended([], from_epoch=0, from_step=0)
 
     @functools.cached_property
@@ -341,9 +344,13 @@ class Trainer:
         started = time.time()
         metrics = self.mean_losses()
         metrics["lr"] = max(group["lr"] for group in self.optimizer.param_groups)
-        metrics |= self.evaluate()
+        accuracy, right = self.evaluate()
+        metrics |= accuracy
+        self.right = {"right": right}
         if self.task.has_ema():
-            metrics |= {f"ema_{key}": value for key, value in self.evaluate(ema=True).items()}
+            accuracy, right = self.evaluate(ema=True)
+            metrics |= {f"ema_{key}": value for key, value in accuracy.items()}
+            self.right["ema_right"] = right
         metrics["train_s"] = self.spent_s
         metrics["epoch_s"] = self.spent_s + time.time() - started
         # Python's own numbers, which torch loads from a checkpoint without executing code
@@ -369,14 +376,14 @@ class Trainer:
 
     # -- evaluation -------------------------------------------------------------------------------
 
-    def evaluate(self, ema: bool = False) -> dict[str, float]:
+    def evaluate(self, ema: bool = False) -> tuple[dict[str, float], str]:
         """Return `evaluate.accuracy` of the weights, or of their moving average, on the whole validation split."""
         # DDP would synchronise buffers for every batch, and ranks may have unequal numbers of batches
         module = unwrap_model(self.task.get_eval_model(ema=ema)).eval()
         if self.context.is_distributed:  # all ranks evaluate what the first one saves
             distribute_bn(module, self.context.world_size, reduce=False)
         evaluator = self.task.create_evaluator()
-        return evaluate.accuracy(module, self.val_loader, evaluator, self.autocast, self.context.is_distributed)
+        return evaluate.accuracy(module, self.val_loader, evaluator, self.autocast, self.context)
 
     # -- checkpoints ------------------------------------------------------------------------------
 
@@ -426,6 +433,7 @@ class Trainer:
             "skipped": self.skipped,
             "sums": sums,
             "history": self.history,
+            "right": self.right,
             "code": self.code,
         }
 
@@ -443,6 +451,7 @@ class Trainer:
         self.sums = self.own_sums(state["sums"])
         self.code = provenance.extended(state["code"], from_epoch=self.epoch, from_step=self.step)
         self.history = state["history"]
+        self.right = state.get("right", {})  # a checkpoint of older code has none
 
     def own_sums(self, ranks: list[dict]) -> dict:
         """Return this rank's of the gathered sums; rank 0 takes all if the number of ranks has changed."""
