@@ -8,4 +8,6 @@ from .conversion import to_dense
 from .deit import from_timm
 from .slow_fast import Trace, trace
 
-__all__ = ["Trace", "deit", "from_timm", "levit", "to_dense", "trace"]
+__all__ = ["Trace", "__version__", "deit", "from_timm", "levit", "to_dense", "trace"]
+
+__version__ = "0.1.0"  # of the distribution, with baselines

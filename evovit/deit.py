@@ -382,7 +382,7 @@ def _refuse_pool(global_pool: str) -> None:
 
 
 def from_timm(
-    model: VisionTransformer,
+    model: nn.Module,
     *,
     head: str = "host",
     start_block: int | None = None,
