@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 import yaml
 
 import baselines  # noqa: F401 (registers its models)
@@ -23,9 +24,9 @@ from evovit.task import AssistedDistillationTask, AssistedTokenTask
 from workflow.campaign import targets
 from workflow.storage import records
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "benchmarks/gpu/README.md", "docs/any-vit.md", "docs/cluster.md",
-             "docs/paper.md", "docs/switches.md", "docs/throughput.md", "docs/training.md",
-             "docs/your-data.md")  # fmt: skip
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/gpu/README.md", "docs/any-vit.md",
+             "docs/cluster.md", "docs/concepts.md", "docs/paper.md", "docs/switches.md", "docs/throughput.md",
+             "docs/training.md", "docs/your-data.md")  # fmt: skip
 NAMED = {"README.md": 5, "docs/paper.md": 15}  # the least number of targets
 VALUED = {"--profile", "--report", "--set-resources"}  # options whose values are no targets
 MODELS = ("evo_deit_tiny_patch16_224", "evo_levit_128s", "dynamic_deit_tiny_patch16_224",
@@ -102,6 +103,36 @@ def test_every_link_leads_somewhere(document):
         assert place.exists(), link
         if anchor:
             assert anchor in anchors(place.read_text() if path else text), link
+
+
+def python_blocks(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_python_that_is_shown_compiles(document):
+    for code in python_blocks(text_of(document)):
+        compile(code, document, "exec")
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/any-vit.md"])
+def test_what_is_shown_of_any_vit_runs(document, monkeypatch):
+    """With a small random model instead of the pretrained one, whose name must be timm's."""
+    create_model = timm.create_model
+
+    def create_small_model(name: str, pretrained: bool) -> torch.nn.Module:
+        assert timm.models.get_pretrained_cfg(name)
+        return create_model(name, img_size=32, patch_size=8, embed_dim=24, num_heads=2)
+
+    monkeypatch.setattr(timm, "create_model", create_small_model)
+    blocks = python_blocks(text_of(document))
+    assert blocks
+    shown: dict = {}
+    for code in blocks:
+        exec(code, shown)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(shown["dense"](images), shown["model"](images))
+    assert not torch.equal(shown["fast"](images), shown["model"](images))
 
 
 def keywords(function) -> set[str]:
