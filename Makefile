@@ -29,7 +29,7 @@ ifneq ($(shell test -w "$$HOME" && echo yes),yes)
 export HOME := $(abspath $(VENV))/home
 endif
 
-TARGETS = help setup demo demo-full test test-unit test-whole test-computing test-jobs test-waiting ui lint locks
+TARGETS = help setup demo demo-full test test-unit test-whole test-computing test-jobs test-waiting ui lint docs locks
 .PHONY: moved $(TARGETS)
 
 help: ## this list
@@ -79,13 +79,25 @@ lint: $(INSTALLED) ## style, types and rules
 	@$(RUN) snakefmt --check Snakefile workflow/rules
 	@$(RUN) snakemake --lint
 
+# In an environment of its own, whose lock has no torch: the site is made from the sources, and imports none of them.
+docs: $(VENV)-docs/.requirements.lock ## the documents and the API as a site, in site/
+	@NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/python -m mkdocs build --strict
+	@echo 'Open site/index.html in a browser; served by python3 -m http.server -d site, it has a search, too.'
+
+$(VENV)-docs/.requirements.lock: docs/requirements.lock
+	@$(PYTHON) -m venv --clear $(VENV)-docs
+	@$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check --requirement docs/requirements.lock
+	@touch $@
+
 # The locks name no host, so that any package index serves. 2.7.1 is the last torch whose common wheel
 # carries kernels for the paper's V100.
-locks: $(INSTALLED) ## both lists of pinned packages anew, from pyproject.toml
+locks: $(INSTALLED) ## the lists of pinned packages anew, from pyproject.toml
 	echo 'torch==2.7.1' | $(RUN) uv pip compile --universal --python-version 3.11 --extra dev \
 	    --no-header --no-annotate --upgrade --constraint - pyproject.toml -o requirements.lock
 	$(RUN) uv pip compile --universal --python-version 3.11 --extra dev \
 	    --no-header --no-annotate --upgrade pyproject.toml -o requirements-cuda13.lock
+	$(RUN) uv pip compile --universal --python-version 3.11 --group docs \
+	    --no-header --no-annotate --upgrade -o docs/requirements.lock
 
 # A changed lock makes the environment anew: nothing of the old one stays behind. Compiled here, once:
 # under PYTHONDONTWRITEBYTECODE, which containers often set, each job spent 8 seconds more on imports.

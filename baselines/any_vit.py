@@ -1,8 +1,10 @@
 """The baselines that need no training, on any timm Vision Transformer: ``baselines.from_timm``.
 
-model = timm.create_model("deit_small_patch16_224.fb_in1k", pretrained=True)
-fast = baselines.from_timm(model, "tome", r=13)
-dense = baselines.to_dense(fast)
+For example:
+
+    model = timm.create_model("deit_small_patch16_224.fb_in1k", pretrained=True)
+    fast = baselines.from_timm(model, "tome", r=13)
+    dense = baselines.to_dense(fast)
 """
 
 from typing import Any

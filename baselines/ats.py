@@ -113,8 +113,9 @@ class SamplingAttention(KeyMaskedAttention):
         """Return ``kept`` and ``keys`` of Sampled.
 
         Args:
-            q, v: queries and values of all tokens (B, L, C), the patches last.
+            q: queries of all tokens (B, L, C), the patches last.
             k: keys, by head (B, L, H, D).
+            v: values, as the queries.
             keys: which tokens are no padding (B, L); None: all.
         """
         prefix = sampling.prefix

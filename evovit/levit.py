@@ -52,7 +52,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, scores: str | None) ->
     matrix the class token's attention is free.
 
     Args:
-        q, k, v: (B, Lq, H, Dk), (B, L, H, Dk) and (B, L, H, Dv).
+        q: queries (B, Lq, H, Dk).
+        k: keys (B, L, H, Dk).
+        v: values (B, L, H, Dv).
         scores: what to return with the result; see ``attention_scores``.
 
     Returns:

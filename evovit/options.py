@@ -86,12 +86,10 @@ def check_options(
     pool_placeholders: bool = True,
     tile: int = 1,
 ) -> Options:
-    """Check a model's keywords and fill in what depends on others.
+    """Check a model's keywords, which ``EvoVisionTransformer`` describes, and fill in what depends on others.
 
     Args:
         host: the model.
-        variant, keep_ratio, start_block, alpha, placeholders, scores, pool_placeholders, tile: see
-            ``EvoVisionTransformer``.
         blocks_per_stage: of a flat host; None for the others, which have stages of their own.
 
     Raises:

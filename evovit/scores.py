@@ -17,7 +17,8 @@ def attention_scores(attention: Tensor, query: Tensor, key: Tensor, scale: float
 
     Args:
         attention: (B, H, Lq, L), class query first.
-        query, key: what it was computed from, (B, H, Lq, D) and (B, H, L, D).
+        query: what it was computed from (B, H, Lq, D).
+        key: what it was computed from (B, H, L, D).
         scale: factor on the products of both.
         kind: "class", the class token's row, or "column_mean", the mean over all queries.
     """

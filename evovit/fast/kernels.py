@@ -39,7 +39,8 @@ def choose(
         previous: scores (B, N) before these blocks; None at the first one.
         ranks: (B, N) the index of a patch among the blocks' patch tokens; -1 for a patch that is not
             among them and keeps its score; None: all are, in order.
-        queries, keys: of each block the class token's (B, H, D), and (B, L, C) with ``prefix`` tokens first.
+        queries: of each block the class token's (B, H, D).
+        keys: of each block (B, L, C), with ``prefix`` tokens first.
         alphas: alpha of Eq. 4 for each block.
         scale: factor on the products of queries and keys, of all blocks.
         factor: on the sum over the heads, of all blocks; 1 / H for their mean.

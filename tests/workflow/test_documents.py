@@ -105,6 +105,13 @@ def test_every_link_leads_somewhere(document):
             assert anchor in anchors(place.read_text() if path else text), link
 
 
+def test_every_page_is_in_the_navigation_of_the_site():
+    navigation = text_of("mkdocs.yml").partition("\nnav:\n")[2]
+    patterns = ("*.md", "docs/**/*.md", "benchmarks/**/*.md", "results/measured/*/*.md")
+    pages = [page for pattern in patterns for page in records.ROOT.glob(pattern)]
+    assert [page for page in pages if f": {page.relative_to(records.ROOT)}\n" not in navigation] == []
+
+
 def python_blocks(text: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 

@@ -75,7 +75,7 @@ def test_make_lists_the_targets(clone):
     """A line for each, but for the parts of `test-whole`, and none that a terminal breaks."""
     listed = make(folder=clone).stdout
     lines = [line.split(maxsplit=2) for line in listed.splitlines() if line.startswith("make ")]
-    targets = {"help", "setup", "demo", "demo-full", "test", "test-unit", "test-whole", "ui", "lint", "locks"}
+    targets = {"help", "setup", "demo", "demo-full", "test", "test-unit", "test-whole", "ui", "lint", "docs", "locks"}
     assert {target for _, target, _ in lines} == targets
     assert max(map(len, listed.splitlines())) <= 100
     assert make("help", folder=clone).stdout == listed
