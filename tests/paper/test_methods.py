@@ -121,12 +121,13 @@ def test_a_run_is_called_by_its_protocol(config):
     assert "methods" not in printed.by_run(config)["deit_tiny"]["source"]
 
 
-def test_the_figure_names_each_method_next_to_its_point(measured):
+def test_the_figure_has_a_mark_for_each_method(measured):
     style.apply()
     figure, frame = methods_pareto.methods_pareto(measured)
     (panel,) = figure.axes
-    names = {text.get_text() for text in panel.texts if text.get_text()}
-    assert names == METHODS | {"dense"}
+    (legend,) = figure.legends
+    assert {text.get_text() for text in legend.get_texts()} == METHODS | {"dense"}
+    assert len({style.METHODS[method] for method in METHODS}) == len(METHODS)
     assert set(frame["method"]) == METHODS | {"Baseline"}
     assert panel.get_title() == "DeiT-T"
     plt.close(figure)

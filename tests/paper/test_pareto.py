@@ -66,5 +66,7 @@ def test_accuracies_have_bars_and_speeds_their_conditions():
     assert heights == [pytest.approx([77, 83]), pytest.approx([76, 82])]
     title = measured.get_title()
     assert title.startswith("measured: digits, speed at full size; 95 % intervals, seeds: 1")
-    assert title.endswith("a CPU, fused, fp32, batch 32\n1 of 2 with warnings")
+    assert title.endswith("a CPU, fused, fp32, batch 32\n1 of 2 speeds with warnings")
+    (line,) = [text.get_text() for text in measured.texts if "differences" in text.get_text()]
+    assert line == "on each dense model, differences are within the intervals"
     plt.close(figure)

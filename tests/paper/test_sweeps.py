@@ -150,9 +150,38 @@ def test_what_speeds_were_timed_on_stands_above_them(demo):
     assert figure.axes[1].get_title("left") == "a CPU, fused, fp32, batch 32"
     speeds = [row.speed for row in sweeps.rows_of("figureS1a", reader)]
     speeds[0] = dataclasses.replace(speeds[0], warnings=(Warning("throttled", "heat"),))
-    remark = f"1 of {len(speeds)} with warnings"
+    remark = f"1 of {len(speeds)} speeds with warnings"
     assert results.describe_timing(speeds) == ("a CPU, fused, fp32, batch 32", remark)
     assert results.describe_timing([results.NOT_TIMED]) == ("", "")
+
+
+def test_a_figure_says_in_a_line_where_its_differences_may_be_chance(demo):
+    figure, _ = sweeps.draw("figureS1c", demo("figureS1c"))
+    (line,) = [text.get_text() for text in figure.axes[0].texts]
+    assert line == "differences are within the intervals (1 seed, 599 images)"
+    figure, _ = sweeps.draw("figureS1a", demo("figureS1a"))
+    (line,) = [text.get_text() for text in figure.axes[0].texts]
+    assert line == "differences are within the intervals (3 seeds, 599 images)"
+    assert not figure.axes[1].texts
+
+
+def test_one_seed_s_intervals_do_not_hold_chance_in_training():
+    low = results.Accuracy(top1=90.0, low=89.0, high=91.0, seeds=1, val_images=599)
+    high = dataclasses.replace(low, top1=95.0, low=94.0, high=96.0)
+    assert results.describe_doubt([low, high]) == results.ONE_SEED
+    assert results.describe_doubt([dataclasses.replace(one, seeds=3) for one in (low, high)]) == ""
+    assert results.describe_doubt([low, results.NOT_TRAINED]) == ""
+    assert results.describe_doubt([low, dataclasses.replace(high, low=90.9)]).startswith("differences are within")
+
+
+def test_a_speed_up_has_its_interval(demo):
+    figure, frame = sweeps.draw("figureS1a", demo("figureS1a"))
+    (bars,) = figure.axes[1].containers
+    (segments,) = bars.lines[2]
+    heights = [sorted(segment[:, 1]) for segment in segments.get_segments()]
+    points = frame[frame["x"] != "dense"].sort_values("x")
+    expected = points[["speedup_pct_low", "speedup_pct_high"]].to_numpy().tolist()
+    assert heights == [pytest.approx(ends) for ends in expected]
 
 
 def test_a_missing_point_is_refused(demo, tmp_path):

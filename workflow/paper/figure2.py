@@ -27,7 +27,7 @@ def figure2(records: Records) -> tuple[Figure, pd.DataFrame]:
     groups = [
         Group("", ["image"]),
         Group("class attention (Eq. 3)", [f"layer {layer}" for layer in layers]),
-        Group("Eq. 4", [f"layer {beyond}"]),
+        Group("global (Eq. 4)", [f"layer {beyond}"]),
         Group("relevance", ["by Captum"]),
     ]
     note = (

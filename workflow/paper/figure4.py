@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workflow.paper import style
-from workflow.paper.results import Records, describe_size
+from workflow.paper.results import Records, are_within, describe_size
 
 HEIGHT = 2.6
 # label, marker and line of a group of tokens, which differ without colour, too
@@ -28,6 +28,7 @@ def figure4a(records: Records) -> tuple[Figure, pd.DataFrame]:
         plot(panel, record, name, line, marker=marker, label=label)
     panel.set(ylabel="CKA with final class token", ylim=(0, 1.04))
     panel.legend(loc="upper left")
+    style.note(panel, describe_doubt(record))
     finish(panel, describe(record, records))
     return figure, table(record)
 
@@ -43,6 +44,15 @@ def figure4b(records: Records) -> tuple[Figure, pd.DataFrame]:
     panels[1].set_ylim(bottom=0.0)
     finish(panels[1], describe(record, records))
     return figure, table(record)
+
+
+def describe_doubt(record: dict) -> str:
+    """Say whether the groups of tokens differ by less than their intervals in every layer; "" where they do not."""
+    curves = np.array([record["results"]["curves"][name] for name in GROUPS])
+    half = np.array([record["results"]["half_widths"][name] for name in GROUPS])
+    lows, highs = (curves - half).T, (curves + half).T
+    within = all(are_within(low, high) for low, high in zip(lows, highs, strict=True))
+    return "in every layer, differences are within the bands" if within else ""
 
 
 def plot(panel: Axes, record: dict, name: str, *line: str, **options) -> None:

@@ -7,7 +7,7 @@ from matplotlib.ticker import MaxNLocator
 
 from workflow.campaign import specs
 from workflow.campaign.config import Config
-from workflow.paper import style, sweeps
+from workflow.paper import results, style, sweeps
 from workflow.paper.results import Records
 from workflow.paper.tables import Row
 
@@ -31,14 +31,14 @@ def figure6(records: Records) -> tuple[Figure, pd.DataFrame]:
     """Draw how each architecture keeps tokens layer by layer (above) and its accuracy (below)."""
     rows = sweeps.rows_of("figure6", records)
     frame = frame_of(rows, records.config)
-    figure, (above, below) = plt.subplots(2, sharex=True, height_ratios=[1, 2], figsize=(style.COLUMN, 2.9))
+    figure, (above, below) = plt.subplots(2, sharex=True, height_ratios=[1, 2], figsize=(style.COLUMN, 3.2))
     for position, ratios in enumerate(frame["keep_ratio"]):
         kept = [float(ratio) for ratio in ratios.split()]
         edges = [position + WIDTH * (i / len(kept) - 0.5) for i in range(len(kept) + 1)]
         label = "kept in layers 1 to 12" if position == 0 else None
         above.stairs(kept, edges, fill=True, color=style.colour(0), alpha=0.35, linewidth=0, label=label)
         above.stairs(kept, edges, color=style.colour(0), linewidth=1)
-    above.set(ylim=(0, 1.05), yticks=[0, 0.5, 1], ylabel="kept")
+    above.set(ylim=(0, 1.05), yticks=[0, 0.5, 1], ylabel="share kept")
     above.set_title(sweeps.title(rows, records), fontsize=7)
     known = frame.assign(x=range(len(frame))).dropna(subset=["top1"])
     if known.empty:
@@ -48,9 +48,10 @@ def figure6(records: Records) -> tuple[Figure, pd.DataFrame]:
     for position in frame["chosen"].to_numpy().nonzero()[0]:
         below.axvline(position, color=style.GREY, linestyle=":", linewidth=1, zorder=0, label="the paper's choice")
     below.set_xticks(range(len(frame)), frame["x"])
-    below.set(ylabel="top-1 %", xlim=(-0.6, len(frame) - 0.4))
+    below.set(ylabel="top-1 accuracy (%)", xlim=(-0.6, len(frame) - 0.4))
     below.margins(y=0.15)
-    below.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    style.note(below, results.describe_doubt(row.accuracy for row in rows))
+    below.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     handles, names = above.get_legend_handles_labels()
     more_handles, more_names = below.get_legend_handles_labels()
     figure.legend([*handles, *more_handles], [*names, *more_names], loc="outside lower center", ncols=2)

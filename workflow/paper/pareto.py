@@ -18,10 +18,7 @@ from workflow.paper.results import Records
 from workflow.paper.tables import Row
 
 DENSE, OURS, OTHERS = "dense", "Evo-ViT", "other models"
-MARKERS = {
-    **{DENSE: "o", OURS: "*", "PS-ViT": "s", "DynamicViT": "^", "SViTE": "D", "IA-RED2": "v"},
-    **{"PS-ViT (published)": "p", OTHERS: "X"},
-}
+METHODS = [DENSE, OURS, "PS-ViT", "DynamicViT", "SViTE", "IA-RED2", "PS-ViT (published)", OTHERS]  # in the legend
 COLUMNS = [
     *("model", "method", "top1", "top1_sd", "top1_low", "top1_high", "throughput", "top1_paper", "throughput_paper"),
     *("batch_size", "precision", "mode", "device", "seeds", "source", "flags"),
@@ -72,8 +69,9 @@ def draw(frame: pd.DataFrame, rows: list[Row], data: str) -> Figure:
     handles: dict[str, Any] = {}
     for panel in reversed(panels):  # the printed one, which has every method, last
         handles |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
-    names = [name for name in MARKERS if name in handles]
+    names = [name for name in METHODS if name in handles]
     figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=len(names))
+    style.note(panels[1], describe_doubt(shown[1]))
     figure.canvas.draw()  # labels must know where the layout puts everything
     figure.set_layout_engine("none")
     for panel, known in zip(panels, shown, strict=True):
@@ -84,7 +82,7 @@ def draw(frame: pd.DataFrame, rows: list[Row], data: str) -> Figure:
 def draw_panel(panel: Axes, frame: pd.DataFrame, suffix: str, title: str) -> pd.DataFrame:
     """Draw the models whose accuracy and speed are known; return them, with both as `y` and `x`."""
     known = frame.rename(columns={f"throughput{suffix}": "x", f"top1{suffix}": "y"}).dropna(subset=["x", "y"])
-    panel.set(xlabel="images/s", ylabel="top-1 %")
+    panel.set(xlabel="images/s", ylabel="top-1 accuracy (%)")
     panel.set_title(title, fontsize=7 if "\n" in title else None)
     if known.empty:
         style.say(panel, "no model both trained and timed")
@@ -92,12 +90,12 @@ def draw_panel(panel: Axes, frame: pd.DataFrame, suffix: str, title: str) -> pd.
         return known
     for line in lines(known):
         panel.plot(*line.T, color=style.GREY, linewidth=0.8, zorder=1)
-    for index, (method, marker) in enumerate(MARKERS.items()):
+    for method in METHODS:
         rows = known[known["method"] == method]
         if rows.empty:
             continue
-        colour = style.GREY if method == OTHERS else style.colour(index)
-        marks = {"s": 70 if marker == "*" else 24, "marker": marker, "edgecolors": colour, "linewidths": 1.1}
+        marker, colour, larger = ("X", style.GREY, 1.0) if method == OTHERS else style.marker_of(method)
+        marks = {"s": 24 * larger**2, "marker": marker, "edgecolors": colour, "linewidths": 1.1}
         face = "white" if suffix else colour
         panel.scatter(rows["x"], rows["y"], facecolors=face, label=method, zorder=2, **marks)
     if not suffix:
@@ -111,6 +109,16 @@ def draw_panel(panel: Axes, frame: pd.DataFrame, suffix: str, title: str) -> pd.
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.margins(0.08)
     return known
+
+
+def describe_doubt(known: pd.DataFrame) -> str:
+    """Say why differences between models that are built on the same dense one may be chance; "" where they are more."""
+    groups = [models for _, models in known.groupby("model") if len(models) > 1]
+    if not groups:
+        return ""
+    if all(results.are_within(models["top1_low"], models["top1_high"]) for models in groups):
+        return "on each dense model, differences are within the intervals"
+    return results.ONE_SEED if (known["seeds"] == 1).all() else ""
 
 
 def lines(known: pd.DataFrame) -> list[np.ndarray]:

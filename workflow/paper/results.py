@@ -16,6 +16,7 @@ from workflow.storage import provenance, records, warnings
 from workflow.storage.warnings import Warning
 
 FULL_SIZE = "the paper's model"
+ONE_SEED = "one seed: the intervals leave out chance in training"
 NORMAL = 1.96  # standard errors on either side that hold 95 %
 
 
@@ -173,6 +174,30 @@ def interval(values: list[float], images: int) -> tuple[float, float]:
     low, high = (100 * end for end in right.proportion_ci(0.95, method="wilson"))
     half = NORMAL * spread
     return min(low, max(0.0, mean - half)), max(high, min(100.0, mean + half))
+
+
+def are_within(low: Iterable[float], high: Iterable[float]) -> bool:
+    """Return whether one value is within all intervals, so that differences between their middles may be chance."""
+    return max(low) <= min(high)
+
+
+def describe_doubt(accuracies: Iterable[Accuracy]) -> str:
+    """Say in a line for a figure why differences between accuracies may be chance, or "" where it has no need to."""
+    known = [accuracy for accuracy in accuracies if accuracy.top1 is not None]
+    if len(known) < 2:
+        return ""
+    seeds = sorted({accuracy.seeds for accuracy in known})
+    if are_within([accuracy.low for accuracy in known], [accuracy.high for accuracy in known]):
+        return f"differences are within the intervals ({describe_sample(known)})"
+    return ONE_SEED if seeds == [1] else ""
+
+
+def describe_sample(accuracies: Iterable[Accuracy]) -> str:
+    """Say how many seeds and validation images accuracies are of: "1 seed, 599 images"."""
+    known = [accuracy for accuracy in accuracies if accuracy.top1 is not None]
+    seeds = "/".join(str(count) for count in sorted({accuracy.seeds for accuracy in known}))
+    images = "/".join(str(count) for count in sorted({accuracy.val_images for accuracy in known}))
+    return f"{seeds} {'seed' if seeds == '1' else 'seeds'}, {images} images"
 
 
 def lost_epochs(record: dict) -> list[str]:
@@ -460,7 +485,7 @@ def describe_timing(speeds: Iterable[Speed]) -> tuple[str, str]:
     for name in ("device", "mode", "precision", "batch_size"):
         conditions.append("/".join(dict.fromkeys(str(getattr(speed, name)) for speed in timed)))
     warned = sum(bool(speed.warnings) for speed in timed)
-    remark = f"{warned} of {len(timed)} with warnings" if warned else ""
+    remark = f"{warned} of {len(timed)} speeds with warnings" if warned else ""
     return "{}, {}, {}, batch {}".format(*conditions), remark
 
 

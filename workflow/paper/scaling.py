@@ -24,29 +24,21 @@ def scaling(records: Records) -> tuple[Figure, pd.DataFrame]:
         lines.append(line)
     frame = pd.DataFrame(lines).astype({"batch_size": "Int64"})
 
-    figure, panel = plt.subplots(figsize=(style.COLUMN, 2.6))
+    figure, panel = plt.subplots(figsize=(style.COLUMN, 2.8))
     known = frame.dropna(subset=["speedup_pct"])
     if known.empty:
         style.say(panel, "not timed")
     else:
-        down = known["speedup_pct"] - known["speedup_pct_low"]
-        up = known["speedup_pct_high"] - known["speedup_pct"]
-        panel.errorbar(
-            known["resolution"],
-            known["speedup_pct"],
-            yerr=[down, up],
-            marker="o",
-            markersize=4,
-            capsize=2,
-            color=style.colour(0),
-            label="measured",
-        )
+        points = known.assign(x=known["resolution"])
+        style.with_interval(panel, points, "speedup_pct", color=style.colour(0), linestyle="-", label="measured")
         for column, (label, dashes) in CEILINGS.items():
             panel.plot(known["resolution"], known[column], dashes, color=style.GREY, linewidth=1, label=label)
         panel.set_xticks(known["resolution"])
-        panel.legend(fontsize=6)
-    panel.set_xlabel("image's side, pixels")
-    panel.set_ylabel("speed-up %")
+        if results.are_within(known["speedup_pct_low"], known["speedup_pct_high"]):
+            style.note(panel, "differences are within the intervals")
+        figure.legend(loc="outside lower center", ncols=3)
+    panel.set_xlabel("side of the image (pixels)")
+    panel.set_ylabel("speed-up (%)")
     timing = results.describe_timing(row.speed for row in rows)
     panel.set_title("\n".join(["Evo-ViT over the dense DeiT-T", *filter(None, timing)]), fontsize=7)
     return figure, frame

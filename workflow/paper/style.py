@@ -13,6 +13,23 @@ from workflow.storage import files
 COLUMN, PAGE = 3.4, 7.0  # inches: a column's width, and a page's
 DPI = 300
 GREY = "0.45"
+# Marker and colour of each method, the same in all figures; with that many methods, markers must differ without colour.
+METHODS = {
+    "dense": ("o", "#0173b2"),
+    "Evo-ViT": ("*", "#de8f05"),
+    "PS-ViT": ("s", "#029e73"),
+    "DynamicViT": ("^", "#d55e00"),
+    "SViTE": ("D", "#cc78bc"),
+    "IA-RED2": ("v", "#a0663c"),
+    "PS-ViT (published)": ("p", "#029e73"),
+    "EViT": ("h", "#332288"),
+    "ToMe": ("P", "#56b4e9"),
+    "Top-K": ("<", "#882255"),
+    "random": (">", "0.55"),
+    "ATS": ("d", "#999933"),
+    "DPC-KNN": ("X", "black"),
+}
+LARGER = {"*": 1.7, "D": 0.85, "s": 0.9}  # of a marker's size, so that all look alike in size
 DATA = {"imagenet": "ImageNet", "cifar10": "CIFAR-10"}  # names in titles
 
 
@@ -24,6 +41,8 @@ def apply() -> None:
     mpl.rcParams |= {
         "font.size": 8, "axes.labelsize": 8, "axes.titlesize": 8, "legend.fontsize": 7,
         "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.frameon": False,
+        "axes.linewidth": 0.8, "xtick.major.width": 0.8, "ytick.major.width": 0.8, "xtick.major.size": 3.5,
+        "ytick.major.size": 3.5, "xtick.minor.width": 0.6, "ytick.minor.width": 0.6, "xtick.minor.size": 2,
         "svg.fonttype": "none", "svg.hashsalt": "evovit", "figure.constrained_layout.use": True,
     }  # fmt: skip
 
@@ -42,11 +61,36 @@ def colour(index: int) -> str:
     return colours[index % len(colours)]
 
 
-def with_interval(panel: Axes, points: pd.DataFrame, **options) -> None:
-    """Draw points at (`x`, `top1`) with bars from `top1_low` to `top1_high`."""
-    bars = [points["top1"] - points["top1_low"], points["top1_high"] - points["top1"]]
+def marker_of(method: str) -> tuple[str, str, float]:
+    """Return a method's marker, its colour and how much larger than a circle it is drawn."""
+    marker, shade = METHODS[method]
+    return marker, shade, LARGER.get(marker, 1.0)
+
+
+def with_interval(panel: Axes, points: pd.DataFrame, value: str = "top1", **options) -> None:
+    """Draw points at (`x`, value) with bars from `<value>_low` to `<value>_high`."""
+    bars = [points[value] - points[f"{value}_low"], points[f"{value}_high"] - points[value]]
     marks = {"marker": "o", "markersize": 4, "capsize": 2.5, "linewidth": 1.2, "elinewidth": 1}
-    panel.errorbar(points["x"], points["top1"], yerr=bars, **marks, **options)
+    panel.errorbar(points["x"], points[value], yerr=bars, **marks, **options)
+
+
+def note(panel: Axes, text: str) -> None:
+    """Write a remark, if there is one, at the lower edge of a panel, in room that is made below the data.
+
+    Call it when the data and their margins are final.
+    """
+    if not text:
+        return
+    low, high = panel.get_ylim()
+    height = (
+        0.8 * panel.get_position().height * panel.figure.get_figheight()
+    )  # inches; titles and legends take the rest
+    lines = text.count("\n") + 1
+    room = (0.11 * lines + 0.06) / height
+    panel.set_ylim(low - room / (1 - room) * (high - low), high)
+    place = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center", "va": "bottom"}
+    white = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # as a line may cross it
+    panel.annotate(text, (0.5, 0), (0, 3), fontsize=6.5, style="italic", bbox=white, **place)
 
 
 def say(panel: Axes, text: str) -> None:

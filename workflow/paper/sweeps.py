@@ -25,8 +25,8 @@ VALUES = {column.name: column.value for column in tables.COLUMNS} | {
 }
 COLUMNS = [
     *("x", "chosen", "run", "top1", "top1_sd", "top1_low", "top1_high", "seeds", "val_images", "top1_paper"),
-    *("throughput", "speedup_pct", "throughput_paper", "macs_g", "batch_size", "precision", "mode", "device"),
-    *("source", "flags", "source_paper"),
+    *("throughput", "speedup_pct", "speedup_pct_low", "speedup_pct_high", "throughput_paper", "macs_g", "batch_size"),
+    *("precision", "mode", "device", "source", "flags", "source_paper"),
 ]
 
 
@@ -81,15 +81,15 @@ def draw(name: str, records: Records) -> tuple[Figure, pd.DataFrame]:
     """Draw a figure over the numbers `x`; an `x` in words is a horizontal line."""
     rows = rows_of(name, records)
     frame = frame_of(rows)
-    timed = frame["throughput"].notna().any()
+    timed = frame["speedup_pct"].notna().any()
     if timed:
-        figure, (top, bottom) = plt.subplots(2, sharex=True, height_ratios=[3, 2], figsize=(style.COLUMN, 3.6))
+        figure, (top, bottom) = plt.subplots(2, sharex=True, height_ratios=[3, 2], figsize=(style.COLUMN, 3.8))
         draw_speed(bottom, frame)
         timing = results.describe_timing(row.speed for row in rows)
-        bottom.set_title("; ".join(filter(None, timing)), fontsize=6, loc="left", pad=2)
+        bottom.set_title("; ".join(filter(None, timing)), fontsize=6.5, loc="left", pad=3)
         panels = [top, bottom]
     else:
-        figure, top = plt.subplots(figsize=(style.COLUMN, 2.5))
+        figure, top = plt.subplots(figsize=(style.COLUMN, 2.6))
         panels = [top]
     data = records.config.settings[records.setting]["data"]["name"]
     draw_accuracy(top, frame, data == printed.DATA)
@@ -98,6 +98,7 @@ def draw(name: str, records: Records) -> tuple[Figure, pd.DataFrame]:
         panel.margins(x=0.05, y=0.12)
     panels[-1].set_xlabel(records.config.items["figures"][name].get("xlabel", name))
     numbers = pd.to_numeric(frame["x"], errors="coerce").dropna()
+    style.note(top, results.describe_doubt(row.accuracy for row in rows if not isinstance(row.names[0], str)))
     if len(numbers) < 9:
         panels[-1].set_xticks(numbers)
     top.set_title(title(rows, records), fontsize=7)
@@ -133,17 +134,19 @@ def draw_accuracy(panel: Axes, frame: pd.DataFrame, on_imagenet: bool) -> None:
         for _, line in words.iterrows():
             label = f"printed, {line['x']}"
             panel.axhline(line["top1_paper"], color=other, linestyle=":", linewidth=1, label=label)
-    panel.set_ylabel("top-1 %")
-    panel.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    panel.set_ylabel("top-1 accuracy (%)")
+    panel.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
 
 
 def draw_speed(panel: Axes, frame: pd.DataFrame) -> None:
-    """Draw images/s as measured; the printed ones are of another device and stay in the CSV."""
-    measured, lines = over_numbers(frame.dropna(subset=["throughput"]))
-    for _, line in lines.iterrows():
-        panel.axhline(line["throughput"], color=style.GREY, linestyle="--", linewidth=1)
-    panel.plot(measured["x"], measured["throughput"], marker="o", markersize=4, color=style.colour(2))
-    panel.set_ylabel("images/s")
+    """Draw the speed-up over the dense model with its interval.
+
+    Images/s have none and stay in the CSV, as do the printed ones, which are of another device.
+    """
+    measured, _ = over_numbers(frame.dropna(subset=["speedup_pct"]))
+    panel.axhline(0, color=style.GREY, linestyle="--", linewidth=1)
+    style.with_interval(panel, measured, "speedup_pct", color=style.colour(2), linestyle="-")
+    panel.set_ylabel("speed-up (%)")
     panel.yaxis.set_major_locator(MaxNLocator(4))
 
 
