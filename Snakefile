@@ -14,6 +14,7 @@ sys.path.insert(0, str(workflow.basedir))
 from workflow.command_line import check_folder, name_user
 from workflow.campaign import kinds, rule_inputs, targets
 from workflow.launch import display, startup
+from workflow.paper import cards
 from workflow.tracking import sync
 
 min_version("9.0")
@@ -47,11 +48,13 @@ onstart:
 
 onsuccess:
     screen.end()
+    cards.update(plan.config)
     sync.finish(follower.pop())
 
 
 onerror:
     screen.end()
+    cards.update(plan.config)
     sync.finish(follower.pop())
 
 

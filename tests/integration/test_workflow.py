@@ -69,6 +69,7 @@ def test_1_killed_anywhere_and_started_again_it_ends_and_loses_no_finished_run(t
 
 
 def test_2_a_second_start_does_nothing(tree):
+    assert {path.parent.name for path in tree.glob("results/demo/runs/*/README.md")} == set(RUNS)  # model cards
     before = times(tree)
     assert "Nothing to be done" in snakemake(tree, *DEMO, TABLE)
     assert times(tree) == before

@@ -2,10 +2,12 @@
 
     python -m workflow.paper make results/demo/table1.csv
     python -m workflow.paper print results/demo/table1.csv
+    python -m workflow.paper cards results/demo
     python -m workflow.paper compare results/measured/<device> --configurations fused-fp32 fused-bf16
 
 `make` is what snakemake's rules call. A table and the ledger are written as CSV, Markdown and an HTML page, a figure as
-PNG, SVG and the CSV of its numbers. A name that ends in .partial.csv is made from whatever records exist.
+PNG, SVG and the CSV of its numbers. A name that ends in .partial.csv is made from whatever records exist. `cards`
+writes the page of every trained model anew, which snakemake does when it ends.
 """
 
 import argparse
@@ -41,6 +43,8 @@ def main() -> None:
     making.add_argument("output", type=Path, help="its CSV, or a figure's PNG, in the setting's results folder")
     printing = add("print", "Print a table that was made", print_table)
     printing.add_argument("table", type=Path, help="its CSV")
+    carding = add("cards", "Write the model card of every training anew", write_cards)
+    carding.add_argument("root", type=Path, help="a setting's results folder")
     comparing = add("compare", "Show a folder of measurements and the paper's speeds, as Markdown", compare)
     comparing.add_argument("folder", type=Path)
     comparing.add_argument("--configurations", nargs="+", default=[], metavar="MODE-PRECISION[-bN]")
@@ -129,6 +133,17 @@ def brief_of(config: Config, item: str, frame: pd.DataFrame) -> sheet.Sheet:
     if item in config.items["compiled"]:
         return importlib.import_module(f"workflow.paper.{item}").brief_of(frame)
     return tables.brief_of(item, frame, config)
+
+
+def write_cards(arguments: argparse.Namespace) -> None:
+    """Write the card of each trained model in a results folder."""
+    from workflow.paper import cards
+
+    config = Config.load()
+    setting = config.setting_of(str(arguments.root))
+    paths = sorted(arguments.root.glob("runs/*/train.json"))
+    count = sum(cards.write(config, setting, path) for path in paths)
+    print(f"{count} model cards: {arguments.root}/runs/<run>/{cards.CARD}")
 
 
 def compare(arguments: argparse.Namespace) -> None:

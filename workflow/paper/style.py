@@ -62,8 +62,8 @@ def colour(index: int) -> str:
 
 
 def marker_of(method: str) -> tuple[str, str, float]:
-    """Return a method's marker, its colour and how much larger than a circle it is drawn."""
-    marker, shade = METHODS[method]
+    """Return a method's marker, its colour and how much larger than a circle it is drawn; others share one mark."""
+    marker, shade = METHODS.get(method, ("8", "0.3"))
     return marker, shade, LARGER.get(marker, 1.0)
 
 
