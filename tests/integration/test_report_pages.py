@@ -28,7 +28,7 @@ def test_the_report_opens_and_its_table_has_the_csvs_numbers(project, browser):
     browser.get((project / DEMO / "report.html").as_uri())
     text_with(browser, "Evo-ViT, reproduced", "authors' code", picture="report")
     click(browser, "Tables")
-    text_with(browser, "table1", picture="report-list")
+    text_with(browser, "Table 1: token reduction on DeiT", picture="report-list")
     show_result(browser)
     with open(project / DEMO / "table1.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -51,8 +51,8 @@ def test_the_report_opens_and_its_table_has_the_csvs_numbers(project, browser):
 
 def test_the_report_shows_a_figure(project, browser):
     browser.get((project / DEMO / "report.html").as_uri())
-    click(browser, "Figures")
-    text_with(browser, "pareto", picture="report-figures")
+    click(browser, "Figures beyond the paper")
+    text_with(browser, "Accuracy against images/s", picture="report-figures")
     browser.execute_script("document.querySelector('tbody a').click()")
     show_picture(browser, "report-pareto")
 
@@ -60,7 +60,7 @@ def test_the_report_shows_a_figure(project, browser):
 def test_the_report_names_command_and_runs(project, browser):
     browser.get((project / DEMO / "report.html").as_uri())
     click(browser, "Tables")
-    text_with(browser, "table1", picture="report-tables")
+    text_with(browser, "Table 1: token reduction on DeiT", picture="report-tables")
     browser.execute_script("document.querySelectorAll('tbody a')[1].click()")
     text = text_with(browser, "Trained for it", picture="report-caption")
     assert "--profile demo results/demo/table1.csv" in text

@@ -34,9 +34,27 @@ def test_a_page_has_the_same_cells_as_text(sheet):
         "name", "n", "verdict", "&lt;b&gt;", "1.50 (1 to 2)", "refuted", "c", "2", "confirmed",
     ]  # fmt: skip
     assert "<span class='refuted'>refuted</span>" in page
+    assert "1.50 <span class='interval'>(1 to 2)</span>" in page
+    to_the_right = ["right" in style for style in re.findall("<td([^>]*)>", page)]
+    assert to_the_right == [False, True, False] * 2  # of the name, the number and the verdict
     assert "<ul><li>seen on a &lt; b</li></ul>" in page
     assert "<ol><li>first</li><li>second</li></ol>" in page
     assert "http" not in page  # nothing is fetched from elsewhere
+
+
+def test_a_page_and_markdown_have_no_empty_columns(sheet):
+    rows = [[*row, "-", ""] for row in sheet.rows]
+    wider = replace(sheet, head=[*sheet.head, "nothing", "notes"], rows=rows)
+    assert wider.markdown() == sheet.markdown()
+    assert wider.page("claims") == sheet.page("claims")
+    assert "nothing" in replace(wider, rows=[]).markdown()
+
+
+def test_a_page_wraps_long_cells_and_no_short_ones():
+    page = Sheet(["batch_size", "claim"], [["64", "a claim in many more words"]], left=0).page("claims")
+    assert "<span class='short'>64</span>" in page
+    assert "<span class='long'>a claim in many more words</span>" in page
+    assert "batch size" in page
 
 
 def test_a_terminal_has_it_without_empty_columns(sheet):

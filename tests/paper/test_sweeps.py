@@ -207,6 +207,7 @@ def legend(drawn) -> list[str]:
 
 def test_every_figure_has_a_caption_a_target_and_a_function(config):
     assert set(config.items["figures"]) <= set(config.items["captions"])
+    assert set(config.items["titles"]) == {*config.items["figures"], *config.tables}
     for name in config.items["figures"]:
         assert callable(__main__.function_of(config, name))
         for suffix in ("png", "svg", "csv"):

@@ -135,6 +135,19 @@ class Plan:
         setting = self.config.setting_of(wildcards.root)
         return [f"{wildcards.root}/{name}" for name in targets.whole(self.config, setting)]
 
+    def category(self, wildcards) -> str:
+        """Return under which heading the report lists a table or a figure."""
+        return targets.category(self.config, getattr(wildcards, "table", None) or wildcards.figure)
+
+    def labels(self, wildcards) -> dict[str, str]:
+        """Return what the report's list calls a table or a figure."""
+        item = getattr(wildcards, "table", None) or wildcards.figure
+        return {"shows": self.config.items["titles"].get(item, item)}
+
+    def partial_labels(self, wildcards) -> dict[str, str]:
+        """Return what the report's list calls a table that was made of whatever records there were."""
+        return {"shows": f"{self.labels(wildcards)['shows']}, from the records that were there"}
+
     def caption(self, wildcards, output) -> str:
         """Return what the report says below an item."""
         return targets.caption(self.config, wildcards.root, output[0])

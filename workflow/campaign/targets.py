@@ -3,6 +3,7 @@
 Snakemake plans with rules; status and forecast, which write nothing, use this module.
 """
 
+import re
 from pathlib import Path
 
 from workflow.campaign import benchmarks, kinds
@@ -138,6 +139,12 @@ def item_files(config: Config, setting: str) -> list[str]:
 def profile(config: Config, setting: str) -> str:
     """Return the profile that is meant for the setting's jobs: ImageNet is trained on a cluster."""
     return "slurm" if config.settings[setting]["data"]["name"] == "imagenet" else "demo"
+
+
+def category(config: Config, item: str) -> str:
+    """Return under which heading the report lists a table or a figure."""
+    kind = "Tables" if item in config.tables else "Figures"
+    return kind if re.match(r"(table|figure)S?\d", item) else f"{kind} beyond the paper"
 
 
 def caption(config: Config, root: str, output: str) -> str:

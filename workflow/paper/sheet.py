@@ -4,6 +4,7 @@ Snakemake's report shows pages; of a CSV it shows only a link.
 """
 
 import html
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ from workflow.storage import files
 
 WIDTH = 100  # columns of a terminal that a sheet must fit into
 NARROWEST = 8  # column of a table, in characters
+SHORT = 24  # characters of a cell that a page does not wrap
 EMPTY = ("-", "")  # cells without a value
+NUMBER = re.compile(r"[-+]?\d")  # what the cells of a column of numbers begin with
+INTERVAL = re.compile(r"(\S+) (\([^()]*\))")  # a number with its interval in brackets
 COUNTS = (
     "batch_size",
     "timed_batch_size",
@@ -35,6 +39,9 @@ th, td { border-bottom: 1px solid #e2e8f0; padding: .25em .55em; vertical-align:
 th { background: #f1f5f9; position: sticky; top: 0; }
 td { font-variant-numeric: tabular-nums; max-width: 24em; overflow-wrap: break-word; }
 tr:hover td { background: #f8fafc; }
+.short, .interval { white-space: nowrap; }
+.interval { color: #64748b; font-size: .92em; }
+.long { display: inline-block; min-width: 14em; }
 .confirmed { color: #047857; font-weight: 600; }
 .refuted { color: #b91c1c; font-weight: 600; }
 """
@@ -58,13 +65,21 @@ class Sheet:
     remarks: Sequence[str] = ()
     notes: Sequence[str] = ()
 
-    def _table(self, kind: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-        sides = ["left" if column < self.left else "right" for column in range(len(head))]
-        return tabulate(rows, head, kind, disable_numparse=True, colalign=sides)
+    def _filled(self) -> list[int]:
+        """Return the columns that say something: those of words, and of the others those with a value in some row."""
+        return [
+            column
+            for column in range(len(self.head))
+            if column < self.left or not self.rows or any(row[column] not in EMPTY for row in self.rows)
+        ]
 
     def markdown(self) -> str:
-        """Return the whole sheet as Markdown."""
-        parts = [self.lead, self._table("pipe", self.head, self.rows)]
+        """Return the whole sheet as Markdown, without columns that are empty."""
+        columns = self._filled()
+        head = [self.head[column] for column in columns]
+        rows = [[row[column] for column in columns] for row in self.rows]
+        sides = ["left" if column < self.left else "right" for column in columns]
+        parts = [self.lead, tabulate(rows, head, "pipe", disable_numparse=True, colalign=sides)]
         parts.append("\n".join(f"- {text}" for text in self.remarks))
         parts.append("\n".join(f"{number}. {text}" for number, text in enumerate(self.notes, 1)))
         return "\n\n".join(filter(None, parts)) + "\n"
@@ -112,21 +127,33 @@ class Sheet:
         return tabulate(rows, (), "plain", disable_numparse=True, colalign=sides, rowalign=heights, maxcolwidths=widths)
 
     def page(self, title: str) -> str:
-        """Return the whole sheet as an HTML page that needs no other file."""
-        head = [html.escape(text) for text in self.head]
-        rows = [[_marked(html.escape(cell)) for cell in row] for row in self.rows]
+        """Return the whole sheet, without columns that are empty, as an HTML page that needs no other file."""
+        columns = self._filled()
+        head = [html.escape(self.head[column].replace("_", " ")) for column in columns]
+        rows = [[_marked(row[column]) for column in columns] for row in self.rows]
+        sides = ["right" if self._has_numbers(column) else "left" for column in columns]
         body = f"<p>{html.escape(self.lead)}</p>" if self.lead else ""
-        body += self._table("unsafehtml", head, rows)
+        body += tabulate(rows, head, "unsafehtml", disable_numparse=True, colalign=sides)
         for kind, texts in (("ul", self.remarks), ("ol", self.notes)):
             items = "".join(f"<li>{html.escape(text)}</li>" for text in texts)
             body += f"\n<{kind}>{items}</{kind}>" if items else ""
         top = f"<meta charset='utf-8'><title>{html.escape(title)}</title><style>{STYLE}</style>"
         return f"<!doctype html>\n<html lang='en'><head>{top}</head><body>{body}</body></html>\n"
 
+    def _has_numbers(self, column: int) -> bool:
+        """Return whether a column is one of numbers, which are aligned at the right."""
+        return column >= self.left and any(NUMBER.match(row[column]) for row in self.rows)
+
 
 def _marked(cell: str) -> str:
-    """Return a cell's HTML, a verdict in its colour."""
-    return f"<span class='{cell}'>{cell}</span>" if cell in ("confirmed", "refuted") else cell
+    """Return a cell's HTML: a verdict in its colour, an interval in one piece, and no short cell in several lines."""
+    text = html.escape(cell)
+    if cell in ("confirmed", "refuted"):
+        return f"<span class='{cell}'>{text}</span>"
+    interval = INTERVAL.fullmatch(text)
+    if interval:
+        return f"{interval[1]} <span class='interval'>{interval[2]}</span>"
+    return f"<span class='{'short' if len(cell) <= SHORT else 'long'}'>{text}</span>" if cell else ""
 
 
 def read(path: Path) -> pd.DataFrame:

@@ -218,7 +218,9 @@ class Column:
 
 
 def number(line: pd.Series, column: str, digits: int) -> str:
-    return "-" if pd.isna(line[column]) else f"{line[column]:.{digits}f}"
+    if pd.isna(line[column]):
+        return "-"
+    return f"{round(line[column], digits) + 0.0:.{digits}f}"  # + 0.0 turns -0 into 0
 
 
 def or_dash(value) -> str:

@@ -2,19 +2,14 @@
 # report. Figures are PNG for screens and SVG for papers, and their CSV has the numbers that they show.
 
 for name, item, category, labels in (
-    ("table", "{table}", "Tables", {"table": "{table}"}),
-    (
-        "partial_table",
-        "{table}.partial",
-        "Tables",
-        {"table": "{table}, from the records that were there"},
-    ),
-    ("claims", "claims", "Claims", {"claims": "all"}),
+    ("table", "{table}", plan.category, plan.labels),
+    ("partial_table", "{table}.partial", plan.category, plan.partial_labels),
+    ("claims", "claims", "Claims", {"shows": "All claims"}),
     (
         "partial_claims",
         "claims.partial",
         "Claims",
-        {"claims": "from the records that were there"},
+        {"shows": "All claims, from the records that were there"},
     ),
 ):
 
@@ -49,8 +44,8 @@ rule figure:
         first=report(
             "{root}/{figure}.png",
             caption="../report/item.rst",
-            category="Figures",
-            labels={"figure": "{figure}"},
+            category=plan.category,
+            labels=plan.labels,
         ),
         svg="{root}/{figure}.svg",
         numbers="{root}/{figure}.csv",
