@@ -17,7 +17,7 @@ from workflow.storage import files
 
 WIDTH = 100  # columns of a terminal that a sheet must fit into
 NARROWEST = 8  # column of a table, in characters
-SHORT = 24  # characters of a cell that a page does not wrap
+SHORT = 18  # characters of a cell that a page does not wrap
 EMPTY = ("-", "")  # cells without a value
 NUMBER = re.compile(r"[-+]?\d")  # what the cells of a column of numbers begin with
 INTERVAL = re.compile(r"(\S+) (\([^()]*\))")  # a number with its interval in brackets
@@ -35,7 +35,7 @@ COUNTS = (
 STYLE = """
 body { font: 13px/1.4 system-ui, sans-serif; color: #1e293b; margin: 1.2em; }
 table { border-collapse: collapse; margin: .8em 0; }
-th, td { border-bottom: 1px solid #e2e8f0; padding: .25em .55em; vertical-align: top; }
+th, td { border-bottom: 1px solid #e2e8f0; padding: .25em .4em; vertical-align: top; }
 th { background: #f1f5f9; position: sticky; top: 0; }
 td { font-variant-numeric: tabular-nums; max-width: 24em; overflow-wrap: break-word; }
 tr:hover td { background: #f8fafc; }
@@ -130,8 +130,12 @@ class Sheet:
         """Return the whole sheet, without columns that are empty, as an HTML page that needs no other file."""
         columns = self._filled()
         head = [html.escape(self.head[column].replace("_", " ")) for column in columns]
-        rows = [[_marked(row[column]) for column in columns] for row in self.rows]
-        sides = ["right" if self._has_numbers(column) else "left" for column in columns]
+        numbers = [self._has_numbers(column) for column in columns]
+        rows = [
+            [_marked(row[column], of_numbers) for column, of_numbers in zip(columns, numbers, strict=True)]
+            for row in self.rows
+        ]
+        sides = ["right" if of_numbers else "left" for of_numbers in numbers]
         body = f"<p>{html.escape(self.lead)}</p>" if self.lead else ""
         body += tabulate(rows, head, "unsafehtml", disable_numparse=True, colalign=sides)
         for kind, texts in (("ul", self.remarks), ("ol", self.notes)):
@@ -145,15 +149,20 @@ class Sheet:
         return column >= self.left and any(NUMBER.match(row[column]) for row in self.rows)
 
 
-def _marked(cell: str) -> str:
-    """Return a cell's HTML: a verdict in its colour, an interval in one piece, and no short cell in several lines."""
+def _marked(cell: str, of_numbers: bool) -> str:
+    """Return the HTML of a cell: a verdict in its colour, an interval in one piece, no short cell in several lines, and
+    room for long words.
+    """
     text = html.escape(cell)
     if cell in ("confirmed", "refuted"):
         return f"<span class='{cell}'>{text}</span>"
     interval = INTERVAL.fullmatch(text)
     if interval:
         return f"{interval[1]} <span class='interval'>{interval[2]}</span>"
-    return f"<span class='{'short' if len(cell) <= SHORT else 'long'}'>{text}</span>" if cell else ""
+    if len(cell) <= SHORT:
+        return f"<span class='short'>{text}</span>" if cell else ""
+    text = text.replace("/", "/<wbr>")  # a path may be wrapped there
+    return text if of_numbers or " " not in cell else f"<span class='long'>{text}</span>"
 
 
 def read(path: Path) -> pd.DataFrame:
