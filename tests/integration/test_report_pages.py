@@ -44,7 +44,7 @@ def test_the_report_opens_and_its_table_has_the_csvs_numbers(project, browser):
     browser.get((project / DEMO / "report.html").as_uri())
     click(browser, "Claims")
     show_result(browser)
-    text = text_with(browser, "not run at this scale", picture="report-claims")
+    text = text_with(browser, "On ImageNet: none judged", picture="report-claims")
     assert "confirmed" in text
     assert "throughput/deit_tiny" in text
 

@@ -4,12 +4,12 @@ A claim is an entry of `all_claims`: where the paper says it, what it says in ou
 function below that returns a verdict with its reason; no verdict is written by hand:
 
 - a printed number is confirmed where our whole interval is within the tolerance of it, refuted where none of it is;
-- an order is confirmed or refuted where our whole interval is beyond the tolerance on one side.
+- an order is confirmed or refuted where our whole interval is beyond the tolerance on one side;
+- in between it is too close to tell: the less is known, the less is decided.
 
-So the less is known, the less is decided. An undecided claim says why: it was not measured; it was measured on other
-data (accuracies are judged only on ImageNet) or on another kind of device (percentages of images/s are judged only in
-mode `paper` on a GPU, at the paper's batch size; memory only on a GPU in fp16; who is faster, and MACs, anywhere); the
-measurement has warnings; or it is too close to tell.
+A verdict holds at the scale at which its number was measured: ImageNet, other images with a reduced model, or this
+machine. On other images than ImageNet, a printed gain of accuracy is judged by its sign alone. A claim that was not run
+says why: it was not measured, the measurement has warnings, or it is about the memory of the paper's GPUs.
 
 The ledger reads the rows of all tables, and what items.yaml names under `claims`.
 """
@@ -23,16 +23,18 @@ from pathlib import Path
 import pandas as pd
 
 from workflow.campaign.config import FILES, Config, ConfigError
-from workflow.paper import printed, sheet
-from workflow.paper.estimates import BATCH, Estimate, Measured, Printed, dense_of, margin, union
+from workflow.paper import printed, results, sheet
+from workflow.paper.estimates import BATCH, Estimate, Measured, Printed, common_scale, dense_of, margin, union
 
-CONFIRMED, REFUTED, NOT_RUN = VERDICTS = ("confirmed", "refuted", "not run at this scale")
+CONFIRMED, REFUTED, CLOSE, NOT_RUN = "confirmed", "refuted", "too close", "not run"
+IMAGENET = results.IMAGES[printed.DATA]
 ROUNDING = 1e-9  # of sums of decimal fractions
 NOT_MEASURED = "not measured"
 UNPRINTED = "the paper prints no number"
-OTHER_DEVICE = f"percentages of images/s are judged in mode paper on a GPU at batch {BATCH} alone"
+OTHER_DEVICE = f"the printed percentage is of a V100 in mode paper at batch {BATCH}"
 WITH_WARNINGS = "a measurement with warnings decides no percentage"
-CLOSE = "too close to tell: more rounds, seeds or images would"
+MORE = "more rounds, seeds or images would tell"
+BY_SIGN = "judged by its sign: the printed number is of ImageNet"
 SLIP = "the printed numbers themselves do not say so"
 End = tuple[str, int | None]  # a curve, and its point; None: the mean over the points
 UNITS = {"top1": "points", "top1_gap": "points", "speedup": "points", "throughput": "% images/s"}  # of margins
@@ -94,10 +96,9 @@ def speedup(
     outcome = judge_number(estimate, stated, "% images/s", tolerance)
     if estimate is None or estimate.excluded:
         return outcome
-    reasons = [WITH_WARNINGS] if estimate.warnings else []
-    if not estimate.as_printed:
-        reasons.append(OTHER_DEVICE)
-    return replace(outcome, verdict=NOT_RUN, reasons=reasons) if reasons else outcome
+    if estimate.warnings:
+        outcome = replace(outcome, verdict=CLOSE, reasons=[WITH_WARNINGS])
+    return outcome if estimate.as_printed else replace(outcome, reasons=[*outcome.reasons, OTHER_DEVICE])
 
 
 def top1_gap(
@@ -117,6 +118,11 @@ def top1_gap(
     estimate = sources.measured.accuracy_gap(run, over)
     stated = state(printed, at_least) or state(implied, at_least, implied=True)
     stated = stated or state(sources.printed.accuracy_gap(run, over), at_least)
+    scale = estimate.scale if estimate else None
+    is_reduced = scale is not None and not scale.is_the_papers
+    if is_reduced and stated is not None and stated.low > 0 and not at_least:
+        outcome = judge_order(estimate, None, "points", 0.0)
+        return replace(outcome, stated=stated.text, reasons=[*outcome.reasons, BY_SIGN])
     return judge_number(estimate, stated, "points", tolerance)
 
 
@@ -220,42 +226,42 @@ def undecided(estimate: Estimate | None) -> list[str]:
 
 def judge_number(estimate: Estimate | None, stated: Stated | None, unit: str, tolerance: float) -> Outcome:
     """Return the verdict on a number that the paper states, or why there is none."""
-    verdict, reasons = None, undecided(estimate)
+    reasons = undecided(estimate)
     if not reasons and stated is None:
         reasons = [UNPRINTED]
-    if not reasons:
-        verdict = near(estimate, stated, tolerance)
-        reasons = [] if verdict else [CLOSE]
-    return Outcome(verdict or NOT_RUN, reasons, estimate, stated.text if stated else None, unit, tolerance)
+    verdict = NOT_RUN if reasons else near(estimate, stated, tolerance)
+    if verdict == CLOSE:
+        reasons.append(MORE)
+    return Outcome(verdict, reasons, estimate, stated.text if stated else None, unit, tolerance)
 
 
 def judge_order(estimate: Estimate | None, stated: Estimate | None, unit: str, tolerance: float) -> Outcome:
     """Return the verdict on a margin that should be above the tolerance, or why there is none."""
-    verdict, reasons = None, undecided(estimate)
-    if not reasons:
-        verdict = ahead(estimate, tolerance)
-        reasons = [] if verdict else [CLOSE]
+    reasons = undecided(estimate)
+    verdict = NOT_RUN if reasons else ahead(estimate, tolerance)
+    if verdict == CLOSE:
+        reasons.append(MORE)
     if stated is not None and stated.value <= 0:
         reasons.append(SLIP)
-    return Outcome(verdict or NOT_RUN, reasons, estimate, f"{stated.value:.1f}" if stated else None, unit, tolerance)
+    return Outcome(verdict, reasons, estimate, f"{stated.value:.1f}" if stated else None, unit, tolerance)
 
 
-def near(estimate: Estimate, stated: Stated, tolerance: float) -> str | None:
-    """Return the verdict if the whole interval is within the tolerance of the stated range, or none of it; else None.
+def near(estimate: Estimate, stated: Stated, tolerance: float) -> str:
+    """Return the verdict: whether the whole interval is within the tolerance of the stated range, or none of it.
 
     If a part of the interval were enough, the least certain measurement would confirm the most.
     """
     low, high = stated.low - tolerance - ROUNDING, stated.high + tolerance + ROUNDING
     if estimate.high < low or estimate.low > high:
         return REFUTED
-    return CONFIRMED if low <= estimate.low and estimate.high <= high else None
+    return CONFIRMED if low <= estimate.low and estimate.high <= high else CLOSE
 
 
-def ahead(estimate: Estimate, tolerance: float) -> str | None:
-    """Return the verdict if the whole interval is beyond the tolerance on one side, else None."""
+def ahead(estimate: Estimate, tolerance: float) -> str:
+    """Return the verdict: whether the whole interval is beyond the tolerance, and on which side."""
     if estimate.low > tolerance + ROUNDING:
         return CONFIRMED
-    return REFUTED if estimate.high < -tolerance - ROUNDING else None
+    return REFUTED if estimate.high < -tolerance - ROUNDING else CLOSE
 
 
 def extreme(source: Measured | Printed, by: str, pairs: dict[str, tuple[str, str]], choose) -> Estimate | None:
@@ -279,6 +285,7 @@ def extreme(source: Measured | Printed, by: str, pairs: dict[str, tuple[str, str
         high=choose(estimate.high for estimate in estimates),
         n=union(*(estimate.n for estimate in estimates)),
         records=union(*(estimate.records for estimate in estimates)),
+        scale=common_scale(estimate.scale for estimate in estimates),
         excluded=union(*(estimate.excluded for estimate in estimates)),
         warnings=union(*(estimate.warnings for estimate in estimates)),
         notes=(f"nearest: {nearest}", *margins[nearest].notes),
@@ -596,6 +603,7 @@ def row_of(claim: Claim, outcome: Outcome) -> dict:
         "n": "; ".join(estimate.n) if estimate else None,
         "tolerance": outcome.tolerance,
         "verdict": outcome.verdict,
+        "scale": str(estimate.scale) if estimate and estimate.scale else None,
         "runs": ", ".join(estimate.records) if estimate else None,
         "note": "; ".join([*outcome.reasons, *(estimate.notes if estimate else ())]) or None,
     }
@@ -606,24 +614,25 @@ def sheet_of(frame: pd.DataFrame) -> sheet.Sheet:
     notes = list(dict.fromkeys(frame["note"].dropna()))
     lines = []
     for _, row in frame.iterrows():
-        ours = ours_cell(row)
-        stated, n, runs = ("-" if pd.isna(row[key]) else row[key] for key in ("printed", "n", "runs"))
+        ours, verdict = ours_cell(row), row["verdict"]
+        stated, n, scale, runs = ("-" if pd.isna(row[key]) else row[key] for key in ("printed", "n", "scale", "runs"))
         tolerance = "-" if pd.isna(row["tolerance"]) else f"{row['tolerance']:g}"
         note = "" if pd.isna(row["note"]) else str(notes.index(row["note"]) + 1)
-        lines.append([row["where"], row["claim"], stated, ours, row["unit"], tolerance, n, row["verdict"], runs, note])
-    head = ["where", "claim", "printed", "ours", "unit", "tolerance", "n", "verdict", "runs", "notes"]
+        cells = [row["where"], row["claim"], stated, ours, row["unit"], tolerance, n, verdict, scale, runs, note]
+        lines.append(cells)
+    head = ["where", "claim", "printed", "ours", "unit", "tolerance", "n", "verdict", "scale", "runs", "notes"]
     return sheet.Sheet(head, lines, left=2, lead=count(frame), notes=notes)
 
 
 def brief_of(frame: pd.DataFrame) -> sheet.Sheet:
-    """Return what a terminal shows of the ledger's CSV: the claims that are decided."""
+    """Return what a terminal shows of the ledger's CSV: the claims that have a verdict."""
     lines = []
     for _, row in frame[frame["verdict"] != NOT_RUN].iterrows():
         stated, unit = ("-" if pd.isna(row[key]) else str(row[key]) for key in ("printed", "unit"))
-        lines.append([row["verdict"], row["claim"], stated, ours_cell(row), unit])
-    lead = f"{count(frame)} Those that are decided:" if lines else count(frame)
-    remarks = ["what the others lack is in the CSV, column `note`"]
-    return sheet.Sheet(["verdict", "claim", "printed", "ours", "unit"], lines, left=2, lead=lead, remarks=remarks)
+        lines.append([row["verdict"], row["scale"], row["claim"], stated, ours_cell(row), unit])
+    head = ["verdict", "scale", "claim", "printed", "ours", "unit"]
+    remarks = ["why the others were not run is in the CSV, column `note`"]
+    return sheet.Sheet(head, lines, left=3, lead=count(frame), remarks=remarks)
 
 
 def ours_cell(row: pd.Series) -> str:
@@ -638,6 +647,11 @@ def ours_cell(row: pd.Series) -> str:
 
 
 def count(frame: pd.DataFrame) -> str:
-    """Say how many claims there are, and how many have each verdict."""
-    counts = [f"{(frame['verdict'] == verdict).sum()} {verdict}" for verdict in VERDICTS]
-    return f"{len(frame)} claims: {', '.join(counts)}."
+    """Say how many claims there are, and how many have each verdict at each scale."""
+    judged = frame[frame["verdict"] != NOT_RUN]
+    texts = [f"{len(frame)} claims."]
+    for scale in dict.fromkeys([IMAGENET, *judged["scale"]]):
+        verdicts = judged["verdict"][judged["scale"] == scale]
+        counts = [f"{(verdicts == verdict).sum()} {verdict}" for verdict in (CONFIRMED, REFUTED, CLOSE)]
+        texts.append(f"On {scale}: {', '.join(counts) if len(verdicts) else 'none judged'}.")
+    return " ".join([*texts, f"Not run: {len(frame) - len(judged)}."])

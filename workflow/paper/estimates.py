@@ -19,6 +19,43 @@ BATCH = 256  # of the printed images/s
 PRINTED_AT = ("paper", "cuda", BATCH)  # mode, device and batch size of the printed images/s
 COVERED = {"wide_interval"}  # warnings of what the interval itself shows, so that it still decides an order
 WARNED = "a measurement with warnings decides nothing"
+THIS_MACHINE = "this machine"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Where a number was measured; a verdict that rests on it holds there, and nowhere else.
+
+    Attributes:
+        name: what the images are called on which models were trained, or THIS_MACHINE for speeds and operations.
+        reduced: whether a model was smaller than the paper's.
+        seeds: the fewest seeds of a model; None where nothing was trained.
+    """
+
+    name: str
+    reduced: bool = False
+    seeds: int | None = None
+
+    @property
+    def is_the_papers(self) -> bool:
+        """Whether models were trained as the paper's: at full size on ImageNet."""
+        return self.name == results.IMAGES[printed.DATA] and not self.reduced
+
+    def __str__(self) -> str:
+        if self.seeds is None or self.is_the_papers:
+            return self.name
+        details = ["reduced model"] if self.reduced else []
+        details.append("1 seed" if self.seeds == 1 else f"{self.seeds} seeds")
+        return f"{self.name} ({', '.join(details)})"
+
+
+def common_scale(scales: Iterable[Scale | None]) -> Scale | None:
+    """Return the scale of a number that was computed from numbers of these scales, all of one setting."""
+    known = [scale for scale in scales if scale is not None]
+    if not known:
+        return None
+    seeds = [scale.seeds for scale in known if scale.seeds is not None]
+    return Scale(known[0].name, any(scale.reduced for scale in known), min(seeds, default=None))
 
 
 @dataclass(frozen=True)
@@ -28,9 +65,10 @@ class Estimate:
     Attributes:
         n: how often it was measured, as sentences.
         records: the records behind it.
+        scale: where it was measured; None for a printed number.
         notes: what people should know of it.
-        excluded: reasons why it decides nothing at this scale.
-        warnings: of the measurements; a percentage with warnings decides nothing.
+        excluded: reasons why it decides nothing.
+        warnings: of the measurements; a percentage with warnings is too close to tell.
         conditions: how and on which device images/s were timed.
         as_printed: whether they were timed as the paper's were.
         text: what the ledger shows instead of the number.
@@ -41,6 +79,7 @@ class Estimate:
     high: float
     n: tuple[str, ...] = ()
     records: tuple[str, ...] = ()
+    scale: Scale | None = None
     notes: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
     warnings: tuple[Warning, ...] = ()
@@ -57,6 +96,7 @@ class Estimate:
             value + math.hypot(self.high - self.value, other.value - other.low),
             n=union(self.n, other.n),
             records=union(self.records, other.records),
+            scale=common_scale((self.scale, other.scale)),
             notes=union(self.notes, other.notes),
             excluded=union(self.excluded, other.excluded),
             warnings=union(self.warnings, other.warnings),
@@ -191,19 +231,23 @@ class Measured:
         trained = self._trained(run)
         if not trained:
             return None
-        accuracy, data = results.accuracy(trained, self.config), trained[0]["spec"]["data"]["name"]
-        excluded: tuple[str, ...] = ()
-        if data != printed.DATA:
-            excluded = (f"accuracy on {data}; accuracies are judged on ImageNet alone",)
+        accuracy = results.accuracy(trained, self.config)
         return Estimate(
             accuracy.top1,
             accuracy.low,
             accuracy.high,
             n=(f"{accuracy.seeds} seed{'s' if accuracy.seeds > 1 else ''}, {accuracy.val_images} images",),
             records=tuple(f"runs/{record['spec']['run']}" for record in trained),
+            scale=self._scale_of(trained),
             notes=tuple(f"{run}: {flag}" for flag in accuracy.flags),
-            excluded=excluded,
         )
+
+    def _scale_of(self, trained: list[dict]) -> Scale:
+        """Return the scale of records of one row's trainings, or of an analysis of such a training."""
+        spec = trained[0]["spec"]
+        images = spec["data"]["name"]
+        reduced = results.describe_size(spec, self.config) != results.FULL_SIZE
+        return Scale(results.IMAGES.get(images, images), reduced, len(trained))
 
     def accuracy_gap(self, run: str, other: str) -> Estimate | None:
         """Return how many points of top-1 a run is above another.
@@ -257,6 +301,7 @@ class Measured:
             100 * (1 - macs / other_macs),
             n=("counted",),
             records=(f"throughput/{group}",),
+            scale=Scale(THIS_MACHINE),
             notes=(f"{macs:.2f} and {other_macs:.2f} G MACs",),
         )
 
@@ -281,17 +326,13 @@ class Measured:
         value = _at(curves, higher) - _at(curves, lower)
         # both are of the same images, so their errors may add up in full
         half = _at(half_widths, higher) + _at(half_widths, lower)
-        data = record["spec"]["data"]["name"]
-        excluded: tuple[str, ...] = ()
-        if data != printed.DATA:
-            excluded = (f"of a model trained on {data}; such curves are judged on ImageNet alone",)
         return Estimate(
             value,
             value - half,
             value + half,
             n=(f"{record['results']['images']} images",),
             records=(f"analyses/{name}",),
-            excluded=excluded,
+            scale=self._scale_of([record]),
         )
 
     # -- memory ---------------------------------------------------------------------------------
@@ -314,6 +355,7 @@ class Measured:
             1.0 if steps[0].fits and not steps[1].fits else -1.0,
             n=("counted" if counted else f"{spec['rounds']} rounds",),
             records=(f"training/{group}",),
+            scale=Scale(THIS_MACHINE),
             notes=(results.describe_memory(record),),
             excluded=excluded,
             text="; ".join(step.text for step in steps),
@@ -349,6 +391,7 @@ def _speedup(group: str, record: dict, method: dict, other: dict) -> Estimate:
         high,
         n=(f"{len(method['rounds'])} rounds",),
         records=(f"throughput/{group}",),
+        scale=Scale(THIS_MACHINE),
         notes=tuple(notes),
         excluded=tuple(excluded),
         warnings=warned,

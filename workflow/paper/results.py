@@ -17,6 +17,7 @@ from workflow.storage.warnings import Warning
 
 FULL_SIZE = "the paper's model"
 ONE_SEED = "one seed: the intervals leave out chance in training"
+IMAGES = {"imagenet": "ImageNet", "cifar10": "CIFAR-10"}  # what people call data sets
 NORMAL = 1.96  # standard errors on either side that hold 95 %
 
 

@@ -8,6 +8,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from workflow.paper import results
 from workflow.storage import files
 
 COLUMN, PAGE = 3.4, 7.0  # inches: a column's width, and a page's
@@ -30,7 +31,7 @@ METHODS = {
     "DPC-KNN": ("X", "black"),
 }
 LARGER = {"*": 1.7, "D": 0.85, "s": 0.9}  # of a marker's size, so that all look alike in size
-DATA = {"imagenet": "ImageNet", "cifar10": "CIFAR-10"}  # names in titles
+DATA = results.IMAGES  # names in titles
 
 
 def apply() -> None:
