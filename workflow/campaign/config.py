@@ -99,6 +99,15 @@ class Config:
         """Return the seeds of a row."""
         return self.runs[row].get("seeds", SEEDS)
 
+    def requested_seeds(self, setting: str, row: str, count: int | None) -> list[int]:
+        """Return the seeds of a row that an item of the setting asks for: its first `count`, or all without a count.
+
+        If the setting's own `seeds` names the row, that number counts instead.
+        """
+        if count is not None:
+            count = self.settings[setting].get("seeds", {}).get(row, count)
+        return self.seeds(row)[:count]
+
     def is_of_host(self, row: str) -> bool:
         """Return whether a row is of the model that a setting names as its `host`."""
         return self.runs[row]["model"] == HOST

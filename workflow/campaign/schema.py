@@ -135,6 +135,8 @@ def references(config: Config) -> Iterator[tuple[str, str, str, Collection[str]]
                 yield "settings", f"{name}.{part}", run, rows
         for key, evaluation in setting.get("evaluations", {}).items():
             yield "settings", f"{name}.evaluations.{key}.run", evaluation["run"], rows
+        for row in setting.get("seeds", {}):
+            yield "settings", f"{name}.seeds", row, rows
         for recipe in setting.get("recipes", {}):
             yield "settings", f"{name}.recipes", recipe, recipes
 
@@ -288,6 +290,13 @@ def faults_of_settings(config: Config) -> Iterator[tuple[str, str]]:
                     "settings",
                     f"{name}.measure.{item}.seeds is {request['seeds']}, but its rows have {most}; ask for fewer, or "
                     f"give them more in {FILES['runs']} (`seeds`).",
+                )
+        for row, count in setting.get("seeds", {}).items():
+            if count > len(config.seeds(row)):
+                yield (
+                    "settings",
+                    f"{name}.seeds.{row} is {count}, but the row has {len(config.seeds(row))}; ask for fewer, or give "
+                    f"it more in {FILES['runs']} (`seeds`).",
                 )
         for key, evaluation in setting.get("evaluations", {}).items():
             published = config.items["published"].get(key, evaluation)

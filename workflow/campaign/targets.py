@@ -96,7 +96,7 @@ def item_records(config: Config, root: str, item: str) -> list[str]:
 
     paths = [path for other in others for path in item_records(config, root, other)]
     for row in trained:
-        for seed in config.seeds(row)[: measured["seeds"]]:
+        for seed in config.requested_seeds(setting, row, measured["seeds"]):
             paths.append(f"{root}/runs/{run_name(row, seed)}/train.json")
     paths += [kinds.throughput_record(config, setting, group).path for group in measured["time"]]
     for group in stepped:

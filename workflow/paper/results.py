@@ -48,8 +48,8 @@ class Records:
         return self.config.request(self.setting, item)
 
     def trained(self, row: str, seeds: int | None = None) -> list[dict]:
-        """Return the records of a row's trainings, of its first `seeds` seeds or of all."""
-        names = [run_name(row, seed) for seed in self.config.seeds(row)[:seeds]]
+        """Return the records of a row's trainings: of the seeds that an item with this number asks for, or of all."""
+        names = [run_name(row, seed) for seed in self.config.requested_seeds(self.setting, row, seeds)]
         trainings = [self._read(kinds.record(self.config, "train", self.setting, run=name)) for name in names]
         return [content for content in trainings if content is not None]
 
