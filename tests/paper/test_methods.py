@@ -43,7 +43,7 @@ def measured(config, monkeypatch, tmp_path):
 
 def test_it_shows_every_method_by_the_common_protocol(config, measured):
     frame = compile_table("methods", measured)
-    assert set(frame["protocol"]) == {"common"}
+    assert set(frame["protocol"]) == {"common", "common (keeps all)"}
     assert set(frame["method"]) == METHODS | {"Baseline"}
     assert set(frame["recipe"]) == {"common"} | OWN_TASK
     assert set(frame["epochs"]) == {"18+6"}
