@@ -65,6 +65,16 @@ CASES = {
         lambda c: c["imagenet"]["measure"]["table3"].update(seeds=5),
         r"settings.yaml: imagenet.measure.table3.seeds is 5, but its rows have 3; ask for fewer",
     ),
+    "more seeds of a row than it has": (
+        "settings",
+        lambda c: c["cifar10"]["seeds"].update(levit_teacher=2),
+        r"settings.yaml: cifar10.seeds.levit_teacher is 2, but the row has 1; ask for fewer",
+    ),
+    "seeds of no row": (
+        "settings",
+        lambda c: c["cifar10"]["seeds"].update(evo_deit_tinny=2),
+        r"settings.yaml: cifar10.seeds names 'evo_deit_tinny'; did you mean 'evo_deit_tiny'",
+    ),
     "unknown task": (
         "recipes",
         lambda c: c["deit"].update(task="clasification"),

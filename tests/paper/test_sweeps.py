@@ -238,6 +238,9 @@ def test_a_table_needs_the_seeds_it_asks_for_and_no_others(config):
     for table in config.items["tables"]:
         needed = targets.item_records(config, "results/demo", table)
         assert not [path for path in needed if "-s1/" in path or "-s2/" in path]
+    needed = targets.item_records(config, "results/cifar10", "methods")  # with more of some rows
+    assert "results/cifar10/runs/tome_deit_tiny-s2/train.json" in needed
+    assert "results/cifar10/runs/ats_deit_tiny-s1/train.json" not in needed
     assert "results/demo/runs/deit_tiny/train.json" in targets.item_records(
         config, "results/demo", "table4"
     )  # which its rows are compared with
