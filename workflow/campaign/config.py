@@ -14,6 +14,7 @@ from workflow.command_line import nearest
 CONFIG = Path(__file__).parent.parent / "config"
 SEEDS = [0, 1, 2]  # of a row that names none
 CLAIMS = "claims"  # the ledger, by which it is called among tables and figures
+MEASURED = "results/measured"  # records that are committed; those of a setting in a folder of its name
 HOST = "host"  # a setting's own model: its key in the setting, the model of the rows that are of it, and the first row
 OF_HOST = {"hosts": {HOST: "trained"}, "shrink": {}, "measure": {}}  # what such a setting need not say
 FILES = {name: CONFIG / f"{name}.yaml" for name in ("settings", "recipes", "runs", "items")}
@@ -80,9 +81,11 @@ class Config:
         return cls(**content)
 
     def setting_of(self, root: str) -> str:
-        """Return the setting whose results folder is `root` ("results/demo" -> "demo")."""
+        """Return the setting whose results folder is `root` ("results/demo" -> "demo"), or whose committed records are
+        there.
+        """
         for name, setting in self.settings.items():
-            if setting["results"] == root:
+            if root in (setting["results"], f"{MEASURED}/{name}"):
                 return name
         known = [setting["results"] for setting in self.settings.values()]
         raise ConfigError(f"{FILES['settings']}: no setting has `results: {root}`{nearest(root, known)}")

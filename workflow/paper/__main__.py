@@ -4,10 +4,13 @@
     python -m workflow.paper print results/demo/table1.csv
     python -m workflow.paper cards results/demo
     python -m workflow.paper compare results/measured/<device> --configurations fused-fp32 fused-bf16
+    python -m workflow.paper import results/cifar10
 
 `make` is what snakemake's rules call. A table and the ledger are written as CSV, Markdown and an HTML page, a figure as
-PNG, SVG and the CSV of its numbers. A name that ends in .partial.csv is made from whatever records exist. `cards`
-writes the page of every trained model anew, which snakemake does when it ends.
+PNG, SVG and the CSV of its numbers. A name that ends in .partial.csv is made from whatever records exist, and so is
+everything in a folder of committed records (results/measured/cifar10/table1.csv). `cards` writes the page of every
+trained model anew, which snakemake does when it ends. `import` copies records that tables and claims need to
+results/measured/<setting>/, without weights.
 """
 
 import argparse
@@ -23,7 +26,7 @@ from pathlib import Path
 import pandas as pd
 
 from workflow import command_line
-from workflow.campaign.config import CLAIMS, FILES, Config, ConfigError, nearest
+from workflow.campaign.config import CLAIMS, FILES, MEASURED, Config, ConfigError, nearest
 from workflow.paper import sheet
 from workflow.paper.results import Records
 from workflow.storage import files, records
@@ -48,6 +51,9 @@ def main() -> None:
     comparing = add("compare", "Show a folder of measurements and the paper's speeds, as Markdown", compare)
     comparing.add_argument("folder", type=Path)
     comparing.add_argument("--configurations", nargs="+", default=[], metavar="MODE-PRECISION[-bN]")
+    importing = add("import", "Copy records to the committed ones of their setting", import_records)
+    importing.add_argument("folder", type=Path, help="results of a setting, such as results/cifar10")
+    importing.add_argument("--root", type=Path, default=Path(MEASURED), help=f"folder to import to ({MEASURED})")
     arguments = parser.parse_args()
     try:
         arguments.main(arguments)
@@ -63,7 +69,7 @@ def make(arguments: argparse.Namespace) -> None:
     known = [*config.tables, *config.items["figures"], CLAIMS]
     if item not in known:
         raise ConfigError(f"{FILES['items']} has no {item}{nearest(item, known)}")
-    reader = Records(config, str(output.parent), partial=bool(partial))
+    reader = Records(config, str(output.parent), partial=bool(partial) or output.parent.is_relative_to(MEASURED))
     if output.suffix == ".png":
         from workflow.paper import style  # seaborn and matplotlib, which tables don't need
 
@@ -151,6 +157,22 @@ def compare(arguments: argparse.Namespace) -> None:
     from workflow.paper import measured
 
     print("\n\n".join(measured.texts(Config.load(), arguments.folder, arguments.configurations)))
+
+
+def import_records(arguments: argparse.Namespace) -> None:
+    """Copy the records of a setting's results that its tables, figures and claims need to the committed ones."""
+    from workflow.paper import committed
+
+    config, folder = Config.load(), arguments.folder
+    names = {name: Path(setting["results"]) for name, setting in config.settings.items()}
+    ends = [name for name, results in names.items() if folder.absolute().parts[-len(results.parts) :] == results.parts]
+    if not ends:
+        known = ", ".join(map(str, names.values()))
+        raise ConfigError(f"{folder} is the results folder of no setting; known are {known}, here or in another clone.")
+    importing = committed.Import(arguments.root)
+    importing.take_results(config, ends[0], folder)
+    print(f"{importing.imported} imported, {importing.left} left")
+    sys.exit(importing.left > 0)
 
 
 if __name__ == "__main__":

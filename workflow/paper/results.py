@@ -22,16 +22,23 @@ NORMAL = 1.96  # standard errors on either side that hold 95 %
 
 
 class Records:
-    """The records of a setting; with `partial`, one that is missing or outdated counts as absent."""
+    """The records of a setting; with `partial`, one that is missing or outdated counts as absent.
+
+    `root` is the setting's results folder, or the folder of its committed records.
+    """
 
     def __init__(self, config: Config, root: str, partial: bool):
         self.config, self.root, self.partial = config, root, partial
         self.setting = config.setting_of(root)
 
+    def path(self, record: kinds.Record) -> Path:
+        """Return where a record of the setting is below the root."""
+        return Path(self.root, Path(record.path).relative_to(self.config.settings[self.setting]["results"]))
+
     def _read(self, record: kinds.Record) -> dict | None:
         """Return a record's content, or None if it may be absent and is. Raises RecordError otherwise."""
         try:
-            return records.read(record.path, record.hash)
+            return records.read(self.path(record), record.hash)
         except records.RecordError:
             if self.partial:
                 return None
@@ -71,7 +78,7 @@ class Records:
 
         Raises RecordError also for a record of older code, whose curves have no intervals.
         """
-        path = self._analysis(name).path
+        path = self.path(self._analysis(name))
         content = self._read(self._analysis(name))
         if content and "half_widths" not in content["results"]:
             if self.partial:
@@ -87,7 +94,7 @@ class Records:
 
         Raises RecordError unless the record has the current spec and the arrays are those that it names.
         """
-        path = Path(self._analysis(name).path)
+        path = self.path(self._analysis(name))
         content = records.read(path, self._analysis(name).hash)
         file = content["results"]["arrays"]
         arrays = path.parent / file["path"]
