@@ -64,6 +64,7 @@ BESIDES = {
     "workflow/campaign/specs.py": {"workflow.data.layout"},  # standard library only
     "workflow/launch/startup.py": {"workflow.data.layout"},
     "workflow/launch/submit.py": {"workflow.data.layout", "workflow.runtime.job"},
+    "workflow/paper/missing.py": {"workflow.launch.forecast"},
     "workflow/runtime/job.py": {"workflow.campaign.kinds", "workflow.data.worker_processes"},
 }
 

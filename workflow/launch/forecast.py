@@ -114,9 +114,9 @@ def of_jobs(config: Config, records: dict[str, dict]) -> list[Cost]:
 class Forecast:
     """What was measured below one results folder, and what follows from it for a job."""
 
-    def __init__(self, config: Config, root: str):
+    def __init__(self, config: Config, root: str, setting: str | None = None):
         self.root = Path(root)
-        setting = config.setting_of(root)
+        setting = setting or config.setting_of(root)  # the folder may be another clone's
         data = config.settings[setting]["data"]
         splits = read_json(self.root / "data.json").get("results", {}).get("splits", {})
         # the record may be of another split; the YAML's then is counted anew before any training

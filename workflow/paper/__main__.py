@@ -4,13 +4,15 @@
     python -m workflow.paper print results/demo/table1.csv
     python -m workflow.paper cards results/demo
     python -m workflow.paper compare results/measured/<device> --configurations fused-fp32 fused-bf16
+    python -m workflow.paper missing --setting cifar10
     python -m workflow.paper import results/cifar10
 
 `make` is what snakemake's rules call. A table and the ledger are written as CSV, Markdown and an HTML page, a figure as
 PNG, SVG and the CSV of its numbers. A name that ends in .partial.csv is made from whatever records exist, and so is
 everything in a folder of committed records (results/measured/cifar10/table1.csv). `cards` writes the page of every
-trained model anew, which snakemake does when it ends. `import` copies records that tables and claims need to
-results/measured/<setting>/, without weights.
+trained model anew, which snakemake does when it ends. `missing` lists which records a setting lacks, what decides most
+claims per hour first. `import` copies records that tables and claims need to results/measured/<setting>/, without
+weights.
 """
 
 import argparse
@@ -51,6 +53,10 @@ def main() -> None:
     comparing = add("compare", "Show a folder of measurements and the paper's speeds, as Markdown", compare)
     comparing.add_argument("folder", type=Path)
     comparing.add_argument("--configurations", nargs="+", default=[], metavar="MODE-PRECISION[-bN]")
+    listing = add("missing", "List which records a setting lacks, and what to make next", list_missing)
+    listing.add_argument("--setting", default="cifar10", help="of settings.yaml (cifar10)")
+    listing.add_argument("--results", type=Path, help="folder with its results (its own), such as another clone's")
+    listing.add_argument("--items", nargs="+", default=[], help="only what these tables and figures ask for")
     importing = add("import", "Copy records to the committed ones of their setting", import_records)
     importing.add_argument("folder", type=Path, help="results of a setting, such as results/cifar10")
     importing.add_argument("--root", type=Path, default=Path(MEASURED), help=f"folder to import to ({MEASURED})")
@@ -157,6 +163,21 @@ def compare(arguments: argparse.Namespace) -> None:
     from workflow.paper import measured
 
     print("\n\n".join(measured.texts(Config.load(), arguments.folder, arguments.configurations)))
+
+
+def list_missing(arguments: argparse.Namespace) -> None:
+    """Print which records a setting's tables and claims ask for, the missing ones first."""
+    from workflow.paper import missing
+
+    config, setting = Config.load(), arguments.setting
+    if setting not in config.settings:
+        raise ConfigError(f"{FILES['settings']} has no {setting}{nearest(setting, config.settings)}")
+    known = [*config.tables_of(setting), *config.figures_of(setting), *([CLAIMS] if config.has_claims(setting) else [])]
+    for item in arguments.items:
+        if item not in known:
+            raise ConfigError(f"--items: {setting} has no {item}{nearest(item, known)}")
+    folder = arguments.results or Path(config.settings[setting]["results"])
+    print(missing.sheet_of(setting, missing.needs(config, setting, folder, arguments.items)).terminal())
 
 
 def import_records(arguments: argparse.Namespace) -> None:
