@@ -20,71 +20,16 @@ from benchmarks.gpu import speed, train, transport
 from workflow import command_line
 from workflow.bench import import_records
 from workflow.campaign import specs
-from workflow.campaign.config import Config
-from workflow.storage import files, journal, provenance, records
+from workflow.campaign.config import MEASURED, Config
+from workflow.paper.committed import README_OF_A_SETTING, Import
+from workflow.storage import journal, records
 
-ROOT = Path("results/measured")
 SMOKED = "it was made with --smoke, whose numbers mean nothing"
 README = """# One {device}
 
 Measured by `python -m benchmarks.gpu.speed` (benchmarks/gpu/README.md): `gpu/speed.csv` has a row for each model, and
 `gpu/` a record of each measurement, which names its commit and the versions of torch and timm.
 """
-README_OF_RUNS = """# Trainings of {setting}
-
-Trained by `python -m benchmarks.gpu.train` (benchmarks/gpu/README.md) or by the workflow: a record of each run, which
-names its commit and its machine; weights are not kept.
-"""
-
-
-class Import:
-    """Write records below the root, and count those that were left.
-
-    Attributes:
-        imported: records that are new.
-        left: records that were not imported, though they are not there.
-    """
-
-    def __init__(self, root: Path):
-        self.root = root
-        self.imported = 0
-        self.left = 0
-
-    def take(self, path: Path, record: dict) -> None:
-        """Write a record to a path below the root, unless there is one."""
-        target = self.root / path
-        if not target.exists():
-            records.write_json(target, with_commit(record))
-            self.imported += 1
-            print(f"{target}: imported")
-            return
-        present = records.read(target)
-        if present["spec"] == record["spec"] and present["results"] == record["results"]:
-            print(f"{target}: there already")
-        else:
-            self.leave(target, "another record is there; delete it, or give another --root")
-
-    def leave(self, target: Path, reason: str) -> None:
-        """Say why a record is not imported."""
-        self.left += 1
-        print(f"{target}: left: {reason}")
-
-    def describe(self, folder: str, text: str) -> None:
-        """Write a README into a folder below the root that has none."""
-        path = self.root / folder / "README.md"
-        if path.parent.exists() and not path.exists():
-            files.write(path, text)
-            print(f"{path}: written; complete it")
-
-
-def with_commit(record: dict) -> dict:
-    """Return a record that a copy without commits made, with the commit of this clone if it has the same sources."""
-    known = record["provenance"]
-    here = provenance.running()
-    same = all(version["source_hash"] == here["source_hash"] for version in known["code"])
-    if known["commit"] is None and same and here["dirty"] is False:
-        return record | {"provenance": known | {"commit": here["commit"], "dirty": False, "reason": None}}
-    return record
 
 
 def machine_name(device: str) -> str:
@@ -140,14 +85,14 @@ def import_trainings(folder: Path, importing: Import) -> None:
         settings.add(spec["setting"])
         importing.take(target, record)
     for setting in settings:
-        importing.describe(setting, README_OF_RUNS.format(setting=setting))
+        importing.describe(setting, README_OF_A_SETTING.format(setting=setting))
 
 
 def main() -> None:
     """Import the archives of a folder."""
     parser = command_line.parser(__doc__)
     parser.add_argument("folder", type=Path, help=f"with {speed.ARCHIVE}, {train.ARCHIVE}, or both")
-    parser.add_argument("--root", type=Path, default=ROOT, help=f"folder of committed measurements ({ROOT})")
+    parser.add_argument("--root", type=Path, default=Path(MEASURED), help=f"folder to import to ({MEASURED})")
     arguments: argparse.Namespace = parser.parse_args()
     importing = Import(arguments.root)
     archives = {speed.ARCHIVE: import_speeds, train.ARCHIVE: import_trainings}

@@ -363,7 +363,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("results/gpu/trainings"), help=kept)
     parser.add_argument("--resume", type=Path, metavar="DIR", help="an earlier --output, from another machine")
     parser.add_argument("--state-mib", type=float, default=45.0, help="most of checkpoints and weights (45)")
-    parser.add_argument("--setting", default="cifar10", help="of settings.yaml (cifar10)")
+    parser.add_argument("--setting", default="cifar10_gpu", help="of settings.yaml (cifar10_gpu)")
     parser.add_argument("--smoke", action="store_true", help="tiny models on the CPU, to test this command")
     for option in ("--run", "--device"):  # of the process of one training
         parser.add_argument(option, help=argparse.SUPPRESS)

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.gpu import import_results, speed, train, transport
 from workflow.campaign import specs
-from workflow.storage import journal, provenance, records
+from workflow.storage import journal, records
 
 H100 = "NVIDIA H100 80GB HBM3"
 
@@ -75,18 +75,6 @@ def test_speeds_go_to_their_machine_s_folder(speeds, tmp_path, monkeypatch, caps
     assert printed.endswith("1 imported, 0 left\n")
     assert call(monkeypatch, str(tmp_path / "output"), "--root", str(root)) == 0
     assert "there already" in capsys.readouterr().out
-
-
-def test_a_copy_s_record_gets_the_commit_of_the_same_sources(monkeypatch):
-    copy = {"commit": None, "dirty": None, "reason": "no git clone", "source_hash": "1234", "versions": {}}
-    record = {"provenance": {**provenance.summary([copy]), "host": "h"}}
-    here = {"commit": "abc", "dirty": False, "reason": None, "source_hash": "1234", "versions": {}}
-    monkeypatch.setattr(provenance, "running", lambda: here)
-    known = import_results.with_commit(record)["provenance"]
-    assert (known["commit"], known["dirty"], known["reason"], known["code"]) == ("abc", False, None, [copy])
-    for other in ({"source_hash": "5678"}, {"dirty": True}):
-        monkeypatch.setattr(provenance, "running", lambda other=other: here | other)
-        assert import_results.with_commit(record) == record
 
 
 def test_a_record_is_never_replaced(speeds, tmp_path, monkeypatch, capsys):

@@ -42,7 +42,7 @@ def publish(campaign: train.Campaign, run: str) -> None:
 
 def test_the_committed_list_can_be_trained():
     runs = train.read_list(Path(train.__file__).with_name("runs.txt"))
-    made = train.make_specs("cifar10", runs, smoke=False)
+    made = train.make_specs("cifar10_gpu", runs, smoke=False)
     assert list(made) == runs
     assert len(runs) % 3 == 0
 
