@@ -20,7 +20,7 @@ HOOK = ROOT / "tests/workflow/like_macos"
 GUARDED = {
     "/proc/cpuinfo": ("runtime/device.py",),
     "/dev/shm": ("data/worker_processes.py",),
-    "os.sched_getaffinity": ("bench/process.py", "bench/monitor.py"),
+    "os.sched_getaffinity": ("bench/process.py", "bench/monitor.py", "bench/latency.py"),
     "os.sched_setaffinity": ("bench/process.py",),
 }
 
