@@ -39,6 +39,19 @@ def test_tables_and_claims_are_made_of_committed_records(config, root, trained, 
     assert table.loc["evo_deit_tiny", "top1"] == 71.0
 
 
+def test_a_folder_without_any_record_says_where_they_come_from(config, root, trained):
+    for item in ("methods.csv", "table1.csv", "claims.csv", "figure6.png"):
+        with pytest.raises(records.RecordError, match=rf"{COMMITTED} holds no record that .*import results/cifar10`"):
+            __main__.make(argparse.Namespace(output=COMMITTED / item))
+    assert not COMMITTED.exists()
+    trained("cifar10", **{"deit_tiny-keep0.9": 75.0})  # which no row of `methods` has
+    assert call() == 0
+    __main__.make(argparse.Namespace(output=COMMITTED / "methods.csv"))
+    assert pd.read_csv(COMMITTED / "methods.csv").empty
+    assert "Nothing of it was measured." in (COMMITTED / "methods.md").read_text()
+    __main__.print_table(argparse.Namespace(table=COMMITTED / "methods.csv"))
+
+
 def test_a_committed_record_is_never_replaced(config, root, trained, capsys):
     trained("cifar10", deit_tiny=72.0)
     assert call() == 0

@@ -75,7 +75,14 @@ def make(arguments: argparse.Namespace) -> None:
     known = [*config.tables, *config.items["figures"], CLAIMS]
     if item not in known:
         raise ConfigError(f"{FILES['items']} has no {item}{nearest(item, known)}")
-    reader = Records(config, str(output.parent), partial=bool(partial) or output.parent.is_relative_to(MEASURED))
+    committed = output.parent.is_relative_to(MEASURED)
+    reader = Records(config, str(output.parent), partial=bool(partial) or committed)
+    if committed and not any(output.parent.rglob("*.json")):
+        results = config.settings[reader.setting]["results"]
+        raise records.RecordError(
+            f"{output.parent} holds no record that {item} needs; once {results} has some, "
+            f"`python -m workflow.paper import {results}` copies them there."
+        )
     if output.suffix == ".png":
         from workflow.paper import style  # seaborn and matplotlib, which tables don't need
 

@@ -417,7 +417,7 @@ def sheet_of(table: str, rows: list[Row], frame: pd.DataFrame, config: Config) -
         cells.append("" if pd.isna(line["flags"]) else str(notes.index(line["flags"]) + 1))
         lines.append(cells)
     head = [*names, *(column.heading for column in columns), *varied, "notes"]
-    words = sum(isinstance(name, str) for name in rows[0].names)
+    words = sum(isinstance(name, str) for name in rows[0].names) if rows else len(names)
     return sheet.Sheet(head, lines, left=words, remarks=remarks(rows), notes=notes)
 
 
@@ -466,6 +466,8 @@ def below(frame: pd.DataFrame, shown: pd.DataFrame) -> list[str]:
 def remarks(rows: list[Row]) -> list[str]:
     """Say where measured numbers come from, and how the speeds were measured."""
     measured = [row for row in rows if row.is_measured]
+    if not rows:  # of a table that the paper does not have
+        return ["Nothing of it was measured."]
     if not measured:
         return ["Nothing of it was measured: all numbers are printed in the paper."]
     texts = list(dict.fromkeys(row.source for row in measured))
