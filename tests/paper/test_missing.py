@@ -72,22 +72,39 @@ def test_a_run_that_starts_from_a_committed_record_needs_its_weights(config, roo
 def test_hours_follow_from_other_trainings(config, root, trained):
     trained("cifar10", deit_tiny=72.0)
     evidence = missing.Evidence(config, "cifar10", Path("results/cifar10"))
+    path = f"{ROOT}/deit_tiny/train.json"
     _, record = evidence.find(missing.kinds.record(config, "train", "cifar10", run="deit_tiny"))
     record["results"]["history"] = [{"epoch_s": 60.0}, {"epoch_s": 60.0}]
-    durations = missing.Durations(evidence, [record])
+    record["provenance"]["device"] = "the device of the results"
+    durations = missing.Durations(evidence, {path: ("results", record)})
     assert by_hours(config, durations, "deit_tiny-s1") == pytest.approx(15 / 60)
     assert by_hours(config, durations, "evo_deit_tiny-common") == pytest.approx(3 / 60)
-    assert by_hours(config, missing.Durations(evidence, []), "deit_tiny-s1") is None
+    assert by_hours(config, missing.Durations(evidence, {}), "deit_tiny-s1") is None
+    of_another_device = missing.Durations(evidence, {path: ("measured", record)})
+    assert by_hours(config, of_another_device, "deit_tiny-s1") is None
 
 
-def test_hours_of_a_speed_follow_from_any_machine_s(config, root):
-    speed = missing.kinds.throughput_record(config, "cifar10", "deit_tiny")
-    for machine, wall_s in (("one", 1800.0), ("other", 5400.0)):
-        record = missing.records.make(speed.spec, {}, 0.0, wall_s=wall_s)
-        missing.records.write_json(f"results/measured/{machine}/throughput/deit_tiny/any-name.json", record)
-    durations = missing.Durations(missing.Evidence(config, "cifar10", Path("results/cifar10")), [])
+def test_hours_of_a_speed_follow_from_the_same_configuration_on_such_a_device(config, root, monkeypatch):
+    speed, other = (missing.kinds.throughput_record(config, "cifar10", group) for group in ("deit_tiny", "levit_128s"))
+    name = Path(speed.path).name
+    monkeypatch.setattr(missing.provenance, "processor", lambda: "a processor")
+    for machine, device, file, wall_s in (
+        ("one", "a processor", name, 1800.0),
+        ("two", "a processor", name, 5400.0),
+        ("one", "a processor", "cpu-paper-fp32-b32.json", 10.0),
+        ("three", "another", name, 10.0),
+    ):
+        record = missing.records.make(speed.spec, {}, 0.0, wall_s=wall_s, device=device)
+        missing.records.write_json(f"results/measured/{machine}/throughput/deit_tiny/{file}", record)
+    evidence = missing.Evidence(config, "cifar10", Path("results/cifar10"))
+    durations = missing.Durations(evidence, {})
     assert durations.hours(speed) == pytest.approx(1.0)
-    assert durations.hours(missing.kinds.throughput_record(config, "cifar10", "deit_small")) is None
+    assert durations.hours(other) is None
+    # of another group, but as the tables of this setting have it
+    record["provenance"] |= {"device": "another", "wall_s": 7200.0}
+    durations = missing.Durations(evidence, {speed.path: ("results", record)})
+    assert durations.hours(other) == pytest.approx(2.0)
+    assert durations.devices == {"a processor", "another"}
 
 
 def by_hours(config, durations: missing.Durations, run: str) -> float | None:

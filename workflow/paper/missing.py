@@ -18,7 +18,7 @@ from workflow.paper.claims import CLOSE, NOT_RUN, Sources
 from workflow.paper.estimates import Measured, Printed
 from workflow.paper.results import Records
 from workflow.paper.sheet import Sheet
-from workflow.storage import records
+from workflow.storage import provenance, records
 
 NOT_SHOWN = ("data", "preflight", "fetch")  # kinds of jobs whose records no table shows
 HERE = "results"  # the place whose weights other runs can start from
@@ -32,7 +32,7 @@ class Need:
         target: its path, by which snakemake makes it.
         place: "results" or "measured", where it is; None if it is missing.
         to_make: whether its job must run: it is missing, or its weights are, from which a missing run starts.
-        hours: how long its job takes here; None if nothing like it was measured.
+        hours: how long its job takes; None if nothing like it was measured on such a device.
         claims: how many undecided claims wait for it.
     """
 
@@ -86,7 +86,7 @@ def needs(config: Config, setting: str, results: Path, items: Sequence[str] = ()
     for claim, lacked in _lacked(evidence).items():
         if lacked and lacked <= first.keys():
             waiting[claim] = {other for path in lacked for other in first[path]}
-    durations = Durations(evidence, [content for _, content in found.values() if content is not None])
+    durations = Durations(evidence, found)
     hours = {path: durations.hours(asked[path]) for paths in first.values() for path in paths}
     counts = Counter(path for paths in waiting.values() for path in paths)
     order = in_order({path: asked[path].spec.get("seed", 0) for path in asked}, first, waiting, hours)
@@ -165,20 +165,28 @@ def _claims_per_hour(paths: set[str], left: dict[str, set[str]], cost: dict[str,
 
 
 class Durations:
-    """How long jobs of a setting take here, in hours: from journals and records, the likest first.
+    """How long jobs of a setting take, in hours: from journals and records of its devices, the likest first.
+
+    Its devices are those of its results, and the processor of this machine.
 
     Attributes:
-        walls: seconds of the whole job, by kind of job.
+        devices: their names, as records have them.
+        walls: seconds of the whole job, by kind of job, those of benchmarks also by configuration.
         epochs: seconds of an epoch, by row.
     """
 
-    def __init__(self, evidence: Evidence, present: list[dict]):
+    def __init__(self, evidence: Evidence, found: dict[str, tuple[str | None, dict | None]]):
         self.evidence = evidence
         self.forecast = Forecast(evidence.config, str(evidence.folders[HERE]), evidence.setting)
-        self.walls: dict[str, list[float]] = {}
+        present = {path: record for path, (_, record) in found.items() if record is not None}
+        own = [record["provenance"].get("device") for path, record in present.items() if found[path][0] == HERE]
+        self.devices = {provenance.processor(), *filter(None, own)}
+        self.walls: dict[tuple[str, str], list[float]] = {}
         self.epochs: dict[str, list[float]] = {}
-        for record in present:
-            self.walls.setdefault(record["spec"]["kind"], []).append(record["provenance"]["wall_s"])
+        for path, record in present.items():
+            if found[path][0] != HERE and not self._is_alike(record):
+                continue
+            self.walls.setdefault(_way(path, record["spec"]), []).append(record["provenance"]["wall_s"])
             epochs = [epoch["epoch_s"] for epoch in record["results"].get("history", []) if "epoch_s" in epoch]
             if epochs:
                 self.epochs.setdefault(record["spec"]["row"], []).append(statistics.median(epochs))
@@ -187,15 +195,25 @@ class Durations:
         """Return the hours that a record's job takes, or still takes; None if nothing like it was measured."""
         spec, relative = record.spec, Path(record.path).relative_to(self.evidence.root)
         if spec["kind"] != "train":
-            # a benchmark group has a folder of its own, also among the speeds of machines that are committed
-            alike = [records.read(path) for path in Path(MEASURED).glob(f"*/{relative.parent}/*.json")]
-            walls = [other["provenance"]["wall_s"] for other in alike] or self.walls.get(spec["kind"])
+            walls = self.walls.get(_way(record.path, spec))
+            if "section" in spec:  # its models have the paper's size, so other folders' records tell as much
+                committed = [records.read(path) for path in Path(MEASURED).glob(f"*/{relative}")]
+                walls = [other["provenance"]["wall_s"] for other in committed if self._is_alike(other)] or walls
             return statistics.median(walls) / 3600 if walls else None
         forecast = self.forecast.of_training(str(self.evidence.folders[HERE] / relative), spec).hours
         if forecast is not None:
             return forecast
         epochs = self.epochs.get(spec["row"]) or [epoch for row in self.epochs.values() for epoch in row]
         return statistics.median(epochs) * spec["recipe"]["epochs"] / 3600 if epochs else None
+
+    def _is_alike(self, record: dict) -> bool:
+        """Return whether a record was made on such a device as the setting's jobs run on."""
+        return record["provenance"].get("device") in self.devices
+
+
+def _way(path: str, spec: dict) -> tuple[str, str]:
+    """Return what jobs have in common that take about as long: their kind, of benchmarks also the configuration."""
+    return spec["kind"], Path(path).name if "section" in spec else ""
 
 
 # -- for people -----------------------------------------------------------------------------------
@@ -214,7 +232,8 @@ def sheet_of(setting: str, needed: list[Need]) -> Sheet:
         to_make = [hour, str(need.claims)] if need.to_make else ["-", "-"]
         rows.append([need.target, need.place or "missing", *to_make])
     remarks = [
-        "hours: of this job alone, by journals and records of such jobs; ?: there are none",
+        "hours: of this job alone, by journals and records of such jobs on a device of the setting's results or on "
+        f"this processor ({provenance.processor()}); ?: there are none",
         "claims: how many undecided ones wait for it; first seeds first, of these what decides most in an hour",
     ]
     if any(need.to_make and need.place for need in needed):

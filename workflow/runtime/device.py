@@ -8,13 +8,12 @@ import json
 import platform
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 
 from workflow import command_line
+from workflow.storage import provenance
 
-CPU_INFO = Path("/proc/cpuinfo")
 # words of errors of memory that are no torch.OutOfMemoryError
 OUT_OF_MEMORY = (
     "out of memory",
@@ -107,18 +106,7 @@ def choose(requested: str, local_rank: int = 0) -> torch.device:
 
 def describe(device: torch.device) -> str:
     """Return the name of the GPU or the processor, as tables show it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = ""
-    if sys.platform == "darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        name = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    elif CPU_INFO.exists():
-        for line in CPU_INFO.read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    return name or platform.processor() or platform.machine()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else provenance.processor()
 
 
 def ask(requested: str) -> dict:

@@ -17,7 +17,9 @@ import hashlib
 import importlib.metadata
 import multiprocessing
 import os
+import platform
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -33,6 +35,7 @@ SOURCES = (
 )
 WARN, REFUSE = POLICIES = ("warn", "refuse")  # values of the profile's `other_code`
 GIT_TIMEOUT_S = 60
+CPU_INFO = Path("/proc/cpuinfo")
 MIXED = "mixed"  # instead of a commit, where several versions of the code made a result
 UNREPORTED = "it was made before code versions were noted"  # why the commit of an old record is unknown
 
@@ -258,3 +261,17 @@ def flags(record: dict) -> list[str]:
     if parts:
         return [f"{record['spec']['run']} was made by several versions of the code: {parts}"]
     return []
+
+
+def processor() -> str:
+    """Return the name of this machine's processor, as the records of its jobs have it (`provenance.device`)."""
+    name = ""
+    if sys.platform == "darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        name = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    elif CPU_INFO.exists():
+        for line in CPU_INFO.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return name or platform.processor() or platform.machine()
