@@ -111,6 +111,22 @@ def by_hours(config, durations: missing.Durations, run: str) -> float | None:
     return durations.hours(missing.kinds.record(config, "train", "cifar10", run=run))
 
 
+@pytest.mark.parametrize(
+    ("hours", "sentence"),
+    [
+        ([0.25, None, 0.25, None, None], "Of the 5 jobs to run, 2 take about 0.5 hours; the hours of the other 3 are"),
+        ([0.25, 0.25], "The 2 jobs to run take about 0.5 hours."),
+        ([None, None], "The hours of the 2 jobs to run are unknown."),
+        ([], ""),
+    ],
+)
+def test_the_lead_says_of_how_many_jobs_the_hours_are(hours, sentence):
+    needed = [Need("a.json", None, True, value) for value in hours]
+    lead = missing.sheet_of("demo", [*needed, Need("b.json", "results")]).lead
+    before = f"demo: {len(needed) + 1} records, of which 1 are in the results, 0 only in results/measured/demo, and "
+    assert lead.startswith(f"{before}{len(needed)} are missing. {sentence}".rstrip())
+
+
 def test_the_command_prints_lines_that_fit(config, root, trained, capsys):
     trained("cifar10", deit_tiny=72.0)
     arguments = argparse.Namespace(setting="cifar10", results=None, items=["table3"])

@@ -219,13 +219,28 @@ def _way(path: str, spec: dict) -> tuple[str, str]:
 # -- for people -----------------------------------------------------------------------------------
 
 
+def describe_hours(hours: list[float | None]) -> str:
+    """Return a sentence on how long the jobs to run take in all, and of how many that is unknown."""
+    known = [value for value in hours if value is not None]
+    unknown = len(hours) - len(known)
+    if not hours:
+        return ""
+    if not known:
+        return f" The hours of the {unknown} jobs to run are unknown."
+    if not unknown:
+        return f" The {len(known)} jobs to run take about {sum(known):.1f} hours."
+    return (
+        f" Of the {len(hours)} jobs to run, {len(known)} take about {sum(known):.1f} hours; the hours of the other "
+        f"{unknown} are unknown."
+    )
+
+
 def sheet_of(setting: str, needed: list[Need]) -> Sheet:
     """Return the records for people, those to make first and in their order."""
     counts = Counter(need.place for need in needed)
-    hours = [need.hours for need in needed if need.hours is not None]
     lead = f"{setting}: {len(needed)} records, of which {counts[HERE]} are in the results"
-    lead += f", {counts['measured']} only in {MEASURED}/{setting}, and {counts[None]} are missing"
-    lead += f" (about {sum(hours):.1f} hours for {len(hours)} jobs)." if hours else "."
+    lead += f", {counts['measured']} only in {MEASURED}/{setting}, and {counts[None]} are missing."
+    lead += describe_hours([need.hours for need in needed if need.to_make])
     rows = []
     for need in needed:
         hour = "?" if need.hours is None else f"{need.hours:.2f}"
