@@ -121,15 +121,15 @@ def by_hours(config, durations: missing.Durations, run: str) -> float | None:
     ],
 )
 def test_the_lead_says_of_how_many_jobs_the_hours_are(hours, sentence):
-    needed = [Need("a.json", None, True, value) for value in hours]
-    lead = missing.sheet_of("demo", [*needed, Need("b.json", "results")]).lead
+    needed = [Need("a.json", "train", None, True, value) for value in hours]
+    lead = missing.sheet_of("demo", [*needed, Need("b.json", "train", "results")]).lead
     before = f"demo: {len(needed) + 1} records, of which 1 are in the results, 0 only in results/measured/demo, and "
     assert lead.startswith(f"{before}{len(needed)} are missing. {sentence}".rstrip())
 
 
 def test_the_command_prints_lines_that_fit(config, root, trained, capsys):
     trained("cifar10", deit_tiny=72.0)
-    arguments = argparse.Namespace(setting="cifar10", results=None, items=["table3"])
+    arguments = argparse.Namespace(setting="cifar10", results=None, items=["table3"], kind=[])
     __main__.list_missing(arguments)
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 100
@@ -137,4 +137,14 @@ def test_the_command_prints_lines_that_fit(config, root, trained, capsys):
     assert f"{ROOT}/deit_tiny-naive_selection/train.json" in shown
     arguments.items = ["table33"]
     with pytest.raises(ConfigError, match="--items: cifar10 has no table33; did you mean 'table3'"):
+        __main__.list_missing(arguments)
+    arguments.items = ["table3"]
+    arguments.kind = ["throughput"]
+    __main__.list_missing(arguments)
+    shown = capsys.readouterr().out
+    assert shown.startswith("cifar10: 2 records")
+    assert "/throughput/table3_deit_tiny/" in shown
+    assert "/runs/" not in shown
+    arguments.kind = ["trian"]
+    with pytest.raises(ConfigError, match="--kind: no table shows records of a kind trian; did you mean 'train'"):
         __main__.list_missing(arguments)

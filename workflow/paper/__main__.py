@@ -29,6 +29,7 @@ import pandas as pd
 
 from workflow import command_line
 from workflow.campaign.config import CLAIMS, FILES, MEASURED, Config, ConfigError, nearest
+from workflow.campaign.kinds import KINDS
 from workflow.paper import sheet
 from workflow.paper.results import Records
 from workflow.storage import files, records
@@ -57,6 +58,7 @@ def main() -> None:
     listing.add_argument("--setting", default="cifar10", help="of settings.yaml (cifar10)")
     listing.add_argument("--results", type=Path, help="folder with its results (its own), such as another clone's")
     listing.add_argument("--items", nargs="+", default=[], help="only what these tables and figures ask for")
+    listing.add_argument("--kind", nargs="+", default=[], help="only records of these kinds: train, throughput, ...")
     importing = add("import", "Copy records to the committed ones of their setting", import_records)
     importing.add_argument("folder", type=Path, help="results of a setting, such as results/cifar10")
     importing.add_argument("--root", type=Path, default=Path(MEASURED), help=f"folder to import to ({MEASURED})")
@@ -183,8 +185,15 @@ def list_missing(arguments: argparse.Namespace) -> None:
     for item in arguments.items:
         if item not in known:
             raise ConfigError(f"--items: {setting} has no {item}{nearest(item, known)}")
+    known = [kind for kind in KINDS if kind not in missing.NOT_SHOWN]
+    for kind in arguments.kind:
+        if kind not in known:
+            raise ConfigError(f"--kind: no table shows records of a kind {kind}{nearest(kind, known)}")
     folder = arguments.results or Path(config.settings[setting]["results"])
-    print(missing.sheet_of(setting, missing.needs(config, setting, folder, arguments.items)).terminal())
+    needed = missing.needs(config, setting, folder, arguments.items)
+    if arguments.kind:
+        needed = [need for need in needed if need.kind in arguments.kind]
+    print(missing.sheet_of(setting, needed).terminal())
 
 
 def import_records(arguments: argparse.Namespace) -> None:

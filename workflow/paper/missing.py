@@ -21,6 +21,7 @@ from workflow.paper.sheet import Sheet
 from workflow.storage import provenance, records
 
 NOT_SHOWN = ("data", "preflight", "fetch")  # kinds of jobs whose records no table shows
+AT_LEAST = 1.0  # hours of a job whose hours are unknown, where jobs are put into an order
 HERE = "results"  # the place whose weights other runs can start from
 
 
@@ -30,6 +31,7 @@ class Need:
 
     Attributes:
         target: its path, by which snakemake makes it.
+        kind: of its job.
         place: "results" or "measured", where it is; None if it is missing.
         to_make: whether its job must run: it is missing, or its weights are, from which a missing run starts.
         hours: how long its job takes; None if nothing like it was measured on such a device.
@@ -37,6 +39,7 @@ class Need:
     """
 
     target: str
+    kind: str
     place: str | None
     to_make: bool = False
     hours: float | None = None
@@ -90,8 +93,13 @@ def needs(config: Config, setting: str, results: Path, items: Sequence[str] = ()
     hours = {path: durations.hours(asked[path]) for paths in first.values() for path in paths}
     counts = Counter(path for paths in waiting.values() for path in paths)
     order = in_order({path: asked[path].spec.get("seed", 0) for path in asked}, first, waiting, hours)
-    made = [Need(path, found[path][0], True, hours[path], counts[path]) for path in order]
-    return [*made, *(Need(path, place) for path, (place, _) in found.items() if path not in hours)]
+    needed = []
+    for path in order:
+        needed.append(Need(path, asked[path].spec["kind"], found[path][0], True, hours[path], counts[path]))
+    for path, (place, _) in found.items():
+        if path not in hours:
+            needed.append(Need(path, asked[path].spec["kind"], place))
+    return needed
 
 
 def _asked(evidence: Evidence, items: Sequence[str]) -> dict[str, list[str]]:
@@ -144,7 +152,7 @@ def in_order(
         waiting: the records that each undecided claim lacks, with what these need.
         hours: of each record to make.
     """
-    unknown = max([1.0, *(value for value in hours.values() if value is not None)])  # rather too long
+    unknown = max([AT_LEAST, *(value for value in hours.values() if value is not None)])  # rather too long
     cost = {path: unknown if value is None else value for path, value in hours.items()}
     jobs = list(dict.fromkeys(path for paths in first.values() for path in paths))
     order: dict[str, None] = {}
@@ -248,7 +256,8 @@ def sheet_of(setting: str, needed: list[Need]) -> Sheet:
         rows.append([need.target, need.place or "missing", *to_make])
     remarks = [
         "hours: of this job alone, by journals and records of such jobs on a device of the setting's results or on "
-        f"this processor ({provenance.processor()}); ?: there are none",
+        f"this processor ({provenance.processor()})",
+        f"?: there are none; in the order, such a job counts as long as the longest known, at least {AT_LEAST:g} hour",
         "claims: how many undecided ones wait for it; first seeds first, of these what decides most in an hour",
     ]
     if any(need.to_make and need.place for need in needed):
