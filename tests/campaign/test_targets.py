@@ -3,6 +3,7 @@
 import pytest
 
 from workflow.campaign import targets
+from workflow.campaign.config import ConfigError
 
 
 def test_all_targets_are_ones(config):
@@ -45,6 +46,22 @@ def test_a_mistyped_target_names_the_nearest(config, mistyped, nearest):
     assert str(error.value).startswith(f"{mistyped} is no target")
     assert nearest in str(error.value).split("did you mean ")[1]
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_no_setting_has_is_told(config, uncommented):
+    with pytest.raises(targets.TargetError) as error:
+        targets.spec_of(config, "results/mydata/methods.csv")
+    assert str(error.value) == (
+        "results/mydata/methods.csv is no target: no setting has results/mydata; take the '# ' from the lines of "
+        "mydata in workflow/config/settings.yaml (docs/your-data.md)."
+    )
+    with pytest.raises(ConfigError, match=r"no setting has `results: results/mydata`; take the '# ' from the lines of"):
+        config.setting_of("results/mydata")
+    assert targets.spec_of(uncommented, "results/mydata/methods.csv") is None
+    with pytest.raises(targets.TargetError, match=r"no setting has results/cifar; did you mean 'results/cifar10/met"):
+        targets.spec_of(config, "results/cifar/methods.csv")
+    with pytest.raises(targets.TargetError, match=r"did you mean 'results/runs/deit_tiny/train.json'"):
+        targets.spec_of(config, "results/run/deit_tiny/train.json")
 
 
 def test_a_point_that_can_not_be_measured_says_why(config):

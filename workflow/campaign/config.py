@@ -3,6 +3,7 @@
 Standard library and yaml only: launchers import this.
 """
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ class Config:
             if root in (setting["results"], f"{MEASURED}/{name}"):
                 return name
         known = [setting["results"] for setting in self.settings.values()]
-        raise ConfigError(f"{FILES['settings']}: no setting has `results: {root}`{nearest(root, known)}")
+        remedy = template_remedy(root) or nearest(root, known)
+        raise ConfigError(f"{FILES['settings']}: no setting has `results: {root}`{remedy}")
 
     def split_run(self, run: str) -> tuple[str, int]:
         """Return a run's row and seed: "deit_tiny-s2" -> ("deit_tiny", 2). Raises KeyError for no run."""
@@ -200,3 +202,15 @@ class Config:
 def run_name(row: str, seed: int) -> str:
     """Return what the run of a row's seed is called."""
     return row if seed == 0 else f"{row}-s{seed}"
+
+
+def template_remedy(root: str) -> str:
+    """Return the end of a sentence about a results folder that no setting has: what to do if it is that of a template,
+    a setting in comments of settings.yaml; else nothing.
+    """
+    template = re.search(
+        rf"^# (\w+):\n#   results: {re.escape(root)}$", FILES["settings"].read_text(encoding="utf-8"), re.MULTILINE
+    )
+    if template is None:
+        return ""
+    return f"; take the '# ' from the lines of {template[1]} in workflow/config/settings.yaml (docs/your-data.md)."

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from workflow.campaign import benchmarks, kinds
-from workflow.campaign.config import CLAIMS, HOST, Config, nearest, run_name
+from workflow.campaign.config import CLAIMS, HOST, Config, nearest, run_name, template_remedy
 
 DEFAULT = "results/table1.csv"  # where no target is named
 WHOLE = "whole"
@@ -33,9 +33,10 @@ def split_root(config: Config, target: str) -> tuple[str, str, str]:
 
 def spec_of(config: Config, target: str) -> dict | None:
     """Return the spec of the record at this path; None for a table, a figure and the like. Raises TargetError."""
-    setting, _, name = split_root(config, target)
+    setting, root, name = split_root(config, target)
     if name in item_files(config, setting):
         return None
+    _check_folder(config, target, root, name)
     images = config.items["only_of"].get(name.partition(".")[0])
     if images is not None:
         raise TargetError.of(config, target, f" (it is only of {images}, not of the images of {setting})")
@@ -52,6 +53,23 @@ def spec_of(config: Config, target: str) -> dict | None:
             except KeyError:
                 break
     raise TargetError.of(config, target)
+
+
+def _check_folder(config: Config, target: str, root: str, name: str) -> None:
+    """Raise TargetError for a target in a folder that seems to be a setting's, but no setting has.
+
+    ImageNet's results are in results/, and those of the others in folders of it.
+    """
+    folder, slash, _ = name.partition("/")
+    own = {kind.target.partition("/")[0] for kind in kinds.KINDS.values()}
+    has_others = any(setting["results"].startswith(f"{root}/") for setting in config.settings.values())
+    if not slash or folder in own or not has_others:
+        return
+    unknown = f"{target} is no target: no setting has {root}/{folder}"
+    remedy = template_remedy(f"{root}/{folder}")
+    # not the items of this setting, which differ by that folder only
+    known = [other for other in every(config) if "/" in other.removeprefix(f"{root}/")]
+    raise TargetError(f"{unknown}{remedy or nearest(target, known, most=3)}")
 
 
 def needed(config: Config, target: str) -> dict[str, dict]:
