@@ -162,7 +162,14 @@ def trace(model: nn.Module, images: Tensor) -> Trace:
 
     A block selects by the running scores of the attention before it (Eq. 4); with ``scores="random"``
     and ``"last_class"`` it selects by other scores.
+
+    Raises:
+        TypeError: for a model that is no Evo-ViT, such as one of ``baselines``.
     """
+    if not hasattr(model, "observe"):
+        raise TypeError(
+            f"trace is for models of evovit, such as evovit.from_timm builds, and {type(model).__name__} is none"
+        )
     observed, logits = model.observe(images)
     selecting = [observation for observation in observed if observation.selecting]
     return Trace(

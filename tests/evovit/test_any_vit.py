@@ -269,6 +269,12 @@ def test_images_of_any_size():
     assert evovit.trace(model, images).kept[0].shape == (2, 15)
 
 
+def test_only_models_of_evovit_are_traced():
+    host = hosts.build("augreg")
+    with pytest.raises(TypeError, match=r"trace is for models of evovit, .* and VisionTransformer is none"):
+        evovit.trace(host, hosts.images(host))
+
+
 def test_tiles_count_the_registers():
     options = evovit.from_timm(hosts.build("dinov2 with registers"), tile=8).options
     assert options.kept(196, 3) + 5 + 1 == 104  # 98 informative tokens fill 104 rows as they are
