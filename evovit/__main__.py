@@ -32,6 +32,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 DRAWING = ".tokens.png"  # end of the names of the drawings
 CLASSES_SHOWN = 3
 TITLE_HEIGHT = 16  # pixels above each panel of a drawing
+GAP = 4  # pixels between the panels
 FADED = 0.25  # share of a placeholder's own color in a drawing
 
 
@@ -81,9 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if len(paths) > 1 and dense.num_classes:
         print(f"The most probable class is the same for {same} of {seen} images.")
     print(
-        f"Speed on {device.type}, {batch_size} images a batch, median of {options.rounds} interleaved rounds: "
+        f"Speed on {device.type}, {batch_size} images a batch, medians of {options.rounds} interleaved rounds: "
         f"dense {speeds.dense:.1f} images/s, keep_ratio={options.keep_ratio:g} {speeds.reduced:.1f} images/s, "
-        f"{speeds.speedup:.2f} times as fast."
+        f"in the same round {speeds.speedup:.2f} times as fast."
     )
     print(f"Kept tokens: {seen} drawing{'s' if seen > 1 else ''} in {options.output}")
 
@@ -271,12 +272,13 @@ def draw(model: EvoVisionTransformer, image: Tensor, blocks: Sequence[int], kept
         faded = FADED * colors + (1 - FADED)
         panels.append(torch.where(mask > 0, colors, faded))
         titles.append(f"layer {block + 1}: {len(positions)} of {rows * columns}")
-    sheet = Image.new("RGB", (width * len(panels), TITLE_HEIGHT + height), "white")
+    sheet = Image.new("RGB", ((width + GAP) * len(panels) - GAP, TITLE_HEIGHT + height), "white")
     pen = ImageDraw.Draw(sheet)
     for i, (panel, title) in enumerate(zip(panels, titles, strict=True)):
         pixels = (panel * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-        sheet.paste(Image.fromarray(pixels), (i * width, TITLE_HEIGHT))
-        pen.text((i * width + 2, 2), title, fill="black")
+        left = i * (width + GAP)
+        sheet.paste(Image.fromarray(pixels), (left, TITLE_HEIGHT))
+        pen.text((left + 2, 2), title, fill="black")
     return sheet
 
 

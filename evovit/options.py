@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 SCHEDULES = ("layer", "stage")
 VARIANTS = ("paper", "official")
 PLACEHOLDERS = ("update", "keep", "drop")
+ALIKE = 0.6  # likeness from which on a name may be meant
+ALIKE_AT_FIRST = 0.8  # that of its beginning: of few letters many are alike
 SCORES = ("global", "class", "random", "last_class", "column_mean")
 
 
@@ -205,9 +207,20 @@ def check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the end of a sentence that refuses a name: the known one that is most like it, or nothing."""
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    """Return the end of a sentence that refuses a name: the known one that is most like it, or nothing.
+
+    A known name counts as much as its beginning does, which may be all that was meant: vit_tinyy is
+    vit_tiny_patch16_224 rather than gcvit_tiny.
+    """
+    name = str(name)
+    nearest, best = None, (ALIKE, 0.0)
+    for other in known:
+        whole = difflib.SequenceMatcher(None, other, name).ratio()
+        beginning = difflib.SequenceMatcher(None, other[: len(name)], name).ratio()
+        likeness = (max(whole, beginning) if beginning >= ALIKE_AT_FIRST else whole, whole)
+        if likeness > best:
+            nearest, best = other, likeness
+    return "" if nearest is None else f"; did you mean {nearest!r}?"
 
 
 def _check_length(name: str, value: Sequence[float], count: int, of: str) -> tuple[float, ...]:
