@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 HOOK = ROOT / "tests/workflow/like_macos"
 # name of Linux's -> the files that may ask for it, since they go on without it
 GUARDED = {
-    "/proc/cpuinfo": ("runtime/device.py",),
+    "/proc/cpuinfo": ("storage/provenance.py",),
     "/dev/shm": ("data/worker_processes.py",),
     "os.sched_getaffinity": ("bench/process.py", "bench/monitor.py", "bench/latency.py"),
     "os.sched_setaffinity": ("bench/process.py",),
