@@ -1,6 +1,6 @@
 """On a trained run: the share of tokens kept by fp32 at the first selection that bf16 keeps too.
 
-python .ci/check_precision.py results/demo/runs/evo_deit_tiny
+PYTHONPATH=. python .ci/check_precision.py results/demo/runs/evo_deit_tiny
 """
 
 import json
