@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from workflow.analysis import probe
 from workflow.bench import bars
 from workflow.campaign import benchmarks
 from workflow.paper import measured, printed
@@ -162,3 +163,11 @@ def test_the_bars_are_those_of_their_records():
                 shown += 1
                 assert float(row["speedup"]) == round(method["speedup"], 3)
     assert shown >= len(found) >= 10
+
+
+def test_what_features_lose_is_shown_as_it_was_measured():
+    paths = sorted(MEASURED.glob("*/any-vit/*.json"))
+    assert paths
+    shown = (records.ROOT / "docs/any-vit.md").read_text()
+    for path in paths:
+        assert probe.table(records.read(path)["results"]) in shown, path
