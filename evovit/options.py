@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 SCHEDULES = ("layer", "stage")
 VARIANTS = ("paper", "official")
 PLACEHOLDERS = ("update", "keep", "drop")
-ALIKE = 0.6  # likeness from which on a name may be meant
-ALIKE_AT_FIRST = 0.8  # that of its beginning: of few letters many are alike
+ALIKE_AT_FIRST = 0.8  # likeness of two beginnings from which on one is meant: many short ones are alike
 SCORES = ("global", "class", "random", "last_class", "column_mean")
 
 
@@ -209,18 +208,13 @@ def check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the end of a sentence that refuses a name: the known one that is most like it, or nothing.
 
-    A known name counts as much as its beginning does, which may be all that was meant: vit_tinyy is
-    vit_tiny_patch16_224 rather than gcvit_tiny.
+    A known name that begins like it comes first: vit_tinyy is vit_tiny_patch16_224 rather than gcvit_tiny.
     """
-    name = str(name)
-    nearest, best = None, (ALIKE, 0.0)
-    for other in known:
-        whole = difflib.SequenceMatcher(None, other, name).ratio()
-        beginning = difflib.SequenceMatcher(None, other[: len(name)], name).ratio()
-        likeness = (max(whole, beginning) if beginning >= ALIKE_AT_FIRST else whole, whole)
-        if likeness > best:
-            nearest, best = other, likeness
-    return "" if nearest is None else f"; did you mean {nearest!r}?"
+    name, known = str(name), list(known)
+    beginnings = {other[: len(name)]: other for other in reversed(known)}
+    close = [beginnings[text] for text in difflib.get_close_matches(name, beginnings, n=1, cutoff=ALIKE_AT_FIRST)]
+    close += difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _check_length(name: str, value: Sequence[float], count: int, of: str) -> tuple[float, ...]:

@@ -119,9 +119,14 @@ def test_cards_are_written_where_they_are_missing_or_old(config, trained, capsys
     damaged.write_text("{")
     before = path.read_bytes()
     assert [path.resolve() for path in cards.update(config)] == [card]
-    assert f"{ROOT}/runs/<run>/README.md" in capsys.readouterr().err
+    named = f"No model card for {ROOT}/runs/deit_tiny/train.json: {ROOT}/runs/deit_tiny/train.json is damaged"
+    messages = capsys.readouterr().err
+    assert f"{ROOT}/runs/<run>/README.md" in messages
+    assert named in messages
     assert cards.update(config) == []
-    assert capsys.readouterr().err == ""
+    messages = capsys.readouterr().err
+    assert messages.startswith(named)
+    assert messages.count("\n") == 1
     os.utime(path, (time.time() + 5, time.time() + 5))
     assert [path.resolve() for path in cards.update(config)] == [card]
     assert path.read_bytes() == before

@@ -123,7 +123,7 @@ def by_hours(config, durations: missing.Durations, run: str) -> float | None:
 def test_the_lead_says_of_how_many_jobs_the_hours_are(hours, sentence):
     needed = [Need("a.json", "train", None, True, value) for value in hours]
     lead = missing.sheet_of("demo", [*needed, Need("b.json", "train", "results")]).lead
-    before = f"demo: {len(needed) + 1} records, of which 1 are in the results, 0 only in results/measured/demo, and "
+    before = f"demo: {len(needed) + 1} records: 1 are in the results, 0 only in results/measured/demo, and "
     assert lead.startswith(f"{before}{len(needed)} are missing. {sentence}".rstrip())
 
 

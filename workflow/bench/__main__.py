@@ -15,7 +15,6 @@ All but `import` need only torch and timm, so they run on any GPU machine.
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,8 +124,7 @@ def run_model(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
     speedups = []
     for number in range(1, arguments.repeat + 1):
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                record = process.run(spec, {}, Path(folder))
+            record = process.run_once(spec)
         except process.MeasurementError as error:
             sys.exit(f"ERROR: {error}")
         results = record["results"]

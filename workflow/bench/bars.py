@@ -9,7 +9,6 @@ import csv
 import functools
 import re
 import sys
-import tempfile
 from pathlib import Path
 
 import yaml
@@ -122,8 +121,7 @@ def measure(device: str, group: str, precision: str, rounds: int, folder: Path |
 
 def measure_spec(spec: dict, folder: Path | None) -> dict:
     """Return the results of the spec's record, which is written into `folder`, too."""
-    with tempfile.TemporaryDirectory() as temporary:
-        record = process.run(spec, {}, Path(temporary))
+    record = process.run_once(spec)
     if folder:
         name = "-".join([*re.findall(r"[a-z0-9]+", spec["section"].lower()), spec["precision"]])
         records.write_json(folder / f"{name}.json", record)

@@ -12,7 +12,6 @@ import importlib.util
 import io
 import os
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -66,8 +65,7 @@ def main(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None
         parser.error(f"--threads {arguments.threads} must be at least 1")
     spec = make_spec(arguments)
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            record = process.run(spec, {}, Path(folder))
+        record = process.run_once(spec)
     except process.MeasurementError as error:
         sys.exit(f"ERROR: {error}")
     results = record["results"]

@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -98,6 +99,12 @@ def run(spec: dict, site: dict, folder: Path) -> dict:
     if done.returncode:
         raise MeasurementError(f"The measuring process ended with code {done.returncode}.")
     return json.loads(output.read_text())
+
+
+def run_once(spec: dict) -> dict:
+    """Measure a spec as `run` does, and keep nothing but the record."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run(spec, {}, Path(folder))
 
 
 def tuned_environment(spec: dict) -> dict[str, str]:

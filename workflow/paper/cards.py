@@ -61,7 +61,7 @@ AUGMENTATIONS = {  # of a recipe, where they are not 0 or null
 def update(config: Config) -> list[Path]:
     """Write the cards that are missing or older than what they are made of, say so, and return their paths.
 
-    A card that can't be written is left out: numbers are in the records, and nothing depends on a card.
+    A card that can't be written is named with its reason, and nothing else stops: all numbers are in the records.
     """
     written = []
     for setting, scale in config.settings.items():
@@ -75,8 +75,9 @@ def update(config: Config) -> list[Path]:
             try:
                 if write(config, setting, record):
                     written.append(card)
-            except (records.RecordError, KeyError, OSError):
-                continue
+            except (records.RecordError, KeyError, OSError) as error:
+                reason = f"it has no {error}" if isinstance(error, KeyError) else error
+                print(f"No model card for {record}: {reason}", file=sys.stderr)
     for folder in dict.fromkeys(path.parent.parent for path in written):
         changed = sum(path.parent.parent == folder for path in written)
         print(f"Model cards: {folder}/<run>/{CARD}, {changed} of them new or changed.", file=sys.stderr)
@@ -121,7 +122,7 @@ def bullets(texts) -> str:
 
 
 def describe_model(spec: dict, size: str) -> str:
-    """Say which model it is, of which method and paper, and which images it classifies."""
+    """Say what the model, its method and the paper are called, and which images it classifies."""
     model, data = spec["model"], spec["data"]
     text = f"`{model['name']}`, {size}, a classifier of {data['num_classes']} classes, trained on {data['name']}."
     method = method_of(model)

@@ -11,7 +11,7 @@ README_OF_A_SETTING = """# Records of {setting}
 Imported by `python -m workflow.paper import` or, from a lent GPU, by `python -m benchmarks.gpu.import_results`: what
 tables and claims are made of, without weights. Each record names its commit and its machine (`provenance`).
 
-    python -m workflow.paper make results/measured/{setting}/claims.csv     # likewise tables and figures
+    python -m workflow.paper make results/measured/{setting}/claims.csv     # also tables and figures
     python -m workflow.paper missing --setting {setting}                    # what is not there yet
 """
 

@@ -228,7 +228,7 @@ def _way(path: str, spec: dict) -> tuple[str, str]:
 
 
 def describe_hours(hours: list[float | None]) -> str:
-    """Return a sentence on how long the jobs to run take in all, and of how many that is unknown."""
+    """Return a sentence with the hours of all jobs to run, and the number of jobs whose hours are unknown."""
     known = [value for value in hours if value is not None]
     unknown = len(hours) - len(known)
     if not hours:
@@ -246,7 +246,7 @@ def describe_hours(hours: list[float | None]) -> str:
 def sheet_of(setting: str, needed: list[Need]) -> Sheet:
     """Return the records for people, those to make first and in their order."""
     counts = Counter(need.place for need in needed)
-    lead = f"{setting}: {len(needed)} records, of which {counts[HERE]} are in the results"
+    lead = f"{setting}: {len(needed)} records: {counts[HERE]} are in the results"
     lead += f", {counts['measured']} only in {MEASURED}/{setting}, and {counts[None]} are missing."
     lead += describe_hours([need.hours for need in needed if need.to_make])
     rows = []
