@@ -56,9 +56,13 @@ test-unit: $(INSTALLED) ## the unit tests alone (minutes)
 	@$(RUN) python -m pytest -n 2 --dist worksteal -m "not integration" $(TESTS)
 
 # The jobs' tests start jobs on this machine, so one after another: two at once starved each other's jobs on two cores.
-# Beside them run those that mostly wait, three files at once; CI ends them after half an hour (ATMOST).
-test-whole: test-computing ## the tests that start jobs, Slurm or a browser
-	@$(MAKE) --no-print-directory -j 2 $(SYNCHRONISED) test-jobs test-waiting
+# Beside them run those that mostly wait, three files at once, and then those that compute; CI ends the waiting ones
+# after half an hour (ATMOST).
+test-whole: $(INSTALLED) ## the tests that start jobs, Slurm or a browser
+	@$(MAKE) --no-print-directory -j 2 $(SYNCHRONISED) test-jobs test-others
+
+test-others: test-waiting
+	@$(MAKE) --no-print-directory test-computing
 
 test-computing: $(INSTALLED)
 	@$(RUN) python -m pytest -n 2 --dist worksteal --durations 10 -m integration $(COMPUTING)

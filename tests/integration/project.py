@@ -41,9 +41,11 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment(root: Path) -> dict:
+    """Return the variables of a user's shell in the folder `root`."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    found = {**os.environ, "PATH": path, "PYTHONPATH": str(root)}
-    found.pop("MLFLOW_TRACKING_URI", None)
+    found = {**os.environ, "PATH": path, "PWD": str(root)}
+    for name in ("MLFLOW_TRACKING_URI", "PYTHONPATH"):
+        found.pop(name, None)
     return found
 
 

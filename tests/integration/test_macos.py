@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.project import command, edit, environment
+from tests.integration.project import command, edit, environment, leave_out_mlflow
 from workflow.campaign import benchmarks
 from workflow.campaign.config import FILES, Config
 from workflow.storage import records
@@ -36,12 +36,12 @@ def test_the_demos_jobs_run(tree):
     """The data job, a training of one epoch with a loader process, and a measured section."""
     edit(tree, "settings", lambda c: c["demo"]["recipe"].update(epochs=1, warmup_epochs=0))
     edit(tree, "settings", lambda c: c["demo"]["data"].update(workers=1))
+    leave_out_mlflow(tree)
     config = Config.load({name: tree / path.relative_to(ROOT) for name, path in FILES.items()})
     point = benchmarks.throughput_configuration(config, "demo", "deit_tiny")
     throughput = benchmarks.throughput_path("results/demo", "deit_tiny", point)
     training = "results/demo/runs/deit_tiny/train.json"
-    here = environment(tree)
-    here["PYTHONPATH"] = f"{HOOK}:{here['PYTHONPATH']}"
+    here = {**environment(tree), "PYTHONPATH": str(HOOK)}
     done = subprocess.run(
         command("--profile", "demo", training, throughput), cwd=tree, env=here,
         capture_output=True, text=True, timeout=1200, check=False,

@@ -43,7 +43,7 @@ def start(campaign, cluster):
 
     def begin(*arguments: str) -> subprocess.Popen:
         here = {**environment(campaign), "SLURM_CONF": str(cluster.conf)}
-        here |= {"PYTHONPATH": f"{HOOK}:{campaign}", "EVOVIT_TEST_PACE_S": EPOCH_S}
+        here |= {"PYTHONPATH": str(HOOK), "EVOVIT_TEST_PACE_S": EPOCH_S}
         process = subprocess.Popen(
             command(*arguments, *SLURM), cwd=campaign, env=here, text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
