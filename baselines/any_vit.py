@@ -55,6 +55,8 @@ def from_timm(model: nn.Module, method: str, **keywords: Any) -> AnyHostTransfor
             keywords that make no sense.
     """
     if method not in METHODS:
+        if str(method).casefold().startswith("evo"):
+            raise ValueError(f"method={method!r} is no baseline: call evovit.from_timm(model, keep_ratio=0.7)")
         remedy = did_you_mean(method, METHODS) or (
             "; the other methods make weights of their own, so build and train their registered models, such as "
             "dynamic_deit_small_patch16_224"

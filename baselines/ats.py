@@ -13,7 +13,7 @@ as inference does; the choice itself has no gradient. ``keep_profile`` turns the
 measurement before anything is trained: fresh weights attend to all patches alike, so that nearly all stay.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from timm.models import checkpoint, generate_default_cfgs, register_model
 from torch import Tensor
 
+from evovit.options import check_ratios
 from evovit.tokens import class_attention, take_tokens
 
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
 from .dropping import (
     AnyHostTransformer,
     FeatureMaps,
-    check_ratios,
     check_reduction_blocks,
     kept_first,
 )
@@ -205,8 +205,10 @@ class AdaptiveSamplingVisionTransformer(AnyHostTransformer):
                 host whose attention pools the patches.
         """
         self.reduction_blocks = check_reduction_blocks(reduction_blocks, len(self.blocks))
-        self.keep_profile = None if keep_profile is None else check_ratios(keep_profile, "keep_profile")
-        if self.keep_profile is not None:
+        self.keep_profile = None
+        if keep_profile is not None:
+            check_ratios("keep_profile", keep_profile)
+            self.keep_profile = tuple(keep_profile) if isinstance(keep_profile, Iterable) else (keep_profile,)
             falls = all(later <= share for share, later in pairwise(self.keep_profile))
             if len(self.keep_profile) != len(self.reduction_blocks) or not falls:
                 raise ValueError(

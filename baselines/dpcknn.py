@@ -13,6 +13,7 @@ rank, the best centre first, and their tokens follow in this order.
 """
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -140,8 +141,8 @@ class ClusteringVisionTransformer(AnyHostTransformer):
             ValueError: for a ratio outside (0, 1] or one that keeps no patch, for blocks that do not ascend, and for
                 less than two neighbours.
         """
-        if not 0 < keep_ratio <= 1:
-            raise ValueError(f"keep_ratio={keep_ratio} must lie in (0, 1]; 1 clusters nothing")
+        if not isinstance(keep_ratio, Real) or not 0 < keep_ratio <= 1:
+            raise ValueError(f"keep_ratio={keep_ratio!r} must be a number in (0, 1]; 1 clusters nothing")
         if k_neighbors < 2:
             raise ValueError(f"k_neighbors={k_neighbors} must be at least 2, since a patch is its own first neighbour")
         blocks = check_reduction_blocks(reduction_blocks, len(self.blocks))

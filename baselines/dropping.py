@@ -266,15 +266,3 @@ def check_reduction_blocks(reduction_blocks: Sequence[int] | None, depth: int) -
     if not blocks or list(blocks) != sorted(set(blocks) & set(range(depth))):
         raise ValueError(f"reduction_blocks={blocks} must ascend within 0..{depth - 1}")
     return blocks
-
-
-def check_ratios(ratios: Sequence[float], option: str = "keep_ratio") -> tuple[float, ...]:
-    """Return the ratios, which an option of the model gives.
-
-    Raises:
-        ValueError: for one outside (0, 1].
-    """
-    ratios = tuple(ratios)
-    if not all(0 < ratio <= 1 for ratio in ratios):
-        raise ValueError(f"{option}={ratios} must lie in (0, 1]; 1 keeps every patch")
-    return ratios

@@ -6,6 +6,7 @@ drives the kept share to its target.
 """
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -188,8 +189,8 @@ class DynamicVisionTransformer(ClassTokenTransformer):
         weight_init = kwargs.pop("weight_init", "")
         layers = dict(block_fn=DynamicBlock, attn_layer=MaskedAttention)
         super().__init__(*args, **layers, **kwargs, weight_init="skip")
-        if not 0 < keep_ratio < 1:
-            raise ValueError(f"keep_ratio={keep_ratio} must lie between 0 and 1")
+        if not isinstance(keep_ratio, Real) or not 0 < keep_ratio < 1:
+            raise ValueError(f"keep_ratio={keep_ratio!r} must be a number between 0 and 1")
         self.reduction_blocks = reduction_blocks = check_reduction_blocks(reduction_blocks, len(self.blocks))
         self.keep_ratios = tuple(keep_ratio ** (i + 1) for i in range(len(reduction_blocks)))
         dd = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}

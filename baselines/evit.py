@@ -19,10 +19,11 @@ from timm.task import ClassificationTask
 from timm.utils import unwrap_model
 from torch import nn
 
+from evovit.options import check_ratios
 from evovit.task import register_task
 
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
-from .dropping import check_ratios, check_reduction_blocks
+from .dropping import check_reduction_blocks
 from .ranking import RankingTransformer
 
 
@@ -54,6 +55,7 @@ class ReorganizingVisionTransformer(RankingTransformer):
         """
         self.fuse = fuse
         depth = len(self.blocks)
+        check_ratios("keep_ratio", keep_ratio)
         if isinstance(keep_ratio, int | float):
             self.reduction_blocks = check_reduction_blocks(reduction_blocks, depth)
             keep_ratio = [keep_ratio if block in self.reduction_blocks else 1.0 for block in range(depth)]
@@ -64,7 +66,7 @@ class ReorganizingVisionTransformer(RankingTransformer):
                     f"reduction_blocks={tuple(reduction_blocks)}: the list keep_ratio says that blocks "
                     f"{self.reduction_blocks} drop tokens; leave reduction_blocks out"
                 )
-        self.keep_ratios = check_ratios(keep_ratio)
+        self.keep_ratios = tuple(keep_ratio)
         if len(self.keep_ratios) != depth:
             raise ValueError(
                 f"keep_ratio={self.keep_ratios} has {len(self.keep_ratios)} entries for {depth} blocks: "

@@ -15,8 +15,10 @@ import torch
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor
 
+from evovit.options import check_ratios
+
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
-from .dropping import FeatureMaps, check_ratios, check_reduction_blocks
+from .dropping import FeatureMaps, check_reduction_blocks
 from .ranking import RankingTransformer
 
 
@@ -39,9 +41,10 @@ class TopKVisionTransformer(RankingTransformer):
                 blocks, and for blocks that do not ascend.
         """
         self.reduction_blocks = check_reduction_blocks(reduction_blocks, len(self.blocks))
+        check_ratios("keep_ratio", keep_ratio)
         if isinstance(keep_ratio, int | float):
             keep_ratio = [keep_ratio ** (i + 1) for i in range(len(self.reduction_blocks))]
-        self.keep_ratios = check_ratios(keep_ratio)
+        self.keep_ratios = tuple(keep_ratio)
         if len(self.keep_ratios) != len(self.reduction_blocks):
             raise ValueError(
                 f"keep_ratio={self.keep_ratios} has {len(self.keep_ratios)} entries for "

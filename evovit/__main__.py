@@ -10,6 +10,7 @@ import argparse
 import pickle
 import statistics
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .checkpoint import load_file
+from .conversion import check_host
 from .deit import EvoVisionTransformer, from_timm
 from .options import did_you_mean
 from .slow_fast import trace
@@ -31,6 +33,7 @@ from .slow_fast import trace
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 DRAWING = ".tokens.png"  # end of the names of the drawings
 CLASSES_SHOWN = 3
+MOST_SHOWN = 400  # characters of a reason: torch names each key that is missing or unknown
 TITLE_HEIGHT = 16  # pixels above each panel of a drawing
 GAP = 4  # pixels between the panels
 FADED = 0.25  # share of a placeholder's own color in a drawing
@@ -137,12 +140,15 @@ def build(name: str, checkpoint: Path | None, img_size: int | None) -> nn.Module
     """Return timm's model with its pretrained weights, or with those of a file.
 
     Raises:
-        ValueError: for an unknown name, and where the weights can't be had or don't fit.
+        ValueError: for an unknown name, for a model that is no host, and where the weights can't be had or don't fit.
     """
-    if ":" not in name and not timm.is_model(name):
-        remedy = did_you_mean(name.partition(".")[0], timm.list_models())
-        remedy = remedy or "; timm.list_models('vit_*') lists some that work"
-        raise ValueError(f"--model {name}: timm has no such model{remedy}")
+    if ":" not in name:  # else it is on the Hub, and its configuration must be fetched first
+        architecture = name.partition(".")[0]
+        if not timm.is_model(name):
+            remedy = did_you_mean(architecture, timm.list_models())
+            remedy = remedy or "; timm.list_models('vit_*') lists some that work"
+            raise ValueError(f"--model {name}: timm has no such model{remedy}")
+        check_host(timm.create_model(architecture), "a model with fewer tokens")
     sizes = {} if img_size is None else {"img_size": img_size}
     if checkpoint is None:
         try:
@@ -154,7 +160,9 @@ def build(name: str, checkpoint: Path | None, img_size: int | None) -> nn.Module
             ) from error
     try:
         weights = load_file(checkpoint)
-    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:  # torch's text tells to trust the file
+        raise ValueError(f"--checkpoint {checkpoint} is no file of weights (torch or safetensors)") from error
+    except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"--checkpoint {checkpoint} can't be read: {reason}") from error
     num_classes = weights["head.weight"].shape[0] if "head.weight" in weights else 0
@@ -162,7 +170,7 @@ def build(name: str, checkpoint: Path | None, img_size: int | None) -> nn.Module
     try:
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=source, num_classes=num_classes, **sizes)
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = textwrap.shorten(str(error), MOST_SHOWN, placeholder=" ...")
         raise ValueError(f"--checkpoint {checkpoint} does not fit --model {name}: {reason}") from error
 
 

@@ -3,11 +3,13 @@
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from numbers import Real
 from typing import Any, NamedTuple
 
 SCHEDULES = ("layer", "stage")
 VARIANTS = ("paper", "official")
 PLACEHOLDERS = ("update", "keep", "drop")
+NO_SIGN = str.maketrans("", "", "-_ ")
 ALIKE_AT_FIRST = 0.8  # likeness of two beginnings from which on one is meant: many short ones are alike
 SCORES = ("global", "class", "random", "last_class", "column_mean")
 
@@ -208,13 +210,31 @@ def check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the end of a sentence that refuses a name: the known one that is most like it, or nothing.
 
-    A known name that begins like it comes first: vit_tinyy is vit_tiny_patch16_224 rather than gcvit_tiny.
+    One that differs only by capitals and hyphens comes first: Top-K is topk. Then comes a name that begins like it:
+    vit_tinyy is vit_tiny_patch16_224 rather than gcvit_tiny.
     """
     name, known = str(name), list(known)
+    written = {other.casefold().translate(NO_SIGN): other for other in known}
+    same = written.get(name.casefold().translate(NO_SIGN))
+    if same is not None:
+        return f"; did you mean {same!r}?"
     beginnings = {other[: len(name)]: other for other in reversed(known)}
     close = [beginnings[text] for text in difflib.get_close_matches(name, beginnings, n=1, cutoff=ALIKE_AT_FIRST)]
     close += difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_ratios(option: str, value: Any) -> None:
+    """Refuse what is no share of patches, or no list of them.
+
+    Raises:
+        ValueError: with the value as it was given.
+    """
+    ratios = [value] if isinstance(value, Real) else value
+    if isinstance(value, str) or not isinstance(ratios, Iterable) or not all(isinstance(r, Real) for r in ratios):
+        raise ValueError(f"{option}={value!r} must be a number in (0, 1], or a list of such numbers")
+    if not all(0 < ratio <= 1 for ratio in ratios):
+        raise ValueError(f"{option}={value} must lie in (0, 1]; 1 keeps every patch")
 
 
 def _check_length(name: str, value: Sequence[float], count: int, of: str) -> tuple[float, ...]:
@@ -224,11 +244,10 @@ def _check_length(name: str, value: Sequence[float], count: int, of: str) -> tup
 
 
 def _keep_ratios(value: float | Sequence[float], depth: int, start: int, placeholders: str) -> tuple[float, ...]:
-    if isinstance(value, int | float):
-        value = [1.0] * start + [value] * (depth - start)
+    check_ratios("keep_ratio", value)
+    if isinstance(value, Real):
+        value = [1.0] * start + [float(value)] * (depth - start)
     ratios = _check_length("keep_ratio", value, depth, "blocks")
-    if not all(0 < ratio <= 1 for ratio in ratios):
-        raise ValueError(f"keep_ratio={ratios} must lie in (0, 1]")
     if any(ratio < 1 for ratio in ratios[:start]):
         raise ValueError(f"keep_ratio below 1 before start_block={start}: {ratios[:start]}")
     if placeholders == "drop" and any(later > ratio for ratio, later in pairwise(ratios)):

@@ -165,11 +165,14 @@ def trace(model: nn.Module, images: Tensor) -> Trace:
 
     Raises:
         TypeError: for a model that is no Evo-ViT, such as one of ``baselines``.
+        ValueError: for images without the dimension of the batch.
     """
     if not hasattr(model, "observe"):
         raise TypeError(
             f"trace is for models of evovit, such as evovit.from_timm builds, and {type(model).__name__} is none"
         )
+    if images.dim() != 4:
+        raise ValueError(f"trace takes images (B, 3, H, W), and these have the shape {tuple(images.shape)}")
     observed, logits = model.observe(images)
     selecting = [observation for observation in observed if observation.selecting]
     return Trace(

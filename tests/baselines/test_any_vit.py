@@ -327,6 +327,11 @@ def test_what_is_no_host_is_refused():
     host = build("augreg")
     with pytest.raises(ValueError, match=r"'dynamicvit' is not one of evit, tome, .*registered models"):
         baselines.from_timm(host, "dynamicvit")
+    for written, meant in (("ToMe", "tome"), ("Top-K", "topk"), ("DPC-KNN", "dpcknn")):  # as tables show them
+        with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
+            baselines.from_timm(host, written)
+    with pytest.raises(ValueError, match=r"'evo' is no baseline: call evovit\.from_timm"):
+        baselines.from_timm(host, "evo")
     with pytest.raises(ValueError, match="class token"):
         baselines.from_timm(timm.create_model("vit_base_patch16_siglip_224", device="meta"), "tome")
     with pytest.raises(ValueError, match=r"it reduces tokens already; call evovit\.to_dense"):
@@ -335,7 +340,7 @@ def test_what_is_no_host_is_refused():
         baselines.from_timm(build("augreg", patch_drop_rate=0.5), "evit")
     with pytest.raises(ValueError, match=r"padding .* give keep_profile"):
         baselines.from_timm(build("attention pooling"), "ats")
-    with pytest.raises(ValueError, match=r"keep_ratio=\(1.5,"):
+    with pytest.raises(ValueError, match=r"keep_ratio=1\.5 must lie in"):
         baselines.from_timm(host, "topk", keep_ratio=1.5)
     with pytest.raises(ValueError, match="did you mean 'dpcknn'"):
         baselines.from_timm(host, "dpc-knn")

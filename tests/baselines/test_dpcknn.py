@@ -188,7 +188,7 @@ def test_macs(size, width, learned):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (dict(keep_ratio=1.2), r"keep_ratio=1.2 must lie in \(0, 1\]"),
+        (dict(keep_ratio=1.2), r"keep_ratio=1.2 must be a number in \(0, 1\]"),
         (dict(keep_ratio=0.3), "keeps none in the last stage: use more patches"),
         (dict(reduction_blocks=(6, 3)), "must ascend within 0..11"),
         (dict(reduction_blocks=()), "must ascend within 0..11"),

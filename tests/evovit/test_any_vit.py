@@ -166,6 +166,9 @@ def test_heads_that_do_not_fit_are_refused():
         evovit.from_timm(hosts.build("augreg"), no_such_option=1)
     with pytest.raises(TypeError, match=r"no keyword 'keep_ration'; it has alpha, .*did you mean 'keep_ratio'"):
         evovit.from_timm(hosts.build("augreg"), keep_ration=0.5)
+    for ratio, said in ((70, "=70 must lie in"), ("0.7", "='0.7' must be a number"), (None, "=None must be a number")):
+        with pytest.raises(ValueError, match=f"keep_ratio{said}"):
+            evovit.from_timm(hosts.build("augreg"), keep_ratio=ratio)
     with pytest.raises(ValueError, match="schedule='stages' is not one of layer, stage; did you mean 'stage'"):
         evovit.from_timm(hosts.build("augreg"), schedule="stages")
 

@@ -115,14 +115,20 @@ def test_what_is_wrong_is_said_in_a_sentence(tmp_path, monkeypatch):
         call(tmp_path, image, "--keep-ratio", "1.5", checkpoint=checkpoint)
     with pytest.raises(SystemExit, match="does not fit --model deit_small"):
         call(tmp_path, image, checkpoint=checkpoint, name="deit_small_patch16_224")
-    with pytest.raises(SystemExit, match="can't be read"):
+    with pytest.raises(SystemExit, match="is no file of weights"):
         call(tmp_path, image, checkpoint=image)
+    with pytest.raises(SystemExit, match="can't be made of ResNet"):  # not how the weights differ
+        call(tmp_path, image, checkpoint=checkpoint, name="resnet18")
     (tmp_path / "broken.jpg").write_text("no image")
     with pytest.raises(SystemExit, match="None of the files"):
         call(tmp_path, tmp_path / "broken.jpg", checkpoint=checkpoint)
 
-    def offline(*arguments, **kwargs):
-        raise OSError("no network")
+    create = timm.create_model
+
+    def offline(*arguments, pretrained=False, **kwargs):
+        if pretrained:
+            raise OSError("no network")
+        return create(*arguments, **kwargs)
 
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(SystemExit, match=r"no network.*--checkpoint"):
