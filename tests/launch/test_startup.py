@@ -217,6 +217,7 @@ def test_a_job_that_snakemake_would_give_less_than_it_asks_for_ends_it():
         (["train"], "train is a rule that makes many files; .* such as results/.*train.json"),
         (["prepare_dat"], "no target or rule 'prepare_dat'; did you mean 'prepare_data'"),
         (["results/demo/table1.csv", "--forcerun", "tabel"], "did you mean 'table'"),
+        (["table3"], "a target has its folder: results/table3.csv or results/cifar10/table3.csv"),
         (["results/demo/table1.csv", "--omit-from", "results/demo/dat.json"], "demo/data.json"),
         (["results/demo/table1.csv", "--until", "serch"], "did you mean 'search'"),
         (["results/demo/table1.csv", "--prioritize", "results/demo/x"], "is no target"),

@@ -163,8 +163,18 @@ def _file(plan: Plan, name: str, rules: dict) -> str:
     except targets.TargetError as error:
         if "/" in path:  # every target has a folder
             sys.exit(str(error))
-        sys.exit(f"There is no target or rule {name!r}{nearest(name, [*rules, *targets.every(plan.config)])}")
+        sys.exit(f"There is no target or rule {name!r}{_meant(plan, name, rules)}")
     return path
+
+
+def _meant(plan: Plan, name: str, rules: dict) -> str:
+    """Return the end of the sentence about an unknown name without a folder: which targets or rule it may mean."""
+    known = targets.every(plan.config)
+    item = name.partition(".")[0]
+    files = [path for path in known if Path(path).name in (f"{item}.csv", f"{item}.png")]
+    if files:
+        return f"; a target has its folder: {' or '.join(files)}."
+    return nearest(name, [*rules, *known])
 
 
 def _example(plan: Plan, rule) -> str:
