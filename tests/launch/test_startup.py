@@ -71,12 +71,19 @@ def test_missing_data_stop_before_any_job_with_key_and_layout(here):
         begin(["results/table1.csv", *LOCAL])
 
 
+def test_a_dry_run_says_that_data_are_missing_and_goes_on(here, capsys):
+    begin(["results/table1.csv", *LOCAL, "-n"])
+    assert "A start would end at once: " in capsys.readouterr().err
+    begin(["results/demo/table1.csv", *LOCAL, "-n"])
+    assert "A start would end" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("part", ["checkpoints", "hosts"])
 def test_weights_that_are_named_must_be_there_before_any_job(here, config, part):
     given = {"data": {"name": "digits", "root": "digits"}, part: {"deit_tiny": {"file": "none.pth"}}}
-    with pytest.raises(SystemExit, match=rf"No file none.pth \(workflow/config/settings.yaml, demo.{part}.deit_tiny\)"):
-        startup.check_data("demo", given)
-    startup.check_data("demo", config.settings["demo"])  # whose host is trained
+    said = startup.missing_data("demo", given)
+    assert said.startswith(f"No file none.pth (workflow/config/settings.yaml, demo.{part}.deit_tiny)")
+    assert startup.missing_data("demo", config.settings["demo"]) is None  # whose host is trained
 
 
 def test_only_the_requested_settings_data_must_exist(here):

@@ -78,13 +78,19 @@ def start(workflow, plan: Plan, command_line: CommandLine, stack: ExitStack) -> 
     count_classes(plan, settings)
     caps = workflow.global_resources
     compat.plan_jobs(workflow, plan.changed, lambda dag: check_jobs(plan, dag, options, caps))
+    only_reads = bool(requested) and all(path.endswith(PARTIAL) for path in requested)  # records that are there
+    faults = [missing_data(name, plan.config.settings[name]) for name in settings if not only_reads]
+    missing = [sentence for sentence in faults if sentence is not None]
+    if options.dryrun:
+        for sentence in missing:
+            print(f"A start would end at once: {sentence}", file=sys.stderr)
     if not plan.runs_jobs:
         return
     check_profile(command_line.default_resources)
-    if requested and all(path.endswith(PARTIAL) for path in requested):
-        return  # reads existing records, also while another snakemake works
-    for setting in settings:
-        check_data(setting, plan.config.settings[setting])
+    if missing:
+        sys.exit(missing[0])
+    if only_reads:
+        return  # also while another snakemake works
     try:
         files.check_writable(Path())
         files.check_folder(Path(".snakemake"), appended=())
@@ -220,8 +226,8 @@ def count_classes(plan: Plan, settings: list[str]) -> None:
         sys.exit(str(error))
 
 
-def check_data(setting: str, scale: dict) -> None:
-    """End snakemake if the setting's images, or the weights that replace trainings, are missing.
+def missing_data(setting: str, scale: dict) -> str | None:
+    """Return a sentence if the setting's images, or the weights that replace trainings, are missing.
 
     A job checks what is in them.
     """
@@ -236,12 +242,13 @@ def check_data(setting: str, scale: dict) -> None:
         for key, checkpoint in named.items():
             key = f"{setting}.{key}"
             if "file" in checkpoint and not layout.expand(checkpoint["file"], f"settings.yaml, {key}").is_file():
-                sys.exit(
+                return (
                     f"No file {checkpoint['file']} (workflow/config/settings.yaml, {key}); download it "
                     "there, or correct the path."
                 )
     except layout.DataError as error:
-        sys.exit(str(error))
+        return str(error)
+    return None
 
 
 # -- the jobs -------------------------------------------------------------------------------------
