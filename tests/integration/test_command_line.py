@@ -118,7 +118,12 @@ def test_a_refusal_is_one_sentence_before_any_job(made, arguments, said):
         timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    usual = ("Using profile", "Assuming unrestricted", "Building DAG")
+    usual = (
+        "Using profile",
+        "Assuming unrestricted",
+        "Building DAG",
+        "A start would end at once: No folder data/imagenet",
+    )
     assert all(line.startswith(usual) for line in done.stdout.splitlines())
     (sentence,) = [line for line in done.stderr.splitlines() if not line.startswith(usual)]
     assert said in sentence
