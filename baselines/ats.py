@@ -13,7 +13,7 @@ as inference does; the choice itself has no gradient. ``keep_profile`` turns the
 measurement before anything is trained: fresh weights attend to all patches alike, so that nearly all stay.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -207,8 +207,8 @@ class AdaptiveSamplingVisionTransformer(AnyHostTransformer):
         self.reduction_blocks = check_reduction_blocks(reduction_blocks, len(self.blocks))
         self.keep_profile = None
         if keep_profile is not None:
-            check_ratios("keep_profile", keep_profile)
-            self.keep_profile = tuple(keep_profile) if isinstance(keep_profile, Iterable) else (keep_profile,)
+            shares = check_ratios("keep_profile", keep_profile)
+            self.keep_profile = (shares,) if isinstance(shares, float) else shares
             falls = all(later <= share for share, later in pairwise(self.keep_profile))
             if len(self.keep_profile) != len(self.reduction_blocks) or not falls:
                 raise ValueError(

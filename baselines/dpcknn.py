@@ -13,7 +13,6 @@ rank, the best centre first, and their tokens follow in this order.
 """
 
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from timm.layers import get_device_dtype
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from evovit.options import is_number
 from evovit.tokens import take_tokens, without_autocast
 
 from .deit import BASE, SMALL, TINY, create_deit, pretrained_cfg
@@ -141,7 +141,7 @@ class ClusteringVisionTransformer(AnyHostTransformer):
             ValueError: for a ratio outside (0, 1] or one that keeps no patch, for blocks that do not ascend, and for
                 less than two neighbours.
         """
-        if not isinstance(keep_ratio, Real) or not 0 < keep_ratio <= 1:
+        if not is_number(keep_ratio) or not 0 < keep_ratio <= 1:
             raise ValueError(f"keep_ratio={keep_ratio!r} must be a number in (0, 1]; 1 clusters nothing")
         if k_neighbors < 2:
             raise ValueError(f"k_neighbors={k_neighbors} must be at least 2, since a patch is its own first neighbour")

@@ -6,7 +6,6 @@ drives the kept share to its target.
 """
 
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +18,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from evovit.checkpoint import load_exactly
+from evovit.options import is_number
 from evovit.task import register_task
 from evovit.tokens import take_tokens
 
@@ -189,7 +189,7 @@ class DynamicVisionTransformer(ClassTokenTransformer):
         weight_init = kwargs.pop("weight_init", "")
         layers = dict(block_fn=DynamicBlock, attn_layer=MaskedAttention)
         super().__init__(*args, **layers, **kwargs, weight_init="skip")
-        if not isinstance(keep_ratio, Real) or not 0 < keep_ratio < 1:
+        if not is_number(keep_ratio) or not 0 < keep_ratio < 1:
             raise ValueError(f"keep_ratio={keep_ratio!r} must be a number between 0 and 1")
         self.reduction_blocks = reduction_blocks = check_reduction_blocks(reduction_blocks, len(self.blocks))
         self.keep_ratios = tuple(keep_ratio ** (i + 1) for i in range(len(reduction_blocks)))

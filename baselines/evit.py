@@ -55,18 +55,18 @@ class ReorganizingVisionTransformer(RankingTransformer):
         """
         self.fuse = fuse
         depth = len(self.blocks)
-        check_ratios("keep_ratio", keep_ratio)
-        if isinstance(keep_ratio, int | float):
+        ratios = check_ratios("keep_ratio", keep_ratio)
+        if isinstance(ratios, float):
             self.reduction_blocks = check_reduction_blocks(reduction_blocks, depth)
-            keep_ratio = [keep_ratio if block in self.reduction_blocks else 1.0 for block in range(depth)]
+            ratios = tuple(ratios if block in self.reduction_blocks else 1.0 for block in range(depth))
         else:
-            self.reduction_blocks = tuple(block for block, ratio in enumerate(keep_ratio) if ratio < 1)
+            self.reduction_blocks = tuple(block for block, ratio in enumerate(ratios) if ratio < 1)
             if reduction_blocks is not None and tuple(reduction_blocks) != self.reduction_blocks:
                 raise ValueError(
                     f"reduction_blocks={tuple(reduction_blocks)}: the list keep_ratio says that blocks "
                     f"{self.reduction_blocks} drop tokens; leave reduction_blocks out"
                 )
-        self.keep_ratios = tuple(keep_ratio)
+        self.keep_ratios = ratios
         if len(self.keep_ratios) != depth:
             raise ValueError(
                 f"keep_ratio={self.keep_ratios} has {len(self.keep_ratios)} entries for {depth} blocks: "

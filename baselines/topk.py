@@ -41,10 +41,10 @@ class TopKVisionTransformer(RankingTransformer):
                 blocks, and for blocks that do not ascend.
         """
         self.reduction_blocks = check_reduction_blocks(reduction_blocks, len(self.blocks))
-        check_ratios("keep_ratio", keep_ratio)
-        if isinstance(keep_ratio, int | float):
-            keep_ratio = [keep_ratio ** (i + 1) for i in range(len(self.reduction_blocks))]
-        self.keep_ratios = tuple(keep_ratio)
+        ratios = check_ratios("keep_ratio", keep_ratio)
+        if isinstance(ratios, float):
+            ratios = tuple(ratios ** (i + 1) for i in range(len(self.reduction_blocks)))
+        self.keep_ratios = ratios
         if len(self.keep_ratios) != len(self.reduction_blocks):
             raise ValueError(
                 f"keep_ratio={self.keep_ratios} has {len(self.keep_ratios)} entries for "

@@ -224,17 +224,23 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def check_ratios(option: str, value: Any) -> None:
-    """Refuse what is no share of patches, or no list of them.
+def is_number(value: Any) -> bool:
+    """Return whether the value is a real number of Python or NumPy."""
+    return isinstance(value, Real)
+
+
+def check_ratios(option: str, value: Any) -> float | tuple[float, ...]:
+    """Return a share of patches as a float, or a list of shares as a tuple.
 
     Raises:
-        ValueError: with the value as it was given.
+        ValueError: for what is neither, or lies outside (0, 1], with the value as it was given.
     """
-    ratios = [value] if isinstance(value, Real) else value
-    if isinstance(value, str) or not isinstance(ratios, Iterable) or not all(isinstance(r, Real) for r in ratios):
+    ratios = [value] if is_number(value) else value
+    if isinstance(value, str) or not isinstance(ratios, Iterable) or not all(map(is_number, ratios)):
         raise ValueError(f"{option}={value!r} must be a number in (0, 1], or a list of such numbers")
     if not all(0 < ratio <= 1 for ratio in ratios):
         raise ValueError(f"{option}={value} must lie in (0, 1]; 1 keeps every patch")
+    return float(value) if is_number(value) else tuple(map(float, ratios))
 
 
 def _check_length(name: str, value: Sequence[float], count: int, of: str) -> tuple[float, ...]:
@@ -244,10 +250,10 @@ def _check_length(name: str, value: Sequence[float], count: int, of: str) -> tup
 
 
 def _keep_ratios(value: float | Sequence[float], depth: int, start: int, placeholders: str) -> tuple[float, ...]:
-    check_ratios("keep_ratio", value)
-    if isinstance(value, Real):
-        value = [1.0] * start + [float(value)] * (depth - start)
-    ratios = _check_length("keep_ratio", value, depth, "blocks")
+    checked = check_ratios("keep_ratio", value)
+    if isinstance(checked, float):
+        checked = (*[1.0] * start, *[checked] * (depth - start))
+    ratios = _check_length("keep_ratio", checked, depth, "blocks")
     if any(ratio < 1 for ratio in ratios[:start]):
         raise ValueError(f"keep_ratio below 1 before start_block={start}: {ratios[:start]}")
     if placeholders == "drop" and any(later > ratio for ratio, later in pairwise(ratios)):

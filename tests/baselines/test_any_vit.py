@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -321,6 +322,13 @@ def test_compiled_without_a_break(method):
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
         assert_close(compiled(batch), model(batch), **EXACT)
+
+
+@pytest.mark.parametrize("method", ["evit", "topk", "dpcknn"])
+def test_a_ratio_may_be_numpys(method):
+    host = build("augreg")
+    ratios = [baselines.from_timm(host, method, keep_ratio=ratio).keep_ratios for ratio in (0.5, np.float32(0.5))]
+    assert ratios[0] == ratios[1]
 
 
 def test_what_is_no_host_is_refused():
