@@ -10,6 +10,7 @@ SCHEDULES = ("layer", "stage")
 VARIANTS = ("paper", "official")
 PLACEHOLDERS = ("update", "keep", "drop")
 NO_SIGN = str.maketrans("", "", "-_ ")
+LEAST_BEGINNING = 3  # characters: `r` is not the beginning of what was meant
 ALIKE_AT_FIRST = 0.8  # likeness of two beginnings from which on one is meant: many short ones are alike
 SCORES = ("global", "class", "random", "last_class", "column_mean")
 
@@ -218,7 +219,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     same = written.get(name.casefold().translate(NO_SIGN))
     if same is not None:
         return f"; did you mean {same!r}?"
-    beginnings = {other[: len(name)]: other for other in reversed(known)}
+    beginnings = {other[: len(name)]: other for other in reversed(known)} if len(name) >= LEAST_BEGINNING else {}
     close = [beginnings[text] for text in difflib.get_close_matches(name, beginnings, n=1, cutoff=ALIKE_AT_FIRST)]
     close += difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -33,7 +33,7 @@ def test_snakemakes_follower_ends_with_a_last_pass(root, attempt, capsys):
     follower = sync.start(root)
     write_epochs(folder, 3, 3)
     sync.finish(follower, root, PATIENCE_S)
-    assert "`mlflow ui` shows every run" in capsys.readouterr().err
+    assert "`make ui` shows every run" in capsys.readouterr().err
     assert shown(root)["deit_tiny", "1"][1] == expected(folder)
 
 

@@ -88,7 +88,7 @@ def finish(follower: subprocess.Popen, root: Path = records.ROOT, patience_s: fl
             for line in (root / LOG).read_text(errors="replace").splitlines()[-2:-1]:
                 say(f"  {line}")
     elif uri == default_uri(root):
-        say("MLflow: `mlflow ui` shows every run.")
+        say("MLflow: `make ui` shows every run.")
     else:
         say(f"MLflow: {without_password(uri)}.")
 
