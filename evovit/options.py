@@ -236,12 +236,17 @@ def check_ratios(option: str, value: Any) -> float | tuple[float, ...]:
     Raises:
         ValueError: for what is neither, or lies outside (0, 1], with the value as it was given.
     """
-    ratios = [value] if is_number(value) else value
-    if isinstance(value, str) or not isinstance(ratios, Iterable) or not all(map(is_number, ratios)):
+    if is_number(value):
+        value = float(value)
+    elif isinstance(value, Iterable) and not isinstance(value, str):
+        value = tuple(value)
+    ratios = value if isinstance(value, tuple) else (value,)
+    if not all(map(is_number, ratios)):
         raise ValueError(f"{option}={value!r} must be a number in (0, 1], or a list of such numbers")
     if not all(0 < ratio <= 1 for ratio in ratios):
-        raise ValueError(f"{option}={value} must lie in (0, 1]; 1 keeps every patch")
-    return float(value) if is_number(value) else tuple(map(float, ratios))
+        shown = f"{value:g}" if isinstance(value, float) else value
+        raise ValueError(f"{option}={shown} must lie in (0, 1]; 1 keeps every patch")
+    return value if isinstance(value, float) else tuple(map(float, ratios))
 
 
 def _check_length(name: str, value: Sequence[float], count: int, of: str) -> tuple[float, ...]:

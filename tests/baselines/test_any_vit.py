@@ -331,6 +331,11 @@ def test_a_ratio_may_be_numpys(method):
     assert ratios[0] == ratios[1]
 
 
+def test_ratios_may_come_from_a_generator():
+    given = [0.7, 0.5, 0.3]
+    assert baselines.from_timm(build("augreg"), "topk", keep_ratio=(r for r in given)).keep_ratios == tuple(given)
+
+
 def test_what_is_no_host_is_refused():
     host = build("augreg")
     with pytest.raises(ValueError, match=r"'dynamicvit' is not one of evit, tome, .*registered models"):
